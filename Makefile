@@ -1,0 +1,51 @@
+# `make demo` and `make test` need git, make and any Python 3; everything else is set up here.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup libraries demo test test-slow lint format
+
+# Where uv lands when it is not installed yet.
+export PATH := $(CURDIR)/.uv/bin:$(PATH)
+
+help:
+	@echo "make demo       set up, then run the whole pipeline offline (about 5 minutes)"
+	@echo "make test       set up, lint, type check, run the tests"
+	@echo "make test-slow  the tests that take longer"
+	@echo "make format     format the code"
+
+setup: libraries
+	@command -v uv >/dev/null || { echo "Installing uv into .uv"; \
+	  python3 -m venv .uv && .uv/bin/python -m pip install --quiet uv; } || \
+	  { echo "uv could not be installed: install it by hand (https://docs.astral.sh/uv) and run make again"; exit 1; }
+	@uv sync --locked --quiet --extra sim --extra dev
+
+# Video needs FFmpeg's shared libraries (PyAV takes over without them), rendering needs EGL.
+libraries:
+	@missing=""; libs=$$(PATH=$$PATH:/sbin:/usr/sbin ldconfig -p 2>/dev/null); \
+	[[ $$libs == *libavcodec.so* ]] || missing="$$missing ffmpeg"; \
+	[[ $$libs == *libEGL.so.1* && $$libs == *libGL.so.1* ]] || missing="$$missing libegl1 libgl1"; \
+	[ -z "$$missing" ] && exit 0; \
+	root=""; [ "$$(id -u)" = 0 ] || root="sudo -n"; \
+	echo "Installing$$missing"; \
+	if command -v apt-get >/dev/null && $$root true 2>/dev/null \
+	  && $$root apt-get update -qq && $$root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing >/dev/null; \
+	then exit 0; fi; \
+	echo "Could not install$$missing: with the rights to do so, run 'apt-get install$$missing'." \
+	  "Without ffmpeg, video falls back to PyAV; without libegl1 and libgl1, the simulator cannot render."
+
+demo: setup
+	uv run --no-sync depi demo
+
+lint: setup
+	uv run --no-sync ruff format --check .
+	uv run --no-sync ruff check .
+	uv run --no-sync mypy
+
+test: lint
+	uv run --no-sync pytest
+
+test-slow: setup
+	uv run --no-sync pytest -m slow
+
+format: setup
+	uv run --no-sync ruff format .
+	uv run --no-sync ruff check --fix .

@@ -1,0 +1,66 @@
+"""The `depi` command: one entry per verb, each imported only when it is called."""
+
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from depi.errors import UserError
+
+# verb: (module with `main(args) -> exit status`, one line of help)
+VERBS = {
+    "demo": ("depi.demo", "run the whole pipeline offline on an embedded Hub"),
+    "collect-ids": ("depi.catalog.collect", "find and judge the SO-100 datasets of the Hub"),
+    "sim": ("depi.sim.record", "record simulated SO-101 datasets, test the scripted experts"),
+    "eval": ("depi.evaluation.evaluate", "roll a checkpoint out in a simulator"),
+    "upload": ("depi.training.upload", "publish a checkpoint with its model card"),
+    "hub": ("depi.hub.local", "serve an embedded Hub, for offline machines"),
+}
+
+
+def usage() -> str:
+    """Return the text of `depi --help`."""
+    verbs = "\n".join(f"  {verb:<12} {line}" for verb, (_, line) in VERBS.items())
+    return (
+        "usage: depi VERB [--flag=value ...]\n\n"
+        f"{verbs}\n\n"
+        "`depi VERB --help` lists a verb's flags. Training is a script of its own:\n"
+        "  accelerate launch depi/train.py --num_datasets=1500"
+    )
+
+
+def run(main: str, args: Sequence[str]) -> int:
+    """Call `main` of the named module; a user's error becomes one sentence and exit status 2."""
+    try:
+        return importlib.import_module(main).main(list(args))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        sys.stderr.close()
+        return 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb named by the first argument and return its exit status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if args else 2
+    if args[0] == "--version":
+        from depi import __version__
+
+        print(f"depi {__version__}")
+        return 0
+    verb, *rest = args
+    if verb not in VERBS:
+        print(f"error: depi has no verb {verb!r}: choose one of {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(name)s: %(message)s")
+    return run(VERBS[verb][0], rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
