@@ -1,0 +1,5 @@
+"""Running one function over many items."""
+
+from depi.engine.pool import run
+
+__all__ = ["run"]
