@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from depi.datasets.formats import MAX_FRAMES, DatasetMeta, resolve_file, short
@@ -199,8 +200,8 @@ def _even(column: pa.ChunkedArray, size: int) -> bool:
     """Whether every row of a list column unfolds to `size` values (nested lists: the outer level is even)."""
     if pa.types.is_fixed_size_list(column.type):
         return True
-    lengths = pa.compute.list_value_length(column)
-    bounds = pa.compute.min_max(lengths).as_py()
+    lengths = pc.list_value_length(column)
+    bounds = pc.min_max(lengths).as_py()
     return bounds["min"] == bounds["max"] and (
         _is_list(column.type.value_type) or bounds["max"] in (size, None)
     )
