@@ -3,24 +3,33 @@
 import contextlib
 import dataclasses
 import io
-from collections.abc import Sequence
-from typing import TypeVar, get_type_hints
+from collections.abc import Callable, Sequence
+from typing import Any, get_type_hints
 
 import draccus
-from draccus.utils import DecodingError
+from draccus.utils import DecodingError, ParsingError
 
 from depi.errors import UserError
 
-Config = TypeVar("Config")
 
-
-def parse_flags(
-    config_class: type[Config], args: Sequence[str], command: str, positionals: Sequence[str] = ()
+def parse_flags[Config](
+    config_class: type[Config],
+    args: Sequence[str],
+    command: str,
+    positionals: Sequence[str] = (),
+    parse: Callable[[list[str]], Config] | None = None,
 ) -> Config:
     """Parse `args` into `config_class`.
 
     Flags are the fields' names; `--list-rules` and `--list_rules` are the same, and a boolean flag
     may stand alone for `=true`. Leading arguments without dashes fill `positionals` in order.
+
+    Args:
+        config_class: a dataclass; its docstring is the first part of `--help`.
+        args: what follows the command.
+        command: the command's name, for messages.
+        positionals: fields that may be given without a flag, in order.
+        parse: how to turn normalised arguments into a config, where plain draccus is not enough.
 
     Raises:
         UserError: unknown flag, value of the wrong type, or a value that the dataclass refuses.
@@ -33,19 +42,17 @@ def parse_flags(
     complaints = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaints):
-            return draccus.parse(config_class, args=normalised)
+            return parse(normalised) if parse else draccus.parse(config_class, args=normalised)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        reason = complaints.getvalue().strip().splitlines()[-1].removeprefix("-: ").removeprefix("error: ")
+        reason = complaints.getvalue().strip().splitlines()[-1].partition("error: ")[2]
         raise UserError(f"{command}: {reason}; see `{command} --help`") from None
-    except DecodingError as error:
+    except (DecodingError, ParsingError, ValueError, TypeError) as error:
         raise UserError(f"{command}: {' '.join(str(error).split())}") from None
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{command}: {error}") from None
 
 
-def _normalise(config_class: type, args: Sequence[str], positionals: Sequence[str]) -> list[str]:
+def _normalise(config_class: Any, args: Sequence[str], positionals: Sequence[str]) -> list[str]:
     hints = get_type_hints(config_class)
     booleans = {f"--{field.name}" for field in dataclasses.fields(config_class) if hints[field.name] is bool}
     rest = list(args)

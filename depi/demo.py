@@ -1,0 +1,266 @@
+"""`depi demo`: the whole pipeline on an embedded Hub, offline, in a few minutes on two cores.
+
+Every step runs the command that a user types, in a process of its own, against the embedded Hub.
+"""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from depi.errors import UserError
+from depi.files import read_json, write_json
+from depi.flags import parse_flags
+from depi.hub.local import LocalHub, serve
+
+MODEL_ID = "depi-demo/pi0-tiny"
+MARKER = "demo.json"
+TRAIN_SCRIPT = Path(__file__).with_name("train.py")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class DemoConfig:
+    """Run the whole pipeline offline: an embedded Hub, simulated datasets, a tiny pi0."""
+
+    # Everything the demo writes goes here; the folder of an earlier demo is replaced.
+    root: Path = Path("outputs/demo")
+    steps: int = 300
+    eval_episodes: int = 3
+
+
+@dataclass
+class Demo:
+    """The demo under way: where it writes, which Hub it talks to, what happened so far."""
+
+    config: DemoConfig
+    hub: LocalHub
+    console: Console
+    results: list[tuple[str, str, float]] = field(default_factory=list)
+
+    @property
+    def root(self) -> Path:
+        """Where everything is written."""
+        return self.config.root
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment in which the commands find the embedded Hub and nothing else."""
+        return {
+            **os.environ,
+            "HF_ENDPOINT": self.hub.endpoint,
+            "HF_TOKEN": self.hub.write_token,
+            "HF_HOME": str((self.root / "hf_home").resolve()),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def run(self, command: Sequence[str]) -> None:
+        """Run a command to its end.
+
+        Raises:
+            UserError: it failed; its own message is above.
+        """
+        status = subprocess.run(command, env=self.environment, check=False).returncode
+        if status:
+            raise UserError(f"the demo's step ended with status {status}: {' '.join(command)}")
+
+
+def depi(*args: str) -> list[str]:
+    """Return the command line of a `depi` verb in this Python."""
+    return [sys.executable, "-m", "depi.cli", *args]
+
+
+def record(demo: Demo) -> str:
+    """Simulated contributors record their datasets and publish them on the embedded Hub."""
+    from depi.sim.community import record_community
+
+    with Progress(console=demo.console) as progress:
+        bar = progress.add_task("recording")
+
+        def advance(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        datasets = record_community(demo.root / "community", workers=2, progress=advance)
+    demo.run([sys.executable, "-m", "depi.sim.publish", str(demo.root / "community")])
+    return f"{len(datasets)} datasets recorded and published"
+
+
+def collect(demo: Demo) -> str:
+    """Find and judge them."""
+    folder = demo.root / "data_ids"
+    demo.run(depi("collect-ids", f"--output_dir={folder}"))
+    accepted = read_json(folder / "dataset_list_valid.json")
+    rejected = read_json(folder / "bad_dataset_ids.json")
+    return f"{len(accepted)} accepted, {len(rejected)} rejected with reasons"
+
+
+def train_command(demo: Demo, *more: str) -> list[str]:
+    """Return the command that trains the tiny pi0."""
+    return [
+        *(
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--cpu",
+            "--num_processes=1",
+            "--num_machines=1",
+        ),
+        *("--mixed_precision=no", "--dynamo_backend=no", "--quiet", str(TRAIN_SCRIPT)),
+        *more,
+    ]
+
+
+def train(demo: Demo) -> str:
+    """Train on what was accepted, and stop it half way by SIGTERM."""
+    accepted = read_json(demo.root / "data_ids" / "dataset_list_valid.json")
+    run, steps = demo.root / "train", demo.config.steps
+    command = train_command(
+        demo,
+        f"--num_datasets={len(accepted)}",
+        f"--dataset.data_ids={demo.root / 'data_ids'}",
+        "--dataset.action_freq=10",
+        f"--output_dir={run}",
+        *("--policy.type=depi_pi0", "--policy.device=cpu", "--policy.push_to_hub=false"),
+        *("--policy.chunk_size=16", "--policy.n_action_steps=8"),
+        *("--policy.optimizer_lr=1e-3", "--policy.scheduler_decay_lr=1e-4"),
+        *(f"--steps={steps}", "--batch_size=8", "--num_workers=2", "--log_freq=20", "--save_freq=100"),
+        "--job_name=pi0-tiny",
+    )
+    launcher = subprocess.Popen(command, env=demo.environment)
+    try:
+        while launcher.poll() is None and last_logged_step(run) < steps // 2:
+            time.sleep(0.2)
+        for trainer in psutil.Process(launcher.pid).children() if launcher.poll() is None else []:
+            trainer.terminate()
+        launcher.wait()
+    finally:
+        launcher.kill()
+    stopped = last_logged_step(run)
+    if not (run / "checkpoints" / "last").exists() or stopped >= steps:
+        raise UserError(f"training was to be stopped half way and to save, but ended at step {stopped}")
+    return f"stopped by SIGTERM at step {stopped} of {steps}, checkpoint saved"
+
+
+def resume(demo: Demo) -> str:
+    """Go on from the checkpoint to the last step."""
+    run = demo.root / "train"
+    demo.run(
+        train_command(
+            demo, "--resume=true", f"--config_path={run / 'checkpoints' / 'last' / 'pretrained_model'}"
+        )
+    )
+    losses = [line["loss"] for line in metrics(run)]
+    if not losses[-1] < losses[0]:
+        raise UserError(f"the loss did not fall: {losses[0]:.3f} at first, {losses[-1]:.3f} at last")
+    return f"{demo.config.steps} steps, loss {losses[0]:.3f} -> {losses[-1]:.3f}"
+
+
+def evaluate(demo: Demo) -> str:
+    """Roll the checkpoint out in the simulator."""
+    output = demo.root / "eval"
+    demo.run(
+        depi(
+            "eval",
+            f"--policy.path={demo.root / 'train' / 'checkpoints' / 'last' / 'pretrained_model'}",
+            *("--policy.device=cpu", "--env.type=so101", "--env.task=touch"),
+            f"--eval.n_episodes={demo.config.eval_episodes}",
+            f"--output_dir={output}",
+        )
+    )
+    result = read_json(output / "eval.json")
+    rate, count = result["success_rate"], len(result["episodes"])
+    return f"success rate {rate:.0%} of {count} episodes, videos in {output / 'videos'}"
+
+
+def publish(demo: Demo) -> str:
+    """Upload the checkpoint, download it again, and compare the actions."""
+    demo.run(depi("upload", str(demo.root / "train"), MODEL_ID))
+    checkpoint = demo.root / "train" / "checkpoints" / "last" / "pretrained_model"
+    demo.run([sys.executable, "-m", "depi.evaluation.same_actions", str(checkpoint), MODEL_ID])
+    return f"{MODEL_ID} gives the same actions after download"
+
+
+# In the order in which they happen: title, what is done, what a user types against the real Hub.
+STEPS: tuple[tuple[str, Callable[[Demo], str], str], ...] = (
+    ("record", record, "depi sim record --task=touch --repo_id=YOU/so101_touch --episodes=50 --push"),
+    ("collect", collect, "depi collect-ids"),
+    ("train", train, "accelerate launch depi/train.py --num_datasets=1500 --policy.type=pi0"),
+    ("resume", resume, "accelerate launch depi/train.py --resume=true --output_dir=RUN"),
+    ("evaluate", evaluate, "depi eval --policy.path=RUN/checkpoints/last/pretrained_model --env.task=touch"),
+    ("publish", publish, "depi upload RUN YOU/pi0-so101"),
+)
+
+
+def last_logged_step(run: Path) -> int:
+    """Return the last step in the run's metrics, 0 before there is one."""
+    lines = metrics(run)
+    return lines[-1]["step"] if lines else 0
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the complete lines of `metrics.jsonl`."""
+    path = run / "metrics.jsonl"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def prepare_root(root: Path) -> None:
+    """Make the demo's folder, replacing that of an earlier demo and nothing else.
+
+    Raises:
+        UserError: the folder holds something that no demo has written.
+    """
+    if root.exists() and any(root.iterdir()):
+        if not (root / MARKER).exists():
+            raise UserError(f"{root} holds something else: choose another folder with --root")
+        shutil.rmtree(root)
+    write_json(root / MARKER, {"finished": False})
+
+
+def main(args: Sequence[str]) -> int:
+    """Run the `depi demo` verb."""
+    config = parse_flags(DemoConfig, args, "depi demo")
+    console = Console(stderr=True)
+    prepare_root(config.root)
+    started = time.perf_counter()
+    with serve(config.root / "hub") as hub:
+        demo = Demo(config, hub, console)
+        console.print(f"[bold]embedded Hub[/bold] at {hub.endpoint}, files in {config.root / 'hub'}")
+        console.print("[dim]$ depi hub serve --root DIR --port 8080[/dim]")
+        for number, (title, step, command) in enumerate(STEPS, start=1):
+            console.rule(f"{number}/{len(STEPS)} {title}: {step.__doc__}", align="left")
+            console.print(f"[dim]$ {command}[/dim]", highlight=False)
+            step_started = time.perf_counter()
+            result = step(demo)
+            demo.results.append((title, result, time.perf_counter() - step_started))
+    report(demo, time.perf_counter() - started)
+    return 0
+
+
+def report(demo: Demo, seconds: float) -> None:
+    """Print the closing table and write it to `demo.json`."""
+    table = Table(title=f"DePi demo, {seconds:.0f} s")
+    for column in ("step", "what happened", "seconds"):
+        table.add_column(column, overflow="fold", justify="right" if column == "seconds" else "left")
+    for title, result, step_seconds in demo.results:
+        table.add_row(title, result, f"{step_seconds:.0f}")
+    Console().print(table)
+    steps = [{"step": title, "result": result, "seconds": round(s, 1)} for title, result, s in demo.results]
+    write_json(demo.root / MARKER, {"finished": True, "seconds": round(seconds, 1), "steps": steps})

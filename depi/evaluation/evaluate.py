@@ -1,0 +1,157 @@
+"""`depi eval`: how often does a checkpoint do the task in a simulator."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from depi.errors import UserError
+from depi.files import atomic_write, write_json
+from depi.flags import parse_flags
+
+
+@dataclass
+class PolicyConfig:
+    """Which checkpoint."""
+
+    # A local folder or a Hub repo id.
+    path: str | None = None
+    revision: str | None = None
+    device: str | None = None
+    # Actions of a chunk that are played out before the next chunk is computed; null: as saved.
+    n_action_steps: int | None = None
+
+
+@dataclass
+class EnvConfig:
+    """Which environment."""
+
+    type: str = "so101"
+    task: str = "touch"
+    fps: int = 10
+    cameras: list[str] = field(default_factory=lambda: ["front", "wrist"])
+
+
+@dataclass
+class EpisodesConfig:
+    """How many episodes, and how many of them as videos."""
+
+    n_episodes: int = 50
+    n_videos: int = 10
+
+
+@dataclass
+class EvaluateConfig:
+    """Roll a policy out: depi eval --policy.path=FOLDER_OR_REPO --env.type=so101 --env.task=touch."""
+
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    env: EnvConfig = field(default_factory=EnvConfig)
+    eval: EpisodesConfig = field(default_factory=EpisodesConfig)
+    output_dir: Path = Path("outputs/eval")
+    seed: int = 1000
+    # Print the result as JSON instead of a table.
+    json: bool = False
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Roll the policy out, write `eval.json` and videos, and return the result.
+
+    Raises:
+        UserError: no or a damaged checkpoint, unknown environment or task, or one that does not fit.
+    """
+    if config.policy.path is None:
+        raise UserError("no policy: give --policy.path=FOLDER_OR_REPO")
+    if config.env.type != "so101":
+        raise UserError(f"unknown environment --env.type={config.env.type}: this version has so101")
+    if config.eval.n_episodes < 1:
+        raise UserError(f"--eval.n_episodes must be at least 1, not {config.eval.n_episodes}")
+
+    from lerobot.utils.io_utils import write_video
+
+    from depi.evaluation.rollout import camera_slots, rollout
+    from depi.policies import load_policy, load_processors, resolve_checkpoint
+    from depi.sim.env import make_env
+    from depi.sim.setup import Camera, Setup
+    from depi.sim.tasks import find_task
+
+    folder = resolve_checkpoint(config.policy.path, revision=config.policy.revision)
+    policy = load_policy(folder, device=config.policy.device).eval()
+    if config.policy.n_action_steps is not None:
+        if not 1 <= config.policy.n_action_steps <= policy.config.chunk_size:
+            raise UserError(f"--policy.n_action_steps must be 1 to {policy.config.chunk_size}")
+        policy.config.n_action_steps = config.policy.n_action_steps
+    processors = load_processors(folder, device=policy.config.device)
+    setup = Setup(cameras=tuple(Camera(kind, kind) for kind in config.env.cameras), fps=config.env.fps)
+    env = make_env(config.env.task, setup, seed=config.seed)
+    slots = camera_slots(policy, config.env.cameras, state_dim=6, action_dim=6)
+
+    episodes = []
+    try:
+        for index in track(range(config.eval.n_episodes), "episodes", console=Console(stderr=True)):
+            episode = rollout(
+                env,
+                policy,
+                processors,
+                slots,
+                task=find_task(config.env.task).instruction(setup),
+                seed=config.seed + index,
+                keep_frames=index < config.eval.n_videos,
+            )
+            if episode.frames:
+                video = config.output_dir / "videos" / f"episode_{index:03d}.mp4"
+                with atomic_write(video) as temporary:
+                    as_mp4 = temporary.with_suffix(".mp4")  # the writer chooses the container by the name
+                    write_video(as_mp4, episode.frames, config.env.fps)
+                    as_mp4.replace(temporary)
+                episode.frames = []
+            episodes.append(episode)
+    finally:
+        env.close()
+    result = summarise(config, episodes)
+    write_json(config.output_dir / "eval.json", result)
+    return result
+
+
+def summarise(config: EvaluateConfig, episodes: Sequence[Any]) -> dict[str, Any]:
+    """Return the success rate with its 95% Wilson interval, and what each episode did."""
+    from scipy.stats import binomtest
+
+    successes = sum(episode.success for episode in episodes)
+    interval = binomtest(successes, len(episodes)).proportion_ci(method="wilson")
+    return {
+        "policy": config.policy.path,
+        "env": asdict(config.env),
+        "success_rate": successes / len(episodes),
+        "success_interval_95": [float(interval.low), float(interval.high)],
+        "episodes": [
+            {"seed": e.seed, "success": e.success, "length": e.length, "reward": e.reward} for e in episodes
+        ],
+    }
+
+
+def main(args: Sequence[str]) -> int:
+    """Run the `depi eval` verb."""
+    config = parse_flags(EvaluateConfig, args, "depi eval")
+    result = evaluate(config)
+    if config.json:
+        json.dump(result, sys.stdout, indent=2)
+        print()
+        return 0
+    low, high = result["success_interval_95"]
+    table = Table(title=f"{config.env.task}, {len(result['episodes'])} episodes")
+    table.add_column("success rate")
+    table.add_column("95% interval")
+    table.add_column("mean length")
+    lengths = [episode["length"] for episode in result["episodes"]]
+    table.add_row(
+        f"{result['success_rate']:.0%}", f"{low:.0%} to {high:.0%}", f"{sum(lengths) / len(lengths):.1f}"
+    )
+    Console().print(table)
+    print(f"details and videos in {config.output_dir}")
+    return 0

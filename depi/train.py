@@ -1,0 +1,31 @@
+"""Train pi0 on many LeRobot datasets: `accelerate launch depi/train.py --num_datasets=1500`."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):
+    # Launched as a file: Python put `depi/` on the path, where modules would be found twice.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from depi.errors import UserError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse the flags, train, and return the exit status (2 for a user's error)."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(levelname).1s %(asctime)s %(message)s", datefmt="%H:%M:%S"
+    )
+    try:
+        from depi.training.config import parse_train_config
+        from depi.training.loop import train
+
+        return train(parse_train_config(argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

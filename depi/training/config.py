@@ -1,0 +1,202 @@
+"""The configuration of a training run: every field is a flag, and is saved with each checkpoint."""
+
+import datetime
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import draccus
+from lerobot.configs import PreTrainedConfig, parser
+from lerobot.configs.default import WandBConfig
+from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
+
+import depi.policies  # noqa: F401  (registers the policy types that the flags may name)
+from depi.errors import UserError
+from depi.files import read_json
+from depi.flags import parse_flags
+from depi.hub.client import download_file, repo_info
+from depi.policies import resolve_checkpoint
+
+TRAIN_CONFIG_NAME = "train_config.json"
+
+
+@dataclass
+class DatasetConfig:
+    """Which datasets, and how they are read."""
+
+    # One dataset: a Hub repo id, or the name of the local tree at `root`.
+    repo_id: str | None = None
+    root: Path | None = None
+    revision: str | None = None
+    episodes: list[int] | None = None
+    # Several datasets: a JSON file with a list of repo ids.
+    repo_ids: Path | None = None
+    # Where `--num_datasets` finds `dataset_list_valid.json` and `catalog.parquet`.
+    data_ids: Path = Path("data_ids")
+    max_cameras: int = 3
+    # Action steps per second; null keeps each dataset's own rate.
+    action_freq: float | None = None
+    # The run stops when more than this share of the datasets cannot be used.
+    max_bad_fraction: float = 0.5
+
+
+@dataclass
+class TrainConfig:
+    """Train pi0 on one or many LeRobot datasets.
+
+    Data:    --num_datasets=N (the best N of data_ids/), --dataset.repo_ids=FILE.json
+             or --dataset.repo_id=USER/NAME
+    Policy:  --policy.type=pi0 (from scratch) or --policy.path=FOLDER_OR_REPO (fine-tuning)
+    Resume:  --resume=true with --config_path=RUN/checkpoints/last/pretrained_model
+             or --output_dir=RUN
+    """
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    policy: PreTrainedConfig | None = None
+    num_datasets: int | None = None
+    output_dir: Path | None = None
+    job_name: str | None = None
+    resume: bool = False
+    seed: int = 1000
+    num_workers: int = 4
+    # Samples per process and micro-batch: a step sees batch_size x processes x accumulation samples.
+    batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    # Optimizer steps; every other count of steps (frequencies, warm-up, decay) is in the same unit.
+    steps: int = 100_000
+    log_freq: int = 200
+    save_freq: int = 20_000
+    # Refuse a checkpoint of --policy.path whose keys do not match exactly.
+    strict: bool = True
+    compile: bool = False
+    wandb: WandBConfig = field(default_factory=lambda: WandBConfig(project="depi"))
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "gradient_accumulation_steps", "steps", "log_freq"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        if self.num_workers < 0:
+            raise ValueError(f"--num_workers must not be negative, not {self.num_workers}")
+        if self.num_datasets is not None and self.num_datasets < 1:
+            raise ValueError(f"--num_datasets must be at least 1, not {self.num_datasets}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as JSON-able values."""
+        return draccus.encode(self)
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """Where the run keeps its checkpoints."""
+        assert self.output_dir is not None
+        return self.output_dir / CHECKPOINTS_DIR
+
+
+def parse_train_config(args: Sequence[str]) -> TrainConfig:
+    """Turn the command line of `depi/train.py` into a checked configuration.
+
+    Raises:
+        UserError: a flag is unknown or wrong, data or policy are not named exactly once, the output
+            directory exists without `--resume`, or there is nothing to resume.
+    """
+    config = parse_flags(TrainConfig, args, "depi/train.py", parse=_parse)
+    _name_policy(config, args)
+    if config.resume:
+        _locate_resumed_run(config, args)
+    else:
+        _name_output_dir(config)
+    _check_data_source(config)
+    return config
+
+
+def _parse(args: list[str]) -> TrainConfig:
+    """Parse with LeRobot's conventions: `--config_path` is a file, its folder or a repo id."""
+    # A resumed run takes its policy from the checkpoint: the loaded configuration names its type.
+    args = parser.filter_path_args(["policy"], args)
+    config_path = parser.parse_arg("config_path", args)
+    if config_path is None and "--resume=true" in args and (run := parser.parse_arg("output_dir", args)):
+        config_path = str(Path(run) / CHECKPOINTS_DIR / LAST_CHECKPOINT_LINK / PRETRAINED_MODEL_DIR)
+    if config_path is None:
+        return draccus.parse(TrainConfig, args=args)
+    file = parser.extract_path_fields_from_config(str(_find_config_file(config_path)), ["policy"])
+    with draccus.config_type("json" if file.endswith(".json") else "yaml"):
+        return draccus.parse(TrainConfig, file, args=parser.filter_arg("config_path", args))
+
+
+def _find_config_file(config_path: str) -> Path:
+    path = Path(config_path)
+    if path.is_dir():
+        path = path / TRAIN_CONFIG_NAME
+    if path.is_file():
+        if path.suffix == ".json":
+            read_json(path)
+        return path
+    if config_path.count("/") == 1 and not path.parent.exists():
+        revision = repo_info(config_path, repo_type="model").sha
+        return download_file(config_path, TRAIN_CONFIG_NAME, revision=revision, repo_type="model")
+    raise UserError(f"--config_path={config_path} is neither a file, nor a folder with {TRAIN_CONFIG_NAME}")
+
+
+def _name_policy(config: TrainConfig, args: Sequence[str]) -> None:
+    path = parser.get_path_arg("policy", args)
+    if path and not config.resume:
+        overrides = parser.get_yaml_overrides("policy") + (parser.get_cli_overrides("policy", args) or [])
+        folder = resolve_checkpoint(path)
+        config.policy = parse_flags(
+            PreTrainedConfig,
+            overrides,
+            f"depi/train.py --policy.path={path}",
+            parse=lambda flags: PreTrainedConfig.from_pretrained(folder, cli_overrides=flags),
+        )
+        config.policy.pretrained_path = folder
+    if config.policy is None:
+        raise UserError(
+            "no policy: give --policy.type=pi0 to start from scratch or --policy.path to fine-tune"
+        )
+
+
+def _locate_resumed_run(config: TrainConfig, args: Sequence[str]) -> None:
+    given = parser.parse_arg("config_path", args)
+    if given and Path(given).exists():
+        folder = Path(given) if Path(given).is_dir() else Path(given).parent
+        config.output_dir = folder.resolve().parents[2]
+    if config.output_dir is None or not config.output_dir.is_dir():
+        raise UserError(
+            "--resume=true needs the run to continue: "
+            "--config_path=RUN/checkpoints/last/pretrained_model or --output_dir=RUN"
+        )
+
+
+def _name_output_dir(config: TrainConfig) -> None:
+    assert config.policy is not None
+    config.job_name = config.job_name or config.policy.type
+    if config.output_dir is None:
+        now = datetime.datetime.now()
+        config.output_dir = Path("outputs/train") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}_{config.job_name}"
+    if config.output_dir.exists() and any(config.output_dir.iterdir()):
+        raise UserError(
+            f"output directory {config.output_dir} already exists: choose another --output_dir, or continue "
+            f"that run with --resume=true --output_dir={config.output_dir}"
+        )
+
+
+def _check_data_source(config: TrainConfig) -> None:
+    data = config.dataset
+    flags = {
+        "--num_datasets": config.num_datasets,
+        "--dataset.repo_ids": data.repo_ids,
+        "--dataset.repo_id": data.repo_id,
+    }
+    named = [flag for flag, value in flags.items() if value is not None]
+    if len(named) != 1:
+        found = f"not {' and '.join(named)} together" if named else "none was given"
+        raise UserError(f"name the data with one of {', '.join(flags)}: {found}")
+    for flag, value in (("root", data.root), ("revision", data.revision), ("episodes", data.episodes)):
+        if value is not None and data.repo_id is None:
+            raise UserError(f"--dataset.{flag} goes with --dataset.repo_id, not with {named[0]}")
+
+
+def config_to_json(config: TrainConfig) -> str:
+    """Return the text of `train_config.json`, as `--config_path` reads it."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"

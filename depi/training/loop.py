@@ -1,0 +1,312 @@
+"""The training loop: prepare, step, log, save, stop cleanly, resume exactly."""
+
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from lerobot.configs import PreTrainedConfig
+from lerobot.processor import PolicyProcessorPipeline
+from torch.optim.lr_scheduler import LRScheduler
+
+from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
+from depi.errors import UserError
+from depi.files import read_json, write_json
+from depi.policies import Pi0Policy, load_policy, make_policy, make_processors, preprocess
+from depi.training.card import model_card
+from depi.training.checkpoint import DATA_REPORT_NAME, last_checkpoint, load_training_state, save_checkpoint
+from depi.training.config import TrainConfig
+from depi.training.data import TrainingStream, batches, dataset_sources
+from depi.training.metrics import MetricsWriter, StepMetrics
+
+logger = logging.getLogger(__name__)
+
+# With several processes, agreeing on a stop costs a collective: they ask each other this often.
+STOP_CHECK_STEPS = 10
+
+
+@dataclass
+class Run:
+    """Everything that a training step touches."""
+
+    config: TrainConfig
+    accelerator: Accelerator
+    dataset: MultiLeRobotDataset
+    policy: Pi0Policy
+    model: torch.nn.Module  # the policy as accelerate wraps it, for several processes
+    processors: tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler
+    step: int
+
+    @property
+    def global_batch(self) -> int:
+        """Samples that one optimizer step sees, over processes and micro-batches."""
+        config = self.config
+        return config.batch_size * self.accelerator.num_processes * config.gradient_accumulation_steps
+
+
+def train(config: TrainConfig) -> int:
+    """Train as configured and return the exit status.
+
+    0 when the run reached its last step; 128 + signal when SIGINT or SIGTERM stopped it, after the
+    current step was finished and saved.
+    """
+    assert config.policy is not None
+    mixed_precision = "bf16" if config.policy.dtype == "bfloat16" else None
+    accelerator = Accelerator(cpu=config.policy.device == "cpu", mixed_precision=mixed_precision)
+    if not accelerator.is_main_process:
+        logging.getLogger().setLevel(logging.WARNING)
+    run = prepare(config, accelerator)
+    with stop_signals() as stop:
+        status = fit(run, stop)
+    accelerator.end_training()
+    return status
+
+
+def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
+    """Open the data, build or load the policy, and bring a resumed run to where it stopped."""
+    assert config.policy is not None
+    assert config.output_dir is not None
+    torch.manual_seed(config.seed)
+    with accelerator.main_process_first():  # one process downloads, the others find the files
+        dataset = open_dataset(config)
+    if accelerator.is_main_process:
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+        write_json(config.output_dir / DATA_REPORT_NAME, dataset.report())
+    with accelerator.main_process_first():  # likewise for checkpoints and the tokenizer
+        policy = build_policy(config, dataset).to(accelerator.device)
+        processors = make_processors(policy.config, dataset.stats)
+    policy.train()
+    if config.compile:
+        policy.model.compile()
+
+    optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())
+    scheduler = policy.config.get_scheduler_preset().build(optimizer, config.steps)
+    model, optimizer = accelerator.prepare(policy, optimizer)
+    run = Run(config, accelerator, dataset, policy, model, processors, optimizer, scheduler, step=0)
+    if config.resume:
+        run.step = load_training_state(config, optimizer.optimizer, scheduler, run.global_batch)
+        if run.step >= config.steps:
+            raise UserError(f"the run has finished its {run.step} steps: ask for more with --steps")
+    describe(run)
+    return run
+
+
+def open_dataset(config: TrainConfig) -> MultiLeRobotDataset:
+    """Open the datasets that the flags name or, on resume, exactly those that the run began with."""
+    assert config.policy is not None
+    assert config.output_dir is not None
+    sources = dataset_sources(config)
+    report = config.output_dir / DATA_REPORT_NAME
+    if config.resume and report.exists():
+        used = read_json(report)["datasets"]
+        root = config.dataset.root
+        sources = [DatasetSource(entry["repo_id"], entry["revision"], root) for entry in used]
+    data = config.dataset
+    return MultiLeRobotDataset(
+        sources,
+        chunk_size=config.policy.chunk_size,
+        image_size=config.policy.image_resolution[0],
+        max_cameras=data.max_cameras,
+        action_freq=data.action_freq,
+        episodes=data.episodes,
+        max_bad_fraction=data.max_bad_fraction,
+    )
+
+
+def build_policy(config: TrainConfig, dataset: MultiLeRobotDataset) -> Pi0Policy:
+    """Return the policy of the last checkpoint, of `--policy.path`, or with random weights."""
+    policy_config: PreTrainedConfig = config.policy
+    if config.resume:
+        return load_policy(last_checkpoint(config) / "pretrained_model", device=policy_config.device)
+    if policy_config.pretrained_path is not None:
+        return load_policy(policy_config.pretrained_path, config=policy_config, strict=config.strict)
+    return make_policy(policy_config, dataset)
+
+
+def describe(run: Run) -> None:
+    """Log what is about to be trained on what."""
+    config, data = run.config, run.dataset
+    parameters = sum(parameter.numel() for parameter in run.policy.parameters())
+    logger.info(
+        "%s datasets, %s episodes, %s frames; %s with %.1f M parameters on %s; steps %s to %s of %s = "
+        "%s x %s processes x %s accumulation samples; output in %s",
+        len(data.report()["datasets"]),
+        data.num_episodes,
+        data.num_frames,
+        run.policy.config.type,
+        parameters / 1e6,
+        run.accelerator.device,
+        run.step,
+        config.steps,
+        run.global_batch,
+        config.batch_size,
+        run.accelerator.num_processes,
+        config.gradient_accumulation_steps,
+        config.output_dir,
+    )
+    for repo_id, reason in data.quarantined.items():
+        logger.warning("quarantined %s: %s", repo_id, reason)
+
+
+def fit(run: Run, stop: list[int]) -> int:
+    """Step until the end or a signal; save on `save_freq`, at the end, and when stopped."""
+    config, accelerator = run.config, run.accelerator
+    writer = MetricsWriter(config, run.step) if accelerator.is_main_process else None
+    meter = Meter(run)
+    stream = batches(
+        TrainingStream(run.dataset, run.policy.config, config.seed),
+        config,
+        start_step=run.step,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        pin=accelerator.device.type == "cuda",
+    )
+    status = 0
+    try:
+        while run.step < config.steps and not status:
+            train_step(run, stream, meter)
+            status = agree_to_stop(run, stop)
+            finished = status or run.step == config.steps
+            if run.step % config.log_freq == 0 or finished:
+                metrics = meter.read()
+                if writer:
+                    writer.write(metrics)
+            if finished or (config.save_freq > 0 and run.step % config.save_freq == 0):
+                save(run)
+            if writer:
+                writer.advance()
+    finally:
+        if writer:
+            writer.close()
+    return status
+
+
+def train_step(run: Run, stream: Iterator[dict[str, Any]], meter: "Meter") -> None:
+    """Take one optimizer step over `gradient_accumulation_steps` micro-batches."""
+    count = run.config.gradient_accumulation_steps
+    for micro_step in range(count):
+        with meter.waiting_for_data():
+            batch = preprocess(next(stream), run.processors[0])
+        last = micro_step == count - 1
+        with contextlib.nullcontext() if last else run.accelerator.no_sync(run.model):
+            losses, _ = run.model(batch, reduction="none")
+            loss = losses.mean() / count
+            run.accelerator.backward(loss)
+        meter.add_loss(loss.detach())
+    clip = run.policy.config.optimizer_grad_clip_norm
+    meter.add_grad_norm(run.accelerator.clip_grad_norm_(run.model.parameters(), clip))
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.scheduler.step()
+    run.step += 1
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint from the main process while the others wait."""
+    run.accelerator.wait_for_everyone()
+    if run.accelerator.is_main_process:
+        report = read_json(Path(run.config.output_dir or ".") / DATA_REPORT_NAME)
+        folder = save_checkpoint(
+            run.config,
+            run.step,
+            run.policy,
+            run.processors,
+            getattr(run.optimizer, "optimizer", run.optimizer),
+            run.scheduler,
+            model_card(run.config, run.policy.config, report, run.step),
+            run.global_batch,
+        )
+        logger.info("saved %s", folder)
+    run.accelerator.wait_for_everyone()
+
+
+class Meter:
+    """Sums losses and norms on the device, so that the host waits for it at log steps only."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._reset()
+
+    def _reset(self) -> None:
+        self.sums = torch.zeros(2, device=self.run.accelerator.device)
+        self.first_step = self.run.step
+        self.data_s = 0.0
+        self.started = time.perf_counter()
+
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Count the time of the body as waiting for data."""
+        started = time.perf_counter()
+        yield
+        self.data_s += time.perf_counter() - started
+
+    def add_loss(self, loss: torch.Tensor) -> None:
+        """Add a micro-batch's share of the step's loss, a scalar tensor."""
+        self.sums[0] += loss
+
+    def add_grad_norm(self, norm: torch.Tensor) -> None:
+        """Add the gradient norm of a step, a scalar tensor."""
+        self.sums[1] += norm
+
+    def read(self) -> StepMetrics:
+        """Return the averages since the last call, over all processes, and begin anew."""
+        run = self.run
+        loss, grad_norm = run.accelerator.reduce(self.sums, "mean").tolist()
+        steps = run.step - self.first_step
+        elapsed = time.perf_counter() - self.started
+        samples = run.step * run.global_batch
+        metrics = StepMetrics(
+            step=run.step,
+            samples=samples,
+            episodes=samples * run.dataset.num_episodes / run.dataset.num_frames,
+            epochs=samples / run.dataset.num_frames,
+            loss=loss / steps,
+            grad_norm=grad_norm / steps,
+            lr=run.scheduler.get_last_lr()[0],
+            update_s=(elapsed - self.data_s) / steps,
+            data_s=self.data_s / steps,
+            samples_per_s=steps * run.global_batch / elapsed,
+        )
+        self._reset()
+        return metrics
+
+
+def agree_to_stop(run: Run, stop: list[int]) -> int:
+    """Return 128 + the signal that any process has received, else 0; the same on every process."""
+    received = 128 + stop[0] if stop else 0
+    if run.accelerator.num_processes == 1:
+        return received
+    if run.step % STOP_CHECK_STEPS:
+        return 0
+    mine = torch.tensor([float(received)], device=run.accelerator.device)
+    return int(run.accelerator.gather(mine).max().item())
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; a second one kills at once."""
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        logger.warning(
+            "%s: finishing the step and saving; once more to stop at once", signal.Signals(number).name
+        )
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,108 @@
+"""What a run says while it trains: LeRobot's log line, `metrics.jsonl`, and Weights & Biases."""
+
+import json
+import logging
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from depi.files import write_text
+from depi.training.config import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """Averages since the last log line, over all processes; counts are totals of the run."""
+
+    step: int
+    samples: int
+    episodes: float
+    epochs: float
+    loss: float
+    grad_norm: float
+    lr: float
+    update_s: float
+    data_s: float
+    samples_per_s: float
+
+    def __str__(self) -> str:
+        return (
+            f"step:{_short(self.step)} smpl:{_short(self.samples)} ep:{_short(self.episodes)} "
+            f"epch:{self.epochs:.2f} loss:{self.loss:.3f} grdn:{self.grad_norm:.3f} lr:{self.lr:.1e} "
+            f"updt_s:{self.update_s:.3f} data_s:{self.data_s:.3f} smpl/s:{self.samples_per_s:.1f}"
+        )
+
+
+def _short(number: float) -> str:
+    """Return 1234567 as 1M, the way LeRobot prints counts."""
+    for unit in ("", "K", "M", "B"):
+        if abs(number) < 1000:
+            return f"{number:.0f}{unit}"
+        number /= 1000
+    return f"{number:.0f}T"
+
+
+class MetricsWriter:
+    """Writes metrics on the main process: one line to the terminal, one to `metrics.jsonl`, one to W&B."""
+
+    def __init__(self, config: TrainConfig, start_step: int) -> None:
+        assert config.output_dir is not None
+        self.path = config.output_dir / "metrics.jsonl"
+        _forget_lines_after(self.path, start_step)
+        self.bar = tqdm(
+            total=config.steps, initial=start_step, unit="step", desc="train", disable=not sys.stderr.isatty()
+        )
+        self.wandb = _start_wandb(config) if config.wandb.enable else None
+
+    def advance(self) -> None:
+        """Move the progress bar by one step."""
+        self.bar.update()
+
+    def write(self, metrics: StepMetrics) -> None:
+        """Write one line of metrics everywhere."""
+        with self.bar.external_write_mode(file=sys.stderr):
+            logger.info("%s", metrics)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**asdict(metrics), "time": time.time()}) + "\n")
+        if self.wandb is not None:
+            values = {f"train/{name}": value for name, value in asdict(metrics).items()}
+            self.wandb.log(values, step=metrics.step)
+
+    def close(self) -> None:
+        """End the progress bar and the W&B run."""
+        self.bar.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def _forget_lines_after(path: Path, step: int) -> None:
+    """Drop what a killed run logged beyond the checkpoint from which it goes on, and a torn last line."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+    if kept != lines:
+        write_text(path, "".join(line + "\n" for line in kept))
+
+
+def _start_wandb(config: TrainConfig) -> Any:
+    import wandb
+
+    settings = config.wandb
+    return wandb.init(
+        project=settings.project,
+        entity=settings.entity,
+        name=config.job_name,
+        notes=settings.notes,
+        id=settings.run_id,
+        resume="allow",
+        mode=settings.mode,
+        dir=str(config.output_dir),
+        config=config.to_dict(),
+    )

@@ -1,0 +1,51 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+from depi import cli
+
+
+def depi(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "depi.cli", *args], capture_output=True, text=True, check=False)
+
+
+def test_help_names_every_verb_in_under_a_second():
+    started = time.perf_counter()
+    result = depi("--help")
+    assert time.perf_counter() - started < 1.0
+    assert result.returncode == 0
+    assert all(verb in result.stdout for verb in cli.VERBS)
+
+
+def test_importing_depi_imports_nothing_heavy():
+    code = "import sys, depi, depi.cli; print([m for m in ('torch', 'lerobot', 'mujoco') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_unknown_verb_is_one_sentence_and_status_2():
+    result = depi("colect-ids")
+    assert result.returncode == 2
+    assert result.stderr.strip().count("\n") == 0
+    assert "colect-ids" in result.stderr
+    assert "collect-ids" in result.stderr
+
+
+@pytest.mark.parametrize("verb", [verb for verb in cli.VERBS if verb not in ("sim", "hub")])
+def test_wrong_flag_is_one_sentence_and_status_2(verb, capsys):
+    assert cli.main([verb, "--no_such_flag=1"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error
+    assert "no_such_flag" in error
+
+
+@pytest.mark.parametrize("verb", list(cli.VERBS))
+def test_every_verb_has_help(verb, capsys):
+    try:
+        status = cli.main([verb, "--help"])
+    except SystemExit as stop:
+        status = stop.code or 0
+    assert status == 0
+    assert "usage" in capsys.readouterr().out.lower()

@@ -1,0 +1,74 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from depi.errors import UserError
+from depi.files import atomic_write, read_json, write_json
+
+
+def test_a_failing_writer_leaves_the_old_content_and_no_rubbish(tmp_path):
+    path = tmp_path / "list.json"
+    write_json(path, [1])
+    with pytest.raises(RuntimeError), atomic_write(path) as temporary:
+        temporary.write_text("[1, 2")
+        raise RuntimeError("stopped")
+    assert read_json(path) == [1]
+    assert os.listdir(tmp_path) == ["list.json"]
+
+
+def test_files_are_readable_by_others_as_the_umask_says(tmp_path):
+    path = tmp_path / "list.json"
+    before = os.umask(0o022)
+    try:
+        write_json(path, [])
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_nan_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", float("nan"))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [(None, "does not exist"), (b"[1,", "not valid JSON"), (b"\xff\xfe", "not UTF-8")]
+)
+def test_unreadable_json_is_a_users_error(tmp_path, content, says):
+    path = tmp_path / "ids.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=says) as caught:
+        read_json(path)
+    assert "ids.json" in str(caught.value)
+
+
+def test_a_killed_writer_never_leaves_a_part(tmp_path):
+    path = tmp_path / "big.json"
+    code = (
+        "import sys; from pathlib import Path; from depi.files import write_json\n"
+        "for n in range(10**6): write_json(Path(sys.argv[1]), [n] * 50_000)"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", code, str(path)])
+    try:
+        deadline = time.monotonic() + 20
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        seen = []
+        for _ in range(20):
+            content = json.loads(path.read_text())
+            assert len(content) == 50_000
+            assert len(set(content)) == 1
+            seen.append(content[0])
+            time.sleep(0.01)
+    finally:
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+    assert len(set(json.loads(path.read_text()))) == 1
+    assert seen == sorted(seen)
