@@ -49,7 +49,9 @@ def parse_flags[Config](
         reason = complaints.getvalue().strip().splitlines()[-1].partition("error: ")[2]
         raise UserError(f"{command}: {reason}; see `{command} --help`") from None
     except (DecodingError, ParsingError, ValueError, TypeError) as error:
-        raise UserError(f"{command}: {' '.join(str(error).split())}") from None
+        # draccus hides what a dataclass's own check said behind "could not instantiate".
+        said = error.__cause__ if isinstance(error.__cause__, ValueError) else error
+        raise UserError(f"{command}: {' '.join(str(said).split())}") from None
 
 
 def _normalise(config_class: Any, args: Sequence[str], positionals: Sequence[str]) -> list[str]:
