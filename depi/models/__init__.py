@@ -1,0 +1,1 @@
+"""Networks in plain PyTorch: `siglip` (vision), `gemma` (language, action expert), `pi0` (both together)."""

@@ -1,0 +1,312 @@
+"""pi0: a vision-language model reads the scene, an action expert turns noise into an action chunk.
+
+Training draws a time and noise per sample, mixes the noise into the recorded actions, and asks the expert
+for the velocity that leads from actions to noise (flow matching). Sampling follows that velocity backwards.
+
+Letters in shapes:
+    B batch           C camera slots       R image side in pixels   N patches per image
+    T prompt tokens   P = C * N + T prefix tokens                   W, E width of prefix and of suffix
+    H action steps    S = 1 + H suffix tokens (state, then actions) X, A padded size of state and of action
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.init import normal_, ones_, zeros_
+
+from depi.models.gemma import GemmaPrefix, GemmaSuffix, KeysValues, RMSNorm, rotary_table
+from depi.models.siglip import SiglipTower
+
+
+@dataclass(frozen=True)
+class Pi0Dimensions:
+    """Every size of the network. Prefix and suffix meet in attention: they share depth, heads, head size."""
+
+    image_size: int
+    patch_size: int
+    vision_width: int
+    vision_depth: int
+    vision_heads: int
+    vision_mlp_dim: int
+    vocab_size: int
+    width: int
+    mlp_dim: int
+    expert_width: int
+    expert_mlp_dim: int
+    depth: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    chunk_size: int = 50
+    state_dim: int = 32
+    action_dim: int = 32
+    min_period: float = 4e-3
+    max_period: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image size {self.image_size} is not a multiple of patch size {self.patch_size}"
+            )
+        if self.vision_width % self.vision_heads:
+            raise ValueError(
+                f"vision width {self.vision_width} is not a multiple of its {self.vision_heads} heads"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"{self.num_heads} heads cannot share {self.num_kv_heads} key-value heads evenly"
+            )
+        if self.head_dim % 2 or self.expert_width % 2:
+            raise ValueError(f"head size {self.head_dim} and expert width {self.expert_width} must be even")
+
+    @classmethod
+    def full(cls, **changes: float) -> "Pi0Dimensions":
+        """The published pi0: SigLIP So400m/14 at 224 pixels, Gemma 2B, action expert of 300 M."""
+        sizes = {
+            "image_size": 224,
+            "patch_size": 14,
+            "vision_width": 1152,
+            "vision_depth": 27,
+            "vision_heads": 16,
+            "vision_mlp_dim": 4304,
+            "vocab_size": 257_152,
+            "width": 2048,
+            "mlp_dim": 16_384,
+            "expert_width": 1024,
+            "expert_mlp_dim": 4096,
+            "depth": 18,
+            "num_heads": 8,
+            "num_kv_heads": 1,
+            "head_dim": 256,
+        }
+        return cls(**{**sizes, **changes})  # type: ignore[arg-type]
+
+    @classmethod
+    def tiny(cls, **changes: float) -> "Pi0Dimensions":
+        """The same architecture, small enough to train on a laptop's processor in a minute."""
+        sizes = {
+            "image_size": 84,
+            "patch_size": 14,
+            "vision_width": 128,
+            "vision_depth": 2,
+            "vision_heads": 4,
+            "vision_mlp_dim": 256,
+            "vocab_size": 1024,
+            "width": 128,
+            "mlp_dim": 256,
+            "expert_width": 128,
+            "expert_mlp_dim": 256,
+            "depth": 4,
+            "num_heads": 4,
+            "num_kv_heads": 1,
+            "head_dim": 32,
+        }
+        return cls(**{**sizes, **changes})  # type: ignore[arg-type]
+
+
+class Prefix(NamedTuple):
+    """What the suffix needs to know about images and language."""
+
+    keys_values: list[KeysValues]  # per layer
+    valid: Tensor  # bool [B, P]: False where a camera is absent or the prompt is padded
+
+
+class Pi0(nn.Module):
+    """The network; float32 parameters, computing in bfloat16 where the caller turns autocast on."""
+
+    def __init__(self, dimensions: Pi0Dimensions):
+        super().__init__()
+        d = self.dimensions = dimensions
+        self.vision = SiglipTower(
+            image_size=d.image_size,
+            patch_size=d.patch_size,
+            width=d.vision_width,
+            depth=d.vision_depth,
+            num_heads=d.vision_heads,
+            mlp_dim=d.vision_mlp_dim,
+        )
+        self.image_proj = nn.Linear(d.vision_width, d.width)
+        self.token_embedding = nn.Embedding(d.vocab_size, d.width)
+        heads = {
+            "depth": d.depth,
+            "num_heads": d.num_heads,
+            "num_kv_heads": d.num_kv_heads,
+            "head_dim": d.head_dim,
+        }
+        self.prefix = GemmaPrefix(width=d.width, mlp_dim=d.mlp_dim, **heads)
+        self.state_proj = nn.Linear(d.state_dim, d.expert_width)
+        self.action_in_proj = nn.Linear(d.action_dim, d.expert_width)
+        self.action_time_mlp_in = nn.Linear(2 * d.expert_width, d.expert_width)
+        self.action_time_mlp_out = nn.Linear(d.expert_width, d.expert_width)
+        self.suffix = GemmaSuffix(width=d.expert_width, mlp_dim=d.expert_mlp_dim, **heads)
+        self.action_out_proj = nn.Linear(d.expert_width, d.action_dim)
+
+    def forward(
+        self,
+        images: Tensor,
+        image_mask: Tensor,
+        tokens: Tensor,
+        token_mask: Tensor,
+        state: Tensor,
+        actions: Tensor,
+        noise: Tensor,
+        time: Tensor,
+    ) -> Tensor:
+        """Squared error of the predicted velocity, float32 [B, H, A].
+
+        Args:
+            images: [B, C, 3, R, R], uint8 0..255 or float 0..1.
+            image_mask: bool [B, C], False where the camera is absent; its pixels are then ignored.
+            tokens: int64 [B, T].
+            token_mask: bool [B, T], False where padded.
+            state: normalised, float32 [B, X].
+            actions: normalised, float32 [B, H, A].
+            noise: standard normal, float32 [B, H, A].
+            time: float32 [B], in (0, 1]; see `sample_time`.
+        """
+        # Time runs from actions (t = 0) to noise (t = 1), as in openpi; the paper's runs the other way.
+        t = time[:, None, None]
+        x_t = t * noise + (1 - t) * actions
+        u_t = noise - actions
+        v_t = self.velocity(self.encode_prefix(images, image_mask, tokens, token_mask), state, x_t, time)
+        return (v_t - u_t).square()
+
+    def encode_prefix(self, images: Tensor, image_mask: Tensor, tokens: Tensor, token_mask: Tensor) -> Prefix:
+        """Read images and prompt once; arguments as in `forward`."""
+        embeddings = self.embed_prefix(images, tokens)
+        patches = embeddings.shape[1] - tokens.shape[1]
+        valid = torch.cat(
+            (image_mask.repeat_interleave(patches // images.shape[1], dim=1), token_mask), dim=1
+        )
+        # Absent tokens take no position: the others are numbered as if they were alone.
+        rotation = rotary_table(valid.cumsum(dim=1) - 1, self.dimensions.head_dim)
+        mask = valid[:, None, None, :]  # every prefix token sees every valid one; nobody sees the others
+        return Prefix(self.prefix(embeddings, rotation, mask), valid)
+
+    def embed_prefix(self, images: Tensor, tokens: Tensor) -> Tensor:
+        """Images [B, C, 3, R, R] and tokens [B, T] -> [B, P, W], camera by camera, then the prompt."""
+        scale = 127.5 if images.dtype == torch.uint8 else 0.5
+        pixels = (
+            images.flatten(0, 1).float() / scale - 1.0
+        )  # [B * C, 3, R, R] in -1..1, one call for all cameras
+        patches = self.image_proj(self.vision(pixels))  # [B * C, N, W]
+        words = self.token_embedding(tokens) * math.sqrt(self.dimensions.width)  # [B, T, W]
+        return torch.cat(
+            (patches.unflatten(0, images.shape[:2]).flatten(1, 2), words.type_as(patches)), dim=1
+        )
+
+    def velocity(self, prefix: Prefix, state: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
+        """Predicted `noise - actions`, float32 [B, H, A], from state [B, X], x_t [B, H, A] and time [B]."""
+        steps = x_t.shape[1]
+        valid = prefix.valid
+        positions = valid.sum(dim=1, keepdim=True) + torch.arange(1 + steps, device=valid.device)
+        rotation = rotary_table(positions, self.dimensions.head_dim)
+        mask = torch.cat(
+            (
+                valid[:, None, :].expand(-1, 1 + steps, -1),
+                suffix_mask(steps, valid.device).expand(len(valid), -1, -1),
+            ),
+            dim=2,
+        )[:, None]  # [B, 1, S, P + S]
+        embeddings = self.embed_suffix(state, x_t, time)
+        compute_dtype = prefix.keys_values[0][0].dtype
+        out = self.suffix(embeddings.to(compute_dtype), rotation, mask, prefix.keys_values)
+        with torch.autocast(out.device.type, enabled=False):  # velocities and the loss stay in float32
+            return self.action_out_proj(out[:, 1:].float())
+
+    def embed_suffix(self, state: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
+        """State [B, X], noisy actions [B, H, A], time [B] -> float32 [B, S, E]; too little work for less."""
+        with torch.autocast(state.device.type, enabled=False):
+            d = self.dimensions
+            actions = self.action_in_proj(x_t)  # [B, H, E]
+            moment = time_embedding(time, d.expert_width, d.min_period, d.max_period)[:, None].expand_as(
+                actions
+            )
+            hidden = F.silu(self.action_time_mlp_in(torch.cat((actions, moment), dim=2)))
+            return torch.cat((self.state_proj(state)[:, None], self.action_time_mlp_out(hidden)), dim=1)
+
+    @torch.no_grad()
+    def sample_actions(
+        self,
+        images: Tensor,
+        image_mask: Tensor,
+        tokens: Tensor,
+        token_mask: Tensor,
+        state: Tensor,
+        noise: Tensor,
+        num_steps: int = 10,
+    ) -> Tensor:
+        """Turn noise [B, H, A] into normalised actions [B, H, A] by Euler steps from t = 1 to t = 0."""
+        prefix = self.encode_prefix(images, image_mask, tokens, token_mask)
+        x_t = noise
+        for step in range(num_steps):
+            time = torch.full((len(noise),), 1.0 - step / num_steps, device=noise.device)
+            x_t = x_t - self.velocity(prefix, state, x_t, time) / num_steps
+        return x_t
+
+    def set_recompute(self, enabled: bool) -> None:
+        """Recompute each layer in the backward pass instead of keeping its activations."""
+        for part in (self.vision, self.prefix, self.suffix):
+            part.recompute = enabled
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Random weights: normal with variance 1 / inputs for matrices, zero biases, unit norms.
+
+        Token and position vectors have length about 1 (tokens are scaled by sqrt(width) when they are read).
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+                if module.bias is not None:
+                    zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                normal_(module.weight, std=module.embedding_dim**-0.5)
+            elif isinstance(module, nn.LayerNorm):
+                ones_(module.weight)
+                zeros_(module.bias)
+            elif isinstance(module, RMSNorm):
+                zeros_(module.weight)
+
+
+def suffix_mask(steps: int, device: torch.device) -> Tensor:
+    """Who sees whom in the suffix, bool [S, S]: the state sees itself, actions see everything."""
+    mask = torch.ones(1 + steps, 1 + steps, dtype=torch.bool, device=device)
+    mask[0, 1:] = False
+    return mask
+
+
+def time_embedding(time: Tensor, width: int, min_period: float, max_period: float) -> Tensor:
+    """Sines, then cosines, of `time` [B] at periods spread evenly in logarithm -> float32 [B, width]."""
+    precise = torch.float32 if time.device.type == "mps" else torch.float64
+    fraction = torch.linspace(0.0, 1.0, width // 2, dtype=precise, device=time.device)
+    period = min_period * (max_period / min_period) ** fraction
+    angles = 2 * math.pi * time.to(precise)[:, None] / period
+    return torch.cat((angles.sin(), angles.cos()), dim=1).float()
+
+
+def sample_noise(
+    shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
+    """Standard normal noise, float32."""
+    return torch.randn(shape, device=device, generator=generator)
+
+
+def sample_time(
+    batch_size: int,
+    device: torch.device,
+    generator: torch.Generator | None = None,
+    *,
+    alpha: float = 1.5,
+    scale: float = 0.999,
+    offset: float = 0.001,
+) -> Tensor:
+    """Times `Beta(alpha, 1) * scale + offset`, float32 [B]: mostly noisy, never exactly at the actions.
+
+    Beta(alpha, 1) is a uniform variable to the power 1 / alpha.
+    """
+    return torch.rand(batch_size, device=device, generator=generator) ** (1 / alpha) * scale + offset

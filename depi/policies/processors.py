@@ -1,0 +1,165 @@
+"""Before and after the policy: LeRobot's own pi0 pipelines, made, loaded and called."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lerobot.policies.pi0.configuration_pi0 import PI0Config
+from lerobot.policies.pi0.processor_pi0 import make_pi0_pre_post_processors
+from lerobot.processor import (
+    AbsoluteActionsProcessorStep,
+    PolicyProcessorPipeline,
+    RelativeActionsProcessorStep,
+    TokenizerProcessorStep,
+)
+from lerobot.processor.converters import policy_action_to_transition, transition_to_policy_action
+from safetensors import SafetensorError
+
+from depi.errors import UserError
+from depi.files import read_json
+from depi.policies.configuration import dimensions_of
+
+type Pipeline = PolicyProcessorPipeline[Any, Any]
+
+TOKENIZER = "google/paligemma-3b-pt-224"
+PREPROCESSOR = "policy_preprocessor.json"
+POSTPROCESSOR = "policy_postprocessor.json"
+
+# A pipeline file may name any class to import; only these steps are accepted from a checkpoint.
+KNOWN_STEPS = {
+    "rename_observations_processor",
+    "to_batch_processor",
+    "pi0_new_line_processor",
+    "tokenizer_processor",
+    "device_processor",
+    "relative_actions_processor",
+    "absolute_actions_processor",
+    "normalizer_processor",
+    "unnormalizer_processor",
+}
+
+
+def make_processors(config: PI0Config, stats: Mapping[str, Mapping[str, Any]]) -> tuple[Pipeline, Pipeline]:
+    """Fresh pipelines: (batch -> batch for the policy, normalised actions -> actions).
+
+    Args:
+        config: with features set; see `set_features`.
+        stats: `{"observation.state": {"mean": ..., "std": ...}, "action": ...}`, arrays or tensors .
+
+    Raises:
+        UserError: the tokenizer cannot be had, or knows more tokens than the policy.
+    """
+    if config.use_relative_actions:
+        raise UserError(
+            "policy configuration: use_relative_actions needs statistics that DePi does not compute yet"
+        )
+    tensors = {
+        key: {name: torch.as_tensor(np.asarray(value)) for name, value in values.items()}
+        for key, values in stats.items()
+    }
+    pre, post = _with_tokenizer(lambda: make_pi0_pre_post_processors(config, tensors))
+    _check_vocabulary(pre, config)
+    return pre, post
+
+
+def load_processors(folder: Path, config: PI0Config) -> tuple[Pipeline, Pipeline]:
+    """Pipelines of a checkpoint folder, running on `config.device`.
+
+    Raises:
+        UserError: files are missing or contain steps that pi0 has not, or the tokenizer does not fit.
+    """
+    folder = Path(folder)
+    for name in (PREPROCESSOR, POSTPROCESSOR):
+        _check_steps(folder / name)
+    device = {"device_processor": {"device": config.device}}
+
+    def load() -> tuple[Pipeline, Pipeline]:
+        return (
+            PolicyProcessorPipeline.from_pretrained(folder, config_filename=PREPROCESSOR, overrides=device),
+            PolicyProcessorPipeline.from_pretrained(
+                folder,
+                config_filename=POSTPROCESSOR,
+                to_transition=policy_action_to_transition,
+                to_output=transition_to_policy_action,
+            ),
+        )
+
+    pre, post = _with_tokenizer(load)
+    for relative in (step for step in pre.steps if isinstance(step, RelativeActionsProcessorStep)):
+        for absolute in (step for step in post.steps if isinstance(step, AbsoluteActionsProcessorStep)):
+            absolute.relative_step = relative
+    _check_vocabulary(pre, config)
+    return pre, post
+
+
+def save_processors(folder: Path, pre: Pipeline, post: Pipeline) -> None:
+    """Write both pipelines in LeRobot's files."""
+    pre.save_pretrained(folder)
+    post.save_pretrained(folder)
+
+
+def preprocess(batch: Mapping[str, Any], pre: Pipeline) -> dict[str, Any]:
+    """Run the pipeline, and carry along what it does not know.
+
+    LeRobot's pipelines drop keys outside their vocabulary (`noise`, `time`, `dataset_index`, ...); here those
+    are moved to the same device and kept.
+    """
+    processed = pre(dict(batch))
+    device = next(value.device for value in processed.values() if isinstance(value, torch.Tensor))
+    for key in batch.keys() - processed.keys():
+        value = batch[key]
+        if isinstance(value, torch.Tensor):
+            value = value.to(device, non_blocking=device.type == "cuda")
+        processed[key] = value
+    return processed
+
+
+def _check_steps(path: Path) -> None:
+    content = read_json(path)
+    steps = content.get("steps") if isinstance(content, dict) else None
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise UserError(f"{path} is no LeRobot processor file: it has no list of steps")
+    for step in steps:
+        name = step.get("registry_name")
+        if name not in KNOWN_STEPS or "class" in step:
+            raise UserError(f"{path} has a step that is not part of pi0: {name or step.get('class')}")
+        state = step.get("state_file")
+        if state is not None and (not isinstance(state, str) or Path(state).name != state):
+            raise UserError(f"{path}: state file {state!r} is not a plain file name")
+
+
+def _with_tokenizer(build: Callable[[], tuple[Pipeline, Pipeline]]) -> tuple[Pipeline, Pipeline]:
+    """Call `build`, which fetches the tokenizer, and say what to do when that fails."""
+    try:
+        return build()
+    except OSError as error:
+        gated = any(word in str(error).lower() for word in ("gated", "401", "403", "restricted"))
+        remedy = (
+            f"ask for access at https://huggingface.co/{TOKENIZER}, then run `hf auth login` or set HF_TOKEN"
+            if gated
+            else "check the network, HF_ENDPOINT and HF_TOKEN"
+        )
+        raise UserError(
+            f"the tokenizer {TOKENIZER} cannot be loaded; {remedy} ({_first_line(error)})"
+        ) from None
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"the policy's processors cannot be built: {_first_line(error)}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _check_vocabulary(pre: Pipeline, config: PI0Config) -> None:
+    room = dimensions_of(config).vocab_size
+    for step in pre.steps:
+        if isinstance(step, TokenizerProcessorStep):
+            # Added tokens such as `<image>` stand behind the vocabulary and do not occur in prompts.
+            size = step.input_tokenizer.vocab_size
+            if size > room:
+                raise UserError(
+                    f"the tokenizer {step.tokenizer_name} has {size} tokens, the policy has room for {room}; "
+                    f"use a policy whose vocab_size is at least {size}"
+                )
