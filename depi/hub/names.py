@@ -1,0 +1,64 @@
+"""Names that may come from anyone: repository ids, file paths, refs. Nothing else reaches the disk."""
+
+import re
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+_REF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+\-/]{0,199}")
+_SHA = re.compile(r"[0-9a-f]{40}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class RequestError(Exception):
+    """The embedded Hub answers a request with an error, in the form that huggingface_hub understands."""
+
+    def __init__(
+        self, status: int, message: str, code: str | None = None, headers: dict[str, str] | None = None
+    ):
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.headers = headers or {}
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Refuse what is not `namespace/name` in the Hub's spelling."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise RequestError(400, str(error)) from None
+    if repo_id.count("/") != 1:
+        raise RequestError(400, f"A repository is named namespace/name, not {repo_id!r}")
+
+
+def path_problem(path: str) -> str | None:
+    """Say why a repo-relative file path is not safe to use, or None when it is."""
+    parts = path.split("/")
+    if not path or len(path) > 1024 or any(len(part.encode()) > 255 for part in parts):
+        return "is empty or too long"
+    if any(part in ("", ".", "..") for part in parts) or parts[0].endswith(":"):
+        return "is not a plain relative path"
+    if "\\" in path or any(ord(character) < 32 or ord(character) == 127 for character in path):
+        return "holds a backslash or a control character"
+    if parts[0] == ".git":
+        return "lies in .git"
+    return None
+
+
+def check_path(path: object) -> str:
+    """Return the path of a file that is to be stored, or refuse it."""
+    if not isinstance(path, str):
+        raise RequestError(400, "A file path must be a string")
+    problem = path_problem(path)
+    if problem:
+        raise RequestError(400, f"The file path {path[:200]!r} {problem}")
+    return path
+
+
+def check_ref_name(name: str) -> None:
+    """Refuse names of branches and tags that git would refuse, or that look like a commit."""
+    bad = not _REF.fullmatch(name) or ".." in name or "//" in name or name.endswith(("/", ".", ".lock"))
+    if bad or _SHA.fullmatch(name) or name.startswith("refs/"):
+        raise RequestError(400, f"Invalid reference name {name[:200]!r}")

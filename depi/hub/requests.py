@@ -1,0 +1,82 @@
+"""Reading what clients send, within bounds."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.requests import Request
+
+from depi.hub.names import RequestError
+
+MAX_BODY = 16 * 1024 * 1024
+
+
+class _KindConvertor(Convertor[str]):
+    regex = "datasets|models"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("kind", _KindConvertor())
+
+
+def flag(value: str | None) -> bool:
+    """Read a boolean of a query or a form."""
+    return value is not None and value.lower() in ("true", "1")
+
+
+async def read_body(request: Request) -> bytes:
+    """Return a small body.
+
+    Raises:
+        RequestError: it is larger than `MAX_BODY`.
+    """
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY:
+            raise RequestError(413, f"The request is larger than {MAX_BODY} bytes")
+    return bytes(body)
+
+
+async def read_json(request: Request) -> dict[str, Any]:
+    """Return a small JSON object."""
+    return parse_object(await read_body(request))
+
+
+def parse_object(text: bytes) -> dict[str, Any]:
+    """Parse a JSON object."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise RequestError(400, "The request is not valid JSON") from None
+    if not isinstance(value, dict):
+        raise RequestError(400, "The request is not a JSON object")
+    return value
+
+
+async def read_lines(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """Yield the non-empty lines of a body as they arrive, without holding more than one.
+
+    Raises:
+        RequestError: a line is longer than `limit` bytes.
+    """
+    pending = bytearray()
+    async for chunk in request.stream():
+        start = 0
+        while (end := chunk.find(b"\n", start)) >= 0:
+            pending += chunk[start:end]
+            if pending.strip():
+                yield bytes(pending)
+            pending.clear()
+            start = end + 1
+        pending += chunk[start:]
+        if len(pending) > limit:
+            raise RequestError(413, "A file in the commit is too large: upload it as a large file (LFS)")
+    if pending.strip():
+        yield bytes(pending)
