@@ -61,11 +61,8 @@ class Demo:
         """The environment in which the commands find the embedded Hub and nothing else."""
         return {
             **os.environ,
-            "HF_ENDPOINT": self.hub.endpoint,
-            "HF_TOKEN": self.hub.write_token,
+            **self.hub.environment(),
             "HF_HOME": str((self.root / "hf_home").resolve()),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONUNBUFFERED": "1",

@@ -9,7 +9,7 @@ import torch
 from lerobot.processor import PolicyProcessorPipeline
 from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
 
-from depi.datasets.cameras import assign_slots
+from depi.datasets.cameras import slot_order
 from depi.errors import UserError
 from depi.policies import Pi0Policy, preprocess
 
@@ -63,7 +63,7 @@ def camera_slots(
             raise UserError(f"the environment's {what} has {theirs} values, the policy's {ours}")
     if not cameras:
         raise UserError("the environment has no camera, the policy needs at least one")
-    slots = assign_slots(cameras, len(config.image_features))
+    slots = slot_order(cameras)[: len(config.image_features)]
     return {name: slots.index(name) if name in slots else None for name in cameras}
 
 

@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from depi.errors import UserError
 from depi.files import read_json, write_json, write_text
 from depi.policies import Pi0Policy
+from depi.policies import save_checkpoint as save_policy
 from depi.training.config import TRAIN_CONFIG_NAME, TrainConfig, config_to_json
 
 DATA_REPORT_NAME = "data_report.json"
@@ -54,9 +55,7 @@ def save_checkpoint(
     for folder in (pretrained, state):
         folder.mkdir(parents=True)
 
-    policy.save_pretrained(pretrained)
-    for processor in processors:
-        processor.save_pretrained(pretrained)
+    save_policy(pretrained, policy, *processors)
     write_text(pretrained / TRAIN_CONFIG_NAME, config_to_json(config))
     write_text(pretrained / "README.md", model_card)
     shutil.copyfile(config.output_dir / DATA_REPORT_NAME, pretrained / DATA_REPORT_NAME)

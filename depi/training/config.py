@@ -12,12 +12,11 @@ from lerobot.configs import PreTrainedConfig, parser
 from lerobot.configs.default import WandBConfig
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 
-import depi.policies  # noqa: F401  (registers the policy types that the flags may name)
 from depi.errors import UserError
 from depi.files import read_json
 from depi.flags import parse_flags
 from depi.hub.client import download_file, repo_info
-from depi.policies import resolve_checkpoint
+from depi.policies import load_config, resolve_checkpoint
 
 TRAIN_CONFIG_NAME = "train_config.json"
 
@@ -143,12 +142,7 @@ def _name_policy(config: TrainConfig, args: Sequence[str]) -> None:
     if path and not config.resume:
         overrides = parser.get_yaml_overrides("policy") + (parser.get_cli_overrides("policy", args) or [])
         folder = resolve_checkpoint(path)
-        config.policy = parse_flags(
-            PreTrainedConfig,
-            overrides,
-            f"depi/train.py --policy.path={path}",
-            parse=lambda flags: PreTrainedConfig.from_pretrained(folder, cli_overrides=flags),
-        )
+        config.policy = load_config(folder, overrides)
         config.policy.pretrained_path = folder
     if config.policy is None:
         raise UserError(

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from lerobot.configs import PreTrainedConfig
 from lerobot.processor import PolicyProcessorPipeline
+from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 from torch.optim.lr_scheduler import LRScheduler
 
 from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
@@ -126,10 +127,13 @@ def build_policy(config: TrainConfig, dataset: MultiLeRobotDataset) -> Pi0Policy
     """Return the policy of the last checkpoint, of `--policy.path`, or with random weights."""
     policy_config: PreTrainedConfig = config.policy
     if config.resume:
-        return load_policy(last_checkpoint(config) / "pretrained_model", device=policy_config.device)
-    if policy_config.pretrained_path is not None:
-        return load_policy(policy_config.pretrained_path, config=policy_config, strict=config.strict)
-    return make_policy(policy_config, dataset)
+        return load_policy(last_checkpoint(config) / PRETRAINED_MODEL_DIR, device=policy_config.device)
+    policy_config.action_feature_names = list(dataset.action_names)
+    if policy_config.pretrained_path is None:
+        return make_policy(policy_config, dataset)
+    return load_policy(
+        policy_config.pretrained_path, config=policy_config, data=dataset, strict=config.strict
+    )
 
 
 def describe(run: Run) -> None:
