@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Protocol
 
 from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
@@ -92,30 +93,33 @@ def refuse_unsupported(config: PI0Config) -> None:
             raise UserError(f"policy configuration: {problem}")
 
 
-def set_features(
-    config: PI0Config, *, state_dim: int, action_dim: int, camera_keys: tuple[str, ...] | list[str]
-) -> None:
-    """Tell `config` what the data looks like; the order of `camera_keys` is the order of the camera slots.
+class TrainingData(Protocol):
+    """What a policy needs to know about the data: camera slots are `observation.images.0`, `.1`, ..."""
 
-    pi0's weights do not depend on it: a checkpoint keeps working with other cameras and smaller vectors.
+    state_dim: int
+    action_dim: int
+    max_cameras: int
+
+
+def set_features(config: PI0Config, data: TrainingData) -> None:
+    """Tell `config` what the data looks like.
+
+    pi0's weights do not depend on it: a checkpoint keeps working with other cameras and other vectors.
 
     Raises:
         UserError: state or action have more numbers than the policy has room for, or there is no camera.
     """
     for name, size, room in (
-        ("state", state_dim, config.max_state_dim),
-        ("action", action_dim, config.max_action_dim),
+        ("state", data.state_dim, config.max_state_dim),
+        ("action", data.action_dim, config.max_action_dim),
     ):
         if not 0 < size <= room:
-            raise UserError(f"the dataset's {name} has {size} numbers, the policy has room for 1 to {room}")
-    if not camera_keys:
-        raise UserError("pi0 needs at least one camera, and the dataset has none")
-    for key in camera_keys:
-        if not key.startswith(OBS_IMAGES.removesuffix("s")):
-            raise UserError(f"camera key {key} does not begin with {OBS_IMAGES}")
+            raise UserError(f"the data's {name} has {size} numbers, the policy has room for 1 to {room}")
+    if data.max_cameras < 1:
+        raise UserError("pi0 needs at least one camera, and the data has none")
     visual = PolicyFeature(type=FeatureType.VISUAL, shape=(3, *config.image_resolution))
     config.input_features = {
-        **dict.fromkeys(camera_keys, visual),
-        OBS_STATE: PolicyFeature(type=FeatureType.STATE, shape=(state_dim,)),
+        **{f"{OBS_IMAGES}.{slot}": visual for slot in range(data.max_cameras)},
+        OBS_STATE: PolicyFeature(type=FeatureType.STATE, shape=(data.state_dim,)),
     }
-    config.output_features = {ACTION: PolicyFeature(type=FeatureType.ACTION, shape=(action_dim,))}
+    config.output_features = {ACTION: PolicyFeature(type=FeatureType.ACTION, shape=(data.action_dim,))}

@@ -210,7 +210,7 @@ class Pi0Policy(PreTrainedPolicy):
         **kwargs: Any,
     ) -> "Pi0Policy":
         """`load_policy` under the name that LeRobot calls."""
-        from depi.policies.checkpoint import load_policy
+        from depi.policies.factory import load_policy
 
         return load_policy(
             pretrained_name_or_path, revision=revision, strict=strict, config=kwargs.get("config")

@@ -19,13 +19,12 @@ from safetensors import SafetensorError
 
 from depi.errors import UserError
 from depi.files import read_json
+from depi.policies.checkpoint import POSTPROCESSOR, PREPROCESSOR, load_config, resolve_checkpoint
 from depi.policies.configuration import dimensions_of
 
 type Pipeline = PolicyProcessorPipeline[Any, Any]
 
 TOKENIZER = "google/paligemma-3b-pt-224"
-PREPROCESSOR = "policy_preprocessor.json"
-POSTPROCESSOR = "policy_postprocessor.json"
 
 # A pipeline file may name any class to import; only these steps are accepted from a checkpoint.
 KNOWN_STEPS = {
@@ -64,23 +63,26 @@ def make_processors(config: PI0Config, stats: Mapping[str, Mapping[str, Any]]) -
     return pre, post
 
 
-def load_processors(folder: Path, config: PI0Config) -> tuple[Pipeline, Pipeline]:
-    """Pipelines of a checkpoint folder, running on `config.device`.
+def load_processors(
+    path_or_repo_id: str | Path, *, revision: str | None = None, device: str | None = None
+) -> tuple[Pipeline, Pipeline]:
+    """Pipelines of a checkpoint; see `load_policy` for the arguments.
 
     Raises:
         UserError: files are missing or contain steps that pi0 has not, or the tokenizer does not fit.
     """
-    folder = Path(folder)
+    folder = resolve_checkpoint(path_or_repo_id, revision)
+    config = load_config(folder)
     for name in (PREPROCESSOR, POSTPROCESSOR):
         _check_steps(folder / name)
-    device = {"device_processor": {"device": config.device}}
+    to_device = {"device_processor": {"device": device or config.device}}
 
     def load() -> tuple[Pipeline, Pipeline]:
         return (
-            PolicyProcessorPipeline.from_pretrained(folder, config_filename=PREPROCESSOR, overrides=device),
+            PolicyProcessorPipeline.from_pretrained(folder, PREPROCESSOR, overrides=to_device),
             PolicyProcessorPipeline.from_pretrained(
                 folder,
-                config_filename=POSTPROCESSOR,
+                POSTPROCESSOR,
                 to_transition=policy_action_to_transition,
                 to_output=transition_to_policy_action,
             ),

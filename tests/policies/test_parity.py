@@ -1,0 +1,218 @@
+"""LeRobot's own pi0 at reduced size, and DePi's with the same weights: same loss, gradients, actions."""
+
+import copy
+from contextlib import contextmanager
+
+import lerobot.policies.pi0.modeling_pi0 as lerobot_pi0
+import pytest
+import torch
+from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.policies.pi0.configuration_pi0 import PI0Config
+from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+
+from depi.models.pi0 import Pi0Dimensions
+from depi.policies import load_policy
+from depi.policies.convert import lerobot_name, unused_shapes
+
+# Relative error in float32: the two implementations sum in different orders.
+TOLERANCE = 1e-4
+CAMERAS = tuple(f"observation.images.{slot}" for slot in range(3))
+
+# Attention in LeRobot's code insists on 8 heads.
+REDUCED = Pi0Dimensions(
+    image_size=28,
+    patch_size=14,
+    vision_width=48,
+    vision_depth=2,
+    vision_heads=4,
+    vision_mlp_dim=72,
+    vocab_size=500,
+    width=64,
+    mlp_dim=96,
+    expert_width=40,
+    expert_mlp_dim=80,
+    depth=3,
+    num_heads=8,
+    num_kv_heads=2,
+    head_dim=16,
+    chunk_size=6,
+)
+
+
+@contextmanager
+def reduced_sizes():
+    """Inside, `pi0` has the sizes of `REDUCED`, both in LeRobot and in DePi."""
+    d = REDUCED
+    vlm_class = lerobot_pi0.PaliGemmaForConditionalGenerationWithPiGemma
+    expert_class = lerobot_pi0.PiGemmaForCausalLM
+
+    def gemma_config(variant):
+        width, mlp_dim = (d.width, d.mlp_dim) if variant == "gemma_2b" else (d.expert_width, d.expert_mlp_dim)
+        return lerobot_pi0.GemmaConfig(width, d.depth, mlp_dim, d.num_heads, d.num_kv_heads, d.head_dim)
+
+    def reduced_vlm(config):
+        config.text_config.vocab_size = d.vocab_size
+        config.vision_config.num_hidden_layers = d.vision_depth
+        config.vision_config.num_attention_heads = d.vision_heads
+        config.vision_config.hidden_size = d.vision_width
+        config.vision_config.intermediate_size = d.vision_mlp_dim
+        config.vision_config.projection_dim = d.width
+        return vlm_class(config)
+
+    def reduced_expert(config):
+        config.vocab_size = d.vocab_size
+        return expert_class(config)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lerobot_pi0, "get_gemma_config", gemma_config)
+        patch.setattr(lerobot_pi0, "PaliGemmaForConditionalGenerationWithPiGemma", reduced_vlm)
+        patch.setattr(lerobot_pi0, "PiGemmaForCausalLM", reduced_expert)
+        patch.setattr(Pi0Dimensions, "full", lambda **_: d)
+        yield
+
+
+def make_config():
+    visual = PolicyFeature(type=FeatureType.VISUAL, shape=(3, 28, 28))
+    return PI0Config(
+        device="cpu",
+        image_resolution=(28, 28),
+        chunk_size=6,
+        n_action_steps=6,
+        input_features={
+            **dict.fromkeys(CAMERAS, visual),
+            OBS_STATE: PolicyFeature(type=FeatureType.STATE, shape=(6,)),
+        },
+        output_features={ACTION: PolicyFeature(type=FeatureType.ACTION, shape=(6,))},
+    )
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """LeRobot's policy, and DePi's that has read LeRobot's file."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("lerobot")
+    with reduced_sizes():
+        theirs = lerobot_pi0.PI0Policy(make_config())
+        with torch.no_grad():
+            for name, parameter in theirs.named_parameters():
+                if "norm" in name:  # fresh norms are all alike and would hide a mix-up
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+        theirs.save_pretrained(folder)
+        return theirs, load_policy(folder)
+
+
+def make_batch(batch_size=3):
+    generator = torch.Generator().manual_seed(2)
+    lengths = torch.tensor([[5], [48], [1]])[:batch_size]
+    return {
+        **{key: torch.rand(batch_size, 3, 28, 28, generator=generator) for key in CAMERAS},
+        OBS_STATE: torch.randn(batch_size, 6, generator=generator),
+        ACTION: torch.randn(batch_size, 6, 6, generator=generator),
+        OBS_LANGUAGE_TOKENS: torch.randint(1, 500, (batch_size, 48), generator=generator),
+        OBS_LANGUAGE_ATTENTION_MASK: torch.arange(48)[None] < lengths,
+        "noise": torch.randn(batch_size, 6, 32, generator=generator),
+        "time": torch.rand(batch_size, generator=generator),
+    }
+
+
+def their_loss(policy, batch, masks=None):
+    """LeRobot's loss with noise and time given, and camera masks per sample, which its policy cannot pass."""
+    images, whole = policy._preprocess_images(batch)
+    errors = policy.model.forward(
+        images,
+        whole if masks is None else masks,
+        batch[OBS_LANGUAGE_TOKENS],
+        batch[OBS_LANGUAGE_ATTENTION_MASK],
+        policy.prepare_state(batch),
+        policy.prepare_action(batch),
+        batch["noise"],
+        batch["time"],
+    )
+    return errors[..., :6].mean()
+
+
+def relative_error(ours, theirs):
+    return ((ours - theirs).norm() / theirs.norm().clamp(min=1e-12)).item()
+
+
+def gradients(theirs, ours):
+    """Pairs of gradients by DePi's name; LeRobot's unused parameters must have none worth the name."""
+    their_grads = {name.removeprefix("model."): p.grad for name, p in theirs.named_parameters()}
+    pairs = {
+        name: (p.grad, their_grads.pop(lerobot_name(name, depth=3)))
+        for name, p in ours.model.named_parameters()
+    }
+    assert set(their_grads) == set(unused_shapes(ours.model.dimensions))
+    assert all(grad is None or grad.abs().max() == 0 for grad in their_grads.values())
+    return pairs
+
+
+ABSENT = torch.tensor([[True, True, True], [True, False, True], [False, True, False]])
+
+
+@pytest.mark.parametrize("camera_mask", [None, ABSENT], ids=["all cameras", "absent cameras"])
+def test_same_loss_and_gradients(pair, camera_mask):
+    theirs, ours = pair
+    batch = make_batch()
+    theirs.zero_grad(), ours.zero_grad()
+    their_value = their_loss(theirs, batch, None if camera_mask is None else list(camera_mask.T))
+    their_value.backward()
+    if camera_mask is not None:
+        batch |= {f"{key}_is_pad": ~camera_mask[:, slot] for slot, key in enumerate(CAMERAS)}
+    our_value, info = ours.forward(batch)
+    our_value.backward()
+    assert relative_error(our_value, their_value) < TOLERANCE
+    assert relative_error(info["loss_per_dim"].mean(), their_value.detach()) < TOLERANCE
+    for name, (our_grad, their_grad) in gradients(theirs, ours).items():
+        if name.startswith("vision") and name.endswith("k_proj.bias"):
+            # It shifts all scores of a query alike: its true gradient is zero.
+            assert max(our_grad.abs().max(), their_grad.abs().max()) < 1e-6, name
+        else:
+            assert relative_error(our_grad, their_grad) < TOLERANCE, name
+
+
+def test_same_actions(pair):
+    theirs, ours = pair
+    batch = make_batch()
+    assert relative_error(ours.predict_action_chunk(batch), sample(theirs, batch)) < TOLERANCE
+
+
+def sample(policy, batch):
+    images, masks = policy._preprocess_images(batch)
+    language = batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK]
+    state = policy.prepare_state(batch)
+    return policy.model.sample_actions(images, masks, *language, state, noise=batch["noise"])[..., :6]
+
+
+def test_letterbox_is_theirs(pair):
+    theirs, ours = pair
+    batch = make_batch()
+    for key, size in zip(CAMERAS, [(28, 20), (48, 64), (33, 17)], strict=True):
+        batch[key] = torch.rand(3, 3, *size)
+    assert relative_error(ours.forward(batch)[0], their_loss(theirs, batch)) < TOLERANCE
+
+
+def test_missing_camera_equals_masked_camera(pair):
+    _, ours = pair
+    batch = make_batch()
+    masked = batch | {f"{CAMERAS[0]}_is_pad": torch.ones(3, dtype=torch.bool)}
+    missing = {key: value for key, value in batch.items() if key != CAMERAS[0]}
+    with torch.no_grad():
+        assert ours.forward(missing)[0] == ours.forward(masked)[0] != ours.forward(batch)[0]
+
+
+def test_export_loads_in_lerobot(pair, tmp_path):
+    """Its loader prints failures and returns random weights: look at the numbers."""
+    _, ours = pair
+    ours = copy.deepcopy(ours)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.mul_(1.01)
+    ours.save_pretrained(tmp_path)
+    with reduced_sizes():
+        reloaded = lerobot_pi0.PI0Policy.from_pretrained(tmp_path, strict=True)
+    batch = make_batch()
+    expected = ours.forward(batch)[0]
+    assert relative_error(their_loss(reloaded, batch), expected) < TOLERANCE
+    assert relative_error(sample(reloaded, batch), ours.predict_action_chunk(batch)) < TOLERANCE
+    assert abs(expected - ours.forward(batch | {"time": batch["time"] / 2})[0]) > 1e-3
