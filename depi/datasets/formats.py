@@ -4,17 +4,18 @@ Everything here comes from strangers: every number, path and text is checked bef
 not acceptable becomes a `DatasetError` with the reason.
 """
 
-import json
 import math
 import re
 import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from depi.datasets.checks import resolve_file as resolve_file
+from depi.datasets.checks import check_relative, parse_json, read_text, short, whole_number
 from depi.errors import DatasetError
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
@@ -142,23 +143,6 @@ class DatasetMeta:
     def num_frames(self) -> int:
         """Frames over all listed episodes."""
         return int(self.episodes.length.sum())
-
-
-def whole_number(value: Any, name: str, low: int, high: int) -> int:
-    """`value` as an int within [low, high], or DatasetError."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise DatasetError(f"{name} is {short(value)}, expected a whole number")
-    if not low <= value <= high:
-        raise DatasetError(f"{name} is {short(value)}, expected {low} to {high}")
-    return int(value)
-
-
-def short(value: Any) -> str:
-    """A printable excerpt of a stranger's value, at most 80 characters."""
-    text = f"{value:.6g}" if isinstance(value, float) else ascii(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def parse_info(info: object) -> DatasetInfo:
@@ -299,16 +283,6 @@ def _check_template(value: Any, name: str, family: str) -> str:
     return value
 
 
-def check_relative(path: str, name: str) -> str:
-    """A path inside the dataset: relative, no `..`, no backslash, printable; DatasetError otherwise."""
-    inside = path and not path.startswith(("/", "~")) and "\\" not in path
-    if not inside or ".." in PurePosixPath(path).parts:
-        raise DatasetError(f"{name} {short(path)} leaves the dataset's folder")
-    if not path.isprintable():
-        raise DatasetError(f"{name} {short(path)} is not printable text")
-    return path
-
-
 def metadata_files(repo_files: Iterable[str]) -> list[str]:
     """The files under `meta/` that `load_meta` reads, in order; recorded statistics are not among them."""
     wanted = {"meta/info.json", "meta/tasks.jsonl", "meta/episodes.jsonl", "meta/tasks.parquet"}
@@ -345,41 +319,6 @@ def read_info(root: Path) -> object:
     """The JSON of `meta/info.json`, not yet checked."""
     text = read_text(root, "meta/info.json", limit=8_000_000)
     return parse_json(text, "meta/info.json")
-
-
-def parse_json(text: str, name: str) -> Any:
-    """`json.loads` whose every failure is a DatasetError."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{name} is not valid JSON: {short(str(error))}") from None
-
-
-def resolve_file(root: Path, relative: str) -> Path:
-    """The dataset's file `relative`, which must exist and, links followed, lie inside the dataset.
-
-    In the Hub's cache a snapshot's files are links into the repository's `blobs`; these are inside too.
-    """
-    check_relative(relative, "path")
-    base = root.resolve()
-    path = (base / relative).resolve()
-    allowed = [base, base.parent.parent / "blobs"] if base.parent.name == "snapshots" else [base]
-    if not any(path.is_relative_to(folder) for folder in allowed):
-        raise DatasetError(f"{relative} is a link that leaves the dataset's folder")
-    if not path.is_file():
-        raise DatasetError(f"{relative} is missing")
-    return path
-
-
-def read_text(root: Path, relative: str, limit: int) -> str:
-    """A UTF-8 file of at most `limit` bytes."""
-    path = resolve_file(root, relative)
-    if path.stat().st_size > limit:
-        raise DatasetError(f"{relative} has {path.stat().st_size} bytes, at most {limit} are read")
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError:
-        raise DatasetError(f"{relative} is not UTF-8 text") from None
 
 
 def check_task(text: Any) -> str:

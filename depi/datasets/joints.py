@@ -13,9 +13,9 @@ How a recording's convention is found: each convention starts as a candidate. Na
 
 One left: that is it. None left: `unknown`. Left in doubt between `normalized` and `degrees`, the encoder
 decides: a servo counts 4096 steps a turn, so recorded degrees advance by 360/4096 on every joint, normalised
-values by 200 over the joint's calibrated number of steps. Where no encoder steps are visible either (simulated
-or filtered recordings), joints named `*.pos` are taken as `normalized`, LeRobot's default when these names came,
-and the evidence says so; without names the answer is `unknown`.
+values by 200 over the joint's calibrated number of steps. Where no encoder steps are visible either
+(simulated or filtered recordings), joints named `*.pos` are taken as `normalized`, LeRobot's default when
+these names came, and the evidence says so; without names the answer is `unknown`.
 """
 
 import re

@@ -5,19 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from depi.datasets.formats import (
-    MAX_EPISODES,
-    MAX_FRAMES,
-    DatasetInfo,
-    Episodes,
-    VideoTable,
-    check_relative,
-    check_task,
-    parse_json,
-    read_text,
-    short,
-    whole_number,
-)
+from depi.datasets.checks import check_relative, parse_json, read_text, short, whole_number
+from depi.datasets.formats import MAX_EPISODES, MAX_FRAMES, DatasetInfo, Episodes, VideoTable, check_task
 from depi.errors import DatasetError
 
 

@@ -7,17 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from depi.datasets.formats import (
-    MAX_EPISODES,
-    MAX_FRAMES,
-    DatasetInfo,
-    Episodes,
-    VideoTable,
-    check_relative,
-    check_task,
-    short,
-    whole_number,
-)
+from depi.datasets.checks import check_relative, short, whole_number
+from depi.datasets.formats import MAX_EPISODES, MAX_FRAMES, DatasetInfo, Episodes, VideoTable, check_task
 from depi.datasets.tables import column_names, iter_rows, read_table
 from depi.errors import DatasetError
 

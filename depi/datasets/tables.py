@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from depi.datasets.formats import MAX_FRAMES, DatasetMeta, resolve_file, short
+from depi.datasets.checks import resolve_file, short
+from depi.datasets.formats import MAX_FRAMES, DatasetMeta
 from depi.errors import DatasetError
 
 MAX_COLUMN_BYTES = 8_000_000_000
@@ -164,6 +165,22 @@ def episode_rows(recorded: np.ndarray, meta: DatasetMeta, chosen: np.ndarray, re
     if not len(index):
         return np.zeros(0, np.int64)
     return np.concatenate([order[a:b] for a, b in zip(low, high, strict=True)])
+
+
+def first_rows(meta: DatasetMeta) -> np.ndarray:
+    """For each episode the number of its first row in its data file, int64 [E]."""
+    rows = np.zeros(len(meta.episodes), np.int64)
+    if not meta.info.version.startswith("v3"):
+        return rows
+    for file in np.unique(meta.episodes.data_file):
+        relative = meta.episodes.data_paths[file]
+        table = read_table(meta.root, relative, ["episode_index"], max_rows=MAX_FRAMES)
+        recorded = column_to_numpy(table["episode_index"], relative, "episode_index")
+        chosen = np.flatnonzero(meta.episodes.data_file == file)
+        inside = episode_rows(recorded, meta, chosen, relative)
+        length = meta.episodes.length[chosen]
+        rows[chosen] = inside[np.cumsum(length) - length]
+    return rows
 
 
 def column_to_numpy(

@@ -1,0 +1,71 @@
+"""Checks of what strangers wrote: numbers, paths, texts. What is not acceptable is a `DatasetError`."""
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from depi.errors import DatasetError
+
+
+def whole_number(value: Any, name: str, low: int, high: int) -> int:
+    """`value` as an int within [low, high], or DatasetError."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise DatasetError(f"{name} is {short(value)}, expected a whole number")
+    if not low <= value <= high:
+        raise DatasetError(f"{name} is {short(value)}, expected {low} to {high}")
+    return int(value)
+
+
+def short(value: Any) -> str:
+    """A printable excerpt of a stranger's value, at most 80 characters."""
+    text = f"{value:.6g}" if isinstance(value, float) else ascii(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def check_relative(path: str, name: str) -> str:
+    """A path inside the dataset: relative, no `..`, no backslash, printable; DatasetError otherwise."""
+    inside = path and not path.startswith(("/", "~")) and "\\" not in path
+    if not inside or ".." in PurePosixPath(path).parts:
+        raise DatasetError(f"{name} {short(path)} leaves the dataset's folder")
+    if not path.isprintable():
+        raise DatasetError(f"{name} {short(path)} is not printable text")
+    return path
+
+
+def resolve_file(root: Path, relative: str) -> Path:
+    """The dataset's file `relative`, which must exist and, links followed, lie inside the dataset.
+
+    In the Hub's cache a snapshot's files are links into the repository's `blobs`; these are inside too.
+    """
+    check_relative(relative, "path")
+    base = root.resolve()
+    path = (base / relative).resolve()
+    allowed = [base, base.parent.parent / "blobs"] if base.parent.name == "snapshots" else [base]
+    if not any(path.is_relative_to(folder) for folder in allowed):
+        raise DatasetError(f"{relative} is a link that leaves the dataset's folder")
+    if not path.is_file():
+        raise DatasetError(f"{relative} is missing")
+    return path
+
+
+def read_text(root: Path, relative: str, limit: int) -> str:
+    """A UTF-8 file of at most `limit` bytes."""
+    path = resolve_file(root, relative)
+    if path.stat().st_size > limit:
+        raise DatasetError(f"{relative} has {path.stat().st_size} bytes, at most {limit} are read")
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        raise DatasetError(f"{relative} is not UTF-8 text") from None
+
+
+def parse_json(text: str, name: str) -> Any:
+    """`json.loads` whose every failure is a DatasetError."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{name} is not valid JSON: {short(str(error))}") from None

@@ -1,0 +1,109 @@
+"""The order of training samples: a pure function of (seed, position), with no memory and no state.
+
+The stream of samples is numbered 0, 1, 2, ... without end. Position p belongs to epoch p // size, and every
+epoch visits each frame once, in an order of its own. Processes and workers share the stream by taking
+positions, so any number of them sees the same samples, and a run resumes at any position.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch.utils.data
+
+_MASK = 2**64 - 1
+_ROUNDS = 6
+
+
+def shuffled_index(position: int, size: int, seed: int) -> int:
+    """The frame at a position of the stream.
+
+    A Feistel network permutes the numbers below the next power of four; numbers that are not below `size` are
+    sent through it again until one is, which leaves a permutation of 0..size-1. O(1) memory, a few µs.
+
+    Args:
+        position: 0, 1, 2, ... in the stream.
+        size: number of frames, at least 1.
+        seed: any integer.
+
+    Returns:
+        A frame index; positions k * size to (k + 1) * size - 1 give each one once.
+    """
+    if size < 1 or position < 0:
+        raise ValueError(f"position {position} of a stream over {size} frames does not exist")
+    epoch, value = divmod(position, size)
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    key = _mix(_mix(seed & _MASK) ^ epoch)
+    while True:
+        value = _permute(value, half, key)
+        if value < size:
+            return value
+
+
+def _permute(value: int, half: int, key: int) -> int:
+    mask = (1 << half) - 1
+    left, right = value >> half, value & mask
+    for number in range(_ROUNDS):
+        left, right = right, left ^ (_mix(key + (number << 58) + right) & mask)
+    return left << half | right
+
+
+def _mix(value: int) -> int:
+    """A well-mixing map of 64-bit numbers (the finaliser of SplitMix64)."""
+    value = (value + 0x9E3779B97F4A7C15) & _MASK
+    value = ((value ^ value >> 30) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ value >> 27) * 0x94D049BB133111EB) & _MASK
+    return value ^ value >> 31
+
+
+class StreamBatchSampler(torch.utils.data.Sampler[list[int]]):
+    """Batches of stream positions for one of several processes.
+
+    Batch b of all processes together is positions b * G to (b + 1) * G - 1, with G = batch_size * world_size;
+    rank r takes the r-th part of it. So the global stream does not depend on the number of processes, as long
+    as G is the same.
+
+    Args:
+        batch_size: samples per batch and process.
+        rank: this process, 0..world_size-1.
+        world_size: number of processes.
+        start_batch: batches of this process that are done already.
+        num_batches: batches to yield; None for no end.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start_batch: int = 0,
+        num_batches: int | None = None,
+    ) -> None:
+        if batch_size < 1 or not 0 <= rank < world_size or start_batch < 0:
+            raise ValueError(f"no batches of {batch_size} for rank {rank} of {world_size} from {start_batch}")
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.start_batch, self.num_batches = start_batch, num_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batch = self.start_batch
+        while self.num_batches is None or batch < self.start_batch + self.num_batches:
+            start = (batch * self.world_size + self.rank) * self.batch_size
+            yield list(range(start, start + self.batch_size))
+            batch += 1
+
+    def __len__(self) -> int:
+        if self.num_batches is None:
+            raise TypeError("the stream has no end")
+        return self.num_batches
+
+
+class ShuffledStream(torch.utils.data.Dataset):
+    """A dataset seen through `shuffled_index`: item p is the sample at stream position p."""
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, position: int) -> Any:
+        return self.dataset[shuffled_index(position, len(self.dataset), self.seed)]
