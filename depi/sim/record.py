@@ -1,0 +1,312 @@
+"""`depi sim`: record simulated datasets (`record`) and measure the scripted experts (`expert`)."""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depi.errors import UserError
+from depi.flags import parse_flags
+from depi.sim.env import make_env
+from depi.sim.expert import Expert, ExpertConfig, measure_expert
+from depi.sim.rollout import Episode, play
+from depi.sim.setup import CAMERA_KINDS, Camera, Setup
+from depi.sim.tasks import find_task
+
+logger = logging.getLogger(__name__)
+
+# Simulated experts fail rarely; one that fails this often is broken.
+MAX_FAILURE_SHARE = 0.8
+USAGE = """usage: depi sim record --task=TASK --repo_id=USER/NAME [--flag=value ...]
+       depi sim expert --task=TASK [--flag=value ...]
+
+`depi sim record --help` and `depi sim expert --help` list the flags."""
+
+
+@dataclass
+class RecordConfig:
+    """Record episodes of a scripted expert as a LeRobot dataset.
+
+    Attributes:
+        task: touch or pick_lift.
+        repo_id: user/name of the dataset.
+        episodes: successful ones; failed ones are drawn again with the next seed.
+        root: folder of the dataset, by default where LeRobot looks for it.
+        cameras: names separated by commas, each with its kind after a colon unless the name is a kind
+            (wrist, front, side, top): `laptop:front,wrist`.
+        task_text: the instruction to record, by default the task's own. `--task_text=` records none.
+        push: upload to the Hub afterwards, tagged with the format's version.
+    """
+
+    task: str = ""
+    repo_id: str = ""
+    episodes: int = 10
+    root: Path | None = None
+    seed: int = 0
+    cameras: str = "front,wrist"
+    width: int = 320
+    height: int = 240
+    fps: int = 30
+    convention: str = "degrees"
+    format: str = "v3.0"
+    codec: str = "av1"
+    robot_type: str = "so101_follower"
+    task_text: str | None = None
+    object_color: str = "red"
+    robot_color: str = "yellow"
+    table: str = "gray"
+    push: bool = False
+    private: bool = False
+
+    def setup(self) -> Setup:
+        """The rig that the flags describe."""
+        names = ("width", "height", "fps", "convention", "format", "codec", "robot_type", "task_text")
+        looks = ("object_color", "robot_color", "table")
+        values = {name: getattr(self, name) for name in (*names, *looks)}
+        return Setup(cameras=parse_cameras(self.cameras), **values)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What `record_dataset` wrote: where, how much, and the seeds of the failed episodes."""
+
+    repo_id: str
+    root: Path
+    episodes: int
+    frames: int
+    failed_seeds: tuple[int, ...]
+
+
+def parse_cameras(text: str) -> tuple[Camera, ...]:
+    """Read `laptop:front,wrist`: camera names, each with its kind unless the name is one.
+
+    Raises:
+        UserError: a name that is no kind comes without one, or the kind is unknown.
+    """
+    cameras = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, kind = part.partition(":")
+        if not kind and name not in CAMERA_KINDS:
+            raise UserError(
+                f"camera {name!r} needs a kind: write {name}:front (or {', '.join(CAMERA_KINDS)})"
+            )
+        cameras.append(Camera(name, kind or name))
+    return tuple(cameras)
+
+
+def record_dataset(
+    task: str,
+    setup: Setup,
+    repo_id: str,
+    root: Path,
+    *,
+    episodes: int,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Recording:
+    """Record successful episodes of the scripted expert under `root`.
+
+    The folder appears whole or not at all. `progress` is called with the number of episodes done.
+
+    Raises:
+        UserError: the folder exists, the setup has no camera, or the expert keeps failing.
+    """
+    if episodes < 1:
+        raise UserError(f"{episodes} episodes make no dataset: ask for one or more")
+    if not setup.cameras:
+        raise UserError("a recording needs a camera")
+    instruction = setup.task_text if setup.task_text is not None else find_task(task).instruction(setup)
+    frames = 0
+    failed: list[int] = []
+    with _new_folder(root) as folder:
+        writer = _make_writer(folder, repo_id, setup)
+        successes = _successful_episodes(task, setup, episodes, seed, failed)
+        for done, episode in enumerate(successes, 1):
+            columns = {
+                "action": to_convention(episode.actions, setup.convention),
+                "observation.state": to_convention(episode.states, setup.convention),
+            }
+            videos = {f"observation.images.{name}": images for name, images in episode.images.items()}
+            writer.add_episode(columns, videos, instruction)
+            frames += len(episode.actions)
+            if progress:
+                progress(done)
+        writer.finalize()
+        _write_card(folder, repo_id, setup)
+    return Recording(repo_id, root, episodes, frames, tuple(failed))
+
+
+def to_convention(degrees: NDArray[np.float32], convention: str) -> NDArray[np.float32]:
+    """Write canonical degrees (..., 6) as a contributor's robot does; normalised values end at ±100."""
+    from depi.datasets.joints import from_degrees
+
+    values = from_degrees(degrees, convention)
+    if convention == "normalized":
+        return np.clip(values, [-100] * 5 + [0], 100).astype(np.float32)
+    return values.astype(np.float32)
+
+
+def dataset_features(setup: Setup) -> dict[str, dict[str, Any]]:
+    """LeRobot features of a recording: action, state and one video per camera."""
+    names = list(setup.joint_names)
+    features: dict[str, dict[str, Any]] = {
+        key: {"dtype": "float32", "shape": (6,), "names": names} for key in ("action", "observation.state")
+    }
+    shape, axes = (setup.height, setup.width, 3), ["height", "width", "channels"]
+    for camera in setup.cameras:
+        key = f"observation.images.{camera.name}"
+        features[key] = {"dtype": "video", "shape": shape, "names": axes}
+    return features
+
+
+def _successful_episodes(
+    task: str, setup: Setup, episodes: int, seed: int, failed: list[int]
+) -> Iterator[Episode]:
+    """Rehearse without cameras, which is cheap, then play the successes again with them."""
+    blind = make_env(task, replace(setup, cameras=()))
+    seeing = make_env(task, setup)
+    try:
+        rehearse, perform = Expert(blind), Expert(seeing)
+        found = 0
+        while found < episodes:
+            if not play(blind, rehearse, seed).success:
+                failed.append(seed)
+                if len(failed) > 10 and len(failed) > MAX_FAILURE_SHARE * (found + len(failed)):
+                    raise UserError(
+                        f"the expert failed {len(failed)} of {found + len(failed)} episodes of {task}"
+                    )
+            else:
+                found += 1
+                yield play(seeing, perform, seed)
+            seed += 1
+    finally:
+        blind.close()
+        seeing.close()
+
+
+def _make_writer(folder: Path, repo_id: str, setup: Setup):
+    features = dataset_features(setup)
+    if setup.format == "v2.1":
+        from depi.sim.v21 import V21Writer
+
+        folder.mkdir()
+        return V21Writer(folder, features, setup.fps, setup.codec, setup.robot_type)
+    from depi.sim.v30 import V30Writer
+
+    return V30Writer(folder, repo_id, features, setup.fps, setup.codec, setup.robot_type)
+
+
+def _write_card(folder: Path, repo_id: str, setup: Setup) -> None:
+    from lerobot.datasets.utils import create_lerobot_dataset_card
+
+    tags = list(dict.fromkeys([setup.robot_type.removesuffix("_follower"), "robotics", "simulation"]))
+    card = create_lerobot_dataset_card(tags=tags, license="apache-2.0", repo_id=repo_id)
+    card.save(folder / "README.md")
+
+
+@contextmanager
+def _new_folder(root: Path) -> Iterator[Path]:
+    """Yield a path beside `root` to write the dataset to; it takes the name `root` if all goes well."""
+    if root.exists():
+        raise UserError(f"{root} exists already: remove it or choose another --root")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    workshop = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    try:
+        yield workshop / "dataset"
+        (workshop / "dataset").rename(root)
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
+
+
+def main(args: list[str]) -> int:
+    """Run `depi sim record` or `depi sim expert` and return the exit status."""
+    verb, rest = (args[0], args[1:]) if args else ("", [])
+    if verb == "record":
+        return _record(parse_flags(RecordConfig, rest, "depi sim record"))
+    if verb == "expert":
+        return _expert(parse_flags(ExpertConfig, rest, "depi sim expert"))
+    if verb in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    raise UserError(f"depi sim takes record or expert, not {verb!r}" if verb else USAGE)
+
+
+def _record(config: RecordConfig) -> int:
+    from rich.progress import Progress
+
+    user, slash, name = config.repo_id.partition("/")
+    if not (user and slash and name) or "/" in name or ".." in config.repo_id:
+        raise UserError(f"--repo_id must be user/name, got {config.repo_id!r}")
+    setup = config.setup()
+    find_task(config.task)
+    root = config.root or _default_root(config.repo_id)
+    quiet_libraries()
+    with Progress() as bar:
+        line = bar.add_task(f"recording {config.repo_id}", total=config.episodes)
+        recording = record_dataset(
+            config.task,
+            setup,
+            config.repo_id,
+            root,
+            episodes=config.episodes,
+            seed=config.seed,
+            progress=lambda done: bar.update(line, completed=done),
+        )
+    print(f"{recording.episodes} episodes, {recording.frames} frames, {setup.format}: {recording.root}")
+    if recording.failed_seeds:
+        print(f"the expert failed and was drawn again at seeds {list(recording.failed_seeds)}")
+    if config.push:
+        from depi.hub.client import upload_folder
+
+        commit = upload_folder(
+            recording.root,
+            config.repo_id,
+            repo_type="dataset",
+            commit_message=f"Add {recording.episodes} simulated episodes",
+            private=config.private,
+            tag=setup.format,
+        )
+        print(f"pushed to {config.repo_id} at {commit}")
+    return 0
+
+
+def quiet_libraries() -> None:
+    """Keep the encoders, LeRobot and OpenGL from chatting on the terminal; their warnings still come."""
+    import av
+    import datasets
+
+    av.logging.set_libav_level(av.logging.ERROR)
+    datasets.disable_progress_bars()
+    os.environ.setdefault("SVT_LOG", "1")
+    for name in ("OpenGL", "lerobot", "libav"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _default_root(repo_id: str) -> Path:
+    from lerobot.utils.constants import HF_LEROBOT_HOME
+
+    return HF_LEROBOT_HOME / repo_id
+
+
+def _expert(config: ExpertConfig) -> int:
+    logging.getLogger("OpenGL").setLevel(logging.WARNING)
+    report = measure_expert(config)
+    if config.json:
+        print(json.dumps(report))
+        return 0
+    print(
+        f"{report['task']} at {report['fps']} fps: {report['successes']} of {report['episodes']} episodes "
+        f"succeeded ({100 * report['success_rate']:.0f}%), median {report['median_seconds']:.1f} s"
+    )
+    if report["failed_seeds"]:
+        print(f"failed seeds: {report['failed_seeds']}")
+    return 0
