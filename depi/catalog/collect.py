@@ -1,0 +1,245 @@
+"""`depi collect-ids`: find candidates on the Hub, inspect and judge them, write the lists of ids."""
+
+import dataclasses
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from depi import engine
+from depi.catalog.facts import Thresholds
+from depi.catalog.find import Candidate, find
+from depi.catalog.inspect import Inspector, bare_row
+from depi.catalog.order import settle
+from depi.catalog.rules import CATALOGUE_RULES, FLAGS, RULES_VERSION, TIERS, check_disabled
+from depi.catalog.store import ACCEPTED, FAILED, REJECTED, Row, read_rows, write_catalog
+from depi.errors import UserError
+from depi.flags import parse_flags
+from depi.hub.client import HubUnreachable
+
+logger = logging.getLogger(__name__)
+
+# So many candidates in a row without one answer: the Hub is away, not the datasets.
+GIVE_UP_AFTER = 8
+SHOWN = 10
+
+
+@dataclass
+class CollectConfig(Thresholds):
+    """Find SO-100 and SO-101 datasets on the Hub, judge each by named rules, and write into --output_dir:
+
+    dataset_list.json        every candidate
+    dataset_list_valid.json  the accepted ones, best first
+    bad_dataset_ids.json     the rejected ones with their reasons
+    catalog.parquet          one row per candidate with everything found out
+
+    Exit status: 0 when every candidate was judged, 3 when some could not be inspected (they are named,
+    and the next call tries them again), 2 when the command cannot work at all.
+    """
+
+    output_dir: Path = Path("data_ids")
+    # Which datasets; see the docstring of depi.catalog.find.find. Without any: the usual tags and names.
+    tags: list[str] | None = None
+    search: list[str] | None = None
+    author: str | None = None
+    ids_file: Path | None = None
+    limit: int | None = None
+    # Inspections at the same time.
+    workers: int = 16
+    disable_rules: list[str] = field(default_factory=list)
+    # Inspect everything again, also what has not changed since the last call.
+    refresh: bool = False
+    # Print the rules, and nothing else.
+    list_rules: bool = False
+    # Print the summary as JSON instead of tables.
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UserError(f"--workers={self.workers}: at least 1 is needed")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"--limit={self.limit}: at least 1 is needed")
+        if self.output_dir.exists() and not self.output_dir.is_dir():
+            raise UserError(f"--output_dir={self.output_dir} is a file, not a folder")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a call of `collect` did.
+
+    reused: of all candidates, how many were taken from the earlier catalogue
+    rejected_by_rule: rule -> datasets that it refused; one dataset may fail several
+    """
+
+    output_dir: Path
+    found: int
+    accepted: int
+    rejected: int
+    failed: int
+    reused: int
+    seconds: float
+    rejected_by_rule: dict[str, int]
+    rows: list[Row] = field(repr=False)
+
+    def to_json(self) -> dict[str, object]:
+        """The numbers, and the reasons of all that were rejected or could not be inspected."""
+        value = {
+            item.name: getattr(self, item.name)
+            for item in dataclasses.fields(self)
+            if item.name not in ("rows", "output_dir")
+        }
+        refused = {row.repo_id: row.reasons for row in self.rows if row.verdict == REJECTED}
+        not_inspected = {row.repo_id: row.reasons for row in self.rows if row.verdict == FAILED}
+        return {**value, "output_dir": str(self.output_dir), "reasons": refused, "failures": not_inspected}
+
+
+def main(args: list[str]) -> int:
+    """Run `depi collect-ids`; returns the exit status (see `CollectConfig`)."""
+    config = parse_flags(CollectConfig, args, "depi collect-ids")
+    console = Console()
+    if config.list_rules:
+        print_rules(console)
+        return 0
+    summary = collect(config)
+    if config.json:
+        print(json.dumps(summary.to_json(), ensure_ascii=True))
+    else:
+        print_summary(console, summary)
+    return 3 if summary.failed else 0
+
+
+def collect(config: CollectConfig) -> Summary:
+    """Find, inspect, judge and write; prints progress to stderr.
+
+    Raises:
+        UserError: the Hub cannot be reached, nothing was found, or a flag makes no sense. Nothing is
+            written then.
+    """
+    started = time.monotonic()
+    disabled = check_disabled(config.disable_rules)
+    judged_by = {
+        "rules_version": RULES_VERSION,
+        "disabled": sorted(disabled),
+        **{item.name: getattr(config, item.name) for item in dataclasses.fields(Thresholds)},
+    }
+    earlier = [] if config.refresh else read_rows(config.output_dir, judged_by)
+    candidates = find(
+        tags=config.tags,
+        search=config.search,
+        author=config.author,
+        ids_file=config.ids_file,
+        limit=config.limit,
+    )
+    inspector = Inspector(config, disabled, {row.repo_id: row for row in earlier})
+    rows = inspect_all(inspector, candidates, config.workers)
+    kept = {id(row) for row in earlier}
+    reused = sum(id(row) in kept for row in rows)
+    rows = settle(rows, disabled)
+    write_catalog(config.output_dir, rows, judged_by)
+    verdicts = Counter(row.verdict for row in rows)
+    return Summary(
+        output_dir=config.output_dir,
+        found=len(rows),
+        accepted=verdicts[ACCEPTED],
+        rejected=verdicts[REJECTED],
+        failed=verdicts[FAILED],
+        reused=reused,
+        seconds=round(time.monotonic() - started, 2),
+        rejected_by_rule=count_by_rule(rows),
+        rows=rows,
+    )
+
+
+def inspect_all(inspector: Inspector, candidates: Sequence[Candidate], workers: int) -> list[Row]:
+    """Inspect the candidates concurrently; one row each, in the order of completion.
+
+    An exception out of an inspection is a bug: its traceback is logged and the candidate is failed,
+    so that one strange dataset does not cost the others and yet nobody takes it for judged.
+
+    Raises:
+        UserError: the Hub answered for none of the candidates.
+    """
+    rows: list[Row] = []
+    silent = 0
+    with _progress_bar() as progress:
+        bar = progress.add_task("Inspecting", total=len(candidates))
+        for candidate, outcome in engine.run(inspector, candidates, workers=workers):
+            progress.advance(bar)
+            if isinstance(outcome, Row):
+                rows.append(outcome)
+                continue
+            if isinstance(outcome, HubUnreachable):
+                silent += 1
+                if silent == len(rows) + 1 and silent >= min(GIVE_UP_AFTER, len(candidates)):
+                    raise outcome
+                reason = f"not inspected: {outcome}"
+            else:
+                logger.error("inspecting %s failed", candidate.repo_id, exc_info=outcome)
+                reason = f"not inspected: internal error, {type(outcome).__name__}: {outcome}"
+            rows.append(bare_row(candidate.repo_id, FAILED, reason))
+    return rows
+
+
+def count_by_rule(rows: Iterable[Row]) -> dict[str, int]:
+    """How many rejected rows each rule refused, most first."""
+    names = [reason.partition(":")[0] for row in rows if row.verdict == REJECTED for reason in row.reasons]
+    return dict(sorted(Counter(names).items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def print_rules(console: Console) -> None:
+    """Print every rule with its tier and its documentation, in the order in which they are asked."""
+    table = Table("rule", "tier", "passes when")
+    for tier in TIERS:
+        for rule in tier.needs:
+            table.add_row(rule.__name__, f"{tier.name}, always", _first_line(rule))
+        for rule in tier.rules:
+            table.add_row(rule.__name__, tier.name, _first_line(rule))
+    for catalogue_rule in CATALOGUE_RULES:
+        table.add_row(catalogue_rule.__name__, "catalogue", _first_line(catalogue_rule))
+    for flag in FLAGS:
+        table.add_row(flag.__name__, "remark only", _first_line(flag))
+    console.print(table)
+    console.print(f"rules version {RULES_VERSION}; switch rules off with --disable_rules=\\[name,...]")
+
+
+def print_summary(console: Console, summary: Summary) -> None:
+    """Print the totals, the rejections by rule, and the first few rejected or failed with their reasons."""
+    totals = Table("found", "accepted", "rejected", "not inspected", "unchanged", "seconds")
+    numbers = (summary.found, summary.accepted, summary.rejected, summary.failed, summary.reused)
+    totals.add_row(*map(str, numbers), f"{summary.seconds:.1f}")
+    console.print(totals)
+    if summary.rejected_by_rule:
+        by_rule = Table("rejected by rule", "datasets")
+        for name, count in summary.rejected_by_rule.items():
+            by_rule.add_row(name, str(count))
+        console.print(by_rule)
+    for verdict, title in ((REJECTED, "rejected"), (FAILED, "not inspected")):
+        rows = [row for row in summary.rows if row.verdict == verdict]
+        if rows:
+            table = Table(f"{title}, {min(SHOWN, len(rows))} of {len(rows)}", "reasons")
+            for row in rows[:SHOWN]:
+                table.add_row(escape(row.repo_id), escape("\n".join(row.reasons)))
+            console.print(table)
+    console.print(f"written to {escape(str(summary.output_dir))}", soft_wrap=True)
+
+
+def _first_line(rule: Callable[..., object]) -> str:
+    return escape(" ".join((rule.__doc__ or "").split()))
+
+
+def _progress_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )

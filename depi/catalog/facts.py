@@ -1,0 +1,71 @@
+"""What is known of one candidate, tier by tier, and the limits it is judged by."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import numpy as np
+
+from depi.datasets.formats import DatasetInfo, DatasetMeta
+from depi.datasets.joints import Detection
+
+
+@dataclass
+class Thresholds:
+    """The numbers that the rules compare with."""
+
+    min_cameras: int = 1
+    min_fps: float = 5.0
+    max_fps: float = 120.0
+    min_episodes: int = 1
+    min_frames: int = 50
+    max_frames: int = 5_000_000
+    # The least that the joint which moves most must move over the dataset, in degrees.
+    min_motion: float = 5.0
+    # What inspecting one candidate may cost, in megabytes to download: its meta/ and its parquet tables.
+    max_meta_mb: float = 200.0
+    max_table_mb: float = 2_000.0
+
+
+@dataclass(repr=False)
+class Facts:
+    """Facts about one repository at one commit.
+
+    A tier that was not reached leaves its fields unset, so that a rule which asks too early fails loudly.
+    Where a tier could not be read, its `*_error` says why and the rest of that tier stays unset.
+    """
+
+    # listing
+    repo_id: str
+    revision: str  # "" where the repository cannot be reached
+    files: dict[str, int | None]  # path in the repository -> bytes, None where the Hub does not say
+    tags: tuple[str, ...] = ()
+    license: str | None = None
+    gated: bool = False
+    disabled: bool = False
+    created_at: datetime | None = None
+    last_modified: datetime | None = None
+    access_error: str | None = None
+
+    # info: meta/info.json
+    info: DatasetInfo = field(init=False)
+    info_error: str | None = None
+
+    # metadata: the other files under meta/, E episodes
+    meta: DatasetMeta = field(init=False)
+    tasks: tuple[str, ...] = field(init=False)  # distinct and as written: untrusted
+    episode_length: np.ndarray = field(init=False)  # int64 [E], frames
+    data_files: tuple[str, ...] = field(init=False)
+    video_files: tuple[str, ...] = field(init=False)
+    meta_error: str | None = None
+
+    # tables: the parquet columns, F frames in episode order
+    action: np.ndarray = field(init=False)  # float32 [F, 6]
+    state: np.ndarray = field(init=False)  # float32 [F, 6]
+    timestamp: np.ndarray = field(init=False)  # float [F], seconds
+    fingerprint: str = field(init=False)
+    tables_error: str | None = None
+
+    # joints: what the values mean
+    detection: Detection = field(init=False)
+    action_degrees: np.ndarray = field(init=False)  # float32 [F, 6], only of a known convention
+    state_degrees: np.ndarray = field(init=False)

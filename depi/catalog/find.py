@@ -1,0 +1,109 @@
+"""Candidates: which datasets to look at."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import DatasetInfo
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from depi.errors import UserError
+from depi.files import read_json
+from depi.hub import client
+
+# Every LeRobot upload carries the first; recorders add the robot's name, in one of these spellings.
+BASE_TAG = "LeRobot"
+DEFAULT_TAGS = ("so100", "so101", "so100_follower", "so101_follower", "so-100", "so-101", "SO-ARM100")
+# Many uploads lack the tags and have the robot in their name.
+DEFAULT_SEARCH = ("so100", "so101")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A dataset to look at; `revision` is its newest commit when the listing told, else None."""
+
+    repo_id: str
+    revision: str | None = None
+    gated: bool | None = None
+
+
+def find(
+    *,
+    tags: Sequence[str] | None = None,
+    search: Sequence[str] | None = None,
+    author: str | None = None,
+    ids_file: Path | None = None,
+    limit: int | None = None,
+) -> list[Candidate]:
+    """Candidates sorted by repo_id, each once; the first `limit` of them.
+
+    What is named is united: datasets with the tag "LeRobot" and one of `tags`, datasets whose name
+    contains one of `search`, datasets in `ids_file`. `author` narrows tags and search to that user or
+    organisation, and alone takes all of their datasets. When nothing at all is named, the usual tags
+    and names of SO-100 and SO-101 datasets are looked for.
+
+    Raises:
+        UserError: the Hub cannot be listed, `ids_file` is malformed, or nothing was found.
+    """
+    if tags is None and search is None and author is None and ids_file is None:
+        tags, search = DEFAULT_TAGS, DEFAULT_SEARCH
+    found: dict[str, Candidate] = {}
+    if ids_file is not None:
+        found.update((repo_id, Candidate(repo_id)) for repo_id in read_ids(ids_file))
+    for info in _listings(tags or (), search or (), author):
+        if "/" not in info.id:
+            continue  # names without a user are of a time before LeRobot
+        _check_id(info.id, "the Hub lists")
+        gated = None if info.gated is None else bool(info.gated)
+        found[info.id] = Candidate(info.id, info.sha, gated)
+    if not found:
+        raise UserError("no dataset was found; widen --tags, --search or --author, or name --ids_file")
+    candidates = [found[repo_id] for repo_id in sorted(found)]
+    return candidates if limit is None else candidates[:limit]
+
+
+def read_ids(path: Path) -> list[str]:
+    """Ids from a JSON list, from the keys of a JSON object, or one per line (`#` starts a comment).
+
+    Raises:
+        UserError: the file is missing or malformed, or an entry is no "user/name".
+    """
+    if Path(path).suffix == ".json":
+        value = read_json(path)
+        if not isinstance(value, list | dict) or not all(isinstance(entry, str) for entry in value):
+            raise UserError(f"{path} is not a JSON list of dataset ids")
+        ids = list(value)
+    else:
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {path}: {error}") from None
+        ids = [line.partition("#")[0].strip() for line in lines]
+        ids = [line for line in ids if line]
+    if not ids:
+        raise UserError(f"{path} names no dataset")
+    for repo_id in ids:
+        _check_id(repo_id, f"{path} names")
+    return list(dict.fromkeys(ids))
+
+
+def _listings(tags: Sequence[str], search: Sequence[str], author: str | None) -> Iterator[DatasetInfo]:
+    listings: list[Iterable[DatasetInfo]] = [
+        client.list_datasets(tags=(BASE_TAG, tag), author=author) for tag in tags
+    ]
+    listings += [client.list_datasets(search=text, author=author) for text in search]
+    if author is not None and not listings:
+        listings.append(client.list_datasets(author=author))
+    for listing in listings:
+        yield from listing
+
+
+def _check_id(repo_id: str, where: str) -> None:
+    try:
+        validate_repo_id(repo_id)
+        valid = repo_id.count("/") == 1
+    except HFValidationError:
+        valid = False
+    if not valid:
+        raise UserError(f"{where} {ascii(repo_id)[:100]}, which is no dataset id; ids look like user/name")

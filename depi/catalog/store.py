@@ -1,0 +1,148 @@
+"""The catalogue on disk: `catalog.parquet` and the three lists of ids beside it."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from depi.errors import UserError
+from depi.files import atomic_write
+
+ACCEPTED, REJECTED, FAILED = "accepted", "rejected", "failed"
+
+CANDIDATES_FILE = "dataset_list.json"
+VALID_FILE = "dataset_list_valid.json"
+BAD_FILE = "bad_dataset_ids.json"
+CATALOG_FILE = "catalog.parquet"
+
+_MOMENT = pa.timestamp("us", tz="UTC")
+_TEXTS = pa.list_(pa.string())
+
+
+@dataclass
+class Row:
+    """One candidate with its verdict; what was not reached is None. All text is bounded and printable.
+
+    verdict: "accepted", "rejected" (a rule says why in `reasons`) or "failed" (could not be inspected)
+    reasons, flags: "rule: sentence"; flags are remarks on datasets that passed
+    tasks: distinct task texts, the first few
+    fingerprint: of the action columns; equal actions have equal fingerprints
+    duplicate_of: repo_id of the accepted original
+    score: 0..1 for accepted datasets, see `depi.catalog.order.score`
+    """
+
+    repo_id: str
+    verdict: str
+    revision: str | None = None
+    codebase_version: str | None = None
+    robot_type: str | None = None
+    joint_convention: str | None = None
+    joint_evidence: str | None = None
+    fps: float | None = None
+    cameras: list[str] | None = None
+    num_cameras: int | None = None
+    episodes: int | None = None
+    frames: int | None = None
+    tasks: list[str] | None = None
+    license: str | None = None
+    gated: bool | None = None
+    created_at: datetime | None = None
+    last_modified: datetime | None = None
+    fingerprint: str | None = None
+    duplicate_of: str | None = None
+    score: float | None = None
+    reasons: list[str] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+    checked_at: datetime | None = None
+    rules_version: str | None = None
+
+
+SCHEMA = pa.schema(
+    {
+        "repo_id": pa.string(),
+        "verdict": pa.string(),
+        "revision": pa.string(),
+        "codebase_version": pa.string(),
+        "robot_type": pa.string(),
+        "joint_convention": pa.string(),
+        "joint_evidence": pa.string(),
+        "fps": pa.float64(),
+        "cameras": _TEXTS,
+        "num_cameras": pa.int32(),
+        "episodes": pa.int64(),
+        "frames": pa.int64(),
+        "tasks": _TEXTS,
+        "license": pa.string(),
+        "gated": pa.bool_(),
+        "created_at": _MOMENT,
+        "last_modified": _MOMENT,
+        "fingerprint": pa.string(),
+        "duplicate_of": pa.string(),
+        "score": pa.float64(),
+        "reasons": _TEXTS,
+        "flags": _TEXTS,
+        "checked_at": _MOMENT,
+        "rules_version": pa.string(),
+    }
+)
+
+
+def write_catalog(folder: Path, rows: Sequence[Row], judged_by: dict[str, Any]) -> None:
+    """Write the four files; a reader sees each of them whole, old or new.
+
+    Args:
+        folder: created when missing.
+        rows: one per candidate, the accepted ones best first.
+        judged_by: JSON-able description of the rules and thresholds in force; `read_rows` compares it.
+    """
+    accepted = [row.repo_id for row in rows if row.verdict == ACCEPTED]
+    rejected = {row.repo_id: row.reasons for row in rows if row.verdict == REJECTED}
+    lists = {
+        CANDIDATES_FILE: sorted(row.repo_id for row in rows),
+        VALID_FILE: accepted,
+        BAD_FILE: dict(sorted(rejected.items())),
+    }
+    table = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=SCHEMA)
+    table = table.replace_schema_metadata({"judged_by": json.dumps(judged_by, sort_keys=True)})
+    try:
+        with ExitStack() as stack:
+            # All four are complete under temporary names before the first one is renamed.
+            for name, value in lists.items():
+                temporary = stack.enter_context(atomic_write(folder / name))
+                text = json.dumps(value, indent=2, ensure_ascii=False)
+                temporary.write_text(text + "\n", encoding="utf-8")
+            pq.write_table(table, stack.enter_context(atomic_write(folder / CATALOG_FILE)))
+    except OSError as error:
+        raise UserError(f"cannot write the lists into {folder}: {error}") from None
+
+
+def read_rows(folder: Path, judged_by: dict[str, Any] | None = None) -> list[Row]:
+    """Read `catalog.parquet` of `folder`; no rows if there is none.
+
+    Args:
+        folder: where `write_catalog` wrote.
+        judged_by: rows count only if they were judged by this; None takes any.
+
+    Raises:
+        UserError: the file is there and is not a catalogue.
+    """
+    path = folder / CATALOG_FILE
+    if not path.exists():
+        return []
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); remove it or pass --refresh") from None
+    metadata = table.schema.metadata or {}
+    if judged_by is not None and metadata.get(b"judged_by") != json.dumps(judged_by, sort_keys=True).encode():
+        return []
+    if not table.schema.equals(SCHEMA):
+        raise UserError(f"{path} has not the columns of a catalogue; remove it or pass --refresh")
+    return [Row(**row) for row in table.to_pylist()]
