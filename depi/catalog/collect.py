@@ -34,26 +34,35 @@ SHOWN = 10
 
 @dataclass
 class CollectConfig(Thresholds):
-    """Find SO-100 and SO-101 datasets on the Hub, judge each by named rules, and write into --output_dir:
+    """Find datasets on the Hub, judge each by named rules, and write into --output_dir:
 
     dataset_list.json        every candidate
     dataset_list_valid.json  the accepted ones, best first
     bad_dataset_ids.json     the rejected ones with their reasons
     catalog.parquet          one row per candidate with everything found out
 
+    Without --tags, --search, --author and --ids_file, the usual tags and names of SO-100 and SO-101
+    datasets are looked for. What has not changed since the last call is not inspected again.
+
     Exit status: 0 when every candidate was judged, 3 when some could not be inspected (they are named,
     and the next call tries them again), 2 when the command cannot work at all.
     """
 
+    # Where the four files are written.
     output_dir: Path = Path("data_ids")
-    # Which datasets; see the docstring of depi.catalog.find.find. Without any: the usual tags and names.
+    # Look for datasets tagged "LeRobot" and one of these, as in --tags=[so100,so101].
     tags: list[str] | None = None
+    # Look for datasets with one of these in their name, as in --search=[so100,so101].
     search: list[str] | None = None
+    # Only datasets of this user or organisation; without --tags and --search all of them.
     author: str | None = None
+    # Also the datasets named in this file: a JSON list, or one id per line.
     ids_file: Path | None = None
+    # Only the first so many candidates, sorted by name.
     limit: int | None = None
     # Inspections at the same time.
     workers: int = 16
+    # Rules to switch off, as in --disable_rules=[not_gated]; --list-rules prints their names.
     disable_rules: list[str] = field(default_factory=list)
     # Inspect everything again, also what has not changed since the last call.
     refresh: bool = False

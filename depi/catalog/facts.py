@@ -13,16 +13,23 @@ from depi.datasets.joints import Detection
 class Thresholds:
     """The numbers that the rules compare with."""
 
+    # Fewest colour cameras.
     min_cameras: int = 1
+    # Slowest recording, frames per second.
     min_fps: float = 5.0
+    # Fastest recording, frames per second.
     max_fps: float = 120.0
+    # Fewest episodes.
     min_episodes: int = 1
+    # Fewest frames.
     min_frames: int = 50
+    # Most frames; larger datasets are not checked and so not accepted.
     max_frames: int = 5_000_000
     # The least that the joint which moves most must move over the dataset, in degrees.
     min_motion: float = 5.0
-    # What inspecting one candidate may cost, in megabytes to download: its meta/ and its parquet tables.
+    # Largest meta/ folder to download, in megabytes.
     max_meta_mb: float = 200.0
+    # Largest parquet tables of one dataset to download, in megabytes.
     max_table_mb: float = 2_000.0
 
 

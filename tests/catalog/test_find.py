@@ -1,0 +1,106 @@
+import json
+
+import pytest
+
+from depi.catalog.find import Candidate, find, read_ids
+from depi.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def listed(module_hub, tmp_path_factory, publish):
+    """A Hub with repositories that differ in name, author and tags; their content does not matter."""
+    root = tmp_path_factory.mktemp("repos")
+    commits = {}
+    for repo_id, tags in {
+        "ann/cubes": ("LeRobot", "so100"),
+        "ann/so101_cups": (),
+        "bob/lamps": ("LeRobot", "so101_follower"),
+        "bob/so100_Lego": ("LeRobot", "so100"),
+        "cid/aloha": ("LeRobot", "aloha"),
+        "cid/not_lerobot": ("so100",),
+    }.items():
+        folder = root / repo_id
+        folder.mkdir(parents=True)
+        commits[repo_id] = publish(folder, repo_id, tags)
+    return commits
+
+
+def found(**options) -> list[str]:
+    return [candidate.repo_id for candidate in find(**options)]
+
+
+def test_the_default_unites_usual_tags_and_names_sorted_and_each_once(listed):
+    assert found() == ["ann/cubes", "ann/so101_cups", "bob/lamps", "bob/so100_Lego"]
+
+
+def test_listed_candidates_carry_their_newest_commit(listed):
+    assert find(tags=["aloha"]) == [Candidate("cid/aloha", listed["cid/aloha"], False)]
+
+
+def test_tags_go_together_with_lerobot(listed):
+    assert found(tags=["so100"]) == ["ann/cubes", "bob/so100_Lego"]
+
+
+def test_search_looks_at_names_whatever_their_tags(listed):
+    assert found(search=["lego", "CUPS"]) == ["ann/so101_cups", "bob/so100_Lego"]
+
+
+def test_author_alone_takes_all_and_narrows_the_rest(listed):
+    assert found(author="cid") == ["cid/aloha", "cid/not_lerobot"]
+    assert found(author="bob", tags=["so100"], search=["so101"]) == ["bob/so100_Lego"]
+
+
+def test_a_file_stands_alone_or_adds_to_what_is_named(listed, tmp_path):
+    path = tmp_path / "ids.json"
+    path.write_text(json.dumps(["zoe/far", "ann/cubes"]))
+    assert find(ids_file=path) == [Candidate("ann/cubes"), Candidate("zoe/far")]
+    both = find(ids_file=path, tags=["so100"])
+    assert [candidate.repo_id for candidate in both] == ["ann/cubes", "bob/so100_Lego", "zoe/far"]
+    assert both[0].revision == listed["ann/cubes"]
+
+
+def test_limit(listed):
+    assert found(limit=3) == ["ann/cubes", "ann/so101_cups", "bob/lamps"]
+
+
+def test_nothing_found_is_an_error(listed):
+    with pytest.raises(UserError, match="no dataset was found"):
+        find(search=["no such name"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "ids"),
+    [
+        ("a.json", '["a/b", "c/d", "a/b"]', ["a/b", "c/d"]),
+        ("bad.json", '{"a/b": ["x: y"], "c/d": []}', ["a/b", "c/d"]),
+        ("a.txt", "# my own\n\na/b  # the first\n c/d \na/b\n", ["a/b", "c/d"]),
+    ],
+)
+def test_ids_files(tmp_path, name, content, ids):
+    (tmp_path / name).write_text(content)
+    assert read_ids(tmp_path / name) == ids
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", "[", "is not valid JSON"),
+        ("a.json", '"a/b"', "is not a JSON list"),
+        ("a.json", "[1, 2]", "is not a JSON list"),
+        ("a.json", "[]", "names no dataset"),
+        ("a.txt", "# nothing\n", "names no dataset"),
+        ("a.txt", "lonely\n", "'lonely', which is no dataset id"),
+        ("a.txt", "a/b/c\n", "'a/b/c', which is no dataset id"),
+        ("a.txt", "a/../b\n", "which is no dataset id"),
+        ("a.txt", "a/b\x1b[31m\n", r"'a/b.x1b.31m', which is no dataset id"),
+    ],
+)
+def test_malformed_ids_files(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_ids(tmp_path / name)
+
+
+def test_an_absent_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"absent\.txt"):
+        read_ids(tmp_path / "absent.txt")
