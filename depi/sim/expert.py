@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 IK_STEPS = 80
 IK_TOLERANCE = 0.004
-CLOSED, OPEN = 0.0, 70.0
+CLOSED, AJAR, OPEN = 0.0, 15.0, 70.0
 
 
 class ArmKinematics:
@@ -130,7 +130,7 @@ class Expert:
         top = _raised(cube[:3], self._env.setup.object_size / 2 + 0.004)
         above = top + rng.uniform([-0.01, -0.01, 0.05], [0.01, 0.01, 0.07])
         hover = self._reach(above, None, self._guess(cube))
-        self._plan.add(hover, CLOSED, 0.8)
+        self._plan.add(hover, AJAR, 0.8)
         touch = self._reach(top, None, hover)
         self._plan.add(touch, CLOSED, 0.5)
         self._plan.add(touch, CLOSED, 0.3)

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -172,25 +172,26 @@ def _successful_episodes(
     task: str, setup: Setup, episodes: int, seed: int, failed: list[int]
 ) -> Iterator[Episode]:
     """Rehearse without cameras, which is cheap, then play the successes again with them."""
-    blind = make_env(task, replace(setup, cameras=()))
-    seeing = make_env(task, setup)
+    env = make_env(task, setup)
     try:
-        rehearse, perform = Expert(blind), Expert(seeing)
+        expert = Expert(env)
         found = 0
         while found < episodes:
-            if not play(blind, rehearse, seed).success:
-                failed.append(seed)
-                if len(failed) > 10 and len(failed) > MAX_FAILURE_SHARE * (found + len(failed)):
-                    raise UserError(
-                        f"the expert failed {len(failed)} of {found + len(failed)} episodes of {task}"
-                    )
-            else:
+            if play(env, expert, seed, images=False).success:
                 found += 1
-                yield play(seeing, perform, seed)
+                yield play(env, expert, seed)
+            else:
+                failed.append(seed)
+                _check_failures(task, len(failed), found)
             seed += 1
     finally:
-        blind.close()
-        seeing.close()
+        env.close()
+
+
+def _check_failures(task: str, failed: int, found: int) -> None:
+    tried = failed + found
+    if tried >= 10 and failed > MAX_FAILURE_SHARE * tried:
+        raise UserError(f"the expert failed {failed} of {tried} episodes of {task}: change the setup")
 
 
 def _make_writer(folder: Path, repo_id: str, setup: Setup):

@@ -31,9 +31,9 @@ class Episode:
     seconds: float
 
 
-def play(env: "So101Env", expert: Expert, seed: int) -> Episode:
+def play(env: "So101Env", expert: Expert, seed: int, *, images: bool = True) -> Episode:
     """Reset the environment with `seed` and let the expert act until success or the time limit."""
-    observation, _ = env.reset(seed=seed)
+    observation, _ = env.reset(seed=seed, options={"images": images})
     expert.reset()
     observations, actions = [], []
     done = success = False

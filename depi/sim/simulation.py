@@ -89,9 +89,13 @@ class So101Env(gymnasium.Env):
         return self._scene_state[13:20].astype(np.float64)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """Start an episode: place the cube at random, fold the arm. Returns (observation, info)."""
+        """Start an episode: place the cube at random, fold the arm. Returns (observation, info).
+
+        `options={"images": False}` leaves the images out of this episode's observations, to save time.
+        """
         super().reset(seed=self._seed if seed is None else seed)
         self._seed = None
+        self._with_images = (options or {}).get("images", True)
         episode = int(self.np_random.integers(2**31))
         rng = np.random.default_rng([episode, 1])
         self.home = encoder_round(HOME + HOME_NOISE * rng.uniform(-1, 1, 6))
@@ -147,7 +151,7 @@ class So101Env(gymnasium.Env):
 
     def _observe(self) -> dict[str, Any]:
         images = {}
-        for index, camera in enumerate(self.setup.cameras):
+        for index, camera in enumerate(self.setup.cameras if self._with_images else ()):
             if camera.kind == "wrist":
                 self._aim_wrist(camera, self._jitter[index])
                 view: str | mujoco.MjvCamera = "wrist_cam"
