@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from depi import engine
 from depi.catalog.facts import Thresholds
@@ -233,7 +233,9 @@ def print_summary(console: Console, summary: Summary) -> None:
     for verdict, title in ((REJECTED, "rejected"), (FAILED, "not inspected")):
         rows = [row for row in summary.rows if row.verdict == verdict]
         if rows:
-            table = Table(f"{title}, {min(SHOWN, len(rows))} of {len(rows)}", "reasons")
+            table = Table(
+                f"{title}, {min(SHOWN, len(rows))} of {len(rows)}", Column("reasons", overflow="fold")
+            )
             for row in rows[:SHOWN]:
                 table.add_row(escape(row.repo_id), escape("\n".join(row.reasons)))
             console.print(table)

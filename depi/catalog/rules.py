@@ -163,11 +163,12 @@ def counts_match(facts: Facts, limits: Thresholds) -> str | None:
 
 def files_present(facts: Facts, limits: Thresholds) -> str | None:
     """Every table and video that the episodes refer to is in the repository."""
-    for kind, needed in (("video", facts.video_files), ("data", facts.data_files)):
+    found = []
+    for kind, needed in (("data", facts.data_files), ("video", facts.video_files)):
         missing = [path for path in needed if path not in facts.files]
         if missing:
-            return f"{len(missing)} of {len(needed)} {kind} files missing, the first is {clean(missing[0])}"
-    return None
+            found.append(f"{len(missing)} of {len(needed)} {kind} files missing, as {clean(missing[0])}")
+    return "; ".join(found) or None
 
 
 def tables_bounded(facts: Facts, limits: Thresholds) -> str | None:

@@ -149,7 +149,7 @@ def test_every_rejected_one_has_its_reason(collected):
         "eve/no_camera": ["enough_cameras: 0 cameras, at least 1 are needed (--min_cameras)"],
         "eve/too_slow": ["fps_in_range: 2 fps, expected 5 to 120"],
         "eve/wrong_counts": ["counts_match: 900 frames declared, 80 listed"],
-        "eve/video_missing": [f"files_present: 1 of 2 video files missing, the first is {front}"],
+        "eve/video_missing": [f"files_present: 1 of 2 video files missing, as {front}"],
         "eve/so101_no_info": ["has_info: no meta/info.json among its 8 files"],
         "zoe/copy_of_ann": ["not_duplicate: same actions as ann/two_cameras, published earlier"],
         "fay/gated": ["not_gated: gated: its author grants access on request"],

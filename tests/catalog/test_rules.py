@@ -201,13 +201,18 @@ REFUSED = [
     (
         "files_present",
         without_file("videos/chunk-000/observation.images.front/episode_000001.mp4"),
-        "1 of 2 video files missing, the first is "
-        "videos/chunk-000/observation.images.front/episode_000001.mp4",
+        "1 of 2 video files missing, as videos/chunk-000/observation.images.front/episode_000001.mp4",
     ),
     (
         "files_present",
         without_file("data/chunk-000/episode_000000.parquet"),
-        "1 of 2 data files missing, the first is data/chunk-000/episode_000000.parquet",
+        "1 of 2 data files missing, as data/chunk-000/episode_000000.parquet",
+    ),
+    (
+        "files_present",
+        changed(files={"meta/info.json": 1}),
+        "2 of 2 data files missing, as data/chunk-000/episode_000000.parquet; 2 of 2 video files missing, as "
+        "videos/chunk-000/observation.images.front/episode_000000.mp4",
     ),
     (
         "tables_bounded",
