@@ -169,6 +169,7 @@ class Pi0(nn.Module):
             time: float32 [B], in (0, 1]; see `sample_time`.
         """
         # Time runs from actions (t = 0) to noise (t = 1), as in openpi; the paper's runs the other way.
+        # Training draws it from Beta(1.5, 1) * 0.999 + 0.001: noisy moments are the hard ones.
         t = time[:, None, None]
         x_t = t * noise + (1 - t) * actions
         u_t = noise - actions

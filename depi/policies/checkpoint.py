@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import draccus
-from draccus.utils import DecodingError
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 
 from depi.errors import UserError
 from depi.files import read_json
+from depi.flags import parse_flags
 from depi.policies.configuration import DepiPi0Config
 
 CONFIG = "config.json"
@@ -34,11 +34,13 @@ def load_config(folder: Path, overrides: Sequence[str] = ()) -> PI0Config:
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(content, file)
         file.flush()
-        try:
-            with draccus.config_type("json"):
-                return draccus.parse(CONFIG_CLASSES[kind], file.name, args=list(overrides))
-        except (DecodingError, ValueError, TypeError, SystemExit) as error:
-            raise UserError(f"{path} with flags {list(overrides)}: {' '.join(str(error).split())}") from None
+        with draccus.config_type("json"):
+            return parse_flags(
+                CONFIG_CLASSES[kind],
+                overrides,
+                str(path),
+                parse=lambda flags: draccus.parse(CONFIG_CLASSES[kind], file.name, args=flags),
+            )
 
 
 def resolve_checkpoint(path_or_repo_id: str | Path, revision: str | None = None) -> Path:
@@ -75,4 +77,5 @@ def _download(repo_id: str, revision: str | None) -> Path:
     ]
     if CONFIG not in wanted:
         raise UserError(f"{repo_id} is no checkpoint: it has no {CONFIG}")
+    assert info.sha is not None
     return download_files(repo_id, wanted, revision=info.sha, repo_type="model", progress=True)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
-from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
+from lerobot.utils.constants import ACTION, OBS_STATE
 
 from depi.errors import UserError
 from depi.models.pi0 import Pi0Dimensions
@@ -94,11 +94,11 @@ def refuse_unsupported(config: PI0Config) -> None:
 
 
 class TrainingData(Protocol):
-    """What a policy needs to know about the data: camera slots are `observation.images.0`, `.1`, ..."""
+    """What a policy needs to know about a dataset."""
 
     state_dim: int
     action_dim: int
-    max_cameras: int
+    camera_slots: tuple[str, ...]  # batch keys
 
 
 def set_features(config: PI0Config, data: TrainingData) -> None:
@@ -115,11 +115,11 @@ def set_features(config: PI0Config, data: TrainingData) -> None:
     ):
         if not 0 < size <= room:
             raise UserError(f"the data's {name} has {size} numbers, the policy has room for 1 to {room}")
-    if data.max_cameras < 1:
+    if not data.camera_slots:
         raise UserError("pi0 needs at least one camera, and the data has none")
     visual = PolicyFeature(type=FeatureType.VISUAL, shape=(3, *config.image_resolution))
     config.input_features = {
-        **{f"{OBS_IMAGES}.{slot}": visual for slot in range(data.max_cameras)},
+        **dict.fromkeys(data.camera_slots, visual),
         OBS_STATE: PolicyFeature(type=FeatureType.STATE, shape=(data.state_dim,)),
     }
     config.output_features = {ACTION: PolicyFeature(type=FeatureType.ACTION, shape=(data.action_dim,))}

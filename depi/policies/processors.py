@@ -59,7 +59,7 @@ def make_processors(config: PI0Config, stats: Mapping[str, Mapping[str, Any]]) -
         for key, values in stats.items()
     }
     pre, post = _with_tokenizer(lambda: make_pi0_pre_post_processors(config, tensors))
-    _check_vocabulary(pre, config)
+    _fit_tokenizer(pre, config)
     return pre, post
 
 
@@ -92,7 +92,7 @@ def load_processors(
     for relative in (step for step in pre.steps if isinstance(step, RelativeActionsProcessorStep)):
         for absolute in (step for step in post.steps if isinstance(step, AbsoluteActionsProcessorStep)):
             absolute.relative_step = relative
-    _check_vocabulary(pre, config)
+    _fit_tokenizer(pre, config)
     return pre, post
 
 
@@ -154,11 +154,13 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _check_vocabulary(pre: Pipeline, config: PI0Config) -> None:
+def _fit_tokenizer(pre: Pipeline, config: PI0Config) -> None:
     room = dimensions_of(config).vocab_size
     for step in pre.steps:
         if isinstance(step, TokenizerProcessorStep):
-            # Added tokens such as `<image>` stand behind the vocabulary and do not occur in prompts.
+            # A task that says "<image>" or "<eos>" means these letters. PaliGemma's `<image>` stands behind
+            # its vocabulary, and the policy has no embedding for it.
+            step.input_tokenizer.split_special_tokens = True
             size = step.input_tokenizer.vocab_size
             if size > room:
                 raise UserError(

@@ -1,4 +1,4 @@
-"""Tiny policies, batches, and the tokenizer under its published name without a network."""
+"""Small policies, batches, and the tokenizer under its published name without a network."""
 
 from types import SimpleNamespace
 
@@ -30,56 +30,67 @@ SMALL = {
 }
 
 
-def small_config(**changes):
-    return DepiPi0Config(device="cpu", **{**SMALL, **changes})
-
-
-def raw_batch(batch_size=4, state_dim=6, action_dim=6, chunk_size=7, size=28):
-    """What a data loader hands over: uint8 cameras, one of them absent in two samples."""
-    absent = torch.zeros(batch_size, dtype=torch.bool)
-    absent[::2] = True
-    never = torch.zeros_like(absent)
-    return {
-        **{key: torch.randint(0, 256, (batch_size, 3, size, size), dtype=torch.uint8) for key in CAMERAS},
-        f"{CAMERAS[0]}_is_pad": never,
-        f"{CAMERAS[1]}_is_pad": absent,
-        f"{CAMERAS[2]}_is_pad": never,
-        OBS_STATE: torch.randn(batch_size, state_dim) * 30 + 10,
-        ACTION: torch.randn(batch_size, chunk_size, action_dim) * 30 + 10,
-        "action_is_pad": torch.arange(chunk_size)[None] >= torch.randint(2, chunk_size + 1, (batch_size, 1)),
-        "task": ["pick up the red cube"] * (batch_size - 1) + ["push"],
-        "dataset_index": torch.arange(batch_size),
-        "noise": torch.randn(batch_size, chunk_size, 32),
-        "time": torch.rand(batch_size),
-    }
-
-
-def processed_batch(**sizes):
-    """As `raw_batch`, normalised and tokenised by hand."""
-    batch = raw_batch(**sizes)
-    lengths = torch.randint(3, 17, (len(batch["time"]), 1))
-    del batch["task"]
-    batch[OBS_STATE] = (batch[OBS_STATE] - 10) / 30
-    batch[ACTION] = (batch[ACTION] - 10) / 30
-    batch[OBS_LANGUAGE_TOKENS] = torch.randint(4, 1024, (len(lengths), 16))
-    batch[OBS_LANGUAGE_ATTENTION_MASK] = torch.arange(16)[None] < lengths
-    return batch
-
-
-STATS = {key: {"mean": torch.full((6,), 10.0), "std": torch.full((6,), 30.0)} for key in (OBS_STATE, ACTION)}
-
-
-DATA = SimpleNamespace(state_dim=6, action_dim=6, max_cameras=3)
-
-
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
 
 
 @pytest.fixture
-def policy():
-    return make_policy(small_config(), DATA)
+def data():
+    """The shape of a dataset."""
+    return SimpleNamespace(state_dim=6, action_dim=6, camera_slots=CAMERAS)
+
+
+@pytest.fixture
+def stats():
+    return {
+        key: {"mean": torch.full((6,), 10.0), "std": torch.full((6,), 30.0)} for key in (OBS_STATE, ACTION)
+    }
+
+
+@pytest.fixture
+def make_config():
+    def make(**changes):
+        return DepiPi0Config(device="cpu", **{**SMALL, **changes})
+
+    return make
+
+
+@pytest.fixture
+def policy(make_config, data):
+    return make_policy(make_config(), data)
+
+
+@pytest.fixture
+def raw_batch():
+    """What a data loader hands over for four samples: uint8 cameras, one of them absent in two samples."""
+    absent = torch.tensor([True, False, True, False])
+    never = torch.zeros(4, dtype=torch.bool)
+    return {
+        **{key: torch.randint(0, 256, (4, 3, 28, 28), dtype=torch.uint8) for key in CAMERAS},
+        f"{CAMERAS[0]}_is_pad": never,
+        f"{CAMERAS[1]}_is_pad": absent,
+        f"{CAMERAS[2]}_is_pad": never,
+        OBS_STATE: torch.randn(4, 6) * 30 + 10,
+        ACTION: torch.randn(4, 7, 6) * 30 + 10,
+        "action_is_pad": torch.arange(7)[None] >= torch.tensor([[7], [1], [4], [6]]),
+        "task": ["pick up the red cube", "push", "put the ball in the bin", "lift"],
+        "dataset_index": torch.arange(4),
+        "episode_index": torch.arange(4) + 10,
+        "noise": torch.randn(4, 7, 32),
+        "time": torch.rand(4),
+    }
+
+
+@pytest.fixture
+def batch(raw_batch):
+    """`raw_batch`, normalised and tokenised by hand."""
+    del raw_batch["task"]
+    raw_batch[OBS_STATE] = (raw_batch[OBS_STATE] - 10) / 30
+    raw_batch[ACTION] = (raw_batch[ACTION] - 10) / 30
+    raw_batch[OBS_LANGUAGE_TOKENS] = torch.randint(4, 700, (4, 16))
+    raw_batch[OBS_LANGUAGE_ATTENTION_MASK] = torch.arange(16)[None] < torch.tensor([[3], [16], [9], [1]])
+    return raw_batch
 
 
 @pytest.fixture(scope="session")

@@ -201,7 +201,7 @@ def test_missing_camera_equals_masked_camera(pair):
         assert ours.forward(missing)[0] == ours.forward(masked)[0] != ours.forward(batch)[0]
 
 
-def test_export_loads_in_lerobot(pair, tmp_path):
+def test_export_loads_in_lerobot(pair, tmp_path, capsys):
     """Its loader prints failures and returns random weights: look at the numbers."""
     _, ours = pair
     ours = copy.deepcopy(ours)
@@ -211,6 +211,7 @@ def test_export_loads_in_lerobot(pair, tmp_path):
     ours.save_pretrained(tmp_path)
     with reduced_sizes():
         reloaded = lerobot_pi0.PI0Policy.from_pretrained(tmp_path, strict=True)
+    assert "All keys loaded successfully!" in capsys.readouterr().out
     batch = make_batch()
     expected = ours.forward(batch)[0]
     assert relative_error(their_loss(reloaded, batch), expected) < TOLERANCE

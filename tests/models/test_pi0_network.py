@@ -1,0 +1,209 @@
+"""The network by itself: masks, positions, time, sampling, initialisation, compilation."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Beta
+
+from depi.models.gemma import GemmaLayer, RMSNorm, attention, rotary_table, rotate
+from depi.models.pi0 import Pi0, Pi0Dimensions, sample_time, suffix_mask, time_embedding
+
+SIZES = Pi0Dimensions.tiny(
+    image_size=28,
+    vision_width=32,
+    vision_mlp_dim=48,
+    vocab_size=50,
+    width=48,
+    mlp_dim=64,
+    expert_width=32,
+    expert_mlp_dim=40,
+    depth=2,
+    head_dim=16,
+    chunk_size=4,
+    state_dim=5,
+    action_dim=3,
+)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def model():
+    model = Pi0(SIZES)
+    model.init_weights()
+    return model
+
+
+@pytest.fixture
+def inputs():
+    """Two samples, two cameras, six prompt tokens."""
+    return {
+        "images": torch.randint(0, 256, (2, 2, 3, 28, 28), dtype=torch.uint8),
+        "image_mask": torch.tensor([[True, True], [False, True]]),
+        "tokens": torch.randint(0, 50, (2, 6)),
+        "token_mask": torch.tensor([[True] * 6, [True] * 2 + [False] * 4]),
+        "state": torch.randn(2, 5),
+        "actions": torch.randn(2, 4, 3),
+        "noise": torch.randn(2, 4, 3),
+        "time": torch.rand(2),
+    }
+
+
+def velocity(model, inputs, x_t, time):
+    prefix = model.encode_prefix(*(inputs[key] for key in ("images", "image_mask", "tokens", "token_mask")))
+    return model.velocity(prefix, inputs["state"], x_t, time)
+
+
+def test_time_runs_from_actions_to_noise(model, inputs):
+    """At t = 1 the actions do not enter but in the target, at t = 0 the noise does not."""
+    ones, zeros = torch.ones(2), torch.zeros(2)
+    target = inputs["noise"] - inputs["actions"]
+    at_noise = (velocity(model, inputs, inputs["noise"], ones) - target).square()
+    at_actions = (velocity(model, inputs, inputs["actions"], zeros) - target).square()
+    torch.testing.assert_close(model(**{**inputs, "time": ones}), at_noise)
+    torch.testing.assert_close(model(**{**inputs, "time": zeros}), at_actions)
+
+
+def test_sampling_is_euler_with_the_prefix_read_once(model, inputs):
+    x_t = inputs["noise"]
+    with torch.no_grad():
+        for step in range(4):
+            x_t = x_t - 0.25 * velocity(model, inputs, x_t, torch.full((2,), 1 - step / 4))
+    calls = []
+    model.vision.register_forward_hook(lambda *_: calls.append(1))
+    arguments = [inputs[key] for key in ("images", "image_mask", "tokens", "token_mask", "state", "noise")]
+    torch.testing.assert_close(model.sample_actions(*arguments, num_steps=4), x_t)
+    assert len(calls) == 1
+
+
+def test_padding_changes_nothing(model, inputs):
+    """A sample alone, without its absent camera and its padded tokens, has the same loss."""
+    whole = model(**inputs)
+    alone = {key: value[1:] for key, value in inputs.items()}
+    alone |= {
+        "images": alone["images"][:, 1:],
+        "image_mask": alone["image_mask"][:, 1:],
+        "tokens": alone["tokens"][:, :2],
+        "token_mask": alone["token_mask"][:, :2],
+    }
+    torch.testing.assert_close(model(**alone), whole[1:])
+
+
+def test_samples_are_independent(model, inputs):
+    both = model(**inputs)
+    for sample in range(2):
+        alone = model(**{key: value[sample : sample + 1] for key, value in inputs.items()})
+        torch.testing.assert_close(alone, both[sample : sample + 1])
+
+
+def test_suffix_mask_by_hand():
+    expected = [[1, 0, 0], [1, 1, 1], [1, 1, 1]]
+    assert suffix_mask(2, torch.device("cpu")).int().tolist() == expected
+
+
+def test_attention_against_a_slow_computation():
+    q, k, v = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 5, 8), torch.randn(1, 2, 5, 8)
+    mask = torch.rand(1, 1, 3, 5) < 0.7
+    mask[..., 0] = True
+    expected = torch.zeros(1, 3, 32)
+    for head in range(4):
+        for row in range(3):
+            scores = k[0, head // 2] @ q[0, head, row] / math.sqrt(8)
+            weights = torch.where(mask[0, 0, row], scores, -torch.inf).softmax(dim=0)
+            expected[0, row, head * 8 : head * 8 + 8] = weights @ v[0, head // 2]
+    torch.testing.assert_close(attention(q, k, v, mask), expected)
+
+
+def test_rotation_depends_on_distance_alone():
+    q, k = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
+
+    def score(at_q, at_k):
+        rotated = (rotate(x, rotary_table(torch.tensor([[at]]), 16)) for x, at in ((q, at_q), (k, at_k)))
+        return torch.mul(*rotated).sum()
+
+    torch.testing.assert_close(score(7, 3), score(104, 100))
+    torch.testing.assert_close(score(0, 0), (q * k).sum())
+    assert not torch.isclose(score(7, 3), score(7, 4))
+
+
+def test_earlier_keys_stand_in_front():
+    """Running tokens in two halves, with the first half's keys and values, equals running them together."""
+    layer = GemmaLayer(width=12, mlp_dim=20, num_heads=2, num_kv_heads=1, head_dim=8)
+    x = torch.randn(1, 5, 12)
+    rotation = rotary_table(torch.arange(5)[None], 8)
+    mask = torch.ones(5, 5, dtype=torch.bool).tril()[None, None]
+    whole, _ = layer(x, rotation, mask)
+    first, second = tuple(part[:, :, :2] for part in rotation), tuple(part[:, :, 2:] for part in rotation)
+    _, earlier = layer(x[:, :2], first, mask[..., :2, :2])
+    later, _ = layer(x[:, 2:], second, mask[..., 2:, :], earlier)
+    torch.testing.assert_close(later, whole[:, 2:])
+
+
+def test_rms_norm_is_exact_in_bfloat16():
+    norm = RMSNorm(64)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(3, 64).bfloat16() * 100
+    expected = x.float() / (x.float().square().mean(-1, keepdim=True) + 1e-6).sqrt() * (1 + norm.weight)
+    assert norm(x).dtype == torch.bfloat16
+    assert torch.equal(norm(x), expected.bfloat16())
+
+
+def test_time_embedding_by_hand():
+    embedding = time_embedding(torch.tensor([0.25]), 4, 0.5, 2.0)
+    angles = [2 * math.pi * 0.25 / 0.5, 2 * math.pi * 0.25 / 2.0]
+    expected = [math.sin(angles[0]), math.sin(angles[1]), math.cos(angles[0]), math.cos(angles[1])]
+    torch.testing.assert_close(embedding, torch.tensor([expected]))
+
+
+def test_time_follows_the_beta_distribution():
+    time = sample_time(100_000, torch.device("cpu"), torch.Generator().manual_seed(0))
+    assert 0.001 < time.min() < time.max() <= 1.0
+    drawn = Beta(1.5, 1.0).sample((100_000,)) * 0.999 + 0.001
+    levels = torch.linspace(0.05, 0.95, 19)
+    torch.testing.assert_close(time.quantile(levels), drawn.quantile(levels), rtol=0, atol=0.01)
+
+
+def test_every_parameter_gets_a_gradient(model, inputs):
+    model(**inputs).mean().backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_initial_activations_keep_their_scale(model, inputs):
+    """Random weights leave signals near unit size, in the prefix and at the output."""
+    embeddings = model.embed_prefix(inputs["images"], inputs["tokens"])
+    assert 0.5 < embeddings[:, -6:].std() < 2
+    assert 0.3 < embeddings[:, :-6].std() < 3
+    assert 0.2 < velocity(model, inputs, inputs["noise"], inputs["time"]).std() < 5
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",  # traces forward and backward as the default does, without generating code
+        pytest.param("inductor", marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_forward_is_the_same(model, inputs, backend):
+    expected = model(**inputs)
+    expected.mean().backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    errors = compiled(**inputs)
+    errors.mean().backward()
+    torch.testing.assert_close(errors, expected)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"image_size": 30}, {"vision_heads": 3}, {"num_kv_heads": 3}, {"head_dim": 15}, {"expert_width": 33}],
+)
+def test_sizes_that_do_not_fit_together(sizes):
+    with pytest.raises(ValueError, match=str(next(iter(sizes.values())))):
+        Pi0Dimensions.tiny(**sizes)

@@ -1,0 +1,266 @@
+"""Checkpoint folders: there and back, and everything that can be wrong with one."""
+
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies.pi0.configuration_pi0 import PI0Config
+from safetensors.torch import load_file, save_file
+
+from depi.errors import UserError
+from depi.models.pi0 import Pi0, Pi0Dimensions
+from depi.policies import (
+    load_config,
+    load_policy,
+    load_processors,
+    make_processors,
+    preprocess,
+    save_checkpoint,
+    set_features,
+)
+from depi.policies.convert import (
+    EMBEDDING,
+    EXPERT,
+    LANGUAGE,
+    TIED_HEAD,
+    lerobot_name,
+    to_lerobot,
+    unused_shapes,
+)
+
+
+@pytest.fixture
+def folder(policy, stats, tokenizer, tmp_path):
+    """A checkpoint folder."""
+    pre, post = make_processors(policy.config, stats)
+    save_checkpoint(tmp_path / "checkpoint", policy, pre, post)
+    return tmp_path / "checkpoint"
+
+
+def rewrite_weights(folder, change):
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path)
+
+
+def same_weights(first, second):
+    pairs = zip(first.model.named_parameters(), second.model.named_parameters(), strict=True)
+    return all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in pairs)
+
+
+def test_there_and_back(policy, folder, raw_batch):
+    names = {path.name for path in folder.iterdir()}
+    assert {
+        "config.json",
+        "model.safetensors",
+        "policy_preprocessor.json",
+        "policy_postprocessor.json",
+    } < names
+    loaded = load_policy(folder)
+    assert same_weights(loaded, policy)
+    assert not loaded.training
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    pre, post = load_processors(folder)
+    batch = preprocess(raw_batch, pre)
+    with torch.no_grad():
+        assert policy.eval().forward(batch)[0] == loaded.forward(batch)[0]
+    actions = post(loaded.predict_action_chunk(batch))
+    torch.testing.assert_close(actions, loaded.predict_action_chunk(batch) * 30 + 10)
+
+
+def test_training_goes_on_after_loading(folder, batch):
+    """Loaded weights may live in the mapped file: they change in memory, not on disk."""
+    before = (folder / "model.safetensors").read_bytes()
+    loaded = load_policy(folder)
+    optimizer = torch.optim.AdamW(loaded.get_optim_params(), lr=1e-2)
+    loss = loaded.forward(batch)[0]
+    loss.backward()
+    optimizer.step()
+    assert loaded.forward(batch)[0] < loss
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_folder_of_a_training_step(policy, folder):
+    step = folder.parent / "000100"
+    step.mkdir()
+    shutil.move(folder, step / "pretrained_model")
+    assert same_weights(load_policy(step), policy)
+
+
+@pytest.mark.parametrize("prefix", ["model.", ""])
+def test_names_without_prefix_and_tied_embedding(policy, folder, prefix):
+    def strip(weights):
+        del weights[f"model.{EMBEDDING}"]
+        for name in list(weights):
+            weights[prefix + name.removeprefix("model.")] = weights.pop(name)
+
+    rewrite_weights(folder, strip)
+    assert same_weights(load_policy(folder), policy)
+
+
+def test_bfloat16_file_becomes_float32(policy, folder):
+    rewrite_weights(folder, lambda weights: weights.update({k: v.bfloat16() for k, v in weights.items()}))
+    loaded = load_policy(folder)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    torch.testing.assert_close(
+        loaded.model.image_proj.weight, policy.model.image_proj.weight, rtol=0.01, atol=0
+    )
+
+
+def test_missing_and_unexpected_names(folder):
+    def damage(weights):
+        del weights["model.state_proj.bias"]
+        del weights["model.action_out_proj.weight"]
+        weights["model.surprise"] = torch.zeros(1)
+
+    rewrite_weights(folder, damage)
+    with pytest.raises(UserError, match=r"3 tensors differ: missing .*; missing .*; unexpected surprise"):
+        load_policy(folder)
+
+
+def test_not_strict_names_what_is_random(folder, policy, caplog):
+    rewrite_weights(folder, lambda weights: weights.pop("model.state_proj.weight"))
+    with caplog.at_level(logging.WARNING):
+        loaded = load_policy(folder, strict=False)
+    assert "missing state_proj.weight" in caplog.text
+    assert torch.equal(loaded.model.state_proj.bias, policy.model.state_proj.bias)
+    assert 0 < loaded.model.state_proj.weight.std() < 1
+
+
+def test_shapes_always_count(folder):
+    rewrite_weights(folder, lambda weights: weights.update({"model.state_proj.weight": torch.zeros(3, 2)}))
+    for strict in (True, False):
+        with pytest.raises(
+            UserError, match=r"state_proj.weight has shape \[3, 2\], the policy needs \[40, 32\]"
+        ):
+            load_policy(folder, strict=strict)
+
+
+@pytest.mark.parametrize("size", [0, 5, 1000, 40_000])
+def test_truncated_weights(folder, size):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(UserError, match=r"model.safetensors is damaged"):
+        load_policy(folder)
+
+
+def test_missing_files(folder, tmp_path):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="does not exist"):
+        load_policy(folder)
+    (folder / "policy_postprocessor.json").unlink()
+    with pytest.raises(UserError, match=r"policy_postprocessor.json does not exist"):
+        load_processors(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match=r"no config.json"):
+        load_policy(folder)
+    for name in (tmp_path / "nothing", "./nothing", "nothing"):
+        with pytest.raises(UserError, match="neither a folder nor a Hub repository"):
+            load_policy(name)
+
+
+def test_other_policy_type(folder):
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"type": "act"}))
+    with pytest.raises(UserError, match="policy type 'act'; DePi knows pi0, depi_pi0"):
+        load_policy(folder)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(UserError, match="policy type None"):
+        load_policy(folder)
+
+
+def test_overrides(folder):
+    assert load_policy(folder, config_overrides=["--n_action_steps=2"]).config.n_action_steps == 2
+    for flag, message in (
+        ("--n_action_steps=99", "cannot be greater than chunk_size"),
+        ("--no_such_field=1", "no_such_field"),
+        ("--depth=many", "many"),
+        ("--width=-3", "width must be between"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_policy(folder, config_overrides=[flag])
+    with pytest.raises(UserError, match="does not fit the policy"):
+        load_policy(folder, config_overrides=["--depth=4"])
+
+
+def test_fine_tuning_on_other_data(folder, data):
+    data.camera_slots, data.state_dim = ("observation.image",), 2
+    loaded = load_policy(folder, data=data)
+    assert list(loaded.config.image_features) == ["observation.image"]
+    assert loaded.config.robot_state_feature.shape == (2,)
+
+
+def test_processor_files_are_checked(folder):
+    path = folder / "policy_preprocessor.json"
+    content = json.loads(path.read_text())
+    for step, message in (
+        ({"class": "os.system", "config": {}}, "not part of pi0: os.system"),
+        (
+            {"registry_name": "normalizer_processor", "state_file": "../../other.safetensors"},
+            "plain file name",
+        ),
+        ("step", "no list of steps"),
+    ):
+        path.write_text(json.dumps(content | {"steps": [*content["steps"], step]}))
+        with pytest.raises(UserError, match=message):
+            load_processors(folder)
+
+
+def test_every_lerobot_name_is_there():
+    """Names of a published `pi0`: 27 vision layers of 16, 18 + 18 Gemma layers of 9, and the rest."""
+    with torch.device("meta"):
+        model = Pi0(Pi0Dimensions.full())
+    ours = {lerobot_name(name, 18) for name in model.state_dict()}
+    unused = set(unused_shapes(model.dimensions))
+    assert not ours & unused
+    rest = (
+        5 + 2 + 1 + 2 + 2 + 10
+    )  # patches and vision norm; projector; tokens; norms; heads; action projections
+    assert len(ours | unused) == 27 * 16 + 2 * 18 * 9 + rest
+    for name in (
+        LANGUAGE + "layers.17.self_attn.k_proj.weight",
+        LANGUAGE + "layers.3.post_attention_layernorm.weight",
+        EXPERT + "model.layers.17.mlp.down_proj.weight",
+        EXPERT + "model.norm.weight",
+        "action_time_mlp_out.bias",
+    ):
+        assert name in ours
+
+
+def test_restored_parts(policy):
+    exported = to_lerobot(policy.state_dict(), policy.model.dimensions)
+    assert torch.equal(exported[f"model.{TIED_HEAD}"], policy.model.token_embedding.weight)
+    for name, shape in unused_shapes(policy.model.dimensions).items():
+        assert tuple(exported[f"model.{name}"].shape) == shape
+        assert name == TIED_HEAD or not exported[f"model.{name}"].any()
+
+
+def test_published_size_is_lerobots_own_type(data, tmp_path):
+    config = PI0Config(device="cpu")
+    set_features(config, data)
+    config.save_pretrained(tmp_path)
+    stock = PreTrainedConfig.from_pretrained(tmp_path)
+    assert type(stock) is PI0Config
+    assert stock.image_features == config.image_features
+    assert load_config(tmp_path) == stock
+
+
+def test_from_the_hub(hub, policy, folder):
+    api = HfApi(endpoint=hub.endpoint, token=hub.write_token)
+    api.create_repo("someone/pi0", repo_type="model")
+    first = api.upload_folder(repo_id="someone/pi0", folder_path=folder).oid
+    rewrite_weights(folder, lambda weights: weights.update({"model.state_proj.bias": torch.ones(40)}))
+    api.upload_folder(repo_id="someone/pi0", folder_path=folder)
+    assert same_weights(load_policy("someone/pi0", revision=first), policy)
+    assert (load_policy("someone/pi0").model.state_proj.bias == 1).all()
+    pre, _ = load_processors("someone/pi0", revision=first)
+    assert len(pre.steps) == 7
+    with pytest.raises(UserError, match="someone/nothing"):
+        load_policy("someone/nothing")
+    with pytest.raises(UserError, match="nowhere"):
+        load_policy("someone/pi0", revision="nowhere")

@@ -1,0 +1,100 @@
+"""LeRobot's pipelines around the policy: what they do to a batch, what they keep, when they cannot be had."""
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from lerobot.policies.factory import make_pre_post_processors
+from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+
+from depi.errors import UserError
+from depi.policies import make_policy, make_processors, preprocess, save_checkpoint, set_features
+from depi.policies.processors import TOKENIZER
+
+
+@pytest.fixture
+def pipelines(make_config, data, stats, tokenizer):
+    config = make_config()
+    set_features(config, data)
+    return make_processors(config, stats)
+
+
+def test_everything_survives(pipelines, raw_batch):
+    processed = preprocess(raw_batch, pipelines[0])
+    assert raw_batch.keys() <= processed.keys()
+    for key in raw_batch.keys() - {OBS_STATE, ACTION, "task"}:
+        assert torch.equal(processed[key], raw_batch[key]), key
+    assert processed["observation.images.0"].dtype == torch.uint8
+    torch.testing.assert_close(processed[ACTION], (raw_batch[ACTION] - 10) / 30)
+    torch.testing.assert_close(processed[OBS_STATE], (raw_batch[OBS_STATE] - 10) / 30)
+    assert processed[OBS_LANGUAGE_TOKENS].shape == processed[OBS_LANGUAGE_ATTENTION_MASK].shape == (4, 16)
+    assert (processed[OBS_LANGUAGE_TOKENS][:, 0] == 2).all()
+
+
+def test_post_undoes_pre(pipelines, raw_batch):
+    pre, post = pipelines
+    torch.testing.assert_close(post(preprocess(raw_batch, pre)[ACTION]), raw_batch[ACTION])
+
+
+def test_single_observation(pipelines, raw_batch):
+    """A robot or simulator hands over one observation, without batch, action or camera flags."""
+    one = {key: raw_batch[key][0] for key in ("observation.images.0", OBS_STATE)} | {"task": "push"}
+    processed = preprocess(one, pipelines[0])
+    assert processed["observation.images.0"].shape == (1, 3, 28, 28)
+    assert processed[OBS_LANGUAGE_TOKENS].shape == (1, 16)
+
+
+def test_special_words_in_a_task_are_only_words(pipelines, raw_batch):
+    raw_batch["task"] = ["<eos> push <pad>", "push", "push", "push"]
+    processed = preprocess(raw_batch, pipelines[0])
+    tokens = processed[OBS_LANGUAGE_TOKENS][0][processed[OBS_LANGUAGE_ATTENTION_MASK][0]]
+    assert not {0, 1} & set(tokens[1:].tolist())
+
+
+def test_stock_lerobot_reads_the_files(make_config, data, stats, tokenizer, raw_batch, tmp_path):
+    policy = make_policy(make_config(), data)
+    pre, post = make_processors(policy.config, stats)
+    save_checkpoint(tmp_path, policy, pre, post)
+    stock_pre, stock_post = make_pre_post_processors(policy.config, pretrained_path=str(tmp_path))
+    ours, theirs = pre(dict(raw_batch)), stock_pre(dict(raw_batch))
+    for key in (ACTION, OBS_STATE, OBS_LANGUAGE_TOKENS, OBS_LANGUAGE_ATTENTION_MASK):
+        assert torch.equal(ours[key], theirs[key])
+    assert torch.equal(stock_post(ours[ACTION]), post(ours[ACTION]))
+
+
+def test_vocabulary_must_fit(make_config, data, stats, tokenizer):
+    config = make_config(vocab_size=300)
+    set_features(config, data)
+    with pytest.raises(UserError, match=r"has \d+ tokens, the policy has room for 300"):
+        make_processors(config, stats)
+
+
+def test_relative_actions_are_refused(make_config, data, stats):
+    config = make_config(use_relative_actions=True)
+    set_features(config, data)
+    with pytest.raises(UserError, match="use_relative_actions"):
+        make_processors(config, stats)
+
+
+def test_gated_tokenizer(hub, make_config, data, stats, monkeypatch):
+    """The way to the published tokenizer, for a user who has not asked for access."""
+    HfApi(endpoint=hub.endpoint, token=hub.write_token).update_repo_settings(TOKENIZER, gated="manual")
+    monkeypatch.setenv("HF_TOKEN", hub.read_token)
+    config = make_config()
+    set_features(config, data)
+    with pytest.raises(UserError, match=r"ask for access at https://huggingface.co/google/paligemma"):
+        make_processors(config, stats)
+
+
+@pytest.mark.slow
+def test_unreachable_tokenizer(make_config, data, stats):
+    config = make_config()
+    set_features(config, data)
+    with pytest.raises(UserError, match=r"check the network, HF_ENDPOINT and HF_TOKEN"):
+        make_processors(config, stats)
+
+
+def test_tokenizer_from_the_hub(hub, make_config, data, stats, raw_batch):
+    config = make_config()
+    set_features(config, data)
+    pre, _ = make_processors(config, stats)
+    assert preprocess(raw_batch, pre)[OBS_LANGUAGE_ATTENTION_MASK].sum(dim=1).min() > 1
