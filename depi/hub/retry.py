@@ -1,0 +1,244 @@
+"""Doing a request to a Hub again when that may help, and saying in one sentence why it failed when not.
+
+huggingface_hub repeats by itself: the later pages of a listing, LFS transfers, and what a download needs
+before its first byte, all with Retry-After. It does not repeat repository info, the first page, commits or
+a download that fails with a server's error, and it spreads nothing: that is added here.
+"""
+
+import errno
+import json
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+import httpx
+from huggingface_hub import constants, get_token
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    FileMetadataError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import parse_ratelimit_headers
+
+from depi.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+PASSING_STATUSES = {408, 429, 500, 502, 503, 504}
+LOGIN = "`hf auth login` (or set HF_TOKEN)"
+
+
+class HubError(UserError):
+    """A Hub did not do what was asked."""
+
+
+class RepoMissing(HubError):  # noqa: N818
+    """There is no such repository, or it is private and the token does not open it."""
+
+
+class RepoGated(HubError):  # noqa: N818
+    """The repository's owner has to grant access first."""
+
+
+class RevisionMissing(HubError):  # noqa: N818
+    """The repository has no such branch, tag or commit."""
+
+
+class FileMissing(HubError):  # noqa: N818
+    """The repository has no such file at this revision."""
+
+
+class HubUnreachable(HubError):  # noqa: N818
+    """No network, no Hub at the endpoint, or a Hub that keeps failing."""
+
+
+class TokenMissing(HubError):  # noqa: N818
+    """There is no token, or it does not allow this."""
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often to try, and how long to wait in between, in seconds."""
+
+    attempts: int = 4
+    first_wait: float = 1.0
+    longest_wait: float = 30.0
+    longest_retry_after: float = 330.0  # the public Hub counts requests in windows of five minutes
+
+
+RETRIES = RetryPolicy()
+
+# What huggingface_hub raises when a Hub fails, refuses or answers nonsense.
+EXPECTED = (OSError, httpx.HTTPError, httpx.InvalidURL, RuntimeError, ValueError)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a request is about, for messages."""
+
+    endpoint: str
+    repo_id: str = ""
+    repo_type: str = "dataset"
+    revision: str | None = None
+    filename: str | None = None
+    writes: bool = False
+
+    @property
+    def url(self) -> str:
+        """The page of the repository."""
+        prefix = {"dataset": "datasets/", "space": "spaces/"}.get(self.repo_type, "")
+        return f"{self.endpoint}/{prefix}{self.repo_id}"
+
+
+def retried[Result](call: Callable[[], Result], target: Target, policy: RetryPolicy | None = None) -> Result:
+    """Return `call()`, repeated while its failures are passing ones, with growing and random waits.
+
+    A Retry-After that the Hub sends is waited for in full, unless it is longer than the policy allows.
+
+    Raises:
+        HubError: it failed for good.
+    """
+    policy = policy or RETRIES
+    for attempt in range(1, policy.attempts + 1):
+        try:
+            return call()
+        except EXPECTED as error:
+            wait = _wait_before_next(error, attempt, policy)
+            if wait is None:
+                raise explain(error, target) from error
+            logger.warning("%s; trying again in %.1f s", explain(error, target), wait)
+            time.sleep(wait)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _wait_before_next(error: Exception, attempt: int, policy: RetryPolicy) -> float | None:
+    """Return the seconds to wait, or None when trying again is pointless."""
+    cause = _cause(error)
+    if attempt >= policy.attempts or isinstance(cause, LocalEntryNotFoundError):
+        return None
+    usual = min(policy.longest_wait, policy.first_wait * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
+    if isinstance(cause, HfHubHTTPError):
+        if cause.response.status_code not in PASSING_STATUSES:
+            return None
+        asked = retry_after(cause.response.headers)
+        if asked is None:
+            return usual
+        return (
+            None if asked > policy.longest_retry_after else asked + random.uniform(0, 1) * policy.first_wait
+        )
+    is_cut_short = isinstance(cause, OSError) and "Consistency check failed" in str(cause)
+    is_network = isinstance(cause, httpx.TransportError) and not isinstance(cause, httpx.UnsupportedProtocol)
+    return usual if is_network or is_cut_short else None
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds for which a response asks clients to wait: Retry-After, or the Hub's rate limit."""
+    value = headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdigit():
+        return float(value)
+    if value:
+        try:
+            moment = parsedate_to_datetime(value)
+        except ValueError:
+            return None
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+    limit = parse_ratelimit_headers(headers)
+    return float(limit.reset_in_seconds) if limit is not None and limit.remaining == 0 else None
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the failure beneath huggingface_hub's wrappers.
+
+    An HTTP error from inside a download that could not be had from the cache either stays wrapped, for it
+    has been repeated already.
+    """
+    if isinstance(error, RuntimeError) and error.__cause__ is not None:
+        return _cause(error.__cause__)
+    return error
+
+
+def explain(error: BaseException, target: Target) -> HubError:
+    """Return the sentence for a failure. Bugs and other errors are raised again as they are."""
+    error = _cause(error)
+    where = f"{target.repo_type} {target.repo_id}" if target.repo_id else f"the Hub at {target.endpoint}"
+    if isinstance(error, HubError):
+        return error
+    if isinstance(error, LocalEntryNotFoundError):
+        beneath = error.__cause__
+        if beneath is not None and not isinstance(beneath, LocalEntryNotFoundError):
+            return explain(beneath, target)
+        return HubUnreachable(f"{target.filename or where} is not in the cache and {_OFFLINE}")
+    if isinstance(error, OfflineModeIsEnabled):
+        what = f"{target.filename} of {where}" if target.filename else where
+        return HubUnreachable(f"{what} is needed, but {_OFFLINE}")
+    if isinstance(error, HfHubHTTPError):
+        return _explain_response(error, target, where)
+    if isinstance(error, (httpx.TransportError, httpx.InvalidURL)):
+        reason = str(error) or type(error).__name__
+        return HubUnreachable(
+            f"cannot reach the Hub at {target.endpoint} ({reason}): check the network and HF_ENDPOINT"
+        )
+    if isinstance(error, (FileMetadataError, json.JSONDecodeError)):
+        return HubUnreachable(f"{target.endpoint} does not answer like a Hub: check HF_ENDPOINT")
+    if isinstance(error, HFValidationError):
+        return RepoMissing(f"{target.repo_id!r} is no repository id: write it as user/name")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        place = error.filename or constants.HF_HUB_CACHE
+        return HubError(
+            f"cannot write {place}: {error.strerror}; make room, or set HF_HOME to another folder"
+        )
+    if isinstance(error, ValueError) and "README.md" in str(error):
+        return HubError(f"{where}: {' '.join(str(error).split())}")
+    if isinstance(error, OSError) and "Consistency check failed" in str(error):
+        return HubUnreachable(f"{target.filename} of {where} arrived cut short: try again")
+    raise error
+
+
+_OFFLINE = "HF_HUB_OFFLINE is set: unset it, or download what is needed beforehand"
+
+
+def _explain_response(error: HfHubHTTPError, target: Target, where: str) -> HubError:
+    status = error.response.status_code
+    revision = target.revision or "main"
+    if isinstance(error, GatedRepoError):
+        return RepoGated(f"{where} is gated: ask for access at {target.url}, then log in with {LOGIN}")
+    if isinstance(error, RevisionNotFoundError):
+        return RevisionMissing(f"{where} has no revision {revision!r}: see {target.url}/tree/main")
+    if isinstance(error, EntryNotFoundError):
+        return FileMissing(f"{where} has no file {target.filename!r} at revision {revision!r}")
+    if isinstance(error, RepositoryNotFoundError):
+        if get_token() is None:
+            return RepoMissing(
+                f"{where} does not exist at {target.endpoint}, or is private: check the name, "
+                f"or log in with {LOGIN}"
+            )
+        return RepoMissing(
+            f"{where} does not exist at {target.endpoint}, or is private and your token does not open it"
+        )
+    if status == 401:
+        return TokenMissing(
+            f"the Hub at {target.endpoint} does not accept your token: log in again with {LOGIN}"
+        )
+    if status == 403 and target.writes:
+        return TokenMissing(
+            f"your token may not write to {where}: create one with write access at "
+            f"{target.endpoint}/settings/tokens and log in with {LOGIN}"
+        )
+    if status == 429:
+        return HubUnreachable(f"the Hub at {target.endpoint} limits how often you may ask: try again later")
+    if status in PASSING_STATUSES:
+        return HubUnreachable(f"the Hub at {target.endpoint} fails with status {status}: try again later")
+    reason = " ".join((error.server_message or f"status {status}").split())[:300]
+    return HubError(f"the Hub at {target.endpoint} refused the request for {where}: {reason}")
