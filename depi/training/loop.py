@@ -79,12 +79,11 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     torch.manual_seed(config.seed)
     with accelerator.main_process_first():  # one process downloads, the others find the files
         dataset = open_dataset(config)
-    if accelerator.is_main_process:
-        config.output_dir.mkdir(parents=True, exist_ok=True)
-        write_json(config.output_dir / DATA_REPORT_NAME, dataset.report())
     with accelerator.main_process_first():  # likewise for checkpoints and the tokenizer
         policy = build_policy(config, dataset).to(accelerator.device)
         processors = make_processors(policy.config, dataset.stats)
+    if accelerator.is_main_process:  # nothing is written before all that the user named is known to fit
+        write_json(config.output_dir / DATA_REPORT_NAME, dataset.report())
     policy.train()
     if config.compile:
         policy.model.compile()
