@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from depi.datasets.checks import resolve_file as resolve_file
 from depi.datasets.checks import check_relative, parse_json, read_text, short, whole_number
+from depi.datasets.checks import resolve_file as resolve_file
 from depi.errors import DatasetError
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 MAX_EPISODES = 1_000_000
-MAX_FRAMES = 100_000_000
+MAX_FRAMES = 30_000_000
 MAX_FEATURES = 256
 MAX_VECTOR = 4096
 MAX_IMAGE_SIDE = 8192

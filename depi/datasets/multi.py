@@ -237,7 +237,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
             return self.images.image(path, self._entries[dataset]["cameras"][slot], int(begin) + frame)
         seconds = float(self.timestamp[int(self.episode_start[episode]) + frame])
         number_of = (frame, frames) if self.file_per_episode[dataset] else None
-        return self.videos.frame(path, begin + seconds, number_of)
+        return self.videos.frame(path, begin + seconds, float(self.fps[dataset]), number_of)
 
     def _count_failure(self, index: int, error: DatasetError) -> None:
         episode = self._episode(index)

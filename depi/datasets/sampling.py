@@ -6,7 +6,6 @@ positions, so any number of them sees the same samples, and a run resumes at any
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch.utils.data
 
@@ -94,16 +93,3 @@ class StreamBatchSampler(torch.utils.data.Sampler[list[int]]):
         if self.num_batches is None:
             raise TypeError("the stream has no end")
         return self.num_batches
-
-
-class ShuffledStream(torch.utils.data.Dataset):
-    """A dataset seen through `shuffled_index`: item p is the sample at stream position p."""
-
-    def __init__(self, dataset: Any, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, position: int) -> Any:
-        return self.dataset[shuffled_index(position, len(self.dataset), self.seed)]

@@ -14,7 +14,7 @@ from depi.datasets.checks import resolve_file, short
 from depi.datasets.formats import MAX_FRAMES, DatasetMeta
 from depi.errors import DatasetError
 
-MAX_COLUMN_BYTES = 8_000_000_000
+MAX_COLUMN_BYTES = 4_000_000_000
 
 
 def read_table(
@@ -135,7 +135,7 @@ def _read_episodes(meta: DatasetMeta, relative: str, chosen: np.ndarray, columns
     lengths = meta.episodes.length[chosen]
     if not meta.info.version.startswith("v3"):
         # One file per episode: its name says which; renumbered datasets have stale indices inside.
-        table = read_table(meta.root, relative, columns, max_rows=MAX_FRAMES)
+        table = read_table(meta.root, relative, columns, max_rows=int(lengths.sum()))
         if table.num_rows != lengths.sum():
             raise DatasetError(f"{relative} has {table.num_rows} rows, {lengths.sum()} were listed")
         return table
@@ -232,7 +232,7 @@ def _flat_numpy(array: pa.Array, relative: str, name: str) -> np.ndarray:
         return array.to_numpy(zero_copy_only=False)
     if pa.types.is_integer(kind):
         return array.to_numpy(zero_copy_only=False).astype(np.int64)
-    if pa.types.is_dictionary(kind):
+    if pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type):
         return np.array(array.dictionary.to_pylist(), object)[array.indices.to_numpy(zero_copy_only=False)]
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return np.array(array.to_pylist(), object)

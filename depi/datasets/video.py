@@ -3,7 +3,7 @@
 torchcodec decodes; where it cannot load (it needs FFmpeg's shared libraries) PyAV does, said once.
 
 Which frame belongs to a time: the one on display half a frame period later, that is, the nearest one. So a
-timestamp may drift by just under half a period, and videos of variable frame rate are followed by their own
+timestamp may drift by just under half a period, and a video of variable frame rate is followed by its own
 clock. A time up to END_TOLERANCE past the end means the last frame; beyond that the frame does not exist.
 """
 
@@ -58,12 +58,15 @@ class VideoReader:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
-    def frame(self, path: Path, seconds: float, number_of: tuple[int, int] | None = None) -> Tensor:
+    def frame(
+        self, path: Path, seconds: float, fps: float, number_of: tuple[int, int] | None = None
+    ) -> Tensor:
         """One frame of a video.
 
         Args:
             path: the file.
             seconds: the time since the video's first frame.
+            fps: frames per second that the dataset declares.
             number_of: where the file is one whole episode, (number of the frame, frames of the episode): if
                 the file has as many frames but runs at another rate, the number decides, not the time.
 
@@ -75,7 +78,7 @@ class VideoReader:
         """
         try:
             video = self._video(path)
-            return video.frame_at(_frame_time(video, seconds, number_of))
+            return video.frame_at(_frame_time(video, seconds, fps, number_of))
         except (RuntimeError, ValueError, IndexError, OSError, StopIteration) as error:
             self._open.pop(path, None)
             raise DatasetError(
@@ -94,16 +97,17 @@ class VideoReader:
         return self._open[path]
 
 
-def _frame_time(video: OpenVideo, seconds: float, number_of: tuple[int, int] | None) -> float:
-    """The middle of the wanted frame's period."""
-    if number_of is not None and video.frames is not None and number_of[1] > 1:
+def _frame_time(video: OpenVideo, seconds: float, fps: float, number_of: tuple[int, int] | None) -> float:
+    """A time when the wanted frame is on display."""
+    if number_of is not None and video.frames is not None and abs(video.fps / fps - 1) > 0.02:
         number, frames = number_of
-        rate = number / seconds if seconds > 0 else video.fps
-        if abs(video.frames - frames) <= 1 and abs(rate / video.fps - 1) > 0.02:
+        if abs(video.frames - frames) <= 1:
             seconds = number / video.fps
+            fps = video.fps
     if not -END_TOLERANCE <= seconds <= video.seconds + END_TOLERANCE:
         raise DatasetError(f"the video has {video.seconds:.3f} s, a frame at {seconds:.3f} s was asked for")
-    half = 0.5 / video.fps
+    # With a variable rate the average says little about how close two frames may be.
+    half = 0.5 / max(video.fps, fps)
     return max(0.0, min(seconds + half, video.seconds - half))
 
 

@@ -1,0 +1,479 @@
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recordings import NAMES, Recording, number_in, write_v2, write_v3, write_video
+
+from depi.datasets.cameras import letterbox, slot_order
+from depi.datasets.formats import load_meta
+from depi.datasets.joints import JOINTS, from_degrees
+from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
+from depi.errors import UserError
+
+FRONT, WRIST = "observation.images.front", "observation.images.wrist"
+
+
+def opened(*roots, **options) -> MultiLeRobotDataset:
+    options = {"chunk_size": 4, "image_size": 64} | options
+    return MultiLeRobotDataset([DatasetSource(f"user/{root.name}", root=root) for root in roots], **options)
+
+
+def shown(sample, slot):
+    """The number in a 48x64 image that was letterboxed to 64x64; None for padding."""
+    image = sample[f"observation.images.{slot}"]
+    if sample[f"observation.images.{slot}_is_pad"]:
+        assert not image.any()
+        return None
+    assert not image[:, :8].any()
+    assert not image[:, 56:].any()
+    return number_in(image[:, 8:56])
+
+
+def reference(recording: Recording, chunk: int):
+    """A slow reader straight from what was recorded: one sample after another."""
+    cameras = slot_order(recording.cameras)
+    for episode, length in enumerate(recording.lengths):
+        action, state = recording.joints(episode)
+        for frame in range(length):
+            rows = [min(frame + step, length - 1) for step in range(chunk)]
+            yield {
+                "state": state[frame],
+                "action": action[rows],
+                "pad": [frame + step >= length for step in range(chunk)],
+                "task": recording.task(episode),
+                "images": [recording.cameras.index(key) * 1000 + episode * 100 + frame for key in cameras],
+                "where": (episode, frame),
+                "time": np.float32(frame / recording.fps),
+            }
+
+
+def check_against_reference(dataset, start, recording, dataset_index):
+    for index, expected in enumerate(reference(recording, dataset.chunk_size), start=start):
+        sample = dataset[index]
+        np.testing.assert_array_equal(sample["observation.state"], expected["state"])
+        np.testing.assert_array_equal(sample["action"], expected["action"])
+        assert sample["action_is_pad"].tolist() == expected["pad"]
+        assert sample["task"] == expected["task"]
+        absent = dataset.max_cameras - len(recording.cameras)
+        assert [shown(sample, slot) for slot in range(dataset.max_cameras)] == expected["images"] + [
+            None
+        ] * absent
+        assert (int(sample["episode_index"]), int(sample["frame_index"])) == expected["where"]
+        assert (int(sample["index"]), int(sample["dataset_index"])) == (index, dataset_index)
+        assert sample["timestamp"] == expected["time"]
+
+
+@pytest.fixture(scope="module")
+def images_in_tables(tmp_path_factory):
+    return write_v3(tmp_path_factory.mktemp("images") / "tables", RECORDED_AS_IMAGES, use_videos=False)
+
+
+RECORDED_AS_IMAGES = Recording(seed=5, lengths=(3, 6, 2))
+
+
+def test_every_sample_of_every_format_equals_the_recording(v21, v30, images_in_tables, tmp_path):
+    v20 = Recording(seed=3, lengths=(4, 2, 3), fps=15, cameras=("observation.image",), tasks=("wipe",))
+    root = write_v2(tmp_path / "v20", v20, "v2.0")
+    dataset = opened(v21, v30, images_in_tables, root)
+    start = 0
+    for number, recording in enumerate((Recording(), Recording(), RECORDED_AS_IMAGES, v20)):
+        check_against_reference(dataset, start, recording, number)
+        start += sum(recording.lengths)
+    assert len(dataset) == dataset.num_frames == start == 44
+    assert dataset.num_episodes == 10
+    assert torch.equal(dataset[-1]["action"], dataset[43]["action"])
+    with pytest.raises(IndexError):
+        dataset[44]
+
+
+def test_the_sample_is_the_one_of_the_contract(v21):
+    sample = opened(v21, max_cameras=3, image_size=32)[2]
+    expected = {
+        "observation.state": (torch.float32, (6,)),
+        "action": (torch.float32, (4, 6)),
+        "action_is_pad": (torch.bool, (4,)),
+        "timestamp": (torch.float32, ()),
+    }
+    expected |= {f"observation.images.{slot}": (torch.uint8, (3, 32, 32)) for slot in range(3)}
+    expected |= {f"observation.images.{slot}_is_pad": (torch.bool, ()) for slot in range(3)}
+    expected |= {f"{name}_index": (torch.int64, ()) for name in ("dataset", "episode", "frame")}
+    expected |= {"index": (torch.int64, ())}
+    assert {
+        key: (value.dtype, tuple(value.shape)) for key, value in sample.items() if key != "task"
+    } == expected
+    assert type(sample["task"]) is str
+
+
+def test_equals_lerobot(v30):
+    """State, action, task and frames, bit for bit with the same decoder."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    deltas = {"action": [step / 10 for step in range(4)]}
+    theirs = LeRobotDataset("user/v30", root=v30, delta_timestamps=deltas, return_uint8=True)
+    ours = opened(v30, image_size=48)
+    assert len(theirs) == len(ours) == 12
+    for index in range(12):
+        their, our = theirs[index], ours[index]
+        assert torch.equal(their["observation.state"], our["observation.state"])
+        assert torch.equal(their["action"], our["action"])
+        assert torch.equal(their["action_is_pad"], our["action_is_pad"])
+        assert their["task"] == our["task"]
+        episode, frame = int(our["episode_index"]), int(our["frame_index"])
+        for slot, key in enumerate((WRIST, FRONT)):
+            image = ours.camera_image(episode, frame, (7, 5)[episode], slot)
+            assert torch.equal(their[key], image)
+
+
+def test_letterbox_is_lerobots():
+    from lerobot.policies.common.vla_utils import resize_with_pad_torch
+
+    generator = torch.Generator().manual_seed(0)
+    for height, width in ((48, 64), (480, 640), (720, 1280), (64, 48), (100, 100), (32, 32), (1, 300)):
+        image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
+        ours = letterbox(image, 32)
+        if height > 1:
+            assert torch.equal(ours, resize_with_pad_torch(image, 32, 32)[0])
+        assert ours.shape == (3, 32, 32)
+        assert ours.is_contiguous()
+    right_size = torch.ones(3, 32, 32, dtype=torch.uint8)
+    assert torch.equal(letterbox(right_size, 32), right_size)
+
+
+@pytest.mark.parametrize(
+    ("keys", "slots"),
+    [
+        (["laptop", "phone"], ["laptop", "phone"]),
+        (["phone", "laptop"], ["laptop", "phone"]),
+        (["side", "top", "front", "wrist"], ["wrist", "front", "top", "side"]),
+        (
+            ["camera2", "wrist_left", "camera1", "Front_cam"],
+            ["wrist_left", "Front_cam", "camera1", "camera2"],
+        ),
+    ],
+)
+def test_slots_depend_on_names_alone(keys, slots):
+    prefix = "observation.images."
+    assert slot_order([prefix + key for key in keys]) == tuple(prefix + key for key in slots)
+
+
+def test_more_cameras_than_slots_are_counted(v21):
+    dataset = opened(v21, max_cameras=1)
+    assert dataset.camera_slots == ("observation.images.0",)
+    assert shown(dataset[3], 0) == 1003
+    entry = dataset.report()["datasets"][0]
+    assert entry["cameras"] == [WRIST]
+    assert entry["cameras_not_used"] == [FRONT]
+
+
+def as_convention(root, convention, names):
+    """Rewrite a v2 dataset's joints into another convention, in place."""
+    info = json.loads((root / "meta/info.json").read_text())
+    for key in ("action", "observation.state"):
+        info["features"][key]["names"] = names
+    (root / "meta/info.json").write_text(json.dumps(info))
+    for file in sorted(root.glob("data/*/*.parquet")):
+        table = pq.read_table(file)
+        for key in ("action", "observation.state"):
+            values = from_degrees(np.stack(table[key].to_numpy()), convention)
+            table = table.set_column(table.column_names.index(key), key, pa.array(list(values)))
+        pq.write_table(table, file)
+    return root
+
+
+class Reaching(Recording):
+    """Motions with lift, elbow and roll beyond 100 degrees, as only one convention allows."""
+
+    def joints(self, episode):
+        action, state = super().joints(episode)
+        action[0, 1:3] = 90, -95
+        action[1, 1] = -99
+        return action, state
+
+
+def test_conventions_come_out_as_canonical_degrees(tmp_path):
+    recording = Reaching(cameras=("observation.images.top",), lengths=(6,))
+    old = [f"main_{joint}" for joint in JOINTS]
+    roots = [
+        as_convention(write_v2(tmp_path / name, recording), name, names)
+        for name, names in (("degrees", NAMES), ("degrees_v1", {"motors": old}), ("radians", None))
+    ]
+    dataset = opened(*roots)
+    assert [entry["convention"] for entry in dataset.report()["datasets"]] == [
+        "degrees",
+        "degrees_v1",
+        "radians",
+    ]
+    expected = recording.joints(0)
+    for start in (0, 6, 12):
+        np.testing.assert_allclose(dataset.action[start : start + 6], expected[0], atol=2e-5)
+        np.testing.assert_allclose(dataset.state[start : start + 6], expected[1], atol=2e-5)
+    assert dataset.action_names == tuple(NAMES)
+    pooled = dataset.action.numpy().astype(np.float64)
+    np.testing.assert_array_equal(dataset.stats["action"]["mean"], pooled.mean(0).astype(np.float32))
+
+
+def test_a_single_dataset_of_another_robot_is_native(tmp_path):
+    recording = Recording(dim=2, names=None, cameras=("observation.image",), fps=10)
+    dataset = opened(write_v2(tmp_path / "pusht", recording, "v2.0"))
+    assert (dataset.state_dim, dataset.action_dim, dataset.action_names) == (2, 2, None)
+    assert dataset.report()["datasets"][0]["convention"] == "native"
+    check_against_reference(dataset, 0, recording, 0)
+
+
+def test_the_minority_of_another_robot_is_quarantined(v21, v30, tmp_path):
+    other = write_v2(tmp_path / "aloha", Recording(dim=14, names=None))
+    dataset = opened(v21, other, v30, max_bad_fraction=0.5)
+    assert dataset.num_datasets == 2
+    assert dataset.quarantined == {
+        "user/aloha": "a state of 14 and an action of 14 in numbers of its own robot, "
+        "the other datasets have a state of 6 and an action of 6 in SO-100 joints"
+    }
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    fps=st.sampled_from([10, 15, 25, 30, 50, 60]),
+    freq=st.sampled_from([10, 15, 30, 50, 7.5]),
+    frame=st.integers(0, 6),
+)
+def test_chunks_are_resampled_by_interpolation(v21, fps, freq, frame):
+    dataset = opened(v21, chunk_size=5, action_freq=freq)
+    dataset.fps[0] = fps
+    action, _ = Recording().joints(0)
+    chunk, is_pad = dataset._action_chunk(frame, 7, float(fps))
+    for step in range(5):
+        position = frame + step * fps / freq
+        lower = min(int(position), 6)
+        upper = min(lower + 1, 6)
+        expected = action[lower] + (action[upper] - action[lower]) * np.float32(position - int(position))
+        np.testing.assert_allclose(chunk[step], expected, atol=1e-4)
+        if position == int(position):
+            np.testing.assert_array_equal(chunk[step], action[lower])
+        assert bool(is_pad[step]) == (position > 6)
+
+
+def test_the_same_rate_changes_nothing(v21):
+    plain, resampled = opened(v21), opened(v21, action_freq=10)
+    for index in range(12):
+        assert torch.equal(plain[index]["action"], resampled[index]["action"])
+        assert torch.equal(plain[index]["action_is_pad"], resampled[index]["action_is_pad"])
+
+
+def test_episodes_can_be_chosen(v21, v30):
+    for root in (v21, v30):
+        dataset = opened(root, episodes=[1])
+        assert (len(dataset), dataset.num_episodes) == (5, 1)
+        assert shown(dataset[2], 0) == 1102
+        assert int(dataset[2]["episode_index"]) == 1
+    with pytest.raises(UserError, match="no episode 7"):
+        opened(v21, episodes=[0, 7])
+    with pytest.raises(UserError, match="name one dataset"):
+        opened(v21, v30, episodes=[0])
+
+
+def test_recorded_indices_with_gaps_are_kept(tmp_path):
+    dataset = opened(write_v2(tmp_path / "gaps", Recording(), indices=(3, 1000)))
+    assert [int(dataset[index]["episode_index"]) for index in (0, 6, 7, 11)] == [3, 3, 1000, 1000]
+    assert shown(dataset[11], 1) == 104
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_workers_give_the_same_samples(v21, v30, images_in_tables, start_method):
+    dataset = opened(v21, v30, images_in_tables)
+    alone = [dataset[index] for index in range(len(dataset))]  # decoders are open before the fork
+    workers = 2 if start_method == "fork" else 1  # a spawned one takes seconds to start
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=5, num_workers=workers, multiprocessing_context=start_method
+    )
+    together = []
+    for batch in loader:
+        rows = range(len(batch["task"]))
+        together += [{key: value[row] for key, value in batch.items()} for row in rows]
+    assert len(alone) == len(together) == 35
+    for one, other in zip(alone, together, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one if key != "task")
+        assert one["task"] == other["task"]
+
+
+def broken(v21, tmp_path, name, how):
+    root = shutil.copytree(v21, tmp_path / name)
+    how(root)
+    return root
+
+
+def no_video(root):
+    (root / f"videos/chunk-000/{FRONT}/episode_000001.mp4").unlink()
+
+
+def nan_everywhere(root):
+    for file in root.glob("data/*/*.parquet"):
+        put(file, "action", 2, [float("nan")] * 6)
+
+
+def put(file, column, row, value):
+    table = pq.read_table(file)
+    values = table[column].to_pylist()
+    values[row] = value
+    kind = table.schema.field(column).type
+    pq.write_table(table.set_column(table.column_names.index(column), column, pa.array(values, kind)), file)
+
+
+def old_names(root):
+    as_convention(root, "degrees", [f"main_{joint}" for joint in JOINTS])
+    put(root / "data/chunk-000/episode_000000.parquet", "action", 0, [0.0, -99.0, -90.0, 0.0, 0.0, 0.0])
+
+
+def no_cameras(root):
+    info = json.loads((root / "meta/info.json").read_text())
+    info["features"] = {key: value for key, value in info["features"].items() if "images" not in key}
+    (root / "meta/info.json").write_text(json.dumps(info))
+
+
+def unknown_task(root):
+    put(root / "data/chunk-000/episode_000000.parquet", "task_index", 0, 9)
+
+
+def no_metadata(root):
+    shutil.rmtree(root / "meta")
+
+
+BAD = [
+    (no_video, f"videos/chunk-000/{FRONT}/episode_000001.mp4 is missing"),
+    (nan_everywhere, "no episode can be used: an action is not a finite number"),
+    (old_names, "the joint convention is unknown: .*shoulder_lift would be at 189"),
+    (no_cameras, "there is no camera"),
+    (no_metadata, "meta/info.json is missing"),
+    (shutil.rmtree, "there is no folder"),
+    (
+        lambda root: put(root / "data/chunk-000/episode_000000.parquet", "task_index", 0, 9),
+        "task_index 9 has no task",
+    ),
+]
+
+
+@pytest.mark.parametrize(("how", "reason"), BAD, ids=[how.__name__ for how, _ in BAD])
+def test_a_bad_dataset_is_quarantined_with_the_reason(v21, v30, tmp_path, caplog, how, reason):
+    bad = broken(v21, tmp_path, "bad", how)
+    dataset = opened(v21, bad, v30, max_bad_fraction=0.4)
+    assert dataset.num_datasets == 2
+    assert dataset.repo_ids == ("user/data", "user/data")
+    with pytest.raises(UserError, match=f"1 of 1 datasets cannot be used.*user/bad: {reason}"):
+        opened(bad)
+    with pytest.raises(UserError, match="1 of 3 datasets"):
+        opened(v21, bad, v30, max_bad_fraction=0.3)
+    assert list(dataset.quarantined) == list(dataset.report()["quarantined"]) == ["user/bad"]
+    assert "dataset user/bad is not used" in caplog.text
+
+
+def test_no_source_is_a_user_error():
+    with pytest.raises(UserError, match="name at least one"):
+        MultiLeRobotDataset([])
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "reason"),
+    [
+        ("action", [0.0, 0, 0, 0, 0, float("inf")], "an action is not a finite number"),
+        ("observation.state", [float("nan")] * 6, "a state is not a finite number"),
+        ("timestamp", 0.2, "timestamps do not increase"),
+        ("timestamp", float("nan"), "a timestamp is not a finite number"),
+    ],
+)
+def test_a_bad_episode_is_left_out(v21, tmp_path, column, value, reason):
+    root = shutil.copytree(v21, tmp_path / "data")
+    put(root / "data/chunk-000/episode_000000.parquet", column, 3, value)
+    dataset = opened(root)
+    assert len(dataset) == 5
+    assert {shown(dataset[index], 1) for index in range(5)} == {100, 101, 102, 103, 104}
+    assert dataset.report()["datasets"][0]["episodes_left_out"] == {"0": reason}
+
+
+def test_a_frame_that_cannot_be_decoded_is_replaced_and_counted(v21, v30, tmp_path, caplog):
+    root = shutil.copytree(v21, tmp_path / "data")
+    (root / f"videos/chunk-000/{WRIST}/episode_000000.mp4").write_bytes(b"broken")
+    dataset = opened(v30, root)
+    with caplog.at_level(logging.WARNING):
+        samples = [dataset[12 + frame] for frame in range(7)]
+    places = [(int(sample["episode_index"]), int(sample["frame_index"])) for sample in samples]
+    assert places == [(1, frame % 5) for frame in range(7)]
+    assert {int(sample["dataset_index"]) for sample in samples} == {1}
+    assert [shown(sample, 0) for sample in samples] == [1100 + frame % 5 for frame in range(7)]
+    assert dataset.decode_failures() == {"user/data": {0: 7}}
+    assert dataset.report()["decode_failures"] == {"user/data": {"0": 7}}
+    assert caplog.text.count("is replaced by another") == 1
+    loader = torch.utils.data.DataLoader(dataset, batch_size=19, num_workers=1)
+    again = next(iter(loader))
+    assert again["index"][12:].tolist() == [int(sample["index"]) for sample in samples]
+    assert dataset.decode_failures() == {"user/data": {0: 14}}
+
+
+def test_nothing_to_decode_is_a_user_error(v21, tmp_path):
+    root = shutil.copytree(v21, tmp_path / "data")
+    for file in root.glob("videos/*/*/*.mp4"):
+        file.write_bytes(b"broken")
+    with pytest.raises(UserError, match="no images of dataset user/data can be decoded"):
+        opened(root)[0]
+
+
+def test_a_wrong_declared_rate_still_finds_the_frames(v21, tmp_path):
+    """Videos run at 5 fps where the table says 10: in v2 the frame's number decides."""
+    root = shutil.copytree(v21, tmp_path / "data")
+    recording = Recording()
+    for episode, length in enumerate(recording.lengths):
+        images = [recording.image(FRONT, episode, frame) for frame in range(length)]
+        write_video(root / f"videos/chunk-000/{FRONT}/episode_{episode:06d}.mp4", images, 5)
+    check_against_reference(opened(root), 0, recording, 0)
+
+
+def test_the_report_is_json_and_complete(v21, v30):
+    report = json.loads(json.dumps(opened(v21, v30).report(), allow_nan=False))
+    assert (report["num_datasets"], report["num_episodes"], report["num_frames"]) == (2, 4, 24)
+    first = report["datasets"][0]
+    assert first["repo_id"] == "user/data"
+    assert (first["version"], first["fps"], first["episodes"], first["frames"]) == ("v2.1", 10, 2, 12)
+    assert first["convention"] == "degrees"
+    assert "130" in first["evidence"]
+
+
+def test_from_the_hub_at_a_pinned_revision(hub, v21, v30):
+    from depi.hub import client
+
+    revisions = [
+        client.upload_folder(root, f"user/{name}", repo_type="dataset", commit_message="Record")
+        for root, name in ((v21, "old"), (v30, "new"))
+    ]
+    no_info = v21.parent / "later"
+    no_info.mkdir(exist_ok=True)
+    (no_info / "meta").mkdir(exist_ok=True)
+    (no_info / "meta/info.json").write_text("{}")
+    client.upload_folder(no_info, "user/old", repo_type="dataset", commit_message="Spoil")
+    sources = [DatasetSource("user/old", revisions[0]), DatasetSource("user/new"), DatasetSource("user/none")]
+    dataset = MultiLeRobotDataset(sources, chunk_size=4, image_size=64, max_bad_fraction=0.5)
+    check_against_reference(dataset, 0, Recording(), 0)
+    check_against_reference(dataset, 12, Recording(), 1)
+    assert [entry["revision"] for entry in dataset.report()["datasets"]] == revisions
+    assert list(dataset.quarantined) == ["user/none"]
+    spoilt = MultiLeRobotDataset([*sources[:2], DatasetSource("user/old")], max_bad_fraction=0.5)
+    assert "codebase_version is None" in spoilt.quarantined["user/old"]
+
+
+def test_only_the_wanted_videos_are_downloaded(hub, v21):
+    from depi.hub import client
+
+    client.upload_folder(v21, "user/cams", repo_type="dataset", commit_message="Record")
+    source = DatasetSource("user/cams")
+    dataset = MultiLeRobotDataset([source], chunk_size=4, image_size=64, max_cameras=1, episodes=[1])
+    assert shown(dataset[0], 0) == 1100
+    snapshot = dataset.files[0].as_py().split("/videos/")[0]
+    videos = sorted(str(file.relative_to(snapshot)) for file in Path(snapshot).rglob("*.mp4"))
+    assert videos == [f"videos/chunk-000/{WRIST}/episode_000001.mp4"]
+    assert load_meta(Path(snapshot), "user/cams").num_frames == 12
