@@ -207,6 +207,8 @@ def measure_expert(config: ExpertConfig) -> dict[str, Any]:
 
     if config.episodes < 1:
         raise UserError(f"--episodes must be positive, got {config.episodes}")
+    if config.seed < 0:
+        raise UserError(f"--seed must not be negative, got {config.seed}")
     env = make_env(config.task, Setup(cameras=(), fps=config.fps))
     expert = Expert(env)
     played = [play(env, expert, seed) for seed in range(config.seed, config.seed + config.episodes)]

@@ -118,10 +118,12 @@ def record_dataset(
     The folder appears whole or not at all. `progress` is called with the number of episodes done.
 
     Raises:
-        UserError: the folder exists, the setup has no camera, or the expert keeps failing.
+        UserError: the folder exists, no camera, a negative seed, or the expert keeps failing.
     """
     if episodes < 1:
         raise UserError(f"{episodes} episodes make no dataset: ask for one or more")
+    if seed < 0:
+        raise UserError(f"the seed must not be negative, got {seed}")
     if not setup.cameras:
         raise UserError("a recording needs a camera")
     instruction = setup.task_text if setup.task_text is not None else find_task(task).instruction(setup)

@@ -18,7 +18,7 @@ FPS = (5, 10, 15, 20, 30, 60)
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "black", "white", "gray")
 TABLES = {
     "gray": (0.5, 0.5, 0.5),
-    "white": (0.85, 0.85, 0.83),
+    "white": (0.66, 0.66, 0.64),
     "wood": (0.62, 0.44, 0.28),
     "black": (0.12, 0.12, 0.13),
     "green": (0.18, 0.42, 0.27),

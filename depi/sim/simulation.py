@@ -163,9 +163,6 @@ class So101Env(gymnasium.Env):
     def _draw(self, view: str | mujoco.MjvCamera) -> NDArray[np.uint8]:
         renderer = self._renderer or self._make_renderer()
         renderer.update_scene(self._scene.data, view)
-        # update_scene may bring the flags back; shadows cost eight times the rest in software.
-        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
-        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
         return renderer.render()
 
     def _make_renderer(self) -> mujoco.Renderer:
@@ -173,7 +170,9 @@ class So101Env(gymnasium.Env):
         try:
             self._renderer = mujoco.Renderer(self.model, self.setup.height, self.setup.width)
         except (ImportError, AttributeError, RuntimeError, mujoco.FatalError) as error:
-            raise UserError(f"cannot render the simulator ({error}): {REMEDY}") from None
+            raise UserError(f"the simulator cannot render on this machine: {REMEDY}") from error
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            self._renderer.scene.flags[flag] = False
         if not _rendering:
             atexit.register(_close_all)  # after MuJoCo's own exit hook is set, so that it runs before it
         _rendering.add(self)
