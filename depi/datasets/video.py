@@ -11,6 +11,7 @@ import functools
 import importlib
 import logging
 import os
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +80,7 @@ class VideoReader:
         try:
             video = self._video(path)
             return video.frame_at(_frame_time(video, seconds, fps, number_of))
-        except (RuntimeError, ValueError, IndexError, OSError, StopIteration) as error:
+        except _decoder_errors() as error:
             self._open.pop(path, None)
             raise DatasetError(
                 f"{path.name} cannot be decoded at {seconds:.3f} s: {short(str(error))}"
@@ -95,6 +96,12 @@ class VideoReader:
             self._open[path] = _opener(self.backend)(path)
         self._open.move_to_end(path)
         return self._open[path]
+
+
+def _decoder_errors() -> tuple[type[Exception], ...]:
+    """What decoders raise over a broken file; some of PyAV's errors are no other Python error."""
+    builtin = (RuntimeError, ValueError, LookupError, OSError, EOFError)
+    return (*builtin, sys.modules["av"].FFmpegError) if "av" in sys.modules else builtin
 
 
 def _frame_time(video: OpenVideo, seconds: float, fps: float, number_of: tuple[int, int] | None) -> float:
