@@ -17,7 +17,10 @@ os.environ.update(
     HF_TOKEN="",
     TOKENIZERS_PARALLELISM="false",
 )
-for _name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_LEROBOT_HOME", "HF_HUB_OFFLINE", "HF_TOKEN_PATH"):
+for _name in (
+    *("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_LEROBOT_HOME", "HF_TOKEN_PATH"),
+    *("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"),
+):
     os.environ.pop(_name, None)
 
 import huggingface_hub  # noqa: E402

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from huggingface_hub import DatasetInfo, HfApi, ModelInfo, constants, get_token, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
@@ -248,7 +247,7 @@ def upload_folder(
             f"uploading needs a token: create one with write access at {target.endpoint}/settings/tokens "
             f"and log in with {LOGIN}"
         )
-    if urlsplit(target.endpoint).hostname != urlsplit(constants.HUGGINGFACE_CO_URL_HOME).hostname:
+    if target.endpoint != constants.HUGGINGFACE_CO_URL_HOME.rstrip("/"):
         constants.HF_HUB_DISABLE_XET = True  # the client would insist on Xet, which only the public Hub has
     api = _api()
     retried(

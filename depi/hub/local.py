@@ -84,7 +84,7 @@ class _Faulty:
 
 def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    text = "".join(character if " " <= character <= "~" else "?" for character in error.message)
+    text = "".join(character if " " <= character <= "~" else "?" for character in error.message).strip()
     headers = {**error.headers, "X-Error-Message": text}
     if error.code:
         headers["X-Error-Code"] = error.code

@@ -53,6 +53,8 @@ def parse_object(text: bytes) -> dict[str, Any]:
     """Parse a JSON object."""
     try:
         value = json.loads(text)
+        if b"\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError):
         raise RequestError(400, "The request is not valid JSON") from None
     if not isinstance(value, dict):

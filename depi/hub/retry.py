@@ -137,7 +137,8 @@ def _wait_before_next(error: Exception, attempt: int, policy: RetryPolicy) -> fl
             None if asked > policy.longest_retry_after else asked + random.uniform(0, 1) * policy.first_wait
         )
     is_cut_short = isinstance(cause, OSError) and "Consistency check failed" in str(cause)
-    is_network = isinstance(cause, httpx.TransportError) and not isinstance(cause, httpx.UnsupportedProtocol)
+    is_hopeless = isinstance(cause, (httpx.UnsupportedProtocol, httpx.LocalProtocolError))
+    is_network = isinstance(cause, httpx.TransportError) and not is_hopeless
     return usual if is_network or is_cut_short else None
 
 
@@ -185,6 +186,8 @@ def explain(error: BaseException, target: Target) -> HubError:
         return HubUnreachable(f"{what} is needed, but {_OFFLINE}")
     if isinstance(error, HfHubHTTPError):
         return _explain_response(error, target, where)
+    if isinstance(error, (httpx.LocalProtocolError, UnicodeEncodeError)):  # the message would show the token
+        return TokenMissing(f"your token holds characters that no token has: log in again with {LOGIN}")
     if isinstance(error, (httpx.TransportError, httpx.InvalidURL)):
         reason = str(error) or type(error).__name__
         return HubUnreachable(

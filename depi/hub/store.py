@@ -44,9 +44,13 @@ class Store:
             raise UserError(
                 f"another embedded Hub serves {root}: stop it, or choose another folder"
             ) from None
-        self.blobs = Blobs(self.root)
         self._lock = threading.Lock()
-        self._repos = {(repo.repo_type, repo.id): repo for repo in self._open_repos()}
+        try:
+            self.blobs = Blobs(self.root)
+            self._repos = {(repo.repo_type, repo.id): repo for repo in self._open_repos()}
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Let another process open the folder."""
@@ -56,7 +60,12 @@ class Store:
         for repo_type in REPO_TYPES:
             for settings in sorted((self.root / "repos" / f"{repo_type}s").glob("*/*/repo.json")):
                 path = settings.parent
-                yield Repo(self.blobs, path, repo_type, f"{path.parent.name}/{path.name}")
+                try:
+                    yield Repo(self.blobs, path, repo_type, f"{path.parent.name}/{path.name}")
+                except (ValueError, KeyError, TypeError, OSError) as error:
+                    raise UserError(
+                        f"the repository at {path} is damaged ({error!r}): restore it, or move it away"
+                    ) from error
 
     def repos(self, repo_type: str) -> list[Repo]:
         """Return all repositories of a type."""

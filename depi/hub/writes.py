@@ -163,7 +163,8 @@ async def preupload(request: Request) -> Response:
         content = store.blobs.path(commit.files[".gitattributes"].sha256)
         attributes = content.read_text(encoding="utf-8", errors="replace").splitlines()
     answers = []
-    for file in (await read_json(request)).get("files", []):
+    files = (await read_json(request)).get("files")
+    for file in files if isinstance(files, list) else []:
         path, size, sample = _announced(file)
         known = commit.files.get(path)
         lfs = is_lfs(path, size, sample, attributes)
@@ -266,6 +267,8 @@ async def commit(request: Request) -> Response:
             header = value
         else:
             steps.append(await run_in_threadpool(_step, store, item.get("key"), value))
+    if not header and not steps:
+        raise RequestError(400, "The commit is empty")
     made = await run_in_threadpool(
         repo.add_commit,
         param(request, "revision"),

@@ -191,6 +191,36 @@ def test_no_repository_has_a_bad_name(hub: LocalHub, owner: HfApi, name: str) ->
     assert [info.id for info in owner.list_datasets()] == ["ann/pick"]
 
 
+COMMIT = "POST /api/datasets/ann/pick/commit/main"
+YAML = "POST /api/validate-yaml"
+
+
+@pytest.mark.parametrize(
+    ("address", "body"),
+    [
+        (COMMIT, b""),
+        (COMMIT, b"junk"),
+        (COMMIT, b'{"key":' + b"[" * 100_000),
+        (COMMIT, b'{"key": "header", "value": {"summary": "\\ud800"}}'),
+        (COMMIT, b'{"key": "file", "value": {"path": "a", "content": 3}}'),
+        ("POST /api/datasets/ann/pick/preupload/main", b'{"files": ["a"]}'),
+        ("POST /api/repos/create", b'{"name": "ann/\\ud800"}'),
+        ("POST /api/repos/create", b'{"name": "ann/x", "type": ["dataset"]}'),
+        ("PUT /api/datasets/ann/pick/settings", b'{"gated": []}'),
+        (YAML, b'{"content": "---\\n' + b"- " * 50_000 + b'\\n---"}'),
+        (YAML, b'{"content": "---\\na: !!python/object/apply:os.system [ls]\\n---"}'),
+        ("GET /api/datasets?cursor=W10=", b""),
+        ("GET /api/datasets?limit=-1", b""),
+        ("GET /datasets/ann/pick/resolve/main/", b""),
+    ],
+)
+def test_nonsense_is_refused(hub: LocalHub, owner: HfApi, address: str, body: bytes) -> None:
+    before = owner.dataset_info("ann/pick").sha
+    status, _ = raw(hub, address, body)
+    assert 400 <= status < 500
+    assert owner.dataset_info("ann/pick").sha == before
+
+
 @pytest.mark.parametrize("name", ["..", "a..b", "refs/heads/x", "a b", "-x", "f" * 40, "x.lock", "a\nb", ""])
 def test_no_tag_has_a_bad_name(owner: HfApi, name: str) -> None:
     with pytest.raises(BadRequestError):

@@ -196,6 +196,9 @@ def test_sentences(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(client.TokenMissing, match=r"uploading needs a token: .*write access"):
         publish(tmp_path)
 
+    monkeypatch.setenv("HF_TOKEN", "hf_é")
+    with pytest.raises(client.TokenMissing, match="holds characters that no token has"):
+        client.repo_info("ann/pick")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(client.TokenMissing, match="does not accept your token"):
         client.repo_info("ann/pick")
@@ -211,6 +214,9 @@ def test_unreachable_and_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         list(client.list_datasets())
     monkeypatch.setenv("HF_ENDPOINT", "127.0.0.1:9")
+    with pytest.raises(client.HubUnreachable, match="HF_ENDPOINT"):
+        client.repo_info("ann/pick")
+    monkeypatch.setenv("HF_ENDPOINT", "http://[bad")
     with pytest.raises(client.HubUnreachable, match="HF_ENDPOINT"):
         client.repo_info("ann/pick")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
