@@ -1,11 +1,11 @@
 """The `depi` command: one entry per verb, each imported only when it is called."""
 
 import importlib
-import logging
 import sys
 from collections.abc import Sequence
 
 from depi.errors import UserError
+from depi.log import start_logging
 
 # verb: (module with `main(args) -> exit status`, one line of help)
 VERBS = {
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"error: depi has no verb {verb!r}: choose one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
-    logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(name)s: %(message)s")
+    start_logging()
     return run(VERBS[verb][0], rest)
 
 

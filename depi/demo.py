@@ -13,17 +13,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from depi.errors import UserError
 from depi.files import read_json, write_json
 from depi.flags import parse_flags
 from depi.hub.local import LocalHub, serve
+
+if TYPE_CHECKING:
+    from depi.sim.community import Contributor
 
 MODEL_ID = "depi-demo/pi0-tiny"
 MARKER = "demo.json"
@@ -38,16 +40,19 @@ class DemoConfig:
 
     # Everything the demo writes goes here; the folder of an earlier demo is replaced.
     root: Path = Path("outputs/demo")
+    # Episodes of each good contributor.
+    episodes: int = 4
+    # Training steps.
     steps: int = 300
+    # Rollouts of the trained policy.
     eval_episodes: int = 3
 
 
 @dataclass
 class Demo:
-    """The demo under way: where it writes, which Hub it talks to, what happened so far."""
+    """The demo under way: what was asked for, where it speaks, what happened so far."""
 
     config: DemoConfig
-    hub: LocalHub
     console: Console
     results: list[tuple[str, str, float]] = field(default_factory=list)
 
@@ -56,27 +61,26 @@ class Demo:
         """Where everything is written."""
         return self.config.root
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """The environment in which the commands find the embedded Hub and nothing else."""
-        return {
-            **os.environ,
-            **self.hub.environment(),
-            "HF_HOME": str((self.root / "hf_home").resolve()),
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONUNBUFFERED": "1",
-        }
-
     def run(self, command: Sequence[str]) -> None:
         """Run a command to its end.
 
         Raises:
             UserError: it failed; its own message is above.
         """
-        status = subprocess.run(command, env=self.environment, check=False).returncode
+        status = subprocess.run(command, check=False).returncode
         if status:
             raise UserError(f"the demo's step ended with status {status}: {' '.join(command)}")
+
+
+def environment(hub: LocalHub, root: Path) -> dict[str, str]:
+    """Return the variables under which this process and its children find the embedded Hub alone."""
+    return {
+        **hub.environment(),
+        "HF_HOME": str((root / "hf_home").resolve()),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 def depi(*args: str) -> list[str]:
@@ -86,17 +90,33 @@ def depi(*args: str) -> list[str]:
 
 def record(demo: Demo) -> str:
     """Simulated contributors record their datasets and publish them on the embedded Hub."""
-    from depi.sim.community import record_community
+    from depi.hub.client import upload_folder
+    from depi.sim.community import Contributor, community, record_community
 
-    with Progress(console=demo.console) as progress:
-        bar = progress.add_task("recording")
+    contributors = community(demo.config.episodes)
+    root = demo.root / "community"
 
-        def advance(done: int, total: int) -> None:
-            progress.update(bar, completed=done, total=total)
+    def recorded(contributor: Contributor, done: int, total: int) -> None:
+        demo.console.print(f"{done:>3} of {total}: {contributor.repo_id} ({describe(contributor)})")
+        upload_folder(
+            root / contributor.repo_id,
+            contributor.repo_id,
+            repo_type="dataset",
+            commit_message="Upload dataset",
+            tag=contributor.setup.format,
+        )
 
-        datasets = record_community(demo.root / "community", workers=2, progress=advance)
-    demo.run([sys.executable, "-m", "depi.sim.publish", str(demo.root / "community")])
-    return f"{len(datasets)} datasets recorded and published"
+    record_community(root, contributors, workers=2, progress=recorded)
+    return f"{len(contributors)} datasets recorded and published"
+
+
+def describe(contributor: "Contributor") -> str:
+    """Return in what a contributor's recordings differ from the others'."""
+    setup = contributor.setup
+    cameras = "+".join(camera.name for camera in setup.cameras)
+    about = f"{setup.format}, {setup.fps} fps, {cameras} {setup.width}x{setup.height}, {setup.codec}"
+    defect = f", {contributor.defect.replace('_', ' ')}" if contributor.defect else ""
+    return f"{about}, {setup.convention}{defect}"
 
 
 def collect(demo: Demo) -> str:
@@ -108,7 +128,7 @@ def collect(demo: Demo) -> str:
     return f"{len(accepted)} accepted, {len(rejected)} rejected with reasons"
 
 
-def train_command(demo: Demo, *more: str) -> list[str]:
+def train_command(*more: str) -> list[str]:
     """Return the command that trains the tiny pi0."""
     return [
         *(
@@ -129,7 +149,6 @@ def train(demo: Demo) -> str:
     accepted = read_json(demo.root / "data_ids" / "dataset_list_valid.json")
     run, steps = demo.root / "train", demo.config.steps
     command = train_command(
-        demo,
         f"--num_datasets={len(accepted)}",
         f"--dataset.data_ids={demo.root / 'data_ids'}",
         "--dataset.action_freq=10",
@@ -140,7 +159,7 @@ def train(demo: Demo) -> str:
         *(f"--steps={steps}", "--batch_size=8", "--num_workers=2", "--log_freq=20", "--save_freq=100"),
         "--job_name=pi0-tiny",
     )
-    launcher = subprocess.Popen(command, env=demo.environment)
+    launcher = subprocess.Popen(command)
     try:
         while launcher.poll() is None and last_logged_step(run) < steps // 2:
             time.sleep(0.2)
@@ -159,9 +178,7 @@ def resume(demo: Demo) -> str:
     """Go on from the checkpoint to the last step."""
     run = demo.root / "train"
     demo.run(
-        train_command(
-            demo, "--resume=true", f"--config_path={run / 'checkpoints' / 'last' / 'pretrained_model'}"
-        )
+        train_command("--resume=true", f"--config_path={run / 'checkpoints' / 'last' / 'pretrained_model'}")
     )
     losses = [line["loss"] for line in metrics(run)]
     if not losses[-1] < losses[0]:
@@ -238,7 +255,8 @@ def main(args: Sequence[str]) -> int:
     prepare_root(config.root)
     started = time.perf_counter()
     with serve(config.root / "hub") as hub:
-        demo = Demo(config, hub, console)
+        demo = Demo(config, console)
+        os.environ.update(environment(hub, config.root))
         console.print(f"[bold]embedded Hub[/bold] at {hub.endpoint}, files in {config.root / 'hub'}")
         console.print("[dim]$ depi hub serve --root DIR --port 8080[/dim]")
         for number, (title, step, command) in enumerate(STEPS, start=1):

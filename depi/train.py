@@ -1,6 +1,5 @@
 """Train pi0 on many LeRobot datasets: `accelerate launch depi/train.py --num_datasets=1500`."""
 
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +9,12 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from depi.errors import UserError
+from depi.log import start_logging
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse the flags, train, and return the exit status (2 for a user's error)."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(levelname).1s %(asctime)s %(message)s", datefmt="%H:%M:%S"
-    )
+    start_logging()
     try:
         from depi.training.config import parse_train_config
         from depi.training.loop import train

@@ -38,7 +38,7 @@ class DatasetConfig:
     # Action steps per second; null keeps each dataset's own rate.
     action_freq: float | None = None
     # The run stops when more than this share of the datasets cannot be used.
-    max_bad_fraction: float = 0.5
+    max_bad_fraction: float = 0.25
 
 
 @dataclass

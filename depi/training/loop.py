@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
 from depi.errors import UserError
 from depi.files import read_json, write_json
+from depi.log import start_logging
 from depi.policies import Pi0Policy, load_policy, make_policy, make_processors, preprocess
 from depi.training.card import model_card
 from depi.training.checkpoint import DATA_REPORT_NAME, last_checkpoint, load_training_state, save_checkpoint
@@ -63,8 +64,7 @@ def train(config: TrainConfig) -> int:
     assert config.policy is not None
     mixed_precision = "bf16" if config.policy.dtype == "bfloat16" else None
     accelerator = Accelerator(cpu=config.policy.device == "cpu", mixed_precision=mixed_precision)
-    if not accelerator.is_main_process:
-        logging.getLogger().setLevel(logging.WARNING)
+    start_logging(main_process=accelerator.is_main_process)
     run = prepare(config, accelerator)
     with stop_signals() as stop:
         status = fit(run, stop)
@@ -156,8 +156,6 @@ def describe(run: Run) -> None:
         config.gradient_accumulation_steps,
         config.output_dir,
     )
-    for repo_id, reason in data.quarantined.items():
-        logger.warning("quarantined %s: %s", repo_id, reason)
 
 
 def fit(run: Run, stop: list[int]) -> int:
