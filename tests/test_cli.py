@@ -8,7 +8,9 @@ from depi import cli
 
 
 def depi(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "depi.cli", *args], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "depi.cli", *args], capture_output=True, text=True, check=False
+    )
 
 
 def test_help_names_every_verb_in_under_a_second():
@@ -20,7 +22,9 @@ def test_help_names_every_verb_in_under_a_second():
 
 
 def test_importing_depi_imports_nothing_heavy():
-    code = "import sys, depi, depi.cli; print([m for m in ('torch', 'lerobot', 'mujoco') if m in sys.modules])"
+    code = (
+        "import sys, depi, depi.cli; print([m for m in ('torch', 'lerobot', 'mujoco') if m in sys.modules])"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

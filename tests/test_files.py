@@ -14,9 +14,14 @@ from depi.files import atomic_write, read_json, write_json
 def test_a_failing_writer_leaves_the_old_content_and_no_rubbish(tmp_path):
     path = tmp_path / "list.json"
     write_json(path, [1])
-    with pytest.raises(RuntimeError), atomic_write(path) as temporary:
-        temporary.write_text("[1, 2")
-        raise RuntimeError("stopped")
+
+    def fail():
+        with atomic_write(path) as temporary:
+            temporary.write_text("[1, 2")
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        fail()
     assert read_json(path) == [1]
     assert os.listdir(tmp_path) == ["list.json"]
 

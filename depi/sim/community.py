@@ -30,7 +30,7 @@ class Contributor:
 
 
 def community(episodes: int = 4) -> list[Contributor]:
-    """Return eight good contributors with this many episodes each, and four bad ones with two."""
+    """Return eight good contributors with this many episodes each, and four bad ones."""
     return [*_good(episodes), *_bad()]
 
 
@@ -203,6 +203,6 @@ def _bad() -> list[Contributor]:
         ("liam/so100_touch_upload", cheap_v2, "missing_video"),
     )
     return [
-        Contributor(repo_id, "touch", setup, 2, 20000 + 1000 * index, defect, usable=False)
+        Contributor(repo_id, "touch", setup, 4, 20000 + 1000 * index, defect, usable=False)
         for index, (repo_id, setup, defect) in enumerate(rigs)
     ]

@@ -1,12 +1,8 @@
 """Datasets that several tests read; they are written once."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from recordings import Recording, write_v2, write_v3
 
 

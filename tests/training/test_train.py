@@ -136,7 +136,9 @@ def test_two_processes_see_the_same_samples_and_losses_as_one(flags, tmp_path):
     for other in ("two", "accumulated"):
         assert losses(tmp_path / other).keys() == expected.keys()
         # Sums in another order: float32 rounding, which Adam's division makes larger in the later steps.
-        np.testing.assert_allclose(list(losses(tmp_path / other).values()), list(expected.values()), rtol=1e-4)
+        np.testing.assert_allclose(
+            list(losses(tmp_path / other).values()), list(expected.values()), rtol=1e-4
+        )
     assert metrics(tmp_path / "two")[-1]["samples"] == 12
 
 

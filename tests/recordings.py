@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from depi.datasets.joints import JOINTS
 
 NAMES = [f"{joint}.pos" for joint in JOINTS]
-REAL = Path(__file__).parents[3] / "shared" / "real"
+REAL = Path(__file__).parents[2] / "shared" / "real"
 BLOCK = 16
 
 
