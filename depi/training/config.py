@@ -133,6 +133,7 @@ def _find_config_file(config_path: str) -> Path:
         return path
     if config_path.count("/") == 1 and not path.parent.exists():
         revision = repo_info(config_path, repo_type="model").sha
+        assert revision is not None
         return download_file(config_path, TRAIN_CONFIG_NAME, revision=revision, repo_type="model")
     raise UserError(f"--config_path={config_path} is neither a file, nor a folder with {TRAIN_CONFIG_NAME}")
 

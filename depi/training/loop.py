@@ -127,7 +127,7 @@ def build_policy(config: TrainConfig, dataset: MultiLeRobotDataset) -> Pi0Policy
     policy_config: PreTrainedConfig = config.policy
     if config.resume:
         return load_policy(last_checkpoint(config) / PRETRAINED_MODEL_DIR, device=policy_config.device)
-    policy_config.action_feature_names = list(dataset.action_names)
+    policy_config.action_feature_names = list(dataset.action_names or []) or None
     if policy_config.pretrained_path is None:
         return make_policy(policy_config, dataset)
     return load_policy(
