@@ -238,6 +238,27 @@ def test_upload_publishes_the_checkpoint_with_its_card(flags, tmp_path, module_h
         assert entry["revision"] in card.text
 
 
+def test_the_tiny_configuration_trains_and_flags_win_over_the_file(data_ids, tmp_path):
+    config = Path(__file__).parents[2] / "configs" / "train" / "tiny.yaml"
+    run = tmp_path / "run"
+    flags = [f"--config_path={config}", "--num_datasets=1", f"--dataset.data_ids={data_ids}"]
+    assert train([*flags, f"--output_dir={run}", "--steps=2", "--log_freq=1", "--num_workers=0"]) == 0
+    assert list(losses(run)) == [1, 2]
+    saved = read_json(run / "checkpoints/last/pretrained_model/train_config.json")
+    assert (saved["steps"], saved["batch_size"], saved["policy"]["chunk_size"]) == (2, 8, 16)
+
+
+def test_metrics_go_to_weights_and_biases_offline(flags, tmp_path):
+    wandb = {"wandb.enable": True, "wandb.mode": "offline", "wandb.project": "depi-test"}
+    assert train(replaced(flags, steps=2, save_freq=0, **wandb)) == 0
+    logs = list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(logs) == 1
+    deadline = time.monotonic() + 30  # W&B's own process writes the file a little later
+    while b"train/loss" not in logs[0].read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
