@@ -16,13 +16,21 @@ decides: a servo counts 4096 steps a turn, so recorded degrees advance by 360/40
 values by 200 over the joint's calibrated number of steps. Where no encoder steps are visible either
 (simulated or filtered recordings), joints named `*.pos` are taken as `normalized`, LeRobot's default when
 these names came, and the evidence says so; without names the answer is `unknown`.
+
+The encoder also makes `normalized` exact. A joint that was calibrated over N steps takes the values
+200 k / N - 100, so levels in the recorded state give N, and with it the half range, N / 2 * 360 / 4095
+degrees as LeRobot itself reads this arm with `use_degrees=True`. Only the state tells: the levels of a
+teleoperated action are those of the leader's encoder, while its values mean shares of the follower's range. A
+joint without visible levels is converted with its nominal half range, and the evidence says which ones.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from depi.errors import UserError
 
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 CONVENTIONS = ("degrees_v1", "degrees", "normalized", "radians", "native", "unknown")
@@ -40,6 +48,8 @@ _GRIPPER_SLACK = 30.0
 _RADIANS_LIMIT = 3.5
 _NORMALIZED_LIMIT = 101.0
 _ENCODER_DEGREES = 360 / 4095.5  # LeRobot divided by 4095 or 4096 at different times
+_DEGREES_PER_STEP = 360 / 4095  # what it divides by since degrees have their zero mid-range
+_CALIBRATED_STEPS = (1000, 4095)
 _NO_CHANGE = (np.ones(6), np.zeros(6))
 _TURN = 180 / np.pi
 _OPENING = 100 / (GRIPPER_RADIANS[1] - GRIPPER_RADIANS[0])
@@ -57,24 +67,34 @@ _TO_DEGREES = {
 }
 
 
+SPACES = ("degrees", "normalized", "native")
+"""The units that a policy can be trained in: `depi.datasets.joints.to_space`."""
+
+
 @dataclass(frozen=True)
 class Detection:
-    """A recording's joint convention and why, in one sentence with the numbers."""
+    """A recording's joint convention and why, in one sentence with the numbers.
+
+    half_range: for `normalized`, what ±100 means in degrees on each body joint, where the encoder tells; None
+        where the nominal HALF_RANGE has to do.
+    """
 
     convention: str
     evidence: str
+    half_range: tuple[float | None, ...] = (None,) * 5
 
 
-def to_degrees(values: np.ndarray, convention: str) -> np.ndarray:
+def to_degrees(values: np.ndarray, convention: str | Detection) -> np.ndarray:
     """Recorded joints to canonical degrees.
 
     Args:
         values: float [..., 6] (any width for `native`).
-        convention: one of CONVENTIONS but `unknown`.
+        convention: one of CONVENTIONS but `unknown`; or a Detection, whose half ranges are then used.
 
     Returns:
-        The same shape and dtype. `native` and `degrees` come back as they are. `normalized` is right to about
-        2% on the body joints, since the arm's own calibration is not recorded; the rest is exact.
+        The same shape and dtype. `native` and `degrees` come back as they are. `normalized` is exact on
+        joints whose half range was detected, and on others right to about 2% (6% for a wrist_roll that was
+        calibrated over its whole turn), since an arm's calibration is not recorded; the rest is exact.
 
     Raises:
         ValueError: the convention has no conversion, or the width is not 6.
@@ -86,7 +106,7 @@ def to_degrees(values: np.ndarray, convention: str) -> np.ndarray:
     return (np.asarray(values, np.float64) * scale + offset).astype(values.dtype)
 
 
-def from_degrees(values: np.ndarray, convention: str) -> np.ndarray:
+def from_degrees(values: np.ndarray, convention: str | Detection) -> np.ndarray:
     """Canonical degrees to a robot's own convention: the inverse of `to_degrees`, same arguments."""
     conversion = _conversion(values, convention)
     if conversion is None:
@@ -95,20 +115,68 @@ def from_degrees(values: np.ndarray, convention: str) -> np.ndarray:
     return ((np.asarray(values, np.float64) - offset) / scale).astype(values.dtype)
 
 
-def _conversion(values: np.ndarray, convention: str) -> tuple[np.ndarray, np.ndarray] | None:
-    if convention not in _TO_DEGREES:
-        raise ValueError(f"joint convention {convention!r} has no conversion to degrees")
-    if _TO_DEGREES[convention] is _NO_CHANGE:
+def to_space(values: np.ndarray, detection: Detection, space: str) -> np.ndarray:
+    """Recorded joints to the units that a policy is trained in.
+
+    Args:
+        values: float [..., 6] (any width for a recording of no SO-100).
+        detection: the recording's convention.
+        space: `degrees`; `normalized`, where ±100 is the nominal HALF_RANGE of every arm; or `native`, the
+            recorded numbers.
+
+    Returns:
+        The same shape and dtype. A recording of no SO-100 comes back as it is.
+    """
+    if space not in SPACES:
+        raise ValueError(f"joint convention {space!r} of the training data is none of {', '.join(SPACES)}")
+    if space == "native" or detection.convention == "native":
+        return values
+    degrees = to_degrees(values, detection)
+    return from_degrees(degrees, "normalized") if space == "normalized" else degrees
+
+
+def check_native(detections: Mapping[str, Detection]) -> None:
+    """Refuse to pool recorded numbers of different conventions.
+
+    Args:
+        detections: per repo id.
+
+    Raises:
+        UserError: they are not all of one convention.
+    """
+    found: dict[str, str] = {}
+    for repo_id, detection in detections.items():
+        found.setdefault(detection.convention, repo_id)
+    if len(found) > 1:
+        named = ", ".join(f"{convention} ({repo_id})" for convention, repo_id in sorted(found.items()))
+        raise UserError(
+            f"--dataset.joint_convention=native needs datasets of one convention, these are in {named}: "
+            "choose degrees or normalized"
+        )
+
+
+def _conversion(values: np.ndarray, convention: str | Detection) -> tuple[np.ndarray, np.ndarray] | None:
+    found = convention if isinstance(convention, Detection) else Detection(convention, "")
+    name = found.convention
+    if name not in _TO_DEGREES:
+        raise ValueError(f"joint convention {name!r} has no conversion to degrees")
+    if _TO_DEGREES[name] is _NO_CHANGE:
         return None
     if values.shape[-1] != len(JOINTS):
-        raise ValueError(f"joint convention {convention!r} needs 6 joints, not {values.shape[-1]}")
-    return _TO_DEGREES[convention]
+        raise ValueError(f"joint convention {name!r} needs 6 joints, not {values.shape[-1]}")
+    scale, offset = _TO_DEGREES[name]
+    if name == "normalized":
+        half_range = [exact or nominal for exact, nominal in zip(found.half_range, HALF_RANGE, strict=True)]
+        scale = np.array([*(half / 100 for half in half_range), 1.0])
+    return scale, offset
 
 
 def detect_convention(
     names: Sequence[str] | None, action: np.ndarray, state: np.ndarray | None = None
 ) -> Detection:
     """Find a recording's joint convention from the joints' names and all its values.
+
+    For `normalized` the half ranges of the joints too, where the state shows them.
 
     Args:
         names: the names of the action's elements, or None.
@@ -127,7 +195,9 @@ def detect_convention(
         return Detection("native", f"the names {_quote(names)} are not the joints of an SO-100")
     if kind == "disordered":
         return Detection("unknown", f"the joints {_quote(names)} are not in the order {', '.join(JOINTS)}")
-    recorded = [action] if state is None or state.shape[1:] != action.shape[1:] else [action, state]
+    if state is not None and state.shape[1:] != action.shape[1:]:
+        state = None
+    recorded = [action] if state is None else [action, state]
     values = np.concatenate(recorded).astype(np.float64)
     values = values[np.isfinite(values).all(axis=1)]
     if not len(values):
@@ -144,8 +214,10 @@ def detect_convention(
         return Detection("unknown", f"{ranges}: {reasons}")
     if len(left) == 1:
         reasons = "; ".join(dict.fromkeys(struck.values()))
-        return Detection(left[0], f"{ranges}: {left[0]}, since {reasons}")
-    return _decide(kind, left, ranges, recorded)
+        found = Detection(left[0], f"{ranges}: {left[0]}, since {reasons}")
+    else:
+        found = _decide(kind, left, ranges, recorded)
+    return _with_half_ranges(found, state) if found.convention == "normalized" else found
 
 
 def _kind_of_names(names: Sequence[str] | None) -> str:
@@ -235,6 +307,41 @@ def _decide(kind: str, left: list[str], ranges: str, recorded: list[np.ndarray])
             "LeRobot's default when the names *.pos came",
         )
     return Detection("unknown", f"{ranges}: fits {' and '.join(left)} alike")
+
+
+def _with_half_ranges(detection: Detection, state: np.ndarray | None) -> Detection:
+    """The same detection with what the state's levels tell about each body joint's calibration."""
+    steps = [None] * 5 if state is None else [_calibrated_steps(column) for column in state.T[:5]]
+    known = ", ".join(f"{JOINTS[joint]} {count}" for joint, count in enumerate(steps) if count)
+    nominal = ", ".join(JOINTS[joint] for joint, count in enumerate(steps) if not count)
+    parts = [f"encoder steps over the range: {known}"] if known else []
+    parts += [f"nominal half range for {nominal}"] if nominal else []
+    half_range = tuple(count / 2 * _DEGREES_PER_STEP if count else None for count in steps)
+    return Detection(detection.convention, "; ".join([detection.evidence, *parts]), half_range)
+
+
+def _calibrated_steps(values: np.ndarray) -> int | None:
+    """The number N of encoder steps over a joint's range, if its values are levels 200 k / N - 100."""
+    step = _encoder_step(values)
+    if step is None:
+        return None
+    # Recorded in steps of two or three, a joint still has levels of its one N.
+    estimates = {round(200 / step * factor) + near for factor in (1, 2, 3) for near in (-2, -1, 0, 1, 2)}
+    levels = np.unique(values[:50_000].astype(np.float64))
+    levels = levels[np.abs(levels) < 99.99]  # at the ends LeRobot clamps
+    fitting = [
+        count
+        for count in sorted(estimates)
+        if _CALIBRATED_STEPS[0] <= count <= _CALIBRATED_STEPS[1] and _distance_to_levels(levels, count) < 0.02
+    ]
+    # Levels of N are also levels of its multiples; anything else that fits leaves N open.
+    return fitting[0] if fitting and not any(count % fitting[0] for count in fitting) else None
+
+
+def _distance_to_levels(values: np.ndarray, steps: int) -> float:
+    """Root mean square distance to the nearest level, in steps."""
+    position = (values + 100) * steps / 200
+    return float(np.sqrt(np.mean((position - np.round(position)) ** 2)))
 
 
 def _encoder_step(values: np.ndarray) -> float | None:

@@ -1,12 +1,23 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from recordings import NAMES, REAL
 
-from depi.datasets.joints import HALF_RANGE, JOINTS, REACH, detect_convention, from_degrees, to_degrees
+from depi.datasets.joints import (
+    HALF_RANGE,
+    JOINTS,
+    REACH,
+    Detection,
+    check_native,
+    detect_convention,
+    from_degrees,
+    to_degrees,
+    to_space,
+)
+from depi.errors import UserError
 
 OLD = [f"main_{joint}" for joint in JOINTS]
 DEGREES = arrays(np.float64, (4, 6), elements=st.floats(-180, 180))
@@ -171,6 +182,81 @@ def test_real_recording_is_normalized(names):
     degrees = to_degrees(action, "normalized")
     assert (np.abs(degrees[:, :5]) <= np.array(REACH)).all()
     assert np.abs(degrees[:, 2]).max() == pytest.approx(HALF_RANGE[2], abs=0.01)
+
+
+def arm(steps, degrees):
+    """What LeRobot records of joints float [F, 5] in degrees, -100..100 over the calibrated steps."""
+    count = np.round(degrees * 4095 / 360 + np.array(steps) / 2)
+    return (np.clip(count / steps, 0, 1) * 200 - 100).astype(np.float32)
+
+
+@given(st.lists(st.integers(2000, 2600), min_size=5, max_size=5), st.integers(0, 2**32 - 1))
+@settings(max_examples=25, deadline=None)
+def test_encoder_steps_make_normalized_exact(steps, seed):
+    """The leader's arm is another one than the follower's, whose ranges alone matter."""
+    degrees = motion([-100, -60, 20, 10, -50, 3], [80, 130, 70, 60, 50, 60], 800, seed)
+    leader = np.column_stack([arm(np.array(steps) + 77, degrees[:, :5]), degrees[:, 5]])
+    follower = np.column_stack([arm(steps, degrees[:, :5]), degrees[:, 5]])
+    found = detect_convention(NAMES, leader, follower)
+    assert found.convention == "normalized"
+    half = np.array(steps) / 2 * 360 / 4095
+    np.testing.assert_allclose(found.half_range, half)
+    assert f"shoulder_pan {steps[0]}, shoulder_lift {steps[1]}" in found.evidence
+    clamped = np.clip(degrees[:, :5], -half, half)
+    np.testing.assert_allclose(to_degrees(follower, found)[:, :5], clamped, atol=360 / 4095 / 2 + 1e-4)
+    np.testing.assert_allclose(from_degrees(to_degrees(follower, found), found), follower, atol=1e-4)
+
+
+def test_joints_without_visible_levels_keep_their_nominal_half_range():
+    degrees = motion([-100, -60, 20, 10, -50, 3], [80, 130, 70, 60, 50, 60], 800)
+    state = np.column_stack([arm([2688, 2345, 2200, 2234, 4095], degrees[:, :5]), degrees[:, 5]])
+    state[:, 1] += np.random.default_rng(0).normal(0, 0.05, 800)  # filtered
+    state[:, 3] = 30.3  # at rest
+    found = detect_convention(NAMES, state, state)
+    assert [half is None for half in found.half_range] == [False, True, False, True, False]
+    assert "nominal half range for shoulder_lift, wrist_flex" in found.evidence
+    assert to_degrees(np.full((1, 6), 50.0), found)[0] == pytest.approx(
+        [2688 / 4 * 360 / 4095, 103.5 / 2, 2200 / 4 * 360 / 4095, 101.2 / 2, 90, 50]
+    )
+    assert detect_convention(NAMES, state).half_range == (None,) * 5
+
+
+def test_the_space_of_training():
+    exact = Detection("normalized", "", (120.0, None, None, None, None))
+    values = np.full((1, 6), 50, np.float32)
+    degrees = [60, 51.75, 48.7, 50.6, 85.1, 50]
+    np.testing.assert_allclose(to_space(values, exact, "degrees"), [degrees], rtol=1e-6)
+    shares = [60 / 1.108, 50, 50, 50, 50, 50]
+    np.testing.assert_allclose(to_space(values, exact, "normalized"), [shares], rtol=1e-6)
+    old = to_degrees(values, "degrees_v1")
+    np.testing.assert_allclose(
+        to_degrees(to_space(values, Detection("degrees_v1", ""), "normalized"), "normalized"), old, rtol=1e-5
+    )
+    np.testing.assert_array_equal(to_space(values, exact, "native"), values)
+    pusht = np.zeros((3, 2), np.float32)
+    assert to_space(pusht, Detection("native", ""), "normalized") is pusht
+    with pytest.raises(ValueError, match="'radians' of the training data"):
+        to_space(values, exact, "radians")
+
+
+def test_recorded_numbers_of_different_conventions_are_not_pooled():
+    same = Detection("normalized", "a")
+    check_native({"a/b": same, "c/d": Detection("normalized", "b")})
+    with pytest.raises(UserError, match=r"degrees \(x/y\), normalized \(a/b\): choose"):
+        check_native({"a/b": same, "x/y": Detection("degrees", "")})
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the real recordings are not here")
+def test_a_real_arm_tells_its_calibration():
+    file = REAL / "so101_pick_place_tape/data/chunk-000/file-000.parquet"
+    table = pq.read_table(file, columns=["action", "observation.state"])
+    action, state = (np.stack(column.to_numpy()) for column in table.columns)
+    found = detect_convention(NAMES, action, state)
+    steps = np.array(found.half_range) * 2 * 4095 / 360
+    np.testing.assert_allclose(steps, [2688, 2345, 2200, 2234, 4095])
+    # As this arm's encoder counted, every state is a whole number of steps from the middle of its range.
+    counts = to_degrees(state.astype(float), found)[:, :5] * 4095 / 360 + steps / 2
+    assert np.abs(counts - np.round(counts)).max() < 1e-3
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real recordings are not here")
