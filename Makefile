@@ -18,15 +18,16 @@ setup: libraries
 	  { echo "uv could not be installed: install it by hand (https://docs.astral.sh/uv) and run make again"; exit 1; }
 	@uv sync --locked --quiet --extra sim --extra dev
 
-# Video needs FFmpeg's shared libraries (PyAV takes over without them), rendering needs EGL.
+# Video needs FFmpeg's shared libraries (PyAV takes over without them), rendering needs EGL, and Debian's
+# Python makes no environment for uv without python3-venv.
 libraries:
 	@missing=""; libs=$$(PATH=$$PATH:/sbin:/usr/sbin ldconfig -p 2>/dev/null); \
 	[[ $$libs == *libavcodec.so* ]] || missing="$$missing ffmpeg"; \
 	[[ $$libs == *libEGL.so.1* && $$libs == *libGL.so.1* ]] || missing="$$missing libegl1 libgl1"; \
+	command -v uv >/dev/null || python3 -c "import ensurepip" 2>/dev/null || missing="$$missing python3-venv"; \
 	[ -z "$$missing" ] && exit 0; \
 	root=""; [ "$$(id -u)" = 0 ] || root="sudo -n"; \
-	echo "Installing$$missing"; \
-	if command -v apt-get >/dev/null && $$root true 2>/dev/null \
+	if command -v apt-get >/dev/null && $$root true 2>/dev/null && echo "Installing$$missing" \
 	  && $$root apt-get update -qq && $$root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing >/dev/null; \
 	then exit 0; fi; \
 	echo "Could not install$$missing: with the rights to do so, run 'apt-get install$$missing'." \
