@@ -31,9 +31,12 @@ def test_files_are_readable_by_others_as_the_umask_says(tmp_path):
     before = os.umask(0o022)
     try:
         write_json(path, [])
+        with atomic_write(tmp_path / "x.safetensors") as temporary:
+            temporary.unlink()
+            temporary.touch(0o600)
     finally:
         os.umask(before)
-    assert path.stat().st_mode & 0o777 == 0o644
+    assert [file.stat().st_mode & 0o777 for file in tmp_path.iterdir()] == [0o644, 0o644]
 
 
 def test_nan_is_refused(tmp_path):
@@ -43,7 +46,14 @@ def test_nan_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"), [(None, "does not exist"), (b"[1,", "not valid JSON"), (b"\xff\xfe", "not UTF-8")]
+    ("content", "says"),
+    [
+        (None, "does not exist"),
+        (b"[1,", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"1" * 5_000, "not valid JSON"),
+        (b"\xff\xfe", "not UTF-8"),
+    ],
 )
 def test_unreadable_json_is_a_users_error(tmp_path, content, says):
     path = tmp_path / "ids.json"

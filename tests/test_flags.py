@@ -1,4 +1,5 @@
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ class Example:
     list_rules: bool = False
     count: int = 1
     items: list[str] = field(default_factory=list)
+    root: Path | None = None
 
     def __post_init__(self):
         if self.count < 0:
@@ -42,11 +44,16 @@ def test_flags_and_positionals_fill_the_dataclass(args, expected):
     ("args", "says"),
     [
         (["--nmae=x"], "nmae"),
-        (["--count=many"], "many"),
+        (["--count=many"], "--count: Couldn't parse 'many'"),
         (["--count=-1"], "count must not be negative, not -1"),
         (["--list-rules=7"], "7"),
         (["--items=a"], "items"),
         (["--name"], "--name"),
+        (["--root="], "--root is empty"),
+        (["--root", ""], "--root is empty"),
+        (["--config_path=absent.yaml"], "cannot read absent.yaml"),
+        (["--config_path=/dev/null/x"], "/dev/null/x"),
+        (["--items=[a"], "YAML"),
     ],
 )
 def test_wrong_flags_are_one_sentence(args, says):
