@@ -4,7 +4,6 @@ Every step runs the command that a user types, in a process of its own, against 
 """
 
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 MODEL_ID = "depi-demo/pi0-tiny"
 MARKER = "demo.json"
 TRAIN_SCRIPT = Path(__file__).with_name("train.py")
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -61,15 +58,26 @@ class Demo:
         """Where everything is written."""
         return self.config.root
 
-    def run(self, command: Sequence[str]) -> None:
-        """Run a command to its end.
+    @property
+    def trained(self) -> Path:
+        """The training run."""
+        return self.root / "train"
 
-        Raises:
-            UserError: it failed; its own message is above.
-        """
-        status = subprocess.run(command, check=False).returncode
-        if status:
-            raise UserError(f"the demo's step ended with status {status}: {' '.join(command)}")
+    @property
+    def checkpoint(self) -> Path:
+        """The run's newest checkpoint."""
+        return self.trained / "checkpoints" / "last" / "pretrained_model"
+
+
+def run(command: Sequence[str]) -> None:
+    """Run a command to its end.
+
+    Raises:
+        UserError: it failed; its own message is above.
+    """
+    status = subprocess.run(command, check=False).returncode
+    if status:
+        raise UserError(f"the demo's step ended with status {status}: {' '.join(command)}")
 
 
 def environment(hub: LocalHub, root: Path) -> dict[str, str]:
@@ -89,7 +97,7 @@ def depi(*args: str) -> list[str]:
 
 
 def record(demo: Demo) -> str:
-    """Simulated contributors record their datasets and publish them on the embedded Hub."""
+    """A community records datasets, each in its own way, and publishes them."""
     from depi.hub.client import upload_folder
     from depi.sim.community import Contributor, community, record_community
 
@@ -120,9 +128,9 @@ def describe(contributor: "Contributor") -> str:
 
 
 def collect(demo: Demo) -> str:
-    """Find and judge them."""
+    """Find the datasets and judge them."""
     folder = demo.root / "data_ids"
-    demo.run(depi("collect-ids", f"--output_dir={folder}"))
+    run(depi("collect-ids", f"--output_dir={folder}"))
     accepted = read_json(folder / "dataset_list_valid.json")
     rejected = read_json(folder / "bad_dataset_ids.json")
     return f"{len(accepted)} accepted, {len(rejected)} rejected with reasons"
@@ -131,28 +139,22 @@ def collect(demo: Demo) -> str:
 def train_command(*more: str) -> list[str]:
     """Return the command that trains the tiny pi0."""
     return [
-        *(
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            "--cpu",
-            "--num_processes=1",
-            "--num_machines=1",
-        ),
-        *("--mixed_precision=no", "--dynamo_backend=no", "--quiet", str(TRAIN_SCRIPT)),
+        *(sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu"),
+        *("--num_processes=1", "--num_machines=1", "--num_cpu_threads_per_process=2"),
+        *("--mixed_precision=no", "--dynamo_backend=no", str(TRAIN_SCRIPT)),
         *more,
     ]
 
 
 def train(demo: Demo) -> str:
-    """Train on what was accepted, and stop it half way by SIGTERM."""
+    """Train pi0 on the accepted ones; SIGTERM half way."""
     accepted = read_json(demo.root / "data_ids" / "dataset_list_valid.json")
-    run, steps = demo.root / "train", demo.config.steps
+    steps = demo.config.steps
     command = train_command(
         f"--num_datasets={len(accepted)}",
         f"--dataset.data_ids={demo.root / 'data_ids'}",
         "--dataset.action_freq=10",
-        f"--output_dir={run}",
+        f"--output_dir={demo.trained}",
         *("--policy.type=depi_pi0", "--policy.device=cpu", "--policy.push_to_hub=false"),
         *("--policy.chunk_size=16", "--policy.n_action_steps=8"),
         *("--policy.optimizer_lr=1e-3", "--policy.scheduler_decay_lr=1e-4"),
@@ -161,26 +163,29 @@ def train(demo: Demo) -> str:
     )
     launcher = subprocess.Popen(command)
     try:
-        while launcher.poll() is None and last_logged_step(run) < steps // 2:
+        while launcher.poll() is None and last_logged_step(demo.trained) < steps // 2:
             time.sleep(0.2)
-        for trainer in psutil.Process(launcher.pid).children() if launcher.poll() is None else []:
-            trainer.terminate()
+        stop_trainer(launcher)
         launcher.wait()
     finally:
-        launcher.kill()
-    stopped = last_logged_step(run)
-    if not (run / "checkpoints" / "last").exists() or stopped >= steps:
+        stop_trainer(launcher)
+    stopped = last_logged_step(demo.trained)
+    if not demo.checkpoint.exists() or stopped >= steps:
         raise UserError(f"training was to be stopped half way and to save, but ended at step {stopped}")
     return f"stopped by SIGTERM at step {stopped} of {steps}, checkpoint saved"
 
 
+def stop_trainer(launcher: subprocess.Popen) -> None:
+    """Send SIGTERM to the process that `accelerate launch` has started, if it still runs."""
+    if launcher.poll() is None:
+        for trainer in psutil.Process(launcher.pid).children():
+            trainer.terminate()
+
+
 def resume(demo: Demo) -> str:
-    """Go on from the checkpoint to the last step."""
-    run = demo.root / "train"
-    demo.run(
-        train_command("--resume=true", f"--config_path={run / 'checkpoints' / 'last' / 'pretrained_model'}")
-    )
-    losses = [line["loss"] for line in metrics(run)]
+    """Go on from the checkpoint to the end."""
+    run(train_command("--resume=true", f"--config_path={demo.checkpoint}"))
+    losses = [line["loss"] for line in metrics(demo.trained)]
     if not losses[-1] < losses[0]:
         raise UserError(f"the loss did not fall: {losses[0]:.3f} at first, {losses[-1]:.3f} at last")
     return f"{demo.config.steps} steps, loss {losses[0]:.3f} -> {losses[-1]:.3f}"
@@ -189,10 +194,10 @@ def resume(demo: Demo) -> str:
 def evaluate(demo: Demo) -> str:
     """Roll the checkpoint out in the simulator."""
     output = demo.root / "eval"
-    demo.run(
+    run(
         depi(
             "eval",
-            f"--policy.path={demo.root / 'train' / 'checkpoints' / 'last' / 'pretrained_model'}",
+            f"--policy.path={demo.checkpoint}",
             *("--policy.device=cpu", "--env.type=so101", "--env.task=touch"),
             f"--eval.n_episodes={demo.config.eval_episodes}",
             f"--output_dir={output}",
@@ -204,10 +209,9 @@ def evaluate(demo: Demo) -> str:
 
 
 def publish(demo: Demo) -> str:
-    """Upload the checkpoint, download it again, and compare the actions."""
-    demo.run(depi("upload", str(demo.root / "train"), MODEL_ID))
-    checkpoint = demo.root / "train" / "checkpoints" / "last" / "pretrained_model"
-    demo.run([sys.executable, "-m", "depi.evaluation.same_actions", str(checkpoint), MODEL_ID])
+    """Upload, download again, compare actions."""
+    run(depi("upload", str(demo.trained), MODEL_ID))
+    run([sys.executable, "-m", "depi.evaluation.same_actions", str(demo.checkpoint), MODEL_ID])
     return f"{MODEL_ID} gives the same actions after download"
 
 
