@@ -1,3 +1,4 @@
+import contextlib
 import logging
 import pickle
 import subprocess
@@ -8,8 +9,9 @@ import pytest
 import torch
 from recordings import number_in, numbered_image, write_video
 
-from depi.datasets import video
-from depi.datasets.video import VideoReader
+from depi.datasets import decoders
+from depi.datasets.cameras import letterbox
+from depi.datasets.video import FrameRequest, VideoReader
 from depi.errors import DatasetError
 
 FRAMES, FPS = 24, 10
@@ -19,6 +21,14 @@ FRAMES, FPS = 24, 10
 def clip(tmp_path_factory):
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
     write_video(path, [numbered_image(number) for number in range(FRAMES)], FPS, g="250")
+    return path
+
+
+@pytest.fixture(scope="module")
+def av1_clip(tmp_path_factory):
+    path = tmp_path_factory.mktemp("av1") / "clip.mp4"
+    images = [numbered_image(number, (64, 96)) for number in range(FRAMES)]
+    write_video(path, images, FPS, "libsvtav1", g="2", preset="12")
     return path
 
 
@@ -104,18 +114,28 @@ def test_a_reader_survives_pickling_and_forking(reader, clip):
     assert reader._open is not before
 
 
-def test_without_torchcodec_pyav_decodes_and_says_so_once(clip, monkeypatch, caplog):
+def test_without_torchcodec_pyav_decodes_and_says_so_once(av1_clip, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
-    video._opener.cache_clear()
+    decoders._torchcodec_loads.cache_clear()
     with caplog.at_level(logging.WARNING):
         readers = [VideoReader(), VideoReader()]
-        assert [number_in(reader.frame(clip, 0.3, FPS)) for reader in readers] == [3, 3]
-    video._opener.cache_clear()
+        assert [number_in(reader.frame(av1_clip, 0.3, FPS)) for reader in readers] == [3, 3]
+    decoders._torchcodec_loads.cache_clear()
     assert [record.message for record in caplog.records if "PyAV" in record.message] == [
         "torchcodec cannot load, video is decoded with PyAV, more slowly: "
         "import of torchcodec.decoders halted; None in sys.modules"
     ]
-    assert type(readers[0]._open[clip]) is video._PyavVideo
+    assert type(readers[0]._open[av1_clip]) is decoders.PyavVideo
+
+
+def test_each_codec_has_its_faster_decoder(clip, av1_clip):
+    reader = VideoReader()
+    reader.frame(clip, 0, FPS)
+    reader.frame(av1_clip, 0, FPS)
+    assert [type(video) for video in reader._open.values()] == [
+        decoders.PyavVideo,
+        decoders.TorchcodecVideo,
+    ]
 
 
 def test_a_huge_picture_is_refused(reader, tmp_path):
@@ -130,3 +150,114 @@ def test_import_needs_neither_lerobot_nor_torchcodec():
     code = f"import sys, depi.datasets.multi; print([m for m in {heavy} if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+ENCODINGS = {
+    "h264 short": ("h264", {"g": "2"}),
+    "h264 long": ("h264", {"g": "250", "bf": "3", "x264-params": "b-pyramid=normal:b-adapt=0"}),
+    "h264 open": ("h264", {"g": "7", "bf": "3", "x264-params": "open-gop=1:b-adapt=0"}),
+    "hevc open": ("libx265", {"g": "7", "x265-params": "open-gop=1:bframes=3:b-adapt=0:log-level=none"}),
+    "av1 short": ("libsvtav1", {"g": "2", "preset": "12"}),
+    "av1 long": ("libsvtav1", {"g": "30", "preset": "12"}),
+}
+
+
+@pytest.fixture(scope="module", params=ENCODINGS)
+def encoded(request, tmp_path_factory):
+    codec, options = ENCODINGS[request.param]
+    path = tmp_path_factory.mktemp(request.param.replace(" ", "-")) / "clip.mp4"
+    images = [numbered_image(number, (64, 96)) for number in range(40)]
+    write_video(path, images, FPS, codec, **options)
+    return path
+
+
+@pytest.mark.parametrize("backend", [None, "torchcodec", "pyav"])
+def test_every_frame_of_every_encoding(encoded, backend):
+    if backend == "torchcodec" and "open" in encoded.parent.name:
+        pytest.skip("torchcodec is wrong where frames before a keyframe refer to frames after it")
+    reader = VideoReader(backend=backend)
+    order = np.random.default_rng(1).permutation(40)
+    requests = [FrameRequest(encoded, number / FPS + 1e-4 * (number % 3 - 1), FPS) for number in order]
+    assert [number_in(frame) for frame in reader.frames(requests, None)] == order.tolist()
+    run = [FrameRequest(encoded, number / FPS, FPS) for number in range(5, 40, 2)]
+    frames = list(reader.episode(run))
+    assert [number_in(frame) for frame in frames] == list(range(5, 40, 2))
+    assert all(torch.equal(*pair) for pair in zip(frames, reader.frames(run, None), strict=True))
+
+
+def test_all_decoders_give_the_same_pixels(encoded):
+    if "open" in encoded.parent.name:
+        pytest.skip("torchcodec is wrong where frames before a keyframe refer to frames after it")
+    requests = [FrameRequest(encoded, number / FPS, FPS) for number in (0, 13, 22, 39)]
+    first = VideoReader(backend="torchcodec").frames(requests, None)
+    for backend in (None, "pyav"):
+        assert all(map(torch.equal, first, VideoReader(backend=backend).frames(requests, None)))
+
+
+def test_frames_of_several_cameras_letterboxed(clip, av1_clip):
+    requests = [FrameRequest(clip, 0.5, FPS), FrameRequest(av1_clip, 0.5, FPS)]
+    reader = VideoReader()
+    frames = reader.frames(requests, 32)
+    assert [(frame.shape, frame.dtype) for frame in frames] == [((3, 32, 32), torch.uint8)] * 2
+    recorded = reader.frames(requests, None)
+    for frame, whole in zip(frames, recorded, strict=True):
+        assert torch.equal(frame, letterbox(whole, 32))
+
+
+def test_letterboxed_frames_are_within_one_level_of_lerobots(tmp_path):
+    from lerobot.policies.common.vla_utils import resize_with_pad_torch
+
+    path = tmp_path / "noise.mp4"
+    images = np.random.default_rng(0).integers(0, 256, (3, 120, 160, 3), np.uint8)
+    write_video(path, list(images), FPS, crf="10")
+    reader = VideoReader()
+    request = [FrameRequest(path, 0.1, FPS)]
+    recorded = reader.frames(request, None)[0]
+    ours = reader.frames(request, 224)[0].float()
+    theirs = resize_with_pad_torch(recorded[None].float() / 255, 224, 224)[0] * 255
+    assert (ours - theirs).abs().max() < 1.001
+    for size in (64, 48):
+        theirs = resize_with_pad_torch(recorded[None].float() / 255, size, size)[0] * 255
+        assert (reader.frames(request, size)[0] - theirs).abs().max() < 1.001
+
+
+def test_open_decoders_are_bounded_by_memory(reader, clip, tmp_path):
+    one = decoders.open_video(clip).bytes
+    reader = VideoReader(max_bytes=3 * one)
+    for number in range(6):
+        copy = tmp_path / f"{number}.mp4"
+        copy.write_bytes(clip.read_bytes())
+        assert number_in(reader.frame(copy, number / FPS, FPS)) == number
+        assert reader._bytes <= 3 * one
+    assert len(reader._open) == 3
+
+
+def test_a_playlist_named_mp4_is_not_followed(reader, clip, tmp_path):
+    path = tmp_path / "list.mp4"
+    for text in (
+        f"ffconcat version 1.0\nfile {clip.name}\n",
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:2,\n{clip.name}\n#EXT-X-ENDLIST\n",
+    ):
+        path.write_text(text)
+        (tmp_path / clip.name).write_bytes(clip.read_bytes())
+        with pytest.raises(DatasetError):
+            reader.frame(path, 0.5, FPS)
+
+
+@pytest.mark.parametrize("codec", ["h264", "libsvtav1"])
+def test_a_broken_stretch_is_an_error_never_another_frame(codec, tmp_path):
+    path = tmp_path / "broken.mp4"
+    images = [numbered_image(number, (96, 128)) for number in range(40)]
+    write_video(path, images, FPS, codec, g="8", preset="medium" if codec == "h264" else "12")
+    data = bytearray(path.read_bytes())
+    begin = data.index(b"mdat")
+    begin += (len(data) - begin) // 2
+    data[begin : begin + 20] = bytes(20)
+    path.write_bytes(data)
+    reader = VideoReader(backend="pyav")
+    seen: dict[int, int] = {}
+    for number in range(40):
+        with contextlib.suppress(DatasetError):
+            seen[number] = number_in(reader.frame(path, number / FPS, FPS))
+    assert 30 < len(seen) < 40
+    assert all(number == shown for number, shown in seen.items())
