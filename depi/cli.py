@@ -1,7 +1,9 @@
 """The `depi` command: one entry per verb, each imported only when it is called."""
 
 import importlib
+import os
 import sys
+import threading
 from collections.abc import Sequence
 
 from depi.errors import UserError
@@ -37,6 +39,9 @@ def run(main: str, args: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        if threading.active_count() > 1:  # the interpreter would wait for whatever they are downloading
+            sys.stdout.flush()
+            os._exit(130)
         return 130
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         sys.stderr.close()

@@ -1,10 +1,14 @@
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from depi import cli
+from depi.hub.local import serve
 
 
 def depi(*args: str) -> subprocess.CompletedProcess[str]:
@@ -53,3 +57,31 @@ def test_every_verb_has_help(verb, capsys):
         status = stop.code or 0
     assert status == 0
     assert "usage" in capsys.readouterr().out.lower()
+
+
+def test_an_interrupted_command_does_not_wait_for_its_downloads(tmp_path):
+    asked, stopped = threading.Event(), threading.Event()
+
+    def hang(request):
+        asked.set()
+        stopped.wait(60)
+
+    (tmp_path / "ids.txt").write_text("ann/pick\n")
+    flags = [f"--ids_file={tmp_path / 'ids.txt'}", f"--output_dir={tmp_path / 'out'}"]
+    with serve(tmp_path / "hub", faults=hang) as hub:
+        command = subprocess.Popen(
+            [sys.executable, "-m", "depi.cli", "collect-ids", *flags],
+            env=os.environ | hub.environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert asked.wait(30)
+            command.send_signal(signal.SIGINT)
+            _, error = command.communicate(timeout=15)
+        finally:
+            command.kill()
+            stopped.set()
+    assert command.returncode == 130
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()

@@ -49,6 +49,7 @@ __all__ = [
     "endpoint",
     "list_datasets",
     "repo_info",
+    "require_token",
     "upload_folder",
 ]
 
@@ -199,7 +200,8 @@ def download_files(
         bar = stack.enter_context(Progress(disable=not progress, transient=True))
         task = bar.add_task(repo_id, total=len(missing))
         pool = ThreadPoolExecutor(PARALLEL_DOWNLOADS)
-        stack.callback(pool.shutdown, cancel_futures=True)
+        # Whoever presses Ctrl-C does not wait for the files that are under way.
+        stack.push(lambda kind, *_: pool.shutdown(kind is not KeyboardInterrupt, cancel_futures=True))
         fetches = [
             pool.submit(download_file, repo_id, name, revision=revision, repo_type=repo_type)
             for name in missing
@@ -214,6 +216,19 @@ def _check_name(repo_id: str, filename: str) -> None:
     problem = path_problem(filename)
     if problem:
         raise DatasetError(f"{repo_id}: the file name {filename[:200]!r} {problem}")
+
+
+def require_token() -> None:
+    """Refuse early what will need a token to upload.
+
+    Raises:
+        TokenMissing: there is none. Whether it may write only an upload shows.
+    """
+    if get_token() is None:
+        raise TokenMissing(
+            f"uploading needs a token: create one with write access at {endpoint()}/settings/tokens "
+            f"and log in with {LOGIN}"
+        )
 
 
 def upload_folder(
@@ -241,12 +256,8 @@ def upload_folder(
         raise UserError(f"{folder} is not a folder: nothing to upload")
     if not any(path.is_file() for path in folder.rglob("*")):
         raise UserError(f"{folder} holds no files: nothing to upload")
+    require_token()
     target = Target(endpoint(), repo_id, repo_type, writes=True)
-    if get_token() is None:
-        raise TokenMissing(
-            f"uploading needs a token: create one with write access at {target.endpoint}/settings/tokens "
-            f"and log in with {LOGIN}"
-        )
     if target.endpoint != constants.HUGGINGFACE_CO_URL_HOME.rstrip("/"):
         constants.HF_HUB_DISABLE_XET = True  # the client would insist on Xet, which only the public Hub has
     api = _api()
