@@ -1,38 +1,37 @@
 """Many LeRobot datasets as one training set, read in place."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 import torch.utils.data
 from torch import Tensor
 
 from depi.datasets.cameras import letterbox
-from depi.datasets.collection import keep_majority_kind, open_all, stop_if_too_bad
+from depi.datasets.collection import open_collection
 from depi.datasets.images import ImageReader
-from depi.datasets.joints import JOINTS
-from depi.datasets.opening import ACTION, STATE, DatasetSource, OpenDataset
-from depi.datasets.stats import compute_stats
-from depi.datasets.video import VideoReader
+from depi.datasets.index import IMAGE, NO_CAMERA, map_index
+from depi.datasets.joints import JOINTS, SPACES
+from depi.datasets.opening import ACTION, STATE
+from depi.datasets.parts import Options
+from depi.datasets.quarantine import Quarantine
+from depi.datasets.sources import DatasetSource
+from depi.datasets.stats import stats_from_json
+from depi.datasets.video import FrameRequest, VideoReader
 from depi.errors import DatasetError, UserError
 
 __all__ = ["DatasetSource", "MultiLeRobotDataset"]
 
-logger = logging.getLogger(__name__)
-
 _SUBSTITUTES = 16
-_NO_CAMERA, _VIDEO, _IMAGE = 0, 1, 2
 
 
 class MultiLeRobotDataset(torch.utils.data.Dataset):
     """All frames of many datasets, one sample per frame.
 
-    The numbers of all datasets lie in flat tensors, which worker processes share, forked or spawned.
-    A sample holds:
+    The numbers of all datasets lie in flat columns that are mapped into memory from a cache, so that all
+    workers and processes of a machine share them. A sample holds:
 
     - `observation.images.{i}` uint8 [3, S, S] and `observation.images.{i}_is_pad` bool [], for every i below
       max_cameras: the camera of slot i letterboxed, or zeros and True where the dataset has none
@@ -43,9 +42,17 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
     - `dataset_index` (among the datasets in use), `episode_index` (as recorded), `frame_index` (in its
       episode), `index` (in this training set) int64 [], `timestamp` float32 [] in seconds
 
-    A frame whose image cannot be decoded is replaced by one of another episode, of the same dataset where
-    that is possible. The choice depends on the frame alone; the first one in an episode is logged, all are
-    counted in `decode_failures`.
+    Quarantine: a dataset that cannot be used is left out, so is an episode that holds what no robot recorded
+    (numbers that are not finite or beyond all bounds, timestamps that go back or jump). A frame whose image
+    cannot be decoded is replaced by one of the next episodes, of the same dataset where that is possible. The
+    choice depends on the frame alone, so it is the same in every run; the first one in an episode is logged,
+    all are counted in `decode_failures`.
+
+    Columns, for N datasets, E episodes and F frames, not to be written: `state` [F, Ds], `action` [F, Da],
+    `timestamp` [F], `task` [F] (positions in `tasks`), `episode_start` [E + 1] (frames), `episode_dataset`
+    [E], `episode_recorded` [E], `dataset_start` [N + 1] (episodes), `fps` [N]; `repo_ids` and `entries` [N].
+    `stats` are over all frames: observation.state and action -> `depi.datasets.stats.compute_stats`;
+    `stats_by_group` the same per "<convention>/<robot type>".
 
     Args:
         sources: the datasets.
@@ -53,12 +60,16 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         image_size: S.
         max_cameras: camera slots; a dataset's further cameras are not read.
         action_freq: actions per second in a chunk, interpolated linearly; None for the dataset's own fps.
-        max_bad_fraction: more than this share of unusable sources is an error. A single source must be good.
+        joint_convention: the units of SO-100 joints, `degrees`, `normalized` or as recorded (`native`).
+        max_bad_fraction: more than this share of bad episodes is an error, when opening or whenever a further
+            one turns out to be bad. Bad are the episodes left out, and those with a frame that was replaced.
+        max_bad_datasets: more than this share of unusable sources is an error. A single source must be good.
         episodes: recorded episode indices, for a single source only.
+        offline: ask no Hub; everything must be in the cache.
         video_backend: `torchcodec` or `pyav`; by default torchcodec where it loads.
 
     Raises:
-        UserError: no source is usable, or too many are not; names each with the reason.
+        UserError: no source is usable, or too much is bad; names each with the reason.
     """
 
     def __init__(
@@ -69,75 +80,68 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         image_size: int = 224,
         max_cameras: int = 3,
         action_freq: float | None = None,
-        max_bad_fraction: float = 0.25,
+        joint_convention: str = "degrees",
+        max_bad_fraction: float = 0.02,
+        max_bad_datasets: float = 0.25,
         episodes: Sequence[int] | None = None,
+        offline: bool = False,
         video_backend: str | None = None,
     ) -> None:
-        if not sources:
-            raise UserError("no dataset is named, name at least one")
-        if episodes is not None and len(sources) > 1:
-            raise UserError(
-                "episodes can be chosen of a single dataset only, name one dataset or no episodes"
-            )
+        _check(sources, max_cameras, joint_convention, episodes)
         self.chunk_size, self.image_size, self.max_cameras = chunk_size, image_size, max_cameras
         self.action_freq = action_freq
-        opened, self.quarantined = open_all(sources, max_cameras, episodes)
-        opened = keep_majority_kind(opened, self.quarantined)
-        stop_if_too_bad(len(sources), self.quarantined, max_bad_fraction)
+        chosen = None if episodes is None else tuple(sorted(set(episodes)))
+        options = Options(max_cameras, chosen, joint_convention, offline)
+        collection = open_collection(sources, options, max_bad_datasets=max_bad_datasets)
+        self.quarantined = collection.quarantined
+        self.roots = collection.roots
         self.videos = VideoReader(backend=video_backend)
         self.images = ImageReader()
-        self._describe(opened)
-        self._fill_frames(opened)
-        self._fill_episodes(opened)
+        self._index_folder = collection.index.folder
+        self._map()
+        left_out = [
+            f"episode {episode} of {entry['repo_id']}: {reason}"
+            for entry in self.entries
+            for episode, reason in entry["episodes_left_out"].items()
+        ]
+        self._quarantine = Quarantine(self.num_episodes, left_out, max_bad_fraction)
 
-    def _describe(self, opened: list[OpenDataset]) -> None:
-        """The few facts per dataset; the OpenDataset objects themselves are let go."""
-        first = opened[0]
-        self.state_dim, self.action_dim, canonical = first.kind
-        features = first.meta.info.features
-        names = tuple(f"{joint}.pos" for joint in JOINTS)
-        self.state_names = names if canonical else features[STATE].names
-        self.action_names = names if canonical else features[ACTION].names
-        self.camera_slots = tuple(f"observation.images.{slot}" for slot in range(self.max_cameras))
-        self.repo_ids = tuple(dataset.meta.repo_id for dataset in opened)
-        self._entries = [_entry(dataset) for dataset in opened]
-
-    def _fill_frames(self, opened: list[OpenDataset]) -> None:
-        """Flat columns over all frames: state, action, timestamp, task; and their statistics."""
-        state = np.concatenate([dataset.state for dataset in opened])
-        action = np.concatenate([dataset.action for dataset in opened])
-        self.stats = {STATE: compute_stats(state), ACTION: compute_stats(action)}
-        self.state, self.action = torch.from_numpy(state), torch.from_numpy(action)
-        self.timestamp = torch.from_numpy(np.concatenate([dataset.timestamp for dataset in opened]))
-        texts: dict[str, int] = {}
-        columns = []
-        for dataset in opened:
-            number = np.array([texts.setdefault(text, len(texts)) for text in dataset.tasks], np.int32)
-            columns.append(number[dataset.task])
-        self.task = torch.from_numpy(np.concatenate(columns))
-        self.tasks = tuple(texts)
-
-    def _fill_episodes(self, opened: list[OpenDataset]) -> None:
-        """Flat columns over all episodes: bounds, dataset, recorded index; per slot kind, file, start."""
-        length = np.concatenate([dataset.meta.episodes.length for dataset in opened])
-        self.episode_start = torch.from_numpy(np.concatenate([[0], np.cumsum(length)]))
-        counts = [len(dataset.meta.episodes) for dataset in opened]
-        self.episode_dataset = torch.from_numpy(np.repeat(np.arange(len(opened)), counts))
-        self.dataset_start = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]))
-        recorded = np.concatenate([dataset.meta.episodes.episode_index for dataset in opened])
-        self.episode_recorded = torch.from_numpy(recorded)
-        self.fps = torch.tensor([dataset.meta.info.fps for dataset in opened], dtype=torch.float64)
-        # Written by all workers: a shared count per episode, for the report.
-        self.failures = torch.zeros(len(length), dtype=torch.int64).share_memory_()
-        files = _FileList()
-        tables = [_camera_columns(dataset, self.max_cameras, files) for dataset in opened]
-        self.camera_kind, self.camera_file, self.camera_begin = (
-            torch.from_numpy(np.concatenate([table[part] for table in tables])) for part in range(3)
-        )
-        self.files = pa.array(files.paths, pa.large_string())
+    def _map(self) -> None:
+        """Map the columns into memory, and take what is small out of the manifest."""
+        index = map_index(self._index_folder)
+        self.state, self.action = index.state, index.action
+        self.timestamp, self.task = index.timestamp, index.task
+        self.tasks: tuple[str, ...] = tuple(index.tasks.to_pylist())
+        self.camera_kind, self.camera_file = index.camera_kind, index.camera_file
+        self.camera_begin = index.camera_begin
+        self.files, self.file_dataset = index.files, index.file_dataset
+        self.episode_recorded = index.recorded
+        self.entries: list[dict[str, Any]] = index.manifest["datasets"]
+        self.repo_ids = tuple(entry["repo_id"] for entry in self.entries)
+        self.fps = np.array([entry["fps"] for entry in self.entries])
+        counts = [entry["episodes"] for entry in self.entries]
+        self.episode_start = np.concatenate([[0], np.cumsum(index.length)])
+        self.episode_dataset = np.repeat(np.arange(len(counts)), counts)
+        self.dataset_start = np.concatenate([[0], np.cumsum(counts)])
         # A file that holds one whole episode can be read by frame number where its rate is wrong.
-        whole = [dataset.meta.info.version != "v3.0" for dataset in opened]
-        self.file_per_episode = torch.tensor(whole)
+        self.file_per_episode = np.array([entry["version"] != "v3.0" for entry in self.entries])
+        self.stats = stats_from_json(index.manifest["stats"])
+        self.stats_by_group = {
+            group: stats_from_json(stats) for group, stats in index.manifest["stats_by_group"].items()
+        }
+        first = self.entries[0]
+        self.state_dim, self.action_dim = first["state_dim"], first["action_dim"]
+        self.state_names, self.action_names = (_joint_names(first, name) for name in ("state", "action"))
+        self.camera_slots = tuple(f"observation.images.{slot}" for slot in range(self.max_cameras))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a spawned worker needs: it maps the columns itself."""
+        small = ("chunk_size", "image_size", "max_cameras", "action_freq", "quarantined", "roots", "videos")
+        return {name: vars(self)[name] for name in (*small, "images", "_index_folder", "_quarantine")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._map()
 
     @property
     def num_frames(self) -> int:
@@ -176,7 +180,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         raise UserError(f"no images of dataset {dataset} can be decoded, leave this dataset out")
 
     def _episode(self, index: int) -> int:
-        return int(torch.searchsorted(self.episode_start, index, right=True)) - 1
+        return int(np.searchsorted(self.episode_start, index, side="right")) - 1
 
     def _sample(self, index: int) -> dict[str, Any]:
         episode = self._episode(index)
@@ -184,12 +188,12 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         start, end = self.episode_start[episode : episode + 2].tolist()
         action, action_is_pad = self._action_chunk(index, end, float(self.fps[dataset]))
         sample: dict[str, Any] = {
-            **self._images(episode, index - start, end - start),
-            STATE: self.state[index].clone(),
+            **self._images(episode, index - start),
+            STATE: torch.from_numpy(self.state[index].copy()),
             ACTION: action,
             "action_is_pad": action_is_pad,
             "task": self.tasks[self.task[index]],
-            "timestamp": self.timestamp[index].clone(),
+            "timestamp": torch.tensor(self.timestamp[index]),
         }
         numbers = {
             "dataset_index": dataset,
@@ -202,54 +206,74 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
 
     def _action_chunk(self, index: int, end: int, fps: float) -> tuple[Tensor, Tensor]:
         """Actions float32 [chunk_size, D] from frame `index` on, and which of them lie past the episode."""
-        steps = torch.arange(self.chunk_size)
+        steps = np.arange(self.chunk_size)
         if self.action_freq is None or self.action_freq == fps:
             rows = index + steps
-            return self.action[rows.clamp(max=end - 1)], rows >= end
+            return torch.from_numpy(self.action[np.minimum(rows, end - 1)]), torch.from_numpy(rows >= end)
         # In float64, and multiplied first: whole positions come out whole, and no rounding pattern arises.
-        position = steps.double() * fps / self.action_freq
-        lower = position.floor()
-        weight = (position - lower).float()[:, None]
-        rows = index + lower.long()
-        here, after = self.action[rows.clamp(max=end - 1)], self.action[(rows + 1).clamp(max=end - 1)]
-        return torch.lerp(here, after, weight), index + position > end - 1
+        position = steps * fps / self.action_freq
+        lower = np.floor(position)
+        weight = torch.from_numpy((position - lower).astype(np.float32))[:, None]
+        rows = index + lower.astype(np.int64)
+        here, after = (torch.from_numpy(self.action[np.minimum(row, end - 1)]) for row in (rows, rows + 1))
+        return torch.lerp(here, after, weight), torch.from_numpy(index + position > end - 1)
 
-    def _images(self, episode: int, frame: int, frames: int) -> dict[str, Tensor]:
+    def _images(self, episode: int, frame: int) -> dict[str, Tensor]:
+        found = self.camera_images(episode, frame, self.image_size)
         images: dict[str, Tensor] = {}
-        for slot, key in enumerate(self.camera_slots):
-            image = self.camera_image(episode, frame, frames, slot)
+        for key, image in zip(self.camera_slots, found, strict=True):
             images[f"{key}_is_pad"] = torch.tensor(image is None)
-            if image is None:
-                images[key] = torch.zeros((3, self.image_size, self.image_size), dtype=torch.uint8)
-            else:
-                images[key] = letterbox(image, self.image_size)
+            images[key] = (
+                torch.zeros((3, self.image_size, self.image_size), dtype=torch.uint8)
+                if image is None
+                else image
+            )
         return images
 
-    def camera_image(self, episode: int, frame: int, frames: int, slot: int) -> Tensor | None:
-        """The recorded image of one slot, uint8 [3, H, W]; None where the dataset has no such camera."""
-        kind = int(self.camera_kind[episode, slot])
-        if kind == _NO_CAMERA:
-            return None
-        path = Path(self.files[int(self.camera_file[episode, slot])].as_py())
-        begin = float(self.camera_begin[episode, slot])
+    def camera_images(self, episode: int, frame: int, size: int | None = None) -> list[Tensor | None]:
+        """The images of all slots at one frame of an episode; None where the dataset has no such camera.
+
+        Returns:
+            uint8 [3, size, size], letterboxed, or [3, H, W] as recorded where `size` is None.
+
+        Raises:
+            DatasetError: one cannot be decoded.
+        """
+        images: list[Tensor | None] = [None] * self.max_cameras
+        requests: dict[int, FrameRequest] = {}
+        for slot, kind in enumerate(self.camera_kind[episode].tolist()):
+            if kind == IMAGE:
+                image = self._stored_image(episode, frame, slot)
+                images[slot] = image if size is None else letterbox(image, size)
+            elif kind != NO_CAMERA:
+                requests[slot] = self._request(episode, frame, slot)
+        for slot, image in zip(requests, self.videos.frames(list(requests.values()), size), strict=True):
+            images[slot] = image
+        return images
+
+    def _path(self, episode: int, slot: int) -> Path:
+        file = int(self.camera_file[episode, slot])
+        return self.roots[self.file_dataset[file]] / self.files[file].as_py()
+
+    def _request(self, episode: int, frame: int, slot: int) -> FrameRequest:
         dataset = int(self.episode_dataset[episode])
-        if kind == _IMAGE:
-            return self.images.image(path, self._entries[dataset]["cameras"][slot], int(begin) + frame)
-        seconds = float(self.timestamp[int(self.episode_start[episode]) + frame])
-        number_of = (frame, frames) if self.file_per_episode[dataset] else None
-        return self.videos.frame(path, begin + seconds, float(self.fps[dataset]), number_of)
+        start, end = self.episode_start[episode : episode + 2].tolist()
+        seconds = float(self.camera_begin[episode, slot]) + float(self.timestamp[start + frame])
+        number_of = (frame, end - start) if self.file_per_episode[dataset] else None
+        return FrameRequest(self._path(episode, slot), seconds, float(self.fps[dataset]), number_of)
+
+    def _stored_image(self, episode: int, frame: int, slot: int) -> Tensor:
+        camera = self.entries[self.episode_dataset[episode]]["cameras"][slot]
+        row = int(self.camera_begin[episode, slot]) + frame
+        return self.images.image(self._path(episode, slot), camera, row)
 
     def _count_failure(self, index: int, error: DatasetError) -> None:
         episode = self._episode(index)
-        if not self.failures[episode]:
-            logger.warning(
-                "frame %d of episode %d of %s is replaced by another: %s",
-                index - int(self.episode_start[episode]),
-                int(self.episode_recorded[episode]),
-                self.repo_ids[self.episode_dataset[episode]],
-                error,
-            )
-        self.failures[episode] += 1
+        frame = index - int(self.episode_start[episode])
+        self._quarantine.add(episode, frame, error, self._episode_name)
+
+    def _episode_name(self, episode: int) -> str:
+        return f"episode {self.episode_recorded[episode]} of {self.repo_ids[self.episode_dataset[episode]]}"
 
     def _substitutes(self, index: int) -> list[int]:
         """Frames to try instead, the same in every run: of the next episodes, then of the next datasets."""
@@ -266,9 +290,9 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
     def decode_failures(self) -> dict[str, dict[int, int]]:
         """Per dataset and recorded episode, how many samples were replaced since opening, all workers."""
         counts: dict[str, dict[int, int]] = {}
-        for episode in self.failures.nonzero().flatten().tolist():
+        for episode, count in self._quarantine.failures().items():
             repo_id = self.repo_ids[self.episode_dataset[episode]]
-            counts.setdefault(repo_id, {})[int(self.episode_recorded[episode])] = int(self.failures[episode])
+            counts.setdefault(repo_id, {})[int(self.episode_recorded[episode])] = count
         return counts
 
     def report(self) -> dict[str, Any]:
@@ -281,58 +305,28 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
             "num_datasets": self.num_datasets,
             "num_episodes": self.num_episodes,
             "num_frames": self.num_frames,
-            "datasets": self._entries,
+            "num_episodes_left_out": len(self._quarantine.left_out),
+            "datasets": self.entries,
             "quarantined": self.quarantined,
             "decode_failures": failures,
         }
 
 
-class _FileList:
-    """Distinct absolute paths and their numbers."""
-
-    def __init__(self) -> None:
-        self.paths: list[str] = []
-
-    def add(self, root: Path, names: Sequence[str]) -> int:
-        """Append the files of one camera; returns the number of the first."""
-        first = len(self.paths)
-        self.paths += [str(root / name) for name in names]
-        return first
-
-
-def _camera_columns(
-    dataset: OpenDataset, slots: int, files: _FileList
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Per episode and slot [E, slots]: kind, number of the file, start (in seconds, or a row) as float64."""
-    episodes = dataset.meta.episodes
-    kind = np.full((len(episodes), slots), _NO_CAMERA)
-    file, begin = np.zeros(kind.shape, np.int64), np.zeros(kind.shape)
-    for slot, camera in enumerate(dataset.cameras):
-        if camera in episodes.videos:
-            table = episodes.videos[camera]
-            kind[:, slot], begin[:, slot] = _VIDEO, table.start
-            file[:, slot] = files.add(dataset.meta.root, table.paths) + table.file
-        else:
-            kind[:, slot], begin[:, slot] = _IMAGE, dataset.first_row
-            file[:, slot] = files.add(dataset.meta.root, episodes.data_paths) + episodes.data_file
-    return kind, file, begin
+def _check(
+    sources: Sequence[DatasetSource], max_cameras: int, joint_convention: str, episodes: Sequence[int] | None
+) -> None:
+    if not sources:
+        raise UserError("no dataset is named, name at least one")
+    if max_cameras < 1:
+        raise UserError(f"max_cameras is {max_cameras}, it must be at least 1")
+    if joint_convention not in SPACES:
+        raise UserError(f"joint_convention is {joint_convention!r}, expected one of {', '.join(SPACES)}")
+    if episodes is not None and len(sources) > 1:
+        raise UserError("episodes can be chosen of a single dataset only, name one dataset or no episodes")
 
 
-def _entry(dataset: OpenDataset) -> dict[str, Any]:
-    info = dataset.meta.info
-    return {
-        "repo_id": dataset.meta.repo_id,
-        "revision": dataset.meta.revision,
-        "version": info.version,
-        "robot_type": info.robot_type,
-        "convention": dataset.detection.convention,
-        "evidence": dataset.detection.evidence,
-        "fps": info.fps,
-        "episodes": len(dataset.meta.episodes),
-        "frames": dataset.meta.num_frames,
-        "cameras": list(dataset.cameras),
-        "cameras_not_used": [key for key in info.camera_keys if key not in dataset.cameras],
-        "depth_cameras_not_read": list(info.depth_keys),
-        "episodes_left_out": {str(index): reason for index, reason in dataset.left_out.items()},
-        "licence": dataset.licence,
-    }
+def _joint_names(entry: dict[str, Any], feature: str) -> tuple[str, ...] | None:
+    if entry["convention"] != "native":
+        return tuple(f"{joint}.pos" for joint in JOINTS)
+    names = entry[f"{feature}_names"]
+    return None if names is None else tuple(names)

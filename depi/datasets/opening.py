@@ -1,49 +1,34 @@
-"""Open one dataset for training: fetch it, check it, bring its joints into canonical degrees."""
+"""Read one dataset for training: check it, leave out bad episodes, bring its joints into one convention."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from depi.datasets.cameras import slot_order
-from depi.datasets.checks import resolve_file
-from depi.datasets.formats import (
-    DatasetMeta,
-    Episodes,
-    VideoTable,
-    data_files,
-    load_meta,
-    metadata_files,
-    read_frames,
-    video_files,
-)
-from depi.datasets.joints import Detection, detect_convention, to_degrees
+from depi.datasets.formats import DatasetMeta, Episodes, VideoTable, data_files, load_meta, read_frames
+from depi.datasets.joints import Detection, detect_convention, to_space
+from depi.datasets.sources import HubFiles, LocalFiles
 from depi.datasets.tables import first_rows
 from depi.errors import DatasetError, UserError
 
 ACTION = "action"
 STATE = "observation.state"
-
-
-@dataclass(frozen=True)
-class DatasetSource:
-    """Where a dataset is: on the Hub at a revision (None: its newest), or, with `root`, in a local folder."""
-
-    repo_id: str
-    revision: str | None = None
-    root: Path | None = None
+MAX_VALUE = 1e6
+"""No joint, in no unit, is beyond this."""
+MAX_STEP = 5.0
+"""Two frames of an episode may be this many frame periods apart; farther is a jump."""
 
 
 @dataclass(frozen=True)
 class OpenDataset:
     """A dataset whose tables are read, checked and converted; F frames in E episodes.
 
-    state: float32 [F, Ds], action: float32 [F, Da], canonical unless `detection` says native
+    state: float32 [F, Ds], action: float32 [F, Da], in the units asked for
     timestamp: float32 [F], seconds since the episode's start
     task: int32 [F], positions in `tasks`
     first_row: int64 [E], the episode's first row in its data file (zeros where no camera is stored there)
-    cameras: camera keys, the one of slot 0 first
+    cameras: all camera keys, the one of slot 0 first
     left_out: recorded episode_index -> why the episode is not used
     """
 
@@ -57,34 +42,28 @@ class OpenDataset:
     first_row: np.ndarray
     cameras: tuple[str, ...]
     left_out: dict[int, str]
-    licence: str | None
-
-    @property
-    def kind(self) -> tuple[int, int, bool]:
-        """What must agree between datasets that train together: state and action sizes, canonical or not."""
-        return self.state.shape[1], self.action.shape[1], self.detection.convention != "native"
 
 
 def open_dataset(
-    source: DatasetSource, *, max_cameras: int, episodes: Sequence[int] | None = None
+    files: LocalFiles | HubFiles, episodes: Sequence[int] | None = None, joint_convention: str = "degrees"
 ) -> OpenDataset:
-    """Fetch and read one dataset; of its videos only those of the first `max_cameras` cameras.
+    """Fetch and read one dataset's metadata and tables; its videos are not touched.
 
     Args:
-        source: where it is.
-        max_cameras: number of camera slots.
+        files: where it is.
         episodes: recorded episode indices to use, all by default.
+        joint_convention: the units of state and action, one of `depi.datasets.joints.SPACES`.
 
     Raises:
         DatasetError: the dataset cannot be used; the message is the reason.
         UserError: the Hub does not give it, or `episodes` names one that does not exist.
     """
-    fetch = _LocalFiles(source) if source.root is not None else _HubFiles(source)
-    meta = load_meta(fetch.metadata(), source.repo_id, fetch.revision)
+    files.metadata()
+    meta = load_meta(files.root, files.repo_id, files.revision)
     if episodes is not None:
         meta = select_episodes(meta, _positions(meta, episodes))
-    fetch.files(data_files(meta))
-    frames = _read_columns(meta)
+    files.fetch(data_files(meta))
+    meta, frames, left_out = _leave_out_bad_episodes(meta, _read_columns(meta))
     detection = detect_convention(meta.info.features[ACTION].names, frames[ACTION], frames[STATE])
     if detection.convention == "unknown":
         raise DatasetError(f"the joint convention is unknown: {detection.evidence}")
@@ -92,76 +71,23 @@ def open_dataset(
         raise DatasetError(
             f"an action has {frames[ACTION].shape[1]} numbers, the state {frames[STATE].shape[1]}"
         )
-    meta, frames, left_out = _leave_out_bad_episodes(meta, frames)
-    cameras = slot_order(meta.info.camera_keys)[:max_cameras]
+    cameras = slot_order(meta.info.camera_keys)
     if not cameras:
         raise DatasetError("there is no camera")
-    videos = video_files(meta, cameras=cameras)
-    fetch.files(videos)
-    for file in videos:
-        resolve_file(meta.root, file)
     stored = any(meta.info.features[key].dtype == "image" for key in cameras)
     tasks, task = _tasks(meta, frames.get("task_index"))
     return OpenDataset(
         meta=meta,
         detection=detection,
-        state=to_degrees(frames[STATE], detection.convention),
-        action=to_degrees(frames[ACTION], detection.convention),
+        state=to_space(frames[STATE], detection, joint_convention),
+        action=to_space(frames[ACTION], detection, joint_convention),
         timestamp=frames["timestamp"],
         task=task,
         tasks=tasks,
         first_row=first_rows(meta) if stored else np.zeros(len(meta.episodes), np.int64),
         cameras=cameras,
         left_out=left_out,
-        licence=fetch.licence,
     )
-
-
-class _LocalFiles:
-    """A folder that has everything already."""
-
-    def __init__(self, source: DatasetSource) -> None:
-        self.root = Path(source.root or ".")
-        self.revision = source.revision
-        self.licence: str | None = None
-
-    def metadata(self) -> Path:
-        if not self.root.is_dir():
-            raise DatasetError(f"there is no folder {self.root}")
-        return self.root
-
-    def files(self, names: Sequence[str]) -> None:
-        """All of them are here, or will be found missing."""
-
-
-class _HubFiles:
-    """A Hub repository at one commit, of which files are fetched as they are needed."""
-
-    def __init__(self, source: DatasetSource) -> None:
-        from depi.hub import client
-
-        info = client.repo_info(source.repo_id, revision=source.revision)
-        self.repo_id = source.repo_id
-        if info.sha is None:
-            raise DatasetError("the Hub names no commit")
-        self.revision: str = info.sha
-        self.present = {file.rfilename for file in info.siblings or []}
-        licence = getattr(info.card_data, "license", None)
-        self.licence = licence if isinstance(licence, str) else None
-
-    def metadata(self) -> Path:
-        names = metadata_files(self.present)
-        if "meta/info.json" not in names:
-            raise DatasetError("meta/info.json is missing")
-        return self.files(names)
-
-    def files(self, names: Sequence[str]) -> Path:
-        from depi.hub import client
-
-        missing = [name for name in names if name not in self.present]
-        if missing:
-            raise DatasetError(f"{missing[0]} is missing ({len(missing)} of {len(names)} files are)")
-        return client.download_files(self.repo_id, names, revision=self.revision)
 
 
 def _positions(meta: DatasetMeta, episodes: Sequence[int]) -> np.ndarray:
@@ -198,6 +124,8 @@ def _read_columns(meta: DatasetMeta) -> dict[str, np.ndarray]:
             raise DatasetError(f"there is no column {name}")
         if meta.info.features[name].is_camera:
             raise DatasetError(f"the column {name} is a camera")
+        if 0 in meta.info.features[name].shape:
+            raise DatasetError(f"the column {name} is declared empty")
     columns = [ACTION, STATE, "timestamp"]
     if "task_index" in meta.info.features:
         columns.append("task_index")
@@ -217,13 +145,14 @@ def _leave_out_bad_episodes(
     length = meta.episodes.length
     start = np.cumsum(length) - length
     time = frames["timestamp"]
-    backwards = np.diff(time, prepend=-np.inf) <= 0
-    backwards[start] = time[start] < 0
     checks = {
         "an action is not a finite number": ~np.isfinite(frames[ACTION]).all(axis=1),
         "a state is not a finite number": ~np.isfinite(frames[STATE]).all(axis=1),
+        "an action is absurdly large": (np.abs(frames[ACTION]) > MAX_VALUE).any(axis=1),
+        "a state is absurdly large": (np.abs(frames[STATE]) > MAX_VALUE).any(axis=1),
         "a timestamp is not a finite number": ~np.isfinite(time),
-        "timestamps do not increase": backwards,
+        "timestamps do not increase": _backwards(time, start),
+        "timestamps jump": _jumps(time, start, meta.info.fps),
     }
     left_out: dict[int, str] = {}
     for reason, bad in checks.items():
@@ -237,6 +166,29 @@ def _leave_out_bad_episodes(
     rows = np.repeat(keep, length)
     frames = {name: values[rows] for name, values in frames.items()}
     return select_episodes(meta, np.flatnonzero(keep)), frames, left_out
+
+
+def _backwards(time: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Which frames (bool [F]) do not come after the one before, or an episode's first before 0."""
+    backwards = np.diff(time, prepend=-np.inf) <= 0
+    backwards[start] = time[start] < 0
+    return backwards
+
+
+def _jumps(time: np.ndarray, start: np.ndarray, fps: float) -> np.ndarray:
+    """Which frames (bool [F]) come more than MAX_STEP periods after the one before.
+
+    The period is the declared one or the episode's own median, whichever is longer: the declared rate of
+    many recordings is wrong.
+    """
+    step = np.diff(time, prepend=time[:1])
+    step[start] = 0
+    jumps = step > MAX_STEP / fps
+    end = np.append(start[1:], len(time))
+    for episode in np.flatnonzero(np.logical_or.reduceat(jumps, start)):
+        rows = slice(start[episode], end[episode])
+        jumps[rows] &= step[rows] > MAX_STEP * np.median(step[rows][1:])
+    return jumps
 
 
 def _tasks(meta: DatasetMeta, task_index: np.ndarray | None) -> tuple[tuple[str, ...], np.ndarray]:

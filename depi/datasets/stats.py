@@ -1,5 +1,8 @@
 """Exact statistics of joint data, in the shape that LeRobot's normaliser wants."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
@@ -27,6 +30,47 @@ def compute_stats(values: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
+def group_stats(
+    columns: Mapping[str, np.ndarray], frames: Sequence[int], groups: Sequence[str]
+) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """Statistics of each group of datasets.
+
+    Args:
+        columns: float [F, D] each, dataset after dataset.
+        frames: the number of frames of each dataset; F is their sum.
+        groups: the group of each dataset.
+
+    Returns:
+        group -> column -> as `compute_stats` gives it.
+    """
+    end = np.cumsum(frames)
+    rows: dict[str, list[slice]] = {group: [] for group in groups}
+    for group, stop, count in zip(groups, end.tolist(), frames, strict=True):
+        rows[group].append(slice(stop - count, stop))
+    return {
+        group: {
+            key: compute_stats(np.concatenate([values[part] for part in slices]))
+            for key, values in columns.items()
+        }
+        for group, slices in rows.items()
+    }
+
+
+def stats_to_json(stats: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    """Statistics per column as JSON-able values, without loss."""
+    return {key: {name: value.tolist() for name, value in each.items()} for key, each in stats.items()}
+
+
+def stats_from_json(stats: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
+    """The inverse of `stats_to_json`."""
+    return {
+        key: {
+            name: np.array(value, np.int64 if name == "count" else np.float32) for name, value in each.items()
+        }
+        for key, each in stats.items()
+    }
+
+
 def floor_std(std: np.ndarray) -> np.ndarray:
     """Standard deviations [D] that are safe to divide by; see STD_FLOOR."""
     widest = std.max()
@@ -36,11 +80,6 @@ def floor_std(std: np.ndarray) -> np.ndarray:
 def _column_stats(column: np.ndarray) -> dict[str, float]:
     # One column at a time: float64 copies and the partial sort of quantile stay small.
     values = column.astype(np.float64)
-    quantiles = np.quantile(values, list(QUANTILES.values()), overwrite_input=False)
-    return {
-        "mean": values.mean(),
-        "std": values.std(),
-        "min": values.min(),
-        "max": values.max(),
-        **dict(zip(QUANTILES, quantiles, strict=True)),
-    }
+    moments = {"mean": values.mean(), "std": values.std(), "min": values.min(), "max": values.max()}
+    quantiles = np.quantile(values, list(QUANTILES.values()), overwrite_input=True)
+    return {**moments, **dict(zip(QUANTILES, quantiles, strict=True))}

@@ -1,0 +1,201 @@
+"""Where a dataset comes from: a local folder, or a Hub repository of which files are fetched as needed."""
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from huggingface_hub import constants
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import validate_repo_id
+
+from depi.datasets.formats import metadata_files
+from depi.errors import DatasetError, UserError
+from depi.files import write_text
+
+MAX_ENTRIES = 5_000_000
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_STAMPED = (".json", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """Where a dataset is: on the Hub at a revision (None: its newest), or, with `root`, in a local folder."""
+
+    repo_id: str
+    revision: str | None = None
+    root: Path | None = None
+
+
+def cache_folder() -> Path:
+    """Where DePi keeps what it can build again: DEPI_CACHE, by default `depi` in HF_HOME."""
+    return Path(os.environ.get("DEPI_CACHE") or Path(constants.HF_HOME, "depi"))
+
+
+def open_source(source: DatasetSource, *, offline: bool = False) -> "LocalFiles | HubFiles":
+    """The dataset's files at one state: a folder as it is now, or a repository at a commit.
+
+    Args:
+        source: which dataset.
+        offline: ask no Hub; a revision that is no commit is the one it was when last asked for.
+
+    Raises:
+        DatasetError: the folder is missing.
+        UserError: the Hub does not name the commit, or `offline` and it was never asked.
+    """
+    return LocalFiles(source) if source.root is not None else HubFiles(source, offline)
+
+
+class LocalFiles:
+    """A folder that has everything already."""
+
+    def __init__(self, source: DatasetSource) -> None:
+        self.repo_id = source.repo_id
+        self.root = Path(source.root or ".").absolute()
+        self.revision = source.revision
+        if not self.root.is_dir():
+            raise DatasetError(f"there is no folder {self.root}")
+        self.key = f"{source.repo_id}\n{source.revision}\n{self.root}\n{fingerprint(self.root)}"
+
+    @property
+    def licence(self) -> str | None:
+        """Not known of a folder."""
+        return None
+
+    def metadata(self) -> None:
+        """The metadata is here, or will be found missing."""
+
+    def fetch(self, names: Sequence[str]) -> None:
+        """All files are here, or will be found missing."""
+
+
+class HubFiles:
+    """A Hub repository at one commit. What the cache has needs no request."""
+
+    def __init__(self, source: DatasetSource, offline: bool) -> None:
+        self.repo_id, self.offline = source.repo_id, offline
+        try:
+            validate_repo_id(source.repo_id)
+        except HFValidationError as error:
+            raise UserError(f"{source.repo_id[:100]!r} is no repo id: {error}") from None
+        self._info: Any = None
+        self.revision = self._commit(source.revision)
+        folder = repo_folder_name(repo_id=source.repo_id, repo_type="dataset")
+        self.root = Path(constants.HF_HUB_CACHE, folder, "snapshots", self.revision)
+        self.key = f"{source.repo_id}\n{self.revision}"
+
+    def _commit(self, revision: str | None) -> str:
+        if revision is not None and _COMMIT.fullmatch(revision):
+            return revision
+        name = revision or "main"
+        folder = repo_folder_name(repo_id=self.repo_id, repo_type="dataset")
+        memory = cache_folder() / "refs" / folder / quote(name, safe="")
+        if self.offline:
+            for file in (memory, Path(constants.HF_HUB_CACHE, folder, "refs") / quote(name)):
+                if file.is_file() and _COMMIT.fullmatch(commit := file.read_text().strip()):
+                    return commit
+            raise UserError(
+                f"dataset {self.repo_id} at {name} is not in the cache, open it once without offline"
+            )
+        commit = self._ask(revision).sha
+        if commit is None or not _COMMIT.fullmatch(commit):
+            raise DatasetError("the Hub names no commit")
+        if not (memory.is_file() and memory.read_text() == commit):
+            write_text(memory, commit)
+        return commit
+
+    def _ask(self, revision: str | None) -> Any:
+        from depi.hub import client
+
+        if self._info is None:
+            self._info = client.repo_info(self.repo_id, revision=revision)
+        return self._info
+
+    @property
+    def licence(self) -> str | None:
+        """What the dataset's card says; None where it says nothing, or no Hub was asked."""
+        licence = getattr(getattr(self._info, "card_data", None), "license", None)
+        return licence if isinstance(licence, str) and licence.isprintable() else None
+
+    def _present(self) -> set[str]:
+        return {file.rfilename for file in self._ask(self.revision).siblings or []}
+
+    def metadata(self) -> None:
+        """Fetch the files under `meta/` that are read."""
+        if self.offline:
+            names = [path.relative_to(self.root).as_posix() for path in self.root.glob("meta/**/*")]
+            names = metadata_files(names)
+        else:
+            names = metadata_files(self._present())
+            if "meta/info.json" not in names:
+                raise DatasetError("meta/info.json is missing")
+        self.fetch(names or ["meta/info.json"])
+
+    def fetch(self, names: Sequence[str]) -> None:
+        """Have these files in `root`.
+
+        Raises:
+            DatasetError: the repository lacks one.
+            UserError: the Hub does not give one, or `offline` and the cache lacks one.
+        """
+        from depi.hub import client
+
+        wanted = [name for name in dict.fromkeys(names) if not (self.root / name).exists()]
+        if not wanted:
+            return
+        if self.offline:
+            others = f" and {len(wanted) - 1} other files" if len(wanted) > 1 else ""
+            raise UserError(
+                f"dataset {self.repo_id} at {self.revision} is not completely in the cache: "
+                f"{wanted[0]}{others} must be fetched, open it once without offline"
+            )
+        present = self._present()
+        missing = [name for name in wanted if name not in present]
+        if missing:
+            raise DatasetError(f"{missing[0]} is missing ({len(missing)} of {len(names)} files are)")
+        client.download_files(self.repo_id, wanted, revision=self.revision)
+
+
+def fingerprint(root: Path) -> str:
+    """A digest of a folder's file names, and of sizes and times of its JSON and parquet files.
+
+    Videos enter by name alone: they are looked at when a frame is decoded. Hidden files and what links
+    to folders point at are passed over.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    folders, count = [str(root)], 0
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
+        except OSError as error:
+            raise DatasetError(f"a folder cannot be listed: {error.strerror}") from None
+        count += len(entries)
+        if count > MAX_ENTRIES:
+            raise DatasetError(f"the folder holds more than {MAX_ENTRIES} files")
+        digest.update(os.fsencode(folder[len(str(root)) :]) + b"\0")
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
+                continue
+            digest.update(os.fsencode(entry.name) + b"\0" + _stamp(entry))
+    return digest.hexdigest()
+
+
+def _stamp(entry: "os.DirEntry[str]") -> bytes:
+    if not entry.name.endswith(_STAMPED):
+        return b""
+    try:
+        state = entry.stat()
+    except OSError:
+        return b"missing"
+    return b"%d %d" % (state.st_size, state.st_mtime_ns)
