@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import DatasetInfo
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from depi.errors import UserError
 from depi.files import read_json
 from depi.hub import client
+from depi.hub.names import is_repo_id
 
 # Every LeRobot upload carries the first; recorders add the robot's name, in one of these spellings.
 BASE_TAG = "LeRobot"
@@ -76,7 +75,7 @@ def read_ids(path: Path) -> list[str]:
         ids = list(value)
     else:
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read {path}: {error}") from None
         ids = [line.partition("#")[0].strip() for line in lines]
@@ -100,10 +99,5 @@ def _listings(tags: Sequence[str], search: Sequence[str], author: str | None) ->
 
 
 def _check_id(repo_id: str, where: str) -> None:
-    try:
-        validate_repo_id(repo_id)
-        valid = repo_id.count("/") == 1
-    except HFValidationError:
-        valid = False
-    if not valid:
+    if not is_repo_id(repo_id):
         raise UserError(f"{where} {ascii(repo_id)[:100]}, which is no dataset id; ids look like user/name")

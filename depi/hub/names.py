@@ -23,14 +23,19 @@ class RequestError(Exception):
         self.headers = headers or {}
 
 
+def is_repo_id(text: str) -> bool:
+    """Say whether this is `namespace/name` in the Hub's spelling."""
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return text.count("/") == 1
+
+
 def check_repo_id(repo_id: str) -> None:
     """Refuse what is not `namespace/name` in the Hub's spelling."""
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise RequestError(400, str(error)) from None
-    if repo_id.count("/") != 1:
-        raise RequestError(400, f"A repository is named namespace/name, not {repo_id!r}")
+    if not is_repo_id(repo_id):
+        raise RequestError(400, f"A repository is named namespace/name, not {repo_id[:200]!r}")
 
 
 def path_problem(path: str) -> str | None:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from depi.errors import UserError
 from depi.flags import parse_flags
+from depi.hub.client import require_token, upload_folder
+from depi.hub.names import is_repo_id
 from depi.sim.env import make_env
 from depi.sim.expert import Expert, ExpertConfig, measure_expert
 from depi.sim.rollout import Episode, play
@@ -131,18 +133,22 @@ def record_dataset(
     failed: list[int] = []
     with _new_folder(root) as folder:
         writer = _make_writer(folder, repo_id, setup)
-        successes = _successful_episodes(task, setup, episodes, seed, failed)
-        for done, episode in enumerate(successes, 1):
-            columns = {
-                "action": to_convention(episode.actions, setup.convention),
-                "observation.state": to_convention(episode.states, setup.convention),
-            }
-            videos = {f"observation.images.{name}": images for name, images in episode.images.items()}
-            writer.add_episode(columns, videos, instruction)
-            frames += len(episode.actions)
-            if progress:
-                progress(done)
-        writer.finalize()
+        try:
+            successes = _successful_episodes(task, setup, episodes, seed, failed)
+            for done, episode in enumerate(successes, 1):
+                columns = {
+                    "action": to_convention(episode.actions, setup.convention),
+                    "observation.state": to_convention(episode.states, setup.convention),
+                }
+                videos = {f"observation.images.{name}": images for name, images in episode.images.items()}
+                writer.add_episode(columns, videos, instruction)
+                frames += len(episode.actions)
+                if progress:
+                    progress(done)
+            writer.finalize()
+        except BaseException:
+            writer.abandon()
+            raise
         _write_card(folder, repo_id, setup)
     return Recording(repo_id, root, episodes, frames, tuple(failed))
 
@@ -221,8 +227,11 @@ def _new_folder(root: Path) -> Iterator[Path]:
     """Yield a path beside `root` to write the dataset to; it takes the name `root` if all goes well."""
     if root.exists():
         raise UserError(f"{root} exists already: remove it or choose another --root")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    workshop = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        workshop = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    except OSError as error:
+        raise UserError(f"{root} cannot be written: {error.strerror}") from None
     try:
         yield workshop / "dataset"
         (workshop / "dataset").rename(root)
@@ -240,17 +249,19 @@ def main(args: list[str]) -> int:
     if verb in ("-h", "--help"):
         print(USAGE)
         return 0
-    raise UserError(f"depi sim takes record or expert, not {verb!r}" if verb else USAGE)
+    said = f"not {verb!r}" if verb else "and got neither"
+    raise UserError(f"depi sim takes record or expert, {said}: see `depi sim --help`")
 
 
 def _record(config: RecordConfig) -> int:
     from rich.progress import Progress
 
-    user, slash, name = config.repo_id.partition("/")
-    if not (user and slash and name) or "/" in name or ".." in config.repo_id:
+    if not is_repo_id(config.repo_id):
         raise UserError(f"--repo_id must be user/name, got {config.repo_id!r}")
     setup = config.setup()
     find_task(config.task)
+    if config.push:
+        require_token()
     root = config.root or _default_root(config.repo_id)
     quiet_libraries()
     with Progress() as bar:
@@ -268,8 +279,6 @@ def _record(config: RecordConfig) -> int:
     if recording.failed_seeds:
         print(f"the expert failed and was drawn again at seeds {list(recording.failed_seeds)}")
     if config.push:
-        from depi.hub.client import upload_folder
-
         commit = upload_folder(
             recording.root,
             config.repo_id,

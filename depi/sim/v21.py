@@ -110,6 +110,9 @@ class V21Writer:
         _write_lines(meta / "episodes.jsonl", self._episodes)
         _write_lines(meta / "episodes_stats.jsonl", self._stats)
 
+    def abandon(self) -> None:
+        """Nothing is open between two calls, so that the folder can be deleted at any time."""
+
     def _encode(self, path: Path, pixels: NDArray[np.uint8]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         options = self._encoder.get_codec_options(encoder_threads=1, as_strings=True)

@@ -41,3 +41,9 @@ class V30Writer:
     def finalize(self) -> None:
         """Close the files; the dataset is complete afterwards."""
         self._dataset.finalize()
+
+    def abandon(self) -> None:
+        """Stop the encoders and close the files, so that the folder can be deleted."""
+        if self._dataset.writer is not None:
+            self._dataset.writer.cancel_pending_videos()
+        self._dataset.finalize()

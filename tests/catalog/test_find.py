@@ -74,6 +74,7 @@ def test_nothing_found_is_an_error(listed):
         ("a.json", '["a/b", "c/d", "a/b"]', ["a/b", "c/d"]),
         ("bad.json", '{"a/b": ["x: y"], "c/d": []}', ["a/b", "c/d"]),
         ("a.txt", "# my own\n\na/b  # the first\n c/d \na/b\n", ["a/b", "c/d"]),
+        ("a.txt", "\ufeffa/b\r\nc/d\r\n", ["a/b", "c/d"]),
     ],
 )
 def test_ids_files(tmp_path, name, content, ids):

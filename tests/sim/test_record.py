@@ -1,3 +1,4 @@
+import gc
 import json
 
 import av
@@ -154,16 +155,21 @@ def test_failed_episodes_are_counted_and_drawn_again(tmp_path, monkeypatch):
     assert recording.episodes == len(lines(tmp_path / "b/meta/episodes.jsonl")) == 2
 
 
-def test_nothing_is_left_when_recording_breaks_off(tmp_path, monkeypatch):
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_nothing_is_left_when_recording_breaks_off(tmp_path, monkeypatch, version):
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
     from depi.sim.v21 import V21Writer
 
     def interrupt(self):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(V21Writer, "finalize", interrupt)
-    setup = Setup(width=32, height=32, fps=10, format="v2.1", codec="h264")
+    monkeypatch.setattr(LeRobotDataset, "save_episode", interrupt)  # its encoders are running then
+    setup = Setup(width=32, height=32, fps=10, format=version, codec="h264")
     with pytest.raises(KeyboardInterrupt):
         record_dataset("touch", setup, "a/b", tmp_path / "b", episodes=1)
+    gc.collect()  # LeRobot's writer closes files once more when it is collected
     assert list(tmp_path.iterdir()) == []
 
 
@@ -172,6 +178,7 @@ def test_nothing_is_left_when_recording_breaks_off(tmp_path, monkeypatch):
     [
         (["record", "--task=touch", "--repo_id=nouser"], "user/name"),
         (["record", "--task=touch", "--repo_id=a/../b"], "user/name"),
+        (["record", "--task=touch", "--repo_id=a/b c"], "user/name"),
         (["record", "--task=fly", "--repo_id=a/b"], "unknown simulated task 'fly'"),
         (["record", "--task=touch", "--repo_id=a/b", "--fps=17"], "fps is 17"),
         (["record", "--task=touch", "--repo_id=a/b", "--episodes=0", "--root={new}"], "0 episodes"),
@@ -180,7 +187,10 @@ def test_nothing_is_left_when_recording_breaks_off(tmp_path, monkeypatch):
         (["record", "--task=touch", "--repo_id=a/b", "--seed=-1", "--root={new}"], "negative"),
         (["expert", "--task=touch", "--seed=-1"], "negative"),
         (["expert", "--task=touch", "--episodes=0"], "must be positive"),
+        (["record", "--task=touch", "--repo_id=a/b", "--root=/dev/null/new"], "cannot be written"),
+        (["record", "--task=touch", "--repo_id=a/b", "--push", "--root={new}"], "needs a token"),
         (["dance"], "record or expert"),
+        ([], "record or expert"),
     ],
 )
 def test_command_refuses_what_it_cannot_do(flags, complaint, tmp_path):
