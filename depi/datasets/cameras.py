@@ -1,6 +1,6 @@
 """Which camera goes to which slot, and images to the one size of a training sample."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,10 +16,53 @@ def slot_order(camera_keys: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(camera_keys, key=_rank))
 
 
+def view_in_name(camera_key: str) -> str | None:
+    """The view that a camera's name tells: the first of VIEWS that occurs in it; a laptop is no top."""
+    name = _short_name(camera_key).replace("laptop", "").replace("desktop", "")
+    return next((view for view in VIEWS if view in name), None)
+
+
 def _rank(key: str) -> tuple[int, str]:
-    name = key.removeprefix("observation.images.").lower()
+    name = _short_name(key)
     view = next((rank for rank, view in enumerate(VIEWS) if view in name), len(VIEWS))
     return view, name
+
+
+def _short_name(camera_key: str) -> str:
+    return camera_key.removeprefix("observation.images.").lower()
+
+
+def slots_by_view(
+    camera_keys: Sequence[str], views: Mapping[str, str], num_slots: int
+) -> tuple[int | None, ...]:
+    """Which camera goes to each slot, when slot i is for the view VIEWS[i].
+
+    A camera's view is the annotated one, or else what its name tells. The first camera of a view gets its
+    slot. The others (of no known view, of one that is taken, or that has no slot) fill the slots that are
+    left over, save the wrist's, which no other camera enters unless it is the only slot. So a camera may stay
+    without a slot, but never all of them.
+
+    Args:
+        camera_keys: a dataset's cameras.
+        views: camera key -> view, as far as annotated.
+        num_slots: slots of a sample.
+
+    Returns:
+        for every slot the position of its camera in `camera_keys`, or None.
+    """
+    slots: list[int | None] = [None] * num_slots
+    waiting = []
+    for camera, key in enumerate(camera_keys):
+        view = views.get(key) or view_in_name(key)
+        slot = VIEWS.index(view) if view in VIEWS else num_slots
+        if slot < num_slots and slots[slot] is None:
+            slots[slot] = camera
+        else:
+            waiting.append(camera)
+    free = [slot for slot in range(num_slots) if slots[slot] is None and (slot > 0 or num_slots == 1)]
+    for slot, camera in zip(free, waiting, strict=False):
+        slots[slot] = camera
+    return tuple(slots)
 
 
 def letterbox(image: Tensor, size: int) -> Tensor:

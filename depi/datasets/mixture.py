@@ -22,7 +22,7 @@ from depi.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = ("proportional", "sqrt", "uniform")
+WEIGHTS = ("proportional", "sqrt", "uniform", "score")
 
 # The smallest share of a block is at least this many positions, so shares are met to about 1%.
 _LEAST_COUNT = 64
@@ -99,6 +99,7 @@ def make_mixture(
     dataset: Frames,
     *,
     weights: str | Mapping[str, float] = "proportional",
+    scores: Mapping[str, float] | None = None,
     balance_tasks: bool = False,
     filters: FrameFilter | None = None,
     seed: int,
@@ -108,7 +109,9 @@ def make_mixture(
     Args:
         dataset: a MultiLeRobotDataset.
         weights: `proportional`, each frame once an epoch; `sqrt`, datasets by the root of their frames;
-            `uniform`, every dataset alike; or repo_id -> weight, for every dataset (0: none of it).
+            `uniform`, every dataset alike; `score`, frames times score; or repo_id -> weight, for every
+            dataset (0: none of it).
+        scores: repo_id -> score for `score`.
         balance_tasks: divide a dataset's share evenly among its task texts, whatever their frames.
         filters: what is not drawn.
         seed: any integer.
@@ -126,7 +129,7 @@ def make_mixture(
     if weights == "proportional" and not balance_tasks:
         return Mixture(bounds, np.zeros(len(bounds)), ["all"], None, seed)
     frames = np.bincount(owner, bounds[:, 1] - bounds[:, 0], len(dataset.repo_ids))
-    share = dataset_weights(weights, dataset.repo_ids, frames)
+    share = dataset_weights(weights, dataset.repo_ids, frames, scores)
     if not balance_tasks:
         group, names, weight = owner, list(dataset.repo_ids), share
     else:
@@ -141,7 +144,10 @@ def make_mixture(
 
 
 def dataset_weights(
-    weights: str | Mapping[str, float], repo_ids: Sequence[str], frames: np.ndarray
+    weights: str | Mapping[str, float],
+    repo_ids: Sequence[str],
+    frames: np.ndarray,
+    scores: Mapping[str, float] | None = None,
 ) -> np.ndarray:
     """Weight of each dataset, float64 [N], not normalised; see `make_mixture`.
 
@@ -151,17 +157,23 @@ def dataset_weights(
     if isinstance(weights, str):
         if weights not in WEIGHTS:
             raise UserError(f"weights {weights!r} are none of {', '.join(WEIGHTS)}")
+        if weights == "score":
+            return frames * _look_up(scores or {}, repo_ids, "score")
         return {"proportional": frames, "sqrt": np.sqrt(frames), "uniform": np.ones(len(frames))}[weights]
-    missing = [repo_id for repo_id in repo_ids if repo_id not in weights]
+    return _look_up(weights, repo_ids, "weight")
+
+
+def _look_up(table: Mapping[str, float], repo_ids: Sequence[str], what: str) -> np.ndarray:
+    missing = [repo_id for repo_id in repo_ids if repo_id not in table]
     if missing:
         raise UserError(
-            f"dataset {missing[0]} has no weight ({len(missing)} of {len(repo_ids)} have none): "
+            f"dataset {missing[0]} has no {what} ({len(missing)} of {len(repo_ids)} have none): "
             "give each dataset one, 0 to leave it out"
         )
-    values = np.array([weights[repo_id] for repo_id in repo_ids], np.float64)
+    values = np.array([table[repo_id] for repo_id in repo_ids], np.float64)
     bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
     if len(bad):
-        raise UserError(f"the weight of dataset {repo_ids[bad[0]]} is {values[bad[0]]}, it must be 0 or more")
+        raise UserError(f"the {what} of dataset {repo_ids[bad[0]]} is {values[bad[0]]}, it must be 0 or more")
     return values
 
 

@@ -7,6 +7,7 @@ positions, so any number of them sees the same samples, and a run resumes at any
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch.utils.data
 
 _MASK = 2**64 - 1
@@ -52,6 +53,18 @@ def _mix(value: int) -> int:
     value = ((value ^ value >> 30) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ value >> 27) * 0x94D049BB133111EB) & _MASK
     return value ^ value >> 31
+
+
+def position_generator(seed: int, position: int, purpose: int) -> np.random.Generator:
+    """Random numbers that belong to one position of the stream.
+
+    Args:
+        seed: any integer.
+        position: in the stream.
+        purpose: a number for each use, so that their draws do not depend on one another.
+    """
+    key = [seed & _MASK, position & _MASK]
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, purpose]))
 
 
 class StreamBatchSampler(torch.utils.data.Sampler[list[int]]):

@@ -12,6 +12,8 @@ from lerobot.configs import PreTrainedConfig, parser
 from lerobot.configs.default import WandBConfig
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 
+from depi.datasets.joints import SPACES
+from depi.datasets.stream import CAMERA_MODES
 from depi.errors import UserError
 from depi.files import read_json
 from depi.flags import parse_flags
@@ -34,11 +36,68 @@ class DatasetConfig:
     repo_ids: Path | None = None
     # Where `--num_datasets` finds `dataset_list_valid.json` and `catalog.parquet`.
     data_ids: Path = Path("data_ids")
-    max_cameras: int = 3
+    # No network: everything must have been fetched by an earlier run.
+    offline: bool = False
+    # A folder of `depi prepare`, read instead of the videos.
+    prepared: Path | None = None
+    # The run stops when more than this share of the datasets cannot be used,
+    max_bad_datasets: float = 0.25
+    # or more than this share of the episodes in use.
+    max_bad_fraction: float = 0.02
+
+    # Units of state and action: degrees, normalized (±100 is a nominal range) or native (as recorded).
+    joint_convention: str = "degrees"
     # Action steps per second; null keeps each dataset's own rate.
     action_freq: float | None = None
-    # The run stops when more than this share of the datasets cannot be used.
-    max_bad_fraction: float = 0.25
+
+    max_cameras: int = 3
+    # Slots of the cameras: by name, by view (wrist, front, top, side), or shuffle for each sample.
+    cameras: str = "name"
+    # Random changes of the images, 0 to 2 with 1 the usual strength. Hue is slow; geometry spares the wrist.
+    augment_color: float = 0.0
+    augment_hue: float = 0.0
+    augment_geometry: float = 0.0
+
+    # How often each dataset is drawn: proportional (to its frames), sqrt, uniform, score (frames times the
+    # catalogue's score), or a JSON file {repo_id: weight}.
+    weights: str = "proportional"
+    # Draw the tasks of a dataset equally often.
+    balance_tasks: bool = False
+    # Leave out shorter episodes, the rest before and after the motion, and those of a JSON file
+    # {repo_id: [episode, ...]}.
+    min_episode_frames: int = 1
+    trim_idle: bool = False
+    exclude: Path | None = None
+    # Hold this share of the episodes out of training.
+    eval_split: float = 0.0
+
+    # Take task texts from annotation sidecars, for this share of the samples.
+    use_annotated_tasks: bool = False
+    task_mix: float = 1.0
+    # Where the sidecars are; `--dataset.cameras=view` reads the cameras' views there.
+    annotations: Path = Path("so100_data/annotations")
+
+    def __post_init__(self) -> None:
+        for name, choices in (("joint_convention", SPACES), ("cameras", CAMERA_MODES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"--dataset.{name}={getattr(self, name)} is none of {', '.join(choices)}")
+        for name, high in (
+            ("max_bad_datasets", 1.0),
+            ("max_bad_fraction", 1.0),
+            ("task_mix", 1.0),
+            ("augment_color", 2.0),
+            ("augment_hue", 2.0),
+            ("augment_geometry", 2.0),
+        ):
+            if not 0 <= getattr(self, name) <= high:
+                raise ValueError(f"--dataset.{name} must be 0 to {high:g}, not {getattr(self, name)}")
+        if not 0 <= self.eval_split < 1:
+            raise ValueError(f"--dataset.eval_split must be at least 0 and below 1, not {self.eval_split}")
+        for name in ("max_cameras", "min_episode_frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--dataset.{name} must be at least 1, not {getattr(self, name)}")
+        if self.action_freq is not None and not 0 < self.action_freq <= 1000:
+            raise ValueError(f"--dataset.action_freq must be above 0, not {self.action_freq}")
 
 
 @dataclass

@@ -10,11 +10,18 @@ import torch
 from lerobot.configs import PreTrainedConfig
 from torch.utils.data import DataLoader, Dataset
 
+from depi.datasets.augment import Augmentation
+from depi.datasets.filters import FrameFilter, read_exclusions
+from depi.datasets.mixture import WEIGHTS, make_mixture
 from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
-from depi.datasets.sampling import StreamBatchSampler, shuffled_index
+from depi.datasets.sampling import StreamBatchSampler, position_generator
+from depi.datasets.stream import TrainingStream, annotated_episodes
 from depi.errors import UserError
 from depi.files import read_json
 from depi.training.config import TrainConfig
+
+# The stream of samples draws with other purposes; see `position_generator`.
+_FLOW = 0
 
 
 def dataset_sources(config: TrainConfig) -> list[DatasetSource]:
@@ -36,7 +43,8 @@ def dataset_sources(config: TrainConfig) -> list[DatasetSource]:
             f"--num_datasets={config.num_datasets}, but {path} accepts {len(ids)}: "
             f"ask for at most {len(ids)}, or collect more with `depi collect-ids`"
         )
-    revisions = _catalogued_revisions(data.data_ids / "catalog.parquet")
+    catalog = data.data_ids / "catalog.parquet"
+    revisions = _catalogued(catalog, "revision") if catalog.exists() else {}
     return [DatasetSource(repo_id, revisions.get(repo_id)) for repo_id in ids[: config.num_datasets]]
 
 
@@ -54,30 +62,86 @@ def _read_id_list(path: Path) -> list[str]:
     return ids
 
 
-def _catalogued_revisions(path: Path) -> dict[str, str]:
+def _catalogued(path: Path, column: str) -> dict[str, Any]:
+    """One column of the catalogue, by repo id, where it is known."""
     if not path.exists():
-        return {}
-    table = pq.read_table(path, columns=["repo_id", "revision"]).to_pydict()
-    return dict(zip(table["repo_id"], table["revision"], strict=True))
+        raise UserError(
+            f"{path} does not exist: write it with `depi collect-ids`, or name --dataset.data_ids"
+        )
+    table = pq.read_table(path, columns=["repo_id", column]).to_pydict()
+    pairs = zip(table["repo_id"], table[column], strict=True)
+    return {repo_id: value for repo_id, value in pairs if value is not None}
 
 
-class TrainingStream(Dataset):
-    """The endless stream of training samples, addressed by position 0, 1, 2, ...
+def training_stream(
+    dataset: MultiLeRobotDataset, config: TrainConfig, policy: PreTrainedConfig, split: str = "train"
+) -> "FlowStream":
+    """Return the stream of samples that the flags describe.
 
-    A sample, with the noise and time of flow matching that belong to it, is a pure function of the
-    seed and the position. So the loss sequence depends neither on the number of processes and
-    workers nor on where a run was stopped and resumed.
+    Args:
+        dataset: as `open_dataset` opened it.
+        config: of the run.
+        policy: whose noise and time are drawn.
+        split: `train`, or `eval` for the episodes that `--dataset.eval_split` holds out.
+
+    Raises:
+        UserError: weights, exclusions or annotations cannot be read or do not fit the datasets.
+    """
+    data = config.dataset
+    filters = FrameFilter(
+        min_episode_frames=data.min_episode_frames,
+        trim_idle=data.trim_idle,
+        exclude=read_exclusions(data.exclude) if data.exclude else {},
+        eval_split=data.eval_split,
+        split=split,
+        seed=config.seed,
+    )
+    mixture = make_mixture(
+        dataset,
+        weights=data.weights if data.weights in WEIGHTS else _read_weights(Path(data.weights)),
+        scores=_catalogued(data.data_ids / "catalog.parquet", "score") if data.weights == "score" else None,
+        balance_tasks=data.balance_tasks,
+        filters=filters,
+        seed=config.seed,
+    )
+    # Views of cameras are a help where they are annotated; annotated tasks were asked for.
+    wanted = data.use_annotated_tasks or (data.cameras == "view" and data.annotations.is_dir())
+    stream = TrainingStream(
+        dataset,
+        mixture,
+        seed=config.seed,
+        cameras=data.cameras,
+        augmentation=Augmentation(data.augment_color, data.augment_hue, data.augment_geometry),
+        annotations=annotated_episodes(dataset, data.annotations) if wanted else None,
+        task_mix=data.task_mix if data.use_annotated_tasks else 0.0,
+    )
+    return FlowStream(stream, policy, config.seed)
+
+
+def _read_weights(path: Path) -> dict[str, float]:
+    if path.suffix != ".json":
+        raise UserError(f"--dataset.weights={path} is none of {', '.join(WEIGHTS)}, and no .json file")
+    content = read_json(path)
+    if not isinstance(content, dict) or not all(type(weight) in (int, float) for weight in content.values()):
+        raise UserError(f"{path} must hold a JSON object of repo ids, each with a number")
+    return content
+
+
+class FlowStream(Dataset):
+    """A stream of samples with the noise and time of flow matching that belong to each.
+
+    Both are pure functions of the seed and the position 0, 1, 2, ... So the loss sequence depends
+    neither on the number of processes and workers nor on where a run was stopped and resumed.
     """
 
-    def __init__(self, dataset: MultiLeRobotDataset, policy: PreTrainedConfig, seed: int) -> None:
-        self.dataset = dataset
+    def __init__(self, samples: TrainingStream, policy: PreTrainedConfig, seed: int) -> None:
+        self.samples = samples
         self.policy = policy
         self.seed = seed
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        sample = self.dataset[shuffled_index(position, len(self.dataset), self.seed)]
         noise, time = flow_draws(self.policy, self.seed, position)
-        return {**sample, "noise": torch.from_numpy(noise), "time": torch.tensor(time)}
+        return {**self.samples[position], "noise": torch.from_numpy(noise), "time": torch.tensor(time)}
 
 
 def flow_draws(policy: PreTrainedConfig, seed: int, position: int) -> tuple[np.ndarray, np.float32]:
@@ -87,14 +151,14 @@ def flow_draws(policy: PreTrainedConfig, seed: int, position: int) -> tuple[np.n
         noise, standard normal, float32 (chunk_size, max_action_dim); and time in (0, 1], where 1 is
         pure noise, from pi0's shifted Beta(1.5, 1) (pi0 paper, appendix B).
     """
-    generator = np.random.Generator(np.random.Philox(key=[seed, position]))
+    generator = position_generator(seed, position, _FLOW)
     noise = generator.standard_normal((policy.chunk_size, policy.max_action_dim), dtype=np.float32)
     beta = generator.beta(policy.time_sampling_beta_alpha, policy.time_sampling_beta_beta)
     return noise, np.float32(beta * policy.time_sampling_scale + policy.time_sampling_offset)
 
 
 def batches(
-    stream: TrainingStream, config: TrainConfig, *, start_step: int, rank: int, world_size: int, pin: bool
+    stream: FlowStream, config: TrainConfig, *, start_step: int, rank: int, world_size: int, pin: bool
 ) -> Iterator[dict[str, Any]]:
     """Yield this process's micro-batches from the first of step `start_step` to the last of the run.
 

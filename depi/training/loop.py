@@ -1,6 +1,7 @@
 """The training loop: prepare, step, log, save, stop cleanly, resume exactly."""
 
 import contextlib
+import inspect
 import logging
 import signal
 import time
@@ -25,7 +26,7 @@ from depi.policies import Pi0Policy, load_policy, make_policy, make_processors, 
 from depi.training.card import model_card
 from depi.training.checkpoint import DATA_REPORT_NAME, last_checkpoint, load_training_state, save_checkpoint
 from depi.training.config import TrainConfig
-from depi.training.data import TrainingStream, batches, dataset_sources
+from depi.training.data import FlowStream, batches, dataset_sources, training_stream
 from depi.training.metrics import MetricsWriter, StepMetrics
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class Run:
     config: TrainConfig
     accelerator: Accelerator
     dataset: MultiLeRobotDataset
+    stream: FlowStream
     policy: Pi0Policy
     model: torch.nn.Module  # the policy as accelerate wraps it, for several processes
     processors: tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]
@@ -82,8 +84,10 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     with accelerator.main_process_first():  # likewise for checkpoints and the tokenizer
         policy = build_policy(config, dataset).to(accelerator.device)
         processors = make_processors(policy.config, dataset.stats)
+    stream = training_stream(dataset, config, policy.config)
     if accelerator.is_main_process:  # nothing is written before all that the user named is known to fit
-        write_json(config.output_dir / DATA_REPORT_NAME, dataset.report())
+        report = {**dataset.report(), "stream": stream.samples.report()}
+        write_json(config.output_dir / DATA_REPORT_NAME, report)
     policy.train()
     if config.compile:
         policy.model.compile()
@@ -91,7 +95,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())
     scheduler = policy.config.get_scheduler_preset().build(optimizer, config.steps)
     model, optimizer = accelerator.prepare(policy, optimizer)
-    run = Run(config, accelerator, dataset, policy, model, processors, optimizer, scheduler, step=0)
+    run = Run(config, accelerator, dataset, stream, policy, model, processors, optimizer, scheduler, step=0)
     if config.resume:
         run.step = load_training_state(config, optimizer.optimizer, scheduler, run.global_batch)
         if run.step >= config.steps:
@@ -111,6 +115,14 @@ def open_dataset(config: TrainConfig) -> MultiLeRobotDataset:
         root = config.dataset.root
         sources = [DatasetSource(entry["repo_id"], entry["revision"], root) for entry in used]
     data = config.dataset
+    known = inspect.signature(MultiLeRobotDataset).parameters
+    new: dict[str, Any] = {
+        "offline": data.offline,
+        "prepared": data.prepared,
+        "max_bad_datasets": data.max_bad_datasets,
+        "joint_convention": data.joint_convention,
+    }
+    bad = data.max_bad_fraction if "max_bad_datasets" in known else data.max_bad_datasets
     return MultiLeRobotDataset(
         sources,
         chunk_size=config.policy.chunk_size,
@@ -118,7 +130,8 @@ def open_dataset(config: TrainConfig) -> MultiLeRobotDataset:
         max_cameras=data.max_cameras,
         action_freq=data.action_freq,
         episodes=data.episodes,
-        max_bad_fraction=data.max_bad_fraction,
+        max_bad_fraction=bad,
+        **{name: value for name, value in new.items() if name in known},
     )
 
 
@@ -164,7 +177,7 @@ def fit(run: Run, stop: list[int]) -> int:
     writer = MetricsWriter(config, run.step) if accelerator.is_main_process else None
     meter = Meter(run)
     stream = batches(
-        TrainingStream(run.dataset, run.policy.config, config.seed),
+        run.stream,
         config,
         start_step=run.step,
         rank=accelerator.process_index,
