@@ -45,7 +45,7 @@ def test_the_whole_demo(tmp_path):
     write_json(root / demo.MARKER, {})
     command = [sys.executable, "-m", "depi.cli", "demo", f"--root={root}"]
     result = subprocess.run(
-        [*command, "--episodes=3", "--steps=60", "--eval_episodes=1"],
+        [*command, "--steps=60", "--eval_episodes=1"],
         capture_output=True,
         text=True,
         check=False,
