@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +28,7 @@ from depi.hub.client import HubUnreachable
 
 logger = logging.getLogger(__name__)
 
-# So many candidates in a row without one answer: the Hub is away, not the datasets.
+# The first so many candidates without one answer: the Hub is away, not the datasets.
 GIVE_UP_AFTER = 8
 SHOWN = 10
 
@@ -72,12 +73,11 @@ class CollectConfig(Thresholds):
     json: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.workers < 1:
             raise UserError(f"--workers={self.workers}: at least 1 is needed")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--limit={self.limit}: at least 1 is needed")
-        if self.output_dir.exists() and not self.output_dir.is_dir():
-            raise UserError(f"--output_dir={self.output_dir} is a file, not a folder")
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,7 @@ def collect(config: CollectConfig) -> Summary:
     """
     started = time.monotonic()
     disabled = check_disabled(config.disable_rules)
+    _check_writable(config.output_dir)
     judged_by = {
         "rules_version": RULES_VERSION,
         "disabled": sorted(disabled),
@@ -240,6 +241,16 @@ def print_summary(console: Console, summary: Summary) -> None:
                 table.add_row(escape(row.repo_id), escape("\n".join(row.reasons)))
             console.print(table)
     console.print(f"written to {escape(str(summary.output_dir))}", soft_wrap=True)
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse before hours of inspections what could not be written after them."""
+    folder = folder.absolute()
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    if not there.is_dir():
+        raise UserError(f"cannot write the lists into {folder}: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write the lists into {folder}: {there} does not let you")
 
 
 def _first_line(rule: Callable[..., object]) -> str:

@@ -1,12 +1,14 @@
 """What is known of one candidate, tier by tier, and the limits it is judged by."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 
 import numpy as np
 
 from depi.datasets.formats import DatasetInfo, DatasetMeta
 from depi.datasets.joints import Detection
+from depi.errors import UserError
 
 
 @dataclass
@@ -31,6 +33,11 @@ class Thresholds:
     max_meta_mb: float = 200.0
     # Largest parquet tables of one dataset to download, in megabytes.
     max_table_mb: float = 2_000.0
+
+    def __post_init__(self) -> None:
+        for limit in fields(Thresholds):
+            if math.isnan(getattr(self, limit.name)):
+                raise UserError(f"--{limit.name} is NaN: nothing compares with it")
 
 
 @dataclass(repr=False)

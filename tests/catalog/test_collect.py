@@ -392,6 +392,7 @@ def test_user_errors_leave_the_files_alone(hub, tmp_path, make_dataset, publish)
         (["--disable_rules=[no_such]"], "no rule no_such"),
         (["--workers=0"], "at least 1"),
         (["--limit=0"], "at least 1"),
+        (["--min_fps=nan"], "--min_fps is NaN"),
         (["--no_such_flag=1"], "no_such_flag"),
     ]:
         with pytest.raises(UserError, match=message.replace("[", r"\[")):
@@ -399,6 +400,17 @@ def test_user_errors_leave_the_files_alone(hub, tmp_path, make_dataset, publish)
     with pytest.raises(UserError, match="is a file"):
         main([f"--output_dir={broken}"])
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_hub_is_asked(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(collecting, "find", lambda **_: pytest.fail("asked the Hub"))
+    with pytest.raises(UserError, match="is a file"):
+        main([f"--output_dir={tmp_path / 'file' / 'below'}"])
+    if os.geteuid() != 0:
+        tmp_path.chmod(0o500)
+        with pytest.raises(UserError, match="does not let you"):
+            main([f"--output_dir={tmp_path / 'out'}"])
 
 
 def test_an_unreachable_hub_is_a_user_error(tmp_path, monkeypatch):
