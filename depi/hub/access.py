@@ -49,7 +49,8 @@ class Access:
             draft.replace(path)
         path.chmod(0o600)
         tokens = read_json(path)
-        if not isinstance(tokens, dict) or not all(isinstance(tokens.get(kind), str) for kind in _KINDS):
+        found = [tokens.get(kind) for kind in _KINDS] if isinstance(tokens, dict) else [None]
+        if not all(isinstance(token, str) and token for token in found):
             raise UserError(f"{path} holds no tokens: delete it, and new ones are made")
         return cls(tokens["write"], tokens["read"])
 
@@ -71,6 +72,10 @@ class Access:
     def sign(self, text: str) -> str:
         """Return the signature by which an upload address shows that we gave it out."""
         return hmac.new(self.write_token.encode(), text.encode(), hashlib.sha256).hexdigest()
+
+    def is_signed(self, text: str, signature: str) -> bool:
+        """Say whether `sign` made this signature of `text`."""
+        return hmac.compare_digest(self.sign(text).encode(), signature.encode())
 
 
 _KINDS = ("write", "read")

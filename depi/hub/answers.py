@@ -144,7 +144,7 @@ def read_cursor(request: Request, length: int) -> list[str] | None:
         return None
     try:
         values = json.loads(base64.urlsafe_b64decode(cursor))
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
     if not isinstance(values, list) or len(values) != length or not all(isinstance(v, str) for v in values):
         raise RequestError(400, "Invalid cursor")

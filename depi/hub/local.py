@@ -134,6 +134,8 @@ def _open_store(root: Path) -> tuple[Store, Access]:
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= 65535:
+        raise UserError(f"{port} is no port: choose one from 0 to 65535")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         sock = socket.create_server((host, port), family=family, backlog=512)
@@ -142,8 +144,6 @@ def _listen(host: str, port: int) -> socket.socket:
         return sock
     except OSError as error:
         raise UserError(f"the Hub cannot listen on {host}:{port}: {error.strerror}") from None
-    except OverflowError:
-        raise UserError(f"{port} is no port: choose one from 0 to 65535") from None
 
 
 def _endpoint(host: str, sock: socket.socket) -> str:

@@ -219,7 +219,7 @@ async def lfs_put(request: Request) -> Response:
     """PUT /lfs/<oid>: the content, to an address that only `lfs_batch` gives out."""
     oid, size = param(request, "oid"), request.query_params.get("size", "")
     access: Access = request.app.state.access
-    if request.query_params.get("signature") != access.sign(f"{oid}:{size}"):
+    if not access.is_signed(f"{oid}:{size}", request.query_params.get("signature", "")):
         raise RequestError(403, "This upload address is not valid")
     store: Store = request.app.state.store
     blob = await run_in_threadpool(BlobWriter, store.blobs)

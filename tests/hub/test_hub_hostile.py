@@ -108,6 +108,8 @@ YAML = "POST /api/validate-yaml"
         (YAML, b'{"content": "---\\n' + b"- " * 50_000 + b'\\n---"}'),
         (YAML, b'{"content": "---\\na: !!python/object/apply:os.system [ls]\\n---"}'),
         ("GET /api/datasets?cursor=W10=", b""),
+        ("GET /api/datasets?cursor=" + "W1tb" * 10_000, b""),  # [[[...
+        ("PUT /lfs/" + "0" * 64 + "?size=1&signature=%C3%A9", b"x"),
         ("GET /api/datasets?limit=-1", b""),
         ("GET /datasets/ann/pick/resolve/main/", b""),
     ],

@@ -73,13 +73,16 @@ def test_user_errors_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixt
         assert "another embedded Hub serves" in complaint(
             "serve", "--root", str(tmp_path / "root"), "--port=0"
         )
+    (tmp_path / "root/tokens.json").write_text('{"write": "", "read": "hf_x"}')
+    assert "holds no tokens" in complaint("serve", "--root", str(tmp_path / "root"), "--port=0")
     (tmp_path / "root/repos/models/google/paligemma-3b-pt-224/refs.json").write_text("{")
     assert "is damaged" in complaint("serve", "--root", str(tmp_path / "root"), "--port=0")
     assert "cannot be written" in complaint("serve", "--root", str(tmp_path / "file"), "--port=0")
     assert "cannot be written" in complaint("serve", "--root", str(tmp_path / "file/below"), "--port=0")
     assert "add --root" in complaint("serve")
     assert "no action 'start'" in complaint("start")
-    assert "choose one from 0 to 65535" in complaint("serve", "--root", str(tmp_path / "c"), "--port=70000")
+    for port in ("70000", "-1"):
+        assert f"{port} is no port" in complaint("serve", "--root", str(tmp_path / "c"), f"--port={port}")
     assert "cannot listen on no.such.host.invalid" in complaint(
         "serve", "--root", str(tmp_path / "c"), "--host=no.such.host.invalid"
     )
