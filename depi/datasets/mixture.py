@@ -64,6 +64,8 @@ class Mixture:
         joined = np.concatenate([[True], bounds[1:, 0] != bounds[:-1, 1]])
         self._start = bounds[joined, 0]
         self._rank = np.concatenate([[0], np.cumsum(length)])[:-1][joined]
+        order = np.argsort(bounds[:, 0])
+        self._ranges = bounds[order]
         if self.counts is not None:
             self._count_end = np.cumsum(self.counts)
             self.block = int(self._count_end[-1])
@@ -88,6 +90,19 @@ class Mixture:
     def _frame(self, rank: int) -> int:
         part = int(np.searchsorted(self._rank, rank, side="right")) - 1
         return int(self._start[part]) + rank - int(self._rank[part])
+
+    def __contains__(self, frame: int) -> bool:
+        """Whether the frame is ever drawn."""
+        part = int(np.searchsorted(self._ranges[:, 0], frame, side="right")) - 1
+        return part >= 0 and frame < self._ranges[part, 1]
+
+    def range_after(self, frame: int, first: int, end: int) -> int:
+        """The first frame of the next range that begins after `frame`; within first..end-1, going round."""
+        low, high = np.searchsorted(self._ranges[:, 0], [first, end]).tolist()
+        if low == high:
+            raise ValueError(f"no frame of {first}..{end - 1} is drawn")
+        part = int(np.searchsorted(self._ranges[:, 0], frame, side="right"))
+        return int(self._ranges[part if low <= part < high else low, 0])
 
     def shares(self) -> dict[str, float]:
         """The share of the stream that each group has."""

@@ -14,12 +14,14 @@ from depi.datasets.cameras import slots_by_view, view_in_name
 from depi.datasets.mixture import Mixture
 from depi.datasets.multi import MultiLeRobotDataset
 from depi.datasets.sampling import position_generator
+from depi.errors import UserError
 
 CAMERA_MODES = ("name", "view", "shuffle")
 
 # What random numbers are for; 0 is left to the user of the stream.
 _SHUFFLE, _AUGMENT, _TASK = 1, 2, 3
 _NO_AUGMENTATION = Augmentation()
+_ATTEMPTS = 16
 
 
 class TrainingStream(torch.utils.data.Dataset):
@@ -65,9 +67,8 @@ class TrainingStream(torch.utils.data.Dataset):
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """The sample at a position; see the class and `MultiLeRobotDataset`."""
-        sample = self.dataset[self.mixture[position]]
-        # Of the sample itself: a frame that cannot be decoded is replaced by one of another episode.
-        episode = int(np.searchsorted(self.episode_start, int(sample["index"]), side="right")) - 1
+        sample = self._sample(self.mixture[position])
+        episode = self._episode(int(sample["index"]))
         keys = self.camera_keys[int(sample["dataset_index"])]
         views = self.annotations.views(episode) if self.annotations else {}
         if self.augmentation:
@@ -83,6 +84,26 @@ class TrainingStream(torch.utils.data.Dataset):
             if annotated is not None and share < self.task_mix:
                 sample["task"] = annotated
         return sample
+
+    def _episode(self, frame: int) -> int:
+        return int(np.searchsorted(self.episode_start, frame, side="right")) - 1
+
+    def _sample(self, frame: int) -> dict[str, Any]:
+        """The dataset's sample of a frame, or of one that the mixture draws too.
+
+        In place of a frame that cannot be decoded the dataset gives one of the next episodes, be it held out
+        or excluded. Then the next ranges of frames to be drawn are tried, of the same dataset.
+        """
+        number = int(self.dataset.episode_dataset[self._episode(frame)])
+        bounds = self.episode_start[self.dataset.dataset_start[number : number + 2]].tolist()
+        for _ in range(_ATTEMPTS):
+            sample = self.dataset[frame]
+            if int(sample["index"]) in self.mixture:
+                return sample
+            frame = self.mixture.range_after(frame, *bounds)
+        raise UserError(
+            f"hardly a frame of {self.dataset.repo_ids[number]} can be decoded, leave this dataset out"
+        )
 
     def _augment(
         self, sample: dict[str, Any], position: int, keys: tuple[str, ...], views: Mapping[str, str]

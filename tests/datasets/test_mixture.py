@@ -205,6 +205,20 @@ def test_excluded_and_short_episodes_are_left_out():
         make_mixture(data, filters=FrameFilter(min_episode_frames=6), seed=0)
 
 
+@pytest.mark.parametrize("balance_tasks", [False, True])
+def test_which_frames_are_drawn_and_what_comes_next(balance_tasks):
+    data = pool([[3, 2, 4], [5, 5]], tasks=[0, 0, 1, 2, 2, 0, 0, 1, 1, *[3] * 10])
+    filters = FrameFilter(exclude={"user/0": [3], "user/1": [0]})
+    mixture = make_mixture(data, balance_tasks=balance_tasks, filters=filters, seed=0)
+    kept = [*range(3), *range(5, 9), *range(14, 19)]
+    assert [frame for frame in range(-1, 20) if frame in mixture] == kept
+    assert mixture.range_after(4, 0, 9) == 5
+    assert mixture.range_after(8, 0, 9) == 0
+    assert mixture.range_after(9, 9, 19) == 14
+    with pytest.raises(ValueError, match=r"no frame of 3\.\.4"):
+        mixture.range_after(3, 3, 5)
+
+
 def episode(*parts):
     """One joint that rests or moves: (frames, from, to) each; noise of a thousandth of the range."""
     values = np.concatenate([np.linspace(a, b, frames) for frames, a, b in parts])[:, None]
