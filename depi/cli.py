@@ -1,5 +1,6 @@
 """The `depi` command: one entry per verb, each imported only when it is called."""
 
+import errno
 import importlib
 import os
 import sys
@@ -19,6 +20,9 @@ VERBS = {
     "hub": ("depi.hub.local", "serve an embedded Hub, for offline machines"),
 }
 
+# What is the matter with the user's disk or rights, wherever it shows.
+DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+
 
 def usage() -> str:
     """Return the text of `depi --help`."""
@@ -32,7 +36,7 @@ def usage() -> str:
 
 
 def run(main: str, args: Sequence[str]) -> int:
-    """Call `main` of the named module; a user's error becomes one sentence and exit status 2."""
+    """Call `main` of the named module; an error of the user or the disk becomes one sentence and status 2."""
     try:
         return importlib.import_module(main).main(list(args))
     except UserError as error:
@@ -46,6 +50,11 @@ def run(main: str, args: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         sys.stderr.close()
         return 141
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror}", file=sys.stderr)
+        return 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:

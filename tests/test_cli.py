@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -57,6 +58,24 @@ def test_every_verb_has_help(verb, capsys):
         status = stop.code or 0
     assert status == 0
     assert "usage" in capsys.readouterr().out.lower()
+
+
+def test_a_full_disk_is_one_sentence_and_status_2(monkeypatch, capsys):
+    def fail(args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/x")
+
+    monkeypatch.setattr("depi.catalog.collect.main", fail)
+    assert cli.main(["collect-ids"]) == 2
+    assert capsys.readouterr().err == "error: /data/x: No space left on device\n"
+
+
+def test_a_missing_file_that_nobody_expected_is_a_bug(monkeypatch):
+    def fail(args):
+        raise FileNotFoundError(errno.ENOENT, "gone", "/data/x")
+
+    monkeypatch.setattr("depi.catalog.collect.main", fail)
+    with pytest.raises(FileNotFoundError):
+        cli.main(["collect-ids"])
 
 
 def test_an_interrupted_command_does_not_wait_for_its_downloads(tmp_path):

@@ -243,5 +243,6 @@ def _explain_response(error: HfHubHTTPError, target: Target, where: str) -> HubE
         return HubUnreachable(f"the Hub at {target.endpoint} limits how often you may ask: try again later")
     if status in PASSING_STATUSES:
         return HubUnreachable(f"the Hub at {target.endpoint} fails with status {status}: try again later")
-    reason = " ".join((error.server_message or f"status {status}").split())[:300]
+    said = error.server_message or f"status {status}"
+    reason = " ".join("".join(c if c.isprintable() else " " for c in said).split())[:300]
     return HubError(f"the Hub at {target.endpoint} refused the request for {where}: {reason}")

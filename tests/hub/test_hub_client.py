@@ -159,6 +159,12 @@ def test_waits_grow_and_differ() -> None:
     assert retry._wait_before_next(error, 10, policy) is None
 
 
+def test_what_a_hub_says_cannot_steer_the_terminal(faulty_hub: LocalHub, faults: Faults) -> None:
+    faults.plan("GET", "/api/datasets", JSONResponse({"error": "no\x1b[2J\nway"}, status_code=418))
+    with pytest.raises(client.HubError, match=r"refused the request .*: no \[2J way$"):
+        client.repo_info("ann/pick")
+
+
 def test_refusals_are_not_repeated(faulty_hub: LocalHub, faults: Faults) -> None:
     with pytest.raises(client.RepoMissing):
         client.repo_info("ann/nothing")
