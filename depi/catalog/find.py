@@ -1,5 +1,6 @@
 """Candidates: which datasets to look at."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from depi.errors import UserError
 from depi.files import read_json
 from depi.hub import client
 from depi.hub.names import is_repo_id
+
+logger = logging.getLogger(__name__)
 
 # Every LeRobot upload carries the first; recorders add the robot's name, in one of these spellings.
 BASE_TAG = "LeRobot"
@@ -53,7 +56,9 @@ def find(
     for info in _listings(tags or (), search or (), author):
         if "/" not in info.id:
             continue  # names without a user are of a time before LeRobot
-        _check_id(info.id, "the Hub lists")
+        if not is_repo_id(info.id):
+            logger.warning("left out: the Hub lists %s, which its own client refuses", ascii(info.id)[:100])
+            continue
         gated = None if info.gated is None else bool(info.gated)
         found[info.id] = Candidate(info.id, info.sha, gated)
     if not found:
@@ -83,7 +88,9 @@ def read_ids(path: Path) -> list[str]:
     if not ids:
         raise UserError(f"{path} names no dataset")
     for repo_id in ids:
-        _check_id(repo_id, f"{path} names")
+        if not is_repo_id(repo_id):
+            shown = ascii(repo_id)[:100]
+            raise UserError(f"{path} names {shown}, which is no dataset id; ids look like user/name")
     return list(dict.fromkeys(ids))
 
 
@@ -96,8 +103,3 @@ def _listings(tags: Sequence[str], search: Sequence[str], author: str | None) ->
         listings.append(client.list_datasets(author=author))
     for listing in listings:
         yield from listing
-
-
-def _check_id(repo_id: str, where: str) -> None:
-    if not is_repo_id(repo_id):
-        raise UserError(f"{where} {ascii(repo_id)[:100]}, which is no dataset id; ids look like user/name")

@@ -1,9 +1,11 @@
 import json
 
 import pytest
+from huggingface_hub import DatasetInfo
 
 from depi.catalog.find import Candidate, find, read_ids
 from depi.errors import UserError
+from depi.hub import client
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,13 @@ def test_a_file_stands_alone_or_adds_to_what_is_named(listed, tmp_path):
     both = find(ids_file=path, tags=["so100"])
     assert [candidate.repo_id for candidate in both] == ["ann/cubes", "bob/so100_Lego", "zoe/far"]
     assert both[0].revision == listed["ann/cubes"]
+
+
+def test_ids_that_the_client_refuses_are_left_out_and_named(monkeypatch, caplog):
+    infos = [DatasetInfo(id=name, tags=[]) for name in ("ann/so101", "ann/a--b\x1b[2J", "canonical")]
+    monkeypatch.setattr(client, "list_datasets", lambda **_: iter(infos))
+    assert found(author="ann") == ["ann/so101"]
+    assert r"'ann/a--b\x1b[2J'" in caplog.text
 
 
 def test_limit(listed):
