@@ -1,10 +1,10 @@
 """The `depi` command: one entry per verb, each imported only when it is called."""
 
+import contextlib
 import errno
 import importlib
 import os
 import sys
-import threading
 from collections.abc import Sequence
 
 from depi.errors import UserError
@@ -14,6 +14,7 @@ from depi.log import start_logging
 VERBS = {
     "demo": ("depi.demo", "run the whole pipeline offline on an embedded Hub"),
     "collect-ids": ("depi.catalog.collect", "find and judge the SO-100 datasets of the Hub"),
+    "prepare": ("depi.training.prepare", "write training-ready images, so that training decodes no video"),
     "sim": ("depi.sim.record", "record simulated SO-101 datasets, test the scripted experts"),
     "eval": ("depi.evaluation.evaluate", "roll a checkpoint out in a simulator"),
     "upload": ("depi.training.upload", "publish a checkpoint with its model card"),
@@ -43,9 +44,6 @@ def run(main: str, args: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        if threading.active_count() > 1:  # the interpreter would wait for whatever they are downloading
-            sys.stdout.flush()
-            os._exit(130)
         return 130
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         sys.stderr.close()
@@ -73,7 +71,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: depi has no verb {verb!r}: choose one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
     start_logging()
-    return run(VERBS[verb][0], rest)
+    status = run(VERBS[verb][0], rest)
+    if argv is None and status in (2, 130):
+        _leave(status)
+    return status
+
+
+def _leave(status: int) -> None:
+    """End the process now: the interpreter would wait for threads that still download or try again."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

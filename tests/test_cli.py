@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from starlette.responses import PlainTextResponse
 
 from depi import cli
 from depi.hub.local import serve
@@ -78,16 +79,20 @@ def test_a_missing_file_that_nobody_expected_is_a_bug(monkeypatch):
         cli.main(["collect-ids"])
 
 
-def test_an_interrupted_command_does_not_wait_for_its_downloads(tmp_path):
-    asked, stopped = threading.Event(), threading.Event()
+@pytest.mark.parametrize(("end", "status"), [("Ctrl-C", 130), ("an error", 2)])
+def test_a_failing_command_does_not_wait_for_its_downloads(tmp_path, end, status):
+    hanging, stopped = threading.Event(), threading.Event()
 
-    def hang(request):
-        asked.set()
+    def answer(request):
+        if end == "an error" and hanging.is_set():
+            return PlainTextResponse("no Hub's answer", 200)
+        hanging.set()
         stopped.wait(60)
+        return None
 
-    (tmp_path / "ids.txt").write_text("ann/pick\n")
+    (tmp_path / "ids.txt").write_text("".join(f"ann/pick{number}\n" for number in range(30)))
     flags = [f"--ids_file={tmp_path / 'ids.txt'}", f"--output_dir={tmp_path / 'out'}"]
-    with serve(tmp_path / "hub", faults=hang) as hub:
+    with serve(tmp_path / "hub", faults=answer) as hub:
         command = subprocess.Popen(
             [sys.executable, "-m", "depi.cli", "collect-ids", *flags],
             env=os.environ | hub.environment(),
@@ -95,12 +100,14 @@ def test_an_interrupted_command_does_not_wait_for_its_downloads(tmp_path):
             text=True,
         )
         try:
-            assert asked.wait(30)
-            command.send_signal(signal.SIGINT)
+            assert hanging.wait(30)
+            if end == "Ctrl-C":
+                command.send_signal(signal.SIGINT)
             _, error = command.communicate(timeout=15)
         finally:
             command.kill()
             stopped.set()
-    assert command.returncode == 130
+    assert command.returncode == status
     assert "Traceback" not in error
+    assert ("error: " in error.splitlines()[-1]) == (status == 2)
     assert not (tmp_path / "out").exists()
