@@ -1,6 +1,6 @@
 """Many LeRobot datasets as one training set, read in place."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from depi.datasets.joints import JOINTS, SPACES
 from depi.datasets.opening import ACTION, STATE
 from depi.datasets.parts import Options
 from depi.datasets.quarantine import Quarantine
+from depi.datasets.shards import PreparedImages, Wanted
 from depi.datasets.sources import DatasetSource
 from depi.datasets.stats import stats_from_json
 from depi.datasets.video import FrameRequest, VideoReader
@@ -66,10 +67,12 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         max_bad_datasets: more than this share of unusable sources is an error. A single source must be good.
         episodes: recorded episode indices, for a single source only.
         offline: ask no Hub; everything must be in the cache.
-        video_backend: `torchcodec` or `pyav`; by default torchcodec where it loads.
+        prepared: a folder that `depi prepare` wrote, read instead of the videos.
+        video_backend: `torchcodec` or `pyav`; by default the faster one for each video.
 
     Raises:
-        UserError: no source is usable, or too much is bad; names each with the reason.
+        UserError: no source is usable, or too much is bad; names each with the reason. Or `prepared` lacks
+            something.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         max_bad_datasets: float = 0.25,
         episodes: Sequence[int] | None = None,
         offline: bool = False,
+        prepared: Path | None = None,
         video_backend: str | None = None,
     ) -> None:
         _check(sources, max_cameras, joint_convention, episodes)
@@ -99,6 +103,8 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         self.images = ImageReader()
         self._index_folder = collection.index.folder
         self._map()
+        self.prepared = None if prepared is None else PreparedImages(prepared, image_size)
+        self._locate_prepared()
         left_out = [
             f"episode {episode} of {entry['repo_id']}: {reason}"
             for entry in self.entries
@@ -134,10 +140,36 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         self.state_names, self.action_names = (_joint_names(first, name) for name in ("state", "action"))
         self.camera_slots = tuple(f"observation.images.{slot}" for slot in range(self.max_cameras))
 
+    def _locate_prepared(self) -> None:
+        """Per episode the row of its first prepared image; per dataset the rows of a frame."""
+        self._prepared_row = np.zeros(self.num_episodes, np.int64)
+        self._prepared_step = np.zeros(self.num_datasets, np.int64)
+        for number in range(self.num_datasets if self.prepared is not None else 0):
+            episodes = slice(*self.dataset_start[number : number + 2].tolist())
+            assert self.prepared is not None
+            rows, step = self.prepared.locate(self.wanted_images(number))
+            self._prepared_row[episodes], self._prepared_step[number] = rows, step
+
+    def wanted_images(self, number: int) -> Wanted:
+        """What names the prepared images of one dataset."""
+        entry = self.entries[number]
+        first, last = self.dataset_start[number : number + 2].tolist()
+        files = np.flatnonzero(self.file_dataset == number).tolist() if entry["revision"] is None else []
+        names = [self.files[file].as_py() for file in files]
+        return Wanted(
+            repo_id=entry["repo_id"],
+            revision=entry["revision"],
+            cameras=tuple(entry["cameras"]),
+            episodes=self.episode_recorded[first:last],
+            lengths=np.diff(self.episode_start[first : last + 1]),
+            files={name: (self.roots[number] / name).stat().st_size for name in names},
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         """What a spawned worker needs: it maps the columns itself."""
         small = ("chunk_size", "image_size", "max_cameras", "action_freq", "quarantined", "roots", "videos")
-        return {name: vars(self)[name] for name in (*small, "images", "_index_folder", "_quarantine")}
+        rest = ("images", "prepared", "_prepared_row", "_prepared_step", "_index_folder", "_quarantine")
+        return {name: vars(self)[name] for name in (*small, *rest)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -240,6 +272,14 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
             DatasetError: one cannot be decoded.
         """
         images: list[Tensor | None] = [None] * self.max_cameras
+        if self.prepared is not None and size == self.image_size:
+            first = self._prepared_row[episode]
+            first += frame * self._prepared_step[self.episode_dataset[episode]]
+            slots = np.flatnonzero(self.camera_kind[episode] != NO_CAMERA).tolist()
+            found = self.prepared.frames([int(first) + slot for slot in slots], size)
+            for slot, image in zip(slots, found, strict=True):
+                images[slot] = image
+            return images
         requests: dict[int, FrameRequest] = {}
         for slot, kind in enumerate(self.camera_kind[episode].tolist()):
             if kind == IMAGE:
@@ -250,6 +290,20 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         for slot, image in zip(requests, self.videos.frames(list(requests.values()), size), strict=True):
             images[slot] = image
         return images
+
+    def camera_run(self, episode: int, slot: int, frames: range) -> Iterator[Tensor]:
+        """The recorded images of one camera at frames in a row, as `camera_images` gives them, at less cost.
+
+        Raises:
+            DatasetError: one cannot be decoded, or the dataset has no such camera; when its turn comes.
+        """
+        kind = self.camera_kind[episode, slot]
+        if kind == NO_CAMERA:
+            raise DatasetError(f"there is no camera in slot {slot}")
+        if kind == IMAGE:
+            yield from (self._stored_image(episode, frame, slot) for frame in frames)
+        else:
+            yield from self.videos.episode([self._request(episode, frame, slot) for frame in frames])
 
     def _path(self, episode: int, slot: int) -> Path:
         file = int(self.camera_file[episode, slot])

@@ -102,6 +102,9 @@ class VideoReader:
         """
         if not requests:
             return
+        if len(requests) == 1:
+            yield self.frame(*requests[0])
+            return
         path, seconds = requests[0].path, requests[0].seconds
         try:
             video = self._video(path)

@@ -1,0 +1,112 @@
+"""`depi prepare`: decode the videos once, and train on small JPEG images from then on."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from depi.datasets.multi import MultiLeRobotDataset
+from depi.datasets.prepare import Prepared, Settings, prepare
+from depi.errors import UserError
+from depi.files import write_json
+from depi.flags import parse_flags
+from depi.training.config import DatasetConfig, TrainConfig
+from depi.training.data import dataset_sources
+
+REPORT_NAME = "report.json"
+
+
+@dataclass
+class PrepareConfig:
+    """Write training-ready images: depi prepare --output_dir=DIR, then train with --dataset.prepared=DIR.
+
+    Data:    --num_datasets=N (the best N of data_ids/), --dataset.repo_ids=FILE.json
+             or --dataset.repo_id=USER/NAME, as for training; also --dataset.max_cameras and the like
+    An interrupted run goes on where it stopped when it is started again.
+    """
+
+    output_dir: Path
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    num_datasets: int | None = None
+    # Side of the square images, in pixels: the policy's image resolution.
+    image_size: int = 224
+    # JPEG quality.
+    quality: int = 95
+    # Processes; 0 for one per core.
+    workers: int = 0
+    # What runs the work: the pool of this machine.
+    engine: str = "local"
+    # Check also the images that an earlier run wrote.
+    verify: bool = False
+
+    def __post_init__(self) -> None:
+        if self.engine != "local":
+            raise ValueError(f"--engine={self.engine} is not known: use --engine=local")
+        for name, low, high in (("image_size", 16, 4096), ("quality", 50, 100), ("workers", 0, 1024)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"--{name} must be {low} to {high}, not {getattr(self, name)}")
+        named = [self.dataset.repo_id, self.dataset.repo_ids, self.num_datasets]
+        if sum(each is not None for each in named) != 1:
+            raise ValueError(
+                "name the data with one of --num_datasets, --dataset.repo_ids and --dataset.repo_id"
+            )
+
+
+def main(args: Sequence[str]) -> int:
+    """Prepare, print what became of each dataset, and return the exit status."""
+    config = parse_flags(PrepareConfig, args, "depi prepare")
+    data = config.dataset
+    training = TrainConfig(dataset=data, num_datasets=config.num_datasets)
+    dataset = MultiLeRobotDataset(
+        dataset_sources(training),
+        max_cameras=data.max_cameras,
+        joint_convention=data.joint_convention,
+        max_bad_fraction=data.max_bad_fraction,
+        max_bad_datasets=data.max_bad_datasets,
+        episodes=data.episodes,
+        offline=data.offline,
+    )
+    settings = Settings(config.output_dir, config.image_size, config.quality)
+    workers = config.workers or os.cpu_count() or 1
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("Preparing shards", total=None)
+        results = prepare(
+            dataset,
+            settings,
+            workers=workers,
+            verify=config.verify,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    report = {
+        "datasets": [asdict(result) for result in results],
+        "quarantined": dataset.quarantined,
+        "episodes_left_out": {entry["repo_id"]: entry["episodes_left_out"] for entry in dataset.entries},
+    }
+    write_json(config.output_dir / REPORT_NAME, report)
+    _show(results)
+    broken = [result for result in results if result.error]
+    if broken:
+        raise UserError(
+            f"{len(broken)} of {len(results)} datasets are not complete, run the same command again: "
+            + json.dumps({result.repo_id: result.error for result in broken}, ensure_ascii=False)
+        )
+    return 0
+
+
+def _show(results: Sequence[Prepared]) -> None:
+    table = Table("dataset", "episodes", "images", "MB", "not decodable", "state")
+    for column in table.columns[1:5]:
+        column.justify = "right"
+    for result in results:
+        state = result.error or (
+            "complete" if not result.reused else f"complete, {result.reused} shards kept"
+        )
+        numbers = (result.episodes, result.images, round(result.bytes / 1e6), len(result.failed))
+        table.add_row(result.repo_id, *map(str, numbers), state)
+    Console().print(table)
