@@ -1,0 +1,211 @@
+"""Generated datasets of every kind, read by MultiLeRobotDataset and by a slow reader that shares no code."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from recordings import NAMES, Recording, write_v2, write_v3
+
+from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
+
+HALF_RANGE = np.array([110.8, 103.5, 97.4, 101.2, 170.2])
+CAMERAS = ("front", "laptop", "phone", "wrist")
+SIZE = (48, 64)
+FEW = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
+
+
+class Arm(Recording):
+    """A recording in one of the conventions, with the tell-tale that makes it certain."""
+
+    convention = "degrees"
+
+    def joints(self, episode):
+        rng = np.random.default_rng((self.seed, episode))
+        length = self.lengths[episode]
+        values = rng.uniform([-40, 60, 60, -30, -50, 5], [40, 80, 80, 60, 50, 60], (length, 6))
+        if episode == 0 and self.convention == "degrees":
+            values[0, 4] = 130
+        if episode == 0 and self.convention == "normalized":
+            values[:2, 2] = 100
+        if episode == 0 and self.convention == "degrees_v1":
+            values[0, 1] = 190
+        if self.convention == "radians":
+            values = np.column_stack([np.deg2rad(values[:, :5]), values[:, 5] / 100])
+        action = values.astype(np.float32)
+        return action, (action * np.float32(0.99)).astype(np.float32)
+
+
+@st.composite
+def arms(draw, convention=None, version=None):
+    arm = Arm(
+        lengths=tuple(draw(st.lists(st.integers(2, 7), min_size=1, max_size=3))),
+        fps=draw(st.sampled_from([10, 15, 25, 30, 50, 60])),
+        cameras=tuple(
+            f"observation.images.{name}"
+            for name in draw(st.lists(st.sampled_from(CAMERAS), min_size=1, max_size=4, unique=True))
+        ),
+        seed=draw(st.integers(0, 999)),
+        size=SIZE,
+    )
+    arm.convention = convention or draw(st.sampled_from(["degrees", "degrees_v1", "normalized", "radians"]))
+    if arm.convention == "degrees_v1":
+        arm.names = [f"main_{name.removesuffix('.pos')}" for name in NAMES]
+    return arm, version or draw(st.sampled_from(["v2.0", "v2.1"]))
+
+
+def by_hand(values, convention):
+    """Canonical degrees of one row, written out joint by joint."""
+    row = [float(value) for value in values]
+    if convention == "degrees_v1":
+        return [row[0], 90 - row[1], row[2] - 90, *row[3:]]
+    if convention == "normalized":
+        return [*(value * half / 100 for value, half in zip(row, HALF_RANGE, strict=False)), row[5]]
+    if convention == "radians":
+        opening = (row[5] + 0.174533) / (1.745329 + 0.174533) * 100
+        return [*(value * 180 / np.pi for value in row[:5]), opening]
+    return row
+
+
+def interpolated(actions, position):
+    """The action at a fractional row, linear between rows, the last one held."""
+    rows = np.arange(len(actions))
+    return [np.interp(position, rows, [action[joint] for action in actions]) for joint in range(6)]
+
+
+class SlowReader:
+    """One row after another, one decoded frame after another."""
+
+    def __init__(self, root: Path, convention: str) -> None:
+        self.root, self.convention = root, convention
+        self.info = json.loads((root / "meta/info.json").read_text())
+        cameras = [key for key, feature in self.info["features"].items() if feature["dtype"] == "video"]
+        views = ["wrist", "front", "top"]  # "laptop" has a "top" in it
+        self.cameras = sorted(
+            cameras, key=lambda key: (next((i for i, view in enumerate(views) if view in key), 4), key)
+        )
+        self.episodes = self._v3() if self.info["codebase_version"] == "v3.0" else self._v2()
+
+    def _v2(self):
+        tasks = [json.loads(line) for line in (self.root / "meta/tasks.jsonl").open()]
+        texts = {row["task_index"]: row["task"] for row in tasks}
+        episodes = []
+        for line in (self.root / "meta/episodes.jsonl").open():
+            index = json.loads(line)["episode_index"]
+            rows = pq.read_table(self.root / f"data/chunk-000/episode_{index:06d}.parquet").to_pylist()
+            videos = {
+                key: decoded(self.root / f"videos/chunk-000/{key}/episode_{index:06d}.mp4")
+                for key in self.cameras
+            }
+            episodes.append((index, rows, [texts[row["task_index"]] for row in rows], videos))
+        return episodes
+
+    def _v3(self):
+        table = pq.read_table(self.root / "meta/tasks.parquet").to_pylist()
+        texts = {row["task_index"]: row.get("__index_level_0__", row.get("task")) for row in table}
+        rows = [
+            row
+            for file in sorted(self.root.glob("data/*/*.parquet"))
+            for row in pq.read_table(file).to_pylist()
+        ]
+        episodes = []
+        for episode in pq.read_table(sorted(self.root.glob("meta/episodes/*/*.parquet"))[0]).to_pylist():
+            own = [row for row in rows if row["episode_index"] == episode["episode_index"]]
+            videos = {}
+            for key in self.cameras:
+                chunk, file = (episode[f"videos/{key}/{part}_index"] for part in ("chunk", "file"))
+                frames = decoded(self.root / f"videos/{key}/chunk-{chunk:03d}/file-{file:03d}.mp4")
+                first = round(episode[f"videos/{key}/from_timestamp"] * self.info["fps"])
+                videos[key] = frames[first : first + len(own)]
+            episodes.append(
+                (episode["episode_index"], own, [texts[row["task_index"]] for row in own], videos)
+            )
+        return episodes
+
+    def samples(self, chunk, action_freq, slots):
+        step = 1 if action_freq is None else self.info["fps"] / action_freq
+        for index, rows, tasks, videos in self.episodes:
+            actions = [by_hand(row["action"], self.convention) for row in rows]
+            for frame, row in enumerate(rows):
+                positions = [frame + number * step for number in range(chunk)]
+                yield {
+                    "state": by_hand(row["observation.state"], self.convention),
+                    "action": [interpolated(actions, position) for position in positions],
+                    "pad": [position > len(rows) - 1 + 1e-9 for position in positions],
+                    "task": tasks[frame],
+                    "time": row["timestamp"],
+                    "where": (index, frame),
+                    "images": [videos[key][frame] for key in self.cameras[:slots]],
+                }
+
+
+def decoded(path: Path) -> list[np.ndarray]:
+    """All frames of a video, uint8 [H, W, 3], from first to last."""
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def compare(sample, expected, slots):
+    """Joints to float32, images to what two ways of turning YUV into RGB may differ by."""
+    np.testing.assert_allclose(sample["observation.state"], expected["state"], rtol=2e-6, atol=2e-5)
+    np.testing.assert_allclose(sample["action"], expected["action"], rtol=2e-6, atol=2e-5)
+    assert sample["action_is_pad"].tolist() == expected["pad"]
+    assert sample["task"] == expected["task"]
+    assert float(sample["timestamp"]) == pytest.approx(expected["time"], abs=1e-6)
+    assert (int(sample["episode_index"]), int(sample["frame_index"])) == expected["where"]
+    for slot in range(slots):
+        image, absent = (sample[f"observation.images.{slot}{end}"] for end in ("", "_is_pad"))
+        assert bool(absent) == (slot >= len(expected["images"]))
+        if absent:
+            assert not image.any()
+        else:
+            shown = image[:, 8:56].numpy().transpose(1, 2, 0).astype(int)
+            assert np.abs(shown - expected["images"][slot]).max() <= 6
+            assert not image[:, :8].any()
+            assert not image[:, 56:].any()
+
+
+def check(datasets, chunk, action_freq, slots):
+    """Write, open together, and compare sample by sample."""
+    with tempfile.TemporaryDirectory() as folder:
+        sources, expected = [], []
+        for number, (arm, version) in enumerate(datasets):
+            root = Path(folder) / f"{number}"
+            write_v3(root, arm) if version == "v3.0" else write_v2(root, arm, version)
+            sources.append(DatasetSource(f"user/{number}", root=root))
+            reader = SlowReader(root, arm.convention)
+            expected += [(number, sample) for sample in reader.samples(chunk, action_freq, slots)]
+        opened = MultiLeRobotDataset(
+            sources, chunk_size=chunk, image_size=64, max_cameras=slots, action_freq=action_freq
+        )
+        assert len(opened) == len(expected)
+        assert [entry["convention"] for entry in opened.report()["datasets"]] == [
+            arm.convention for arm, _ in datasets
+        ]
+        for index, (number, sample) in enumerate(expected):
+            compare(opened[index], sample, slots)
+            assert int(opened[index]["dataset_index"]) == number
+
+
+@settings(max_examples=20, **FEW)
+@given(
+    datasets=st.lists(arms(), min_size=1, max_size=2),
+    chunk=st.integers(1, 9),
+    action_freq=st.sampled_from([None, 10, 30]),
+    slots=st.integers(1, 4),
+)
+def test_every_v2_sample_is_that_of_a_slow_reader(datasets, chunk, action_freq, slots):
+    check(datasets, chunk, action_freq, slots)
+
+
+@settings(max_examples=3, **FEW)
+@given(
+    new=arms(version="v3.0"), old=arms(), chunk=st.integers(1, 9), action_freq=st.sampled_from([None, 10, 30])
+)
+def test_every_v3_sample_beside_older_data_is_that_of_a_slow_reader(new, old, chunk, action_freq):
+    check([new, old], chunk, action_freq, 3)
