@@ -5,7 +5,7 @@ import errno
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from depi.errors import UserError
 from depi.log import start_logging
@@ -36,10 +36,10 @@ def usage() -> str:
     )
 
 
-def run(main: str, args: Sequence[str]) -> int:
-    """Call `main` of the named module; an error of the user or the disk becomes one sentence and status 2."""
+def run(command: Callable[[list[str]], int], args: Sequence[str]) -> int:
+    """Call `command`; an error of the user or the disk becomes one sentence and status 2."""
     try:
-        return importlib.import_module(main).main(list(args))
+        return command(list(args))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: depi has no verb {verb!r}: choose one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
     start_logging()
-    status = run(VERBS[verb][0], rest)
+    status = run(lambda flags: importlib.import_module(VERBS[verb][0]).main(flags), rest)
     if argv is None and status in (2, 130):
         _leave(status)
     return status

@@ -245,7 +245,7 @@ def prepare_root(root: Path) -> None:
     Raises:
         UserError: the folder holds something that no demo has written.
     """
-    if root.exists() and any(root.iterdir()):
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
         if not (root / MARKER).exists():
             raise UserError(f"{root} holds something else: choose another folder with --root")
         shutil.rmtree(root)

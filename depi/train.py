@@ -8,21 +8,21 @@ if __package__ in (None, ""):
     # Launched as a file: Python put `depi/` on the path, where modules would be found twice.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from depi.errors import UserError
+from depi.cli import run
 from depi.log import start_logging
+
+
+def _train(args: list[str]) -> int:
+    from depi.training.config import parse_train_config
+    from depi.training.loop import train
+
+    return train(parse_train_config(args))
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse the flags, train, and return the exit status (2 for a user's error)."""
     start_logging()
-    try:
-        from depi.training.config import parse_train_config
-        from depi.training.loop import train
-
-        return train(parse_train_config(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run(_train, argv)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """`depi eval`: how often does a checkpoint do the task in a simulator."""
 
 import json
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import track
@@ -14,6 +16,9 @@ from rich.table import Table
 from depi.errors import UserError
 from depi.files import atomic_write, write_json
 from depi.flags import parse_flags
+
+if TYPE_CHECKING:
+    from depi.evaluation.rollout import Episode
 
 
 @dataclass
@@ -72,8 +77,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if config.eval.n_episodes < 1:
         raise UserError(f"--eval.n_episodes must be at least 1, not {config.eval.n_episodes}")
 
-    from lerobot.utils.io_utils import write_video
-
     from depi.evaluation.rollout import camera_slots, rollout
     from depi.policies import load_policy, load_processors, resolve_checkpoint
     from depi.sim.env import make_env
@@ -104,11 +107,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
                 keep_frames=index < config.eval.n_videos,
             )
             if episode.frames:
-                video = config.output_dir / "videos" / f"episode_{index:03d}.mp4"
-                with atomic_write(video) as temporary:
-                    as_mp4 = temporary.with_suffix(".mp4")  # the writer chooses the container by the name
-                    write_video(as_mp4, episode.frames, config.env.fps)
-                    as_mp4.replace(temporary)
+                save_video(config.output_dir / "videos" / f"episode_{index:03d}.mp4", episode, config.env.fps)
                 episode.frames = []
             episodes.append(episode)
     finally:
@@ -118,7 +117,18 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return result
 
 
-def summarise(config: EvaluateConfig, episodes: Sequence[Any]) -> dict[str, Any]:
+def save_video(path: Path, episode: "Episode", fps: int) -> None:
+    """Write the kept frames of an episode as mp4, whole or not at all."""
+    from lerobot.utils.io_utils import write_video
+
+    with tempfile.TemporaryDirectory(prefix="depi-video-") as folder:
+        video = Path(folder) / path.name  # the writer chooses the container by the name
+        write_video(video, episode.frames, fps)
+        with atomic_write(path) as temporary:
+            shutil.copyfile(video, temporary)
+
+
+def summarise(config: EvaluateConfig, episodes: Sequence["Episode"]) -> dict[str, Any]:
     """Return the success rate with its 95% Wilson interval, and what each episode did."""
     from scipy.stats import binomtest
 

@@ -228,7 +228,7 @@ def _name_output_dir(config: TrainConfig) -> None:
     if config.output_dir is None:
         now = datetime.datetime.now()
         config.output_dir = Path("outputs/train") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}_{config.job_name}"
-    if config.output_dir.exists() and any(config.output_dir.iterdir()):
+    if config.output_dir.exists() and (not config.output_dir.is_dir() or any(config.output_dir.iterdir())):
         raise UserError(
             f"output directory {config.output_dir} already exists: choose another --output_dir, or continue "
             f"that run with --resume=true --output_dir={config.output_dir}"

@@ -1,0 +1,108 @@
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from depi import cli
+from depi.errors import UserError
+from depi.evaluation.rollout import camera_slots, observe
+from depi.evaluation.same_actions import action_chunk
+from depi.files import read_json
+from depi.policies import DepiPi0Config, load_policy, make_policy, make_processors, save_checkpoint
+
+
+@dataclass
+class Arm:
+    """The shape of the simulated arm's data, with a slot more than the environment has cameras."""
+
+    state_dim: int = 6
+    action_dim: int = 6
+    max_cameras: int = 3
+    camera_slots: tuple[str, ...] = tuple(f"observation.images.{slot}" for slot in range(3))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(module_hub, tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    config = DepiPi0Config(
+        device="cpu", image_resolution=(28, 28), vision_depth=1, depth=2, chunk_size=8, n_action_steps=8
+    )
+    policy = make_policy(config, Arm())
+    values = {"mean": np.zeros(6, np.float32), "std": np.full(6, 20, np.float32)}
+    folder = tmp_path_factory.mktemp("checkpoint")
+    processors = make_processors(config, {"observation.state": values, "action": values})
+    save_checkpoint(folder, policy, *processors)
+    return folder
+
+
+def evaluate(checkpoint: Path, output: Path, *more: str) -> dict:
+    flags = [f"--policy.path={checkpoint}", "--policy.device=cpu", "--eval.n_episodes=2"]
+    assert cli.main(["eval", *flags, "--eval.n_videos=1", f"--output_dir={output}", *more]) == 0
+    return read_json(output / "eval.json")
+
+
+def test_rollouts_are_counted_filmed_and_repeatable(checkpoint, tmp_path):
+    first = evaluate(checkpoint, tmp_path / "first", "--seed=7")
+    assert [episode["seed"] for episode in first["episodes"]] == [7, 8]
+    assert all(1 <= episode["length"] <= 40 for episode in first["episodes"])
+    assert first["success_rate"] == np.mean([episode["success"] for episode in first["episodes"]])
+    low, high = first["success_interval_95"]
+    assert 0 <= low <= first["success_rate"] <= high <= 1
+    videos = list((tmp_path / "first" / "videos").iterdir())
+    assert [video.name for video in videos] == ["episode_000.mp4"]
+    with av.open(str(videos[0])) as video:
+        frames = [frame.to_ndarray(format="rgb24").astype(int) for frame in video.decode(video=0)]
+    assert len(frames) == first["episodes"][0]["length"]
+    assert abs(frames[0] - frames[-1]).max() > 50, "the robot does not move"
+    again = evaluate(checkpoint, tmp_path / "again", "--seed=7")
+    assert again["episodes"] == first["episodes"]
+    assert (tmp_path / "again" / "videos" / "episode_000.mp4").read_bytes() == videos[0].read_bytes()
+
+
+def test_cameras_go_to_the_slots_that_training_gives_them(checkpoint):
+    policy = load_policy(checkpoint)
+    assert camera_slots(policy, ["front", "wrist"], 6, 6) == {"front": 1, "wrist": 0}
+    cameras = ["phone", "side", "front", "wrist"]
+    slots = camera_slots(policy, cameras, 6, 6)
+    assert slots == {"wrist": 0, "front": 1, "side": 2, "phone": None}
+    images = {name: np.full((4, 6, 3), number, np.uint8) for number, name in enumerate(cameras)}
+    batch = observe({"images": images, "state": np.zeros(6, np.float32)}, "pick", slots)
+    assert [int(batch[f"observation.images.{slot}"].unique()) for slot in range(3)] == [3, 2, 1]
+    assert batch["observation.images.0"].shape == (1, 3, 4, 6)
+    for cameras, state, action, says in (
+        [["front"], 7, 6, "state"],
+        [["front"], 6, 7, "action"],
+        [[], 6, 6, "camera"],
+    ):
+        with pytest.raises(UserError, match=says):
+            camera_slots(policy, cameras, state, action)
+
+
+def test_same_actions_compares_whole_checkpoints(checkpoint):
+    assert torch.equal(action_chunk(checkpoint), action_chunk(checkpoint))
+    assert not torch.equal(action_chunk(checkpoint), action_chunk(checkpoint, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--policy.path=/nowhere"], "/nowhere"),
+        ([], "--policy.path"),
+        (["--policy.path={}", "--env.type=moon"], "moon"),
+        (["--policy.path={}", "--env.task=fly"], "fly"),
+        (["--policy.path={}", "--env.cameras=[]"], "camera"),
+        (["--policy.path={}", "--env.fps=7"], "fps"),
+        (["--policy.path={}", "--eval.n_episodes=0"], "n_episodes"),
+        (["--policy.path={}", "--policy.n_action_steps=9"], "1 to 8"),
+    ],
+)
+def test_wrong_commands_are_one_sentence_and_write_nothing(checkpoint, tmp_path, capfd, flags, says):
+    flags = [flag.format(checkpoint) for flag in flags]
+    assert cli.main(["eval", *flags, f"--output_dir={tmp_path / 'eval'}"]) == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert says in errors[0]
+    assert not (tmp_path / "eval").exists()
