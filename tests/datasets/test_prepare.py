@@ -1,0 +1,222 @@
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from recordings import Recording, write_v2, write_v3
+
+from depi import cli
+from depi.datasets import prepare as preparing
+from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
+from depi.datasets.prepare import Settings, encode_jpeg, prepare
+from depi.datasets.shards import PreparedImages, decode_jpeg
+from depi.errors import DatasetError, UserError
+
+RECORDING = Recording(lengths=(9, 6, 8))
+MEAN_ERROR, MAX_ERROR = 2.5, 40
+"""Grey levels between the direct path and the prepared images."""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPI_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module", params=["v2.1", "v3.0", "v3.0 images"])
+def recorded(request, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("recorded") / "data"
+    if request.param == "v2.1":
+        return write_v2(root, RECORDING, g="250")
+    return write_v3(root, RECORDING, use_videos="images" not in request.param)
+
+
+@pytest.fixture(scope="module")
+def v2(tmp_path_factory) -> Path:
+    return write_v2(tmp_path_factory.mktemp("v2") / "data", RECORDING)
+
+
+def open_(root: Path, prepared: Path | None = None, **options) -> MultiLeRobotDataset:
+    source = DatasetSource("someone/something", root=root)
+    options = {"max_cameras": 2, "image_size": 96, "chunk_size": 4, **options}
+    return MultiLeRobotDataset([source], prepared=prepared, **options)
+
+
+def settings(root: Path, rows: int = 10) -> Settings:
+    return Settings(root, image_size=96, rows_per_shard=rows)
+
+
+def test_samples_equal_the_direct_path(recorded, tmp_path):
+    direct = open_(recorded)
+    (result,) = prepare(direct, settings(tmp_path / "out"), workers=1)
+    assert (result.images, result.failed, result.error) == (46, [], None)
+    prepared = open_(recorded, tmp_path / "out")
+    assert len(prepared) == len(direct) == 23
+    for index in (*range(len(direct)), 3):
+        ours, theirs = prepared[index], direct[index]
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            if key in ("observation.images.0", "observation.images.1"):
+                assert ours[key].shape == (3, 96, 96)
+                assert ours[key].is_contiguous()
+                error = (ours[key].float() - value.float()).abs()
+                assert error.mean() <= MEAN_ERROR
+                assert error.max() <= MAX_ERROR
+            elif isinstance(value, torch.Tensor):
+                assert torch.equal(ours[key], value)
+            else:
+                assert ours[key] == value
+
+
+def test_the_videos_are_not_read(v2, tmp_path, monkeypatch):
+    prepare(open_(v2), settings(tmp_path / "out"), workers=1)
+    prepared = open_(v2, tmp_path / "out")
+    monkeypatch.setattr(prepared.videos, "frames", None)
+    again = pickle.loads(pickle.dumps(prepared))
+    assert torch.equal(prepared[7]["observation.images.0"], again[7]["observation.images.0"])
+
+
+def test_part_of_what_was_prepared_can_be_used(v2, tmp_path):
+    prepare(open_(v2), settings(tmp_path / "out"), workers=1)
+    part = open_(v2, tmp_path / "out", episodes=[0, 2], max_cameras=1)
+    direct = open_(v2, episodes=[0, 2], max_cameras=1)
+    for index in range(17):
+        error = part[index]["observation.images.0"].float() - direct[index]["observation.images.0"].float()
+        assert error.abs().mean() <= MEAN_ERROR
+
+
+def test_several_datasets_in_any_order(v2, tmp_path):
+    other = write_v2(tmp_path / "other", Recording(lengths=(5, 4), cameras=("observation.images.top",)))
+    sources = [DatasetSource("a/one", root=v2), DatasetSource("b/two", root=other)]
+    options = {"max_cameras": 2, "image_size": 96, "chunk_size": 4}
+    prepare(MultiLeRobotDataset(sources, **options), settings(tmp_path / "out"), workers=1)
+    prepared = MultiLeRobotDataset(sources[::-1], prepared=tmp_path / "out", **options)
+    direct = MultiLeRobotDataset(sources[::-1], **options)
+    for index in range(len(direct)):
+        for key in ("observation.images.0", "observation.images.1"):
+            assert prepared[index][f"{key}_is_pad"] == direct[index][f"{key}_is_pad"]
+            assert (prepared[index][key].float() - direct[index][key].float()).abs().mean() <= MEAN_ERROR
+
+
+def test_an_interrupted_run_goes_on(v2, tmp_path, monkeypatch):
+    dataset, out = open_(v2), settings(tmp_path / "out")
+    encode, count = preparing.encode_jpeg, iter(range(1000))
+
+    def stop_after_25(image, quality):
+        if next(count) >= 25:
+            raise OSError("No space left on device")
+        return encode(image, quality)
+
+    monkeypatch.setattr(preparing, "encode_jpeg", stop_after_25)
+    (result,) = prepare(dataset, out, workers=1)
+    assert result.error == "No space left on device"
+    with pytest.raises(UserError, match=r"is not in .* run `depi prepare"):
+        open_(v2, tmp_path / "out")
+    monkeypatch.setattr(preparing, "encode_jpeg", encode)
+    (result,) = prepare(dataset, out, workers=1)
+    assert (result.reused, result.error, result.images) == (2, None, 46)
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+    open_(v2, tmp_path / "out")[20]
+
+
+def test_damage_is_found_and_mended(v2, tmp_path):
+    dataset, out = open_(v2), settings(tmp_path / "out")
+    prepare(dataset, out, workers=1)
+    shards = sorted((tmp_path / "out").rglob("*.arrow"))
+    content = bytearray(shards[1].read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    shards[1].write_bytes(content)
+    shards[2].write_bytes(shards[2].read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"shard-00002\.arrow is missing or cut short"):
+        open_(v2, tmp_path / "out")
+    assert prepare(dataset, out, workers=1)[0].reused == 4
+    assert prepare(dataset, out, workers=1, verify=True)[0].reused == 4
+    assert prepare(dataset, out, workers=1, verify=True)[0].reused == 5
+
+
+def test_frames_that_cannot_be_decoded_are_replaced_as_on_the_direct_path(tmp_path):
+    root = write_v2(tmp_path / "data", RECORDING)
+    next(root.rglob("*wrist/episode_000001.mp4")).write_bytes(b"no video")
+    options = {"max_bad_fraction": 1.0}
+    (result,) = prepare(open_(root, **options), settings(tmp_path / "out"), workers=1)
+    assert [(episode, frame, camera) for episode, frame, camera, _ in result.failed] == [
+        (1, frame, "observation.images.wrist") for frame in range(6)
+    ]
+    (again,) = prepare(open_(root, **options), settings(tmp_path / "out"), workers=1)
+    assert (again.reused, len(again.failed)) == (5, 6)
+    direct, prepared = open_(root, **options), open_(root, tmp_path / "out", **options)
+    for index in range(len(direct)):
+        assert prepared[index]["index"] == direct[index]["index"]
+    assert prepared.decode_failures() == direct.decode_failures() == {"someone/something": {1: 6}}
+
+
+def test_what_does_not_fit_is_refused(v2, tmp_path):
+    out = tmp_path / "out"
+    prepare(open_(v2, max_cameras=1, episodes=[0, 1]), settings(out), workers=1)
+    chosen = {"max_cameras": 1, "episodes": [0, 1]}
+    assert len(open_(v2, out, **chosen)) == 15
+    with pytest.raises(UserError, match="prepared with image_size=96, quality=95, but image_size=64 is"):
+        open_(v2, out, image_size=64, **chosen)
+    with pytest.raises(UserError, match=r"with the cameras observation\.images\.wrist, not .*front"):
+        open_(v2, out, episodes=[0, 1])
+    with pytest.raises(UserError, match="is not the file that was prepared"):
+        open_(v2, out, max_cameras=1)
+    with pytest.raises(UserError, match=r"something at local is not in .* \(not at all\)"):
+        MultiLeRobotDataset([DatasetSource("a/something", root=v2)], prepared=out, image_size=96)
+    with pytest.raises(UserError, match=r"at revision-v2 is not in .* \(at local\)"):
+        MultiLeRobotDataset([DatasetSource("someone/something", "v2", v2)], prepared=out, image_size=96)
+    with pytest.raises(UserError, match="holds no prepared images"):
+        open_(v2, v2)
+    with pytest.raises(UserError, match="holds other files"):
+        prepare(open_(v2), settings(v2), workers=1)
+    with pytest.raises(UserError, match="with other cameras, episodes or files"):
+        prepare(open_(v2), settings(out), workers=1)
+    with pytest.raises(UserError, match="was prepared with image_size=96, quality=95: name another"):
+        prepare(open_(v2), Settings(out), workers=1)
+
+
+def test_another_recording_under_the_same_name_is_refused(tmp_path):
+    root = write_v2(tmp_path / "data", RECORDING)
+    prepare(open_(root), settings(tmp_path / "out"), workers=1)
+    shutil.rmtree(root)
+    write_v2(root, Recording(lengths=RECORDING.lengths, seed=1), crf="1")
+    with pytest.raises(UserError, match="is not the file that was prepared"):
+        open_(root, tmp_path / "out")
+
+
+def test_jpeg_keeps_colour_and_refuses_what_is_none():
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 48, 64), np.uint8))
+    error = (decode_jpeg(encode_jpeg(image, 95)).float() - image.float()).abs()
+    assert error.mean() < 4
+    for data in (b"", b"\xff\xd8 no image", b"GIF89a"):
+        with pytest.raises(DatasetError, match="cannot be decoded"):
+            decode_jpeg(data)
+
+
+def test_other_sizes_than_the_prepared_one_come_from_the_video(v2, tmp_path):
+    prepare(open_(v2), settings(tmp_path / "out"), workers=1)
+    prepared = open_(v2, tmp_path / "out")
+    for found, expected in zip(prepared.camera_images(1, 2), open_(v2).camera_images(1, 2), strict=True):
+        assert torch.equal(found, expected)
+    with pytest.raises(ValueError, match="of 96 pixels"):
+        PreparedImages(tmp_path / "out", 96).frames([0], 50)
+
+
+def test_the_command(v2, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["prepare", "--dataset.repo_id=someone/something", f"--dataset.root={v2}"]
+    arguments += [f"--output_dir={out}", "--image_size=96", "--workers=2"]
+    assert cli.main(arguments) == 0
+    assert "46" in capsys.readouterr().out
+    (dataset,) = json.loads((out / "report.json").read_text())["datasets"]
+    assert (dataset["repo_id"], dataset["images"], dataset["reused"]) == ("someone/something", 46, 0)
+    assert open_(v2, out)[5]["observation.images.0"].any()
+    assert cli.main([*arguments[:-1], "--workers=1"]) == 0
+    assert json.loads((out / "report.json").read_text())["datasets"][0]["reused"] == 1
+    capsys.readouterr()
+    assert cli.main([*arguments, "--quality=90"]) == 2
+    assert "was prepared with image_size=96, quality=95" in capsys.readouterr().err
+    assert cli.main(["prepare", f"--output_dir={out}"]) == 2
+    assert "--num_datasets" in capsys.readouterr().err
