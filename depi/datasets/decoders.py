@@ -48,6 +48,9 @@ class OpenVideo(Protocol):
     def frames_at(self, seconds: Sequence[float]) -> Iterator[Tensor]:
         """The frames on display at ascending times, each as `frame_at` gives it, at less cost."""
 
+    def close(self) -> None:
+        """Give its memory back now: left alone, a decoder waits for the collection of cycles."""
+
 
 def open_video(path: Path, backend: str | None = None) -> OpenVideo:
     """Open an mp4 file.
@@ -120,6 +123,9 @@ class TorchcodecVideo:
         """See `OpenVideo`; torchcodec goes on where it stands if no keyframe lies between."""
         return map(self.frame_at, seconds)
 
+    def close(self) -> None:
+        """See `OpenVideo`; torchcodec's decoder is in no cycle."""
+
 
 class PyavVideo:
     """A video that PyAV decodes; see `OpenVideo`."""
@@ -143,6 +149,10 @@ class PyavVideo:
         _check_header(*self.size, fps, seconds)
         self.fps, self.seconds, self.frames = fps, seconds, self.stream.frames or None
         self.bytes = _memory(*self.size, self.frames or 0)
+
+    def close(self) -> None:
+        """See `OpenVideo`."""
+        self.container.close()
 
     def frame_at(self, seconds: float) -> Tensor:
         """See `OpenVideo`."""

@@ -175,9 +175,11 @@ def _column(values: np.ndarray) -> pa.Array:
 
 
 def _array(column: pa.Array) -> np.ndarray:
-    if not pa.types.is_fixed_size_list(column.type):
-        return column.to_numpy(zero_copy_only=True)
-    return column.values.to_numpy(zero_copy_only=True).reshape(len(column), column.type.list_size)
+    width = column.type.list_size if pa.types.is_fixed_size_list(column.type) else None
+    flat = column if width is None else column.values
+    # Array.to_numpy would import pandas, which takes longer than all the rest.
+    values = np.frombuffer(flat.buffers()[1], flat.type.to_pandas_dtype(), len(flat))
+    return values if width is None else values.reshape(len(column), width)
 
 
 def _write(path: Path, columns: dict[str, pa.Array]) -> None:

@@ -137,6 +137,7 @@ class VideoReader:
         video = self._open.pop(path, None)
         if video is not None:
             self._bytes -= video.bytes
+            video.close()
 
 
 def _frame_time(
