@@ -50,6 +50,7 @@ _NORMALIZED_LIMIT = 101.0
 _ENCODER_DEGREES = 360 / 4095.5  # LeRobot divided by 4095 or 4096 at different times
 _DEGREES_PER_STEP = 360 / 4095  # what it divides by since degrees have their zero mid-range
 _CALIBRATED_STEPS = (1000, 4095)
+_FEWEST_LEVELS = 30
 _NO_CHANGE = (np.ones(6), np.zeros(6))
 _TURN = 180 / np.pi
 _OPENING = 100 / (GRIPPER_RADIANS[1] - GRIPPER_RADIANS[0])
@@ -322,26 +323,22 @@ def _with_half_ranges(detection: Detection, state: np.ndarray | None) -> Detecti
 
 def _calibrated_steps(values: np.ndarray) -> int | None:
     """The number N of encoder steps over a joint's range, if its values are levels 200 k / N - 100."""
-    step = _encoder_step(values)
-    if step is None:
-        return None
-    # Recorded in steps of two or three, a joint still has levels of its one N.
-    estimates = {round(200 / step * factor) + near for factor in (1, 2, 3) for near in (-2, -1, 0, 1, 2)}
     levels = np.unique(values[:50_000].astype(np.float64))
     levels = levels[np.abs(levels) < 99.99]  # at the ends LeRobot clamps
-    fitting = [
-        count
-        for count in sorted(estimates)
-        if _CALIBRATED_STEPS[0] <= count <= _CALIBRATED_STEPS[1] and _distance_to_levels(levels, count) < 0.02
-    ]
+    if len(levels) < _FEWEST_LEVELS:
+        return None
+    some = levels[np.linspace(0, len(levels) - 1, _FEWEST_LEVELS).astype(int)]
+    candidates = np.arange(_CALIBRATED_STEPS[0], _CALIBRATED_STEPS[1] + 1)
+    likely = candidates[_distance_to_levels(some, candidates) < 0.05]
+    fitting = likely[[_distance_to_levels(levels, count[None])[0] < 0.02 for count in likely]].tolist()
     # Levels of N are also levels of its multiples; anything else that fits leaves N open.
     return fitting[0] if fitting and not any(count % fitting[0] for count in fitting) else None
 
 
-def _distance_to_levels(values: np.ndarray, steps: int) -> float:
-    """Root mean square distance to the nearest level, in steps."""
-    position = (values + 100) * steps / 200
-    return float(np.sqrt(np.mean((position - np.round(position)) ** 2)))
+def _distance_to_levels(values: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Root mean square distance of values [L] to the nearest level, in steps, per number of steps [S]."""
+    position = (values + 100) * (steps[:, None] / 200)
+    return np.sqrt(np.mean((position - np.round(position)) ** 2, axis=1))
 
 
 def _encoder_step(values: np.ndarray) -> float | None:

@@ -1,7 +1,6 @@
 """The training loop: prepare, step, log, save, stop cleanly, resume exactly."""
 
 import contextlib
-import inspect
 import logging
 import signal
 import time
@@ -115,23 +114,18 @@ def open_dataset(config: TrainConfig) -> MultiLeRobotDataset:
         root = config.dataset.root
         sources = [DatasetSource(entry["repo_id"], entry["revision"], root) for entry in used]
     data = config.dataset
-    known = inspect.signature(MultiLeRobotDataset).parameters
-    new: dict[str, Any] = {
-        "offline": data.offline,
-        "prepared": data.prepared,
-        "max_bad_datasets": data.max_bad_datasets,
-        "joint_convention": data.joint_convention,
-    }
-    bad = data.max_bad_fraction if "max_bad_datasets" in known else data.max_bad_datasets
     return MultiLeRobotDataset(
         sources,
         chunk_size=config.policy.chunk_size,
         image_size=config.policy.image_resolution[0],
         max_cameras=data.max_cameras,
         action_freq=data.action_freq,
+        joint_convention=data.joint_convention,
+        max_bad_fraction=data.max_bad_fraction,
+        max_bad_datasets=data.max_bad_datasets,
         episodes=data.episodes,
-        max_bad_fraction=bad,
-        **{name: value for name, value in new.items() if name in known},
+        offline=data.offline,
+        prepared=data.prepared,
     )
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from recordings import NAMES, Recording, write_v2, write_v3
 
 from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
+from depi.errors import UserError
 
 HALF_RANGE = np.array([110.8, 103.5, 97.4, 101.2, 170.2])
 CAMERAS = ("front", "laptop", "phone", "wrist")
@@ -201,6 +202,79 @@ def check(datasets, chunk, action_freq, slots):
 )
 def test_every_v2_sample_is_that_of_a_slow_reader(datasets, chunk, action_freq, slots):
     check(datasets, chunk, action_freq, slots)
+
+
+@pytest.mark.parametrize("action_freq", [10, 30])
+@pytest.mark.parametrize("fps", [10, 15, 25, 30, 50, 60])
+def test_resampled_actions_are_those_of_numpy_at_even_times(tmp_path, fps, action_freq):
+    """A steady motion stays steady at any rate: no step is longer than another by rounding."""
+    arm = Arm(lengths=(64,), fps=fps, cameras=("observation.images.front",), size=SIZE)
+    seconds = np.arange(64) / fps
+    pan = np.linspace(-50, 50, 64)
+    wave = 40 * np.sin(2 * np.pi * seconds)
+    columns = [pan, wave, wave / 2, -wave, np.where(seconds < 0.01, 130, wave), 50 + wave]
+    action = np.column_stack(columns).astype(np.float32)
+    arm.joints = lambda episode: (action, action)
+    write_v2(tmp_path / "data", arm)
+    source = DatasetSource("a/b", root=tmp_path / "data")
+    opened = MultiLeRobotDataset(
+        [source], chunk_size=25, image_size=64, max_cameras=1, action_freq=action_freq
+    )
+    for frame in (0, 1, 17, 40, 63):
+        sample = opened[frame]
+        # The last actions of a long chunk lie past the episode: there the last one is held.
+        wanted = seconds[frame] + np.arange(25) / action_freq
+        expected = np.column_stack([np.interp(wanted, seconds, column) for column in action.T])
+        np.testing.assert_allclose(sample["action"], expected, rtol=0, atol=2e-4)
+        past = wanted > seconds[-1] + 1e-9
+        assert sample["action_is_pad"].tolist() == past.tolist()
+        steps = np.diff(sample["action"][:, 0][~past].double())
+        assert not len(steps) or np.ptp(steps) < 1e-4
+
+
+def arm_in(convention, **values):
+    arm = Arm(lengths=(40,), cameras=("observation.images.front",), size=SIZE, **values)
+    arm.convention = convention
+    return arm
+
+
+def test_the_units_of_training_are_those_that_were_asked_for(tmp_path):
+    arms_of = {name: arm_in(name) for name in ("degrees", "normalized")}
+    sources = [
+        DatasetSource(f"user/{name}", root=write_v2(tmp_path / name, arm)) for name, arm in arms_of.items()
+    ]
+    options = {"chunk_size": 2, "image_size": 64, "max_cameras": 1}
+    recorded = {name: arm.joints(0)[1] for name, arm in arms_of.items()}
+    degrees = [by_hand(row, name) for name in arms_of for row in recorded[name]]
+    opened = MultiLeRobotDataset(sources, **options)
+    np.testing.assert_allclose(opened.state, degrees, rtol=1e-5)
+    opened = MultiLeRobotDataset(sources, joint_convention="normalized", **options)
+    shares = np.array(degrees) / [*(HALF_RANGE / 100), 1]
+    np.testing.assert_allclose(opened.state, shares, rtol=1e-5)
+    np.testing.assert_allclose(opened.stats["observation.state"]["mean"], shares.mean(axis=0), rtol=1e-4)
+    with pytest.raises(UserError, match=r"degrees \(user/degrees\), normalized \(user/normalized\)"):
+        MultiLeRobotDataset(sources, joint_convention="native", **options)
+    opened = MultiLeRobotDataset(sources[1:], joint_convention="native", **options)
+    np.testing.assert_array_equal(opened.state, recorded["normalized"])
+
+
+def test_a_visible_encoder_makes_a_normalised_recording_exact(tmp_path):
+    """Action and state become degrees of the follower, whose steps the state shows."""
+    steps = np.array([2688, 2345, 2200, 2234, 4095])
+    half = steps / 2 * 360 / 4095
+    seconds = np.linspace(0, 1, 600)[:, None]
+    degrees = half * np.sin(2 * np.pi * seconds * [1, 2, 3, 1, 2]) * [0.5, 0.9, 1.2, 0.8, 0.3]
+    count = np.round(degrees * 4095 / 360 + steps / 2)
+    state = np.column_stack([np.clip(count / steps, 0, 1) * 200 - 100, 50 + 40 * seconds]).astype(np.float32)
+    arm = arm_in("normalized")
+    arm.lengths = (600,)
+    arm.joints = lambda episode: (state, state)
+    source = DatasetSource("user/arm", root=write_v2(tmp_path / "arm", arm))
+    opened = MultiLeRobotDataset([source], chunk_size=1, image_size=64, max_cameras=1)
+    clamped = np.clip(degrees, -half, half)
+    assert np.abs(opened.state[:, :5] - clamped).max() < 360 / 4095 / 2 + 1e-3
+    assert np.abs(opened.action[:, :5] - clamped).max() < 360 / 4095 / 2 + 1e-3
+    assert "shoulder_pan 2688" in opened.report()["datasets"][0]["evidence"]
 
 
 @settings(max_examples=3, **FEW)
