@@ -1,12 +1,15 @@
 """Checks of what strangers wrote: numbers, paths, texts. What is not acceptable is a `DatasetError`."""
 
 import json
+import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from depi.errors import DatasetError
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def whole_number(value: Any, name: str, low: int, high: int) -> int:
@@ -64,8 +67,11 @@ def read_text(root: Path, relative: str, limit: int) -> str:
 
 
 def parse_json(text: str, name: str) -> Any:
-    """`json.loads` whose every failure is a DatasetError."""
+    """`json.loads` whose every failure is a DatasetError; half a surrogate pair, which is no text, is one."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{name} is not valid JSON: {short(str(error))}") from None
+    return value

@@ -19,13 +19,17 @@ from depi.datasets.checks import resolve_file as resolve_file
 from depi.errors import DatasetError
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
-MAX_EPISODES = 1_000_000
+MAX_EPISODES = 200_000
 MAX_FRAMES = 30_000_000
 MAX_FEATURES = 256
 MAX_VECTOR = 4096
 MAX_IMAGE_SIDE = 8192
 MAX_FPS = 1000.0
 MAX_TASK_CHARS = 10_000
+MAX_TASKS_CHARS = 50_000_000
+"""Characters over all distinct tasks of a dataset."""
+MAX_JOINT_NUMBERS = 500_000_000
+"""Numbers over all frames of a state or action: 2 GB."""
 
 _NUMBER_FORMAT = re.compile(r"0?[0-9]d")
 _PLACEHOLDERS = {
@@ -310,8 +314,15 @@ def load_meta(root: Path, repo_id: str, revision: str | None = None) -> DatasetM
         raise DatasetError("no episodes are listed")
     if len(np.unique(episodes.episode_index)) != len(episodes):
         raise DatasetError("an episode is listed twice")
-    if int(episodes.length.sum()) > MAX_FRAMES:
+    frames = int(episodes.length.sum())
+    if frames > MAX_FRAMES:
         raise DatasetError(f"more than {MAX_FRAMES} frames are listed")
+    for key in ("action", "observation.state"):
+        width = math.prod(info.features[key].shape) if key in info.features else 0
+        if frames * width > MAX_JOINT_NUMBERS:
+            raise DatasetError(
+                f"{key} has {frames} times {width} numbers, at most {MAX_JOINT_NUMBERS} are read"
+            )
     return DatasetMeta(repo_id, revision, root, info, tasks, episodes)
 
 
@@ -321,13 +332,28 @@ def read_info(root: Path) -> object:
     return parse_json(text, "meta/info.json")
 
 
-def check_task(text: Any) -> str:
-    """A task text: any text of at most MAX_TASK_CHARS characters."""
-    if not isinstance(text, str):
-        raise DatasetError(f"a task is {short(text)}, expected text")
-    if len(text) > MAX_TASK_CHARS:
-        raise DatasetError(f"a task has {len(text)} characters, at most {MAX_TASK_CHARS} are read")
-    return text
+class TaskTexts:
+    """The task texts of one dataset: each is checked and held once, all together are bounded."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+        self._chars = 0
+
+    def check(self, text: Any) -> str:
+        """The text, of at most MAX_TASK_CHARS characters.
+
+        Raises:
+            DatasetError: it is no text, too long, or the distinct ones are more than MAX_TASKS_CHARS.
+        """
+        if not isinstance(text, str):
+            raise DatasetError(f"a task is {short(text)}, expected text")
+        if len(text) > MAX_TASK_CHARS:
+            raise DatasetError(f"a task has {len(text)} characters, at most {MAX_TASK_CHARS} are read")
+        if text not in self._texts:
+            self._chars += len(text)
+            if self._chars > MAX_TASKS_CHARS:
+                raise DatasetError(f"the tasks have more than {MAX_TASKS_CHARS} characters")
+        return self._texts.setdefault(text, text)
 
 
 def data_files(meta: DatasetMeta, episodes: Sequence[int] | None = None) -> list[str]:

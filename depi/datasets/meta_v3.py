@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from depi.datasets.checks import check_relative, short, whole_number
-from depi.datasets.formats import MAX_EPISODES, MAX_FRAMES, DatasetInfo, Episodes, VideoTable, check_task
+from depi.datasets.formats import MAX_EPISODES, MAX_FRAMES, DatasetInfo, Episodes, TaskTexts, VideoTable
 from depi.datasets.tables import column_names, iter_rows, read_table
 from depi.errors import DatasetError
 
@@ -23,8 +23,9 @@ def read_tasks(root: Path) -> dict[int, str]:
     if "task_index" not in names or not texts:
         raise DatasetError(f"{file} lacks the task text or task_index")
     column = "task" if "task" in texts else texts[-1]
+    checked = TaskTexts()
     return {
-        whole_number(row["task_index"], "task_index", 0, MAX_EPISODES): check_task(row[column])
+        whole_number(row["task_index"], "task_index", 0, MAX_EPISODES): checked.check(row[column])
         for row in iter_rows(root, file, ["task_index", column], max_rows=MAX_EPISODES)
     }
 
@@ -39,10 +40,11 @@ def read_episodes(root: Path, info: DatasetInfo) -> Episodes:
         columns += [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
     tables = []
     tasks: list[tuple[str, ...]] = []
+    texts = TaskTexts()
     rows = 0
     for file in files:
         tables.append(read_table(root, file, columns, max_rows=MAX_EPISODES - rows))
-        tasks += _read_tasks_column(root, file, tables[-1].num_rows)
+        tasks += _read_tasks_column(root, file, tables[-1].num_rows, texts)
         rows += tables[-1].num_rows
     index = _integers(tables, "episode_index", 10_000_000)
     order = np.argsort(index, kind="stable")
@@ -67,16 +69,16 @@ def read_episodes(root: Path, info: DatasetInfo) -> Episodes:
     )
 
 
-def _read_tasks_column(root: Path, file: str, rows: int) -> list[tuple[str, ...]]:
+def _read_tasks_column(root: Path, file: str, rows: int, texts: TaskTexts) -> list[tuple[str, ...]]:
     if "tasks" not in column_names(root, file):
         return [()] * rows
-    return [_texts(row["tasks"]) for row in iter_rows(root, file, ["tasks"], max_rows=rows)]
+    return [_texts(row["tasks"], texts) for row in iter_rows(root, file, ["tasks"], max_rows=rows)]
 
 
-def _texts(value: Any) -> tuple[str, ...]:
+def _texts(value: Any, texts: TaskTexts) -> tuple[str, ...]:
     if value is None:
         return ()
-    return tuple(check_task(text) for text in (value if isinstance(value, list) else [value]))
+    return tuple(texts.check(text) for text in (value if isinstance(value, list) else [value]))
 
 
 def _integers(tables: list[pa.Table], name: str, high: int) -> np.ndarray:

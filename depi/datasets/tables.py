@@ -14,7 +14,9 @@ from depi.datasets.checks import resolve_file, short
 from depi.datasets.formats import MAX_FRAMES, DatasetMeta
 from depi.errors import DatasetError
 
-MAX_COLUMN_BYTES = 4_000_000_000
+MAX_COLUMN_BYTES = 2_000_000_000
+MAX_VALUES_PER_ROW = 16
+"""On average, in tables whose rows become Python objects."""
 
 
 def read_table(
@@ -65,6 +67,7 @@ def iter_rows(
                     f"{relative} has {file.metadata.num_rows} rows, at most {max_rows} are read"
                 )
             _check_size(file, relative, columns)
+            _check_values(file, relative, columns)
             for batch in file.iter_batches(batch_size=64, columns=list(columns), use_threads=False):
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
@@ -91,6 +94,16 @@ def _check_size(file: pq.ParquetFile, relative: str, wanted: Sequence[str]) -> N
                 total += max(column.total_uncompressed_size, 8 * column.num_values)
     if total > MAX_COLUMN_BYTES:
         raise DatasetError(f"{relative} unfolds to {total} bytes, at most {MAX_COLUMN_BYTES} are read")
+
+
+def _check_values(file: pq.ParquetFile, relative: str, wanted: Sequence[str]) -> None:
+    """A list in a row may repeat one long text at no cost in the file."""
+    bound = MAX_VALUES_PER_ROW * file.metadata.num_rows + 10_000
+    for group in range(file.metadata.num_row_groups):
+        row_group = file.metadata.row_group(group)
+        for column in map(row_group.column, range(row_group.num_columns)):
+            if column.path_in_schema.split(".")[0] in wanted and column.num_values > bound:
+                raise DatasetError(f"{relative} has {column.num_values} values, at most {bound} are read")
 
 
 def read_frames(meta: DatasetMeta, columns: Sequence[str]) -> dict[str, np.ndarray]:

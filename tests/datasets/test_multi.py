@@ -385,15 +385,63 @@ def test_no_source_is_a_user_error():
         ("observation.state", [float("nan")] * 6, "a state is not a finite number"),
         ("timestamp", 0.2, "timestamps do not increase"),
         ("timestamp", float("nan"), "a timestamp is not a finite number"),
+        ("timestamp", 0.299, None),
+        ("observation.state", [2e6] * 6, "a state is absurdly large"),
     ],
 )
 def test_a_bad_episode_is_left_out(v21, tmp_path, column, value, reason):
     root = shutil.copytree(v21, tmp_path / "data")
     put(root / "data/chunk-000/episode_000000.parquet", column, 3, value)
     dataset = opened(root)
+    if reason is None:
+        assert len(dataset) == 12
+        return
     assert len(dataset) == 5
     assert {shown(dataset[index], 1) for index in range(5)} == {100, 101, 102, 103, 104}
     assert dataset.report()["datasets"][0]["episodes_left_out"] == {"0": reason}
+
+
+@pytest.mark.parametrize(
+    ("steps", "jumps"),
+    [
+        ([0.1] * 6, False),
+        ([0.1, 0.1, 0.45, 0.1, 0.1, 0.1], False),  # four frames lost
+        ([0.1, 0.1, 0.55, 0.1, 0.1, 0.1], True),
+        ([0.1, 0.1, 600, 0.1, 0.1, 0.1], True),
+        ([0.6] * 6, False),  # recorded more slowly than declared
+        ([0.6, 0.6, 3.1, 0.6, 0.6, 0.6], True),
+        ([0.02] * 6, False),
+    ],
+)
+def test_a_jump_is_what_no_frame_rate_explains(v21, tmp_path, steps, jumps):
+    root = shutil.copytree(v21, tmp_path / "data")
+    file = root / "data/chunk-000/episode_000000.parquet"
+    for row, time in enumerate(np.cumsum(steps), start=1):
+        put(file, "timestamp", row, float(time))
+    left_out = opened(root).report()["datasets"][0]["episodes_left_out"]
+    assert left_out == ({"0": "timestamps jump"} if jumps else {})
+
+
+def test_too_many_episodes_left_out_stop_the_opening_with_the_list(v21, v30, tmp_path):
+    root = shutil.copytree(v21, tmp_path / "data")
+    put(root / "data/chunk-000/episode_000000.parquet", "action", 3, [float("nan")] * 6)
+    with pytest.raises(
+        UserError,
+        match=r"1 of 4 episodes are bad.*raise max_bad_fraction \(now 0.02\): "
+        r"episode 0 of user/data: an action is not a finite number",
+    ):
+        opened(root, v30, max_bad_fraction=0.02)
+    report = opened(root, v30, max_bad_fraction=0.25).report()
+    assert (report["num_episodes"], report["num_episodes_left_out"]) == (3, 1)
+
+
+def test_too_many_broken_videos_stop_the_run_with_the_list(v21, v30, tmp_path):
+    root = shutil.copytree(v21, tmp_path / "data")
+    (root / f"videos/chunk-000/{WRIST}/episode_000001.mp4").write_bytes(b"broken")
+    dataset = opened(root, v30, max_bad_fraction=0.02)
+    assert shown(dataset[0], 0) == 1000
+    with pytest.raises(UserError, match=r"1 of 4 episodes are bad.*episode 1 of user/data: episode_000001"):
+        dataset[7]
 
 
 def test_a_frame_that_cannot_be_decoded_is_replaced_and_counted(v21, v30, tmp_path, caplog):
