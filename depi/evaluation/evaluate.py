@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from depi.datasets.joints import CONVENTIONS
 from depi.errors import UserError
-from depi.files import atomic_write, write_json
+from depi.files import atomic_write, read_json, write_json
 from depi.flags import parse_flags
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if config.eval.n_episodes < 1:
         raise UserError(f"--eval.n_episodes must be at least 1, not {config.eval.n_episodes}")
 
-    from depi.evaluation.rollout import camera_slots, rollout
+    from depi.evaluation.rollout import EnvMapping, camera_slots, rollout
     from depi.policies import load_policy, load_processors, resolve_checkpoint
     from depi.sim.env import make_env
     from depi.sim.setup import Camera, Setup
@@ -92,7 +93,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     processors = load_processors(folder, device=policy.config.device)
     setup = Setup(cameras=tuple(Camera(kind, kind) for kind in config.env.cameras), fps=config.env.fps)
     env = make_env(config.env.task, setup, seed=config.seed)
-    slots = camera_slots(policy, config.env.cameras, state_dim=6, action_dim=6)
+    by_view, convention = training_choices(folder)
+    slots = camera_slots(policy, config.env.cameras, state_dim=6, action_dim=6, by_view=by_view)
 
     episodes = []
     try:
@@ -101,7 +103,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
                 env,
                 policy,
                 processors,
-                slots,
+                EnvMapping(slots, convention),
                 task=find_task(config.env.task).instruction(setup),
                 seed=config.seed + index,
                 keep_frames=index < config.eval.n_videos,
@@ -115,6 +117,27 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     result = summarise(config, episodes)
     write_json(config.output_dir / "eval.json", result)
     return result
+
+
+def training_choices(folder: Path) -> tuple[bool, str]:
+    """Return whether a checkpoint's slots mean views, and the joint convention it was trained in.
+
+    A checkpoint without DePi's training configuration is taken to speak degrees, as LeRobot's robots do.
+
+    Raises:
+        UserError: it was trained on recorded numbers of which no report tells the convention.
+    """
+    path = folder / "train_config.json"
+    saved = read_json(path) if path.exists() else {}
+    data = saved.get("dataset") if isinstance(saved, dict) else None
+    data = data if isinstance(data, dict) else {}
+    convention = data.get("joint_convention", "degrees")
+    if convention == "native":
+        report = read_json(folder / "data_report.json")
+        convention = report["datasets"][0]["convention"]
+    if convention not in CONVENTIONS or convention == "unknown":
+        raise UserError(f"{folder} was trained in unknown units: {convention!r}")
+    return data.get("cameras") == "view", convention
 
 
 def save_video(path: Path, episode: "Episode", fps: int) -> None:

@@ -9,7 +9,8 @@ import torch
 from lerobot.processor import PolicyProcessorPipeline
 from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
 
-from depi.datasets.cameras import slot_order
+from depi.datasets.cameras import slot_order, slots_by_view
+from depi.datasets.joints import from_degrees, to_degrees
 from depi.errors import UserError
 from depi.policies import Pi0Policy, preprocess
 
@@ -25,29 +26,46 @@ class Episode:
     frames: list[np.ndarray] = field(default_factory=list, repr=False)
 
 
-def observe(observation: dict[str, Any], task: str, slots: dict[str, int | None]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class EnvMapping:
+    """How an environment's observations and actions become the policy's, as in its training.
+
+    Attributes:
+        slots: camera slot of each camera name; None for one that the policy has no slot for.
+        convention: the joint convention that the policy was trained in; environments speak degrees.
+    """
+
+    slots: dict[str, int | None]
+    convention: str = "degrees"
+
+
+def observe(observation: dict[str, Any], task: str, mapping: EnvMapping) -> dict[str, Any]:
     """Turn an environment's observation into a batch of one sample, as training on its data sees it.
 
     Args:
         observation: `images`, camera name -> uint8 (H, W, 3), and `state`, float32 (state_dim,).
         task: the instruction.
-        slots: camera slot of each camera name; None for one that the policy has no slot for.
+        mapping: cameras and units.
 
     Returns:
         uint8 images (1, 3, H, W) under `observation.images.{slot}`, float32 state (1, state_dim), task.
     """
-    batch: dict[str, Any] = {OBS_STATE: torch.from_numpy(observation["state"])[None], "task": [task]}
+    state = from_degrees(observation["state"], mapping.convention)
+    batch: dict[str, Any] = {OBS_STATE: torch.from_numpy(state)[None], "task": [task]}
     for name, image in observation["images"].items():
-        if slots[name] is not None:
+        if mapping.slots[name] is not None:
             pixels = torch.from_numpy(np.ascontiguousarray(image))
-            batch[f"{OBS_IMAGES}.{slots[name]}"] = pixels.permute(2, 0, 1)[None]
+            batch[f"{OBS_IMAGES}.{mapping.slots[name]}"] = pixels.permute(2, 0, 1)[None]
     return batch
 
 
 def camera_slots(
-    policy: Pi0Policy, cameras: list[str], state_dim: int, action_dim: int
+    policy: Pi0Policy, cameras: list[str], state_dim: int, action_dim: int, *, by_view: bool = False
 ) -> dict[str, int | None]:
     """Return the slot of each of the environment's cameras, by the rule that training uses.
+
+    With `by_view` slots mean views, as `--dataset.cameras=view` trains; else cameras are in the order of
+    their names' views.
 
     Raises:
         UserError: the environment and the policy do not fit each other.
@@ -63,15 +81,18 @@ def camera_slots(
             raise UserError(f"the environment's {what} has {theirs} values, the policy's {ours}")
     if not cameras:
         raise UserError("the environment has no camera, the policy needs at least one")
-    slots = slot_order(cameras)[: len(config.image_features)]
-    return {name: slots.index(name) if name in slots else None for name in cameras}
+    size = len(config.image_features)
+    taken: list[str | None] = list(slot_order(cameras)[:size])
+    if by_view:
+        taken = [None if camera is None else cameras[camera] for camera in slots_by_view(cameras, {}, size)]
+    return {name: taken.index(name) if name in taken else None for name in cameras}
 
 
 def rollout(
     env: gym.Env,
     policy: Pi0Policy,
     processors: tuple[PolicyProcessorPipeline, PolicyProcessorPipeline],
-    slots: dict[str, int | None],
+    mapping: EnvMapping,
     *,
     task: str,
     seed: int,
@@ -91,8 +112,9 @@ def rollout(
         if keep_frames:
             episode.frames.append(np.concatenate(list(observation["images"].values()), axis=1))
         with torch.inference_mode():
-            action = after(policy.select_action(preprocess(observe(observation, task, slots), before)))
-        observation, reward, terminated, truncated, info = env.step(action[0].float().cpu().numpy())
+            action = after(policy.select_action(preprocess(observe(observation, task, mapping), before)))
+        degrees = to_degrees(action[0].float().cpu().numpy(), mapping.convention)
+        observation, reward, terminated, truncated, info = env.step(degrees)
         episode.length += 1
         episode.reward += float(reward)
         episode.success = episode.success or bool(info["is_success"])

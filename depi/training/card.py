@@ -7,6 +7,17 @@ from lerobot.configs import PreTrainedConfig
 
 from depi.training.config import TrainConfig
 
+UNITS = {
+    "degrees": "degrees with the zero mid-range, gripper 0 to 100: `--robot.use_degrees=true`.",
+    "normalized": "-100 to 100 over each joint's range, gripper 0 to 100: `--robot.use_degrees=false`.",
+    "native": "those of the recordings, see the table below.",
+}
+SLOTS = {
+    "name": "wrist, front, top, side, then by name, without gaps.",
+    "view": "0 wrist, 1 front, 2 top, 3 side.",
+    "shuffle": "any order; they were shuffled sample by sample.",
+}
+
 
 def model_card(config: TrainConfig, policy: PreTrainedConfig, report: dict[str, Any], step: int) -> str:
     """Return the README.md of a checkpoint.
@@ -44,7 +55,8 @@ def model_card(config: TrainConfig, policy: PreTrainedConfig, report: dict[str, 
         f"- Cameras: {cameras}, letterboxed to {policy.image_resolution[0]} px; any of them may be absent.",
         f"- State: {policy.robot_state_feature.shape[0]} joints.",
         f"- Action: chunks of {policy.chunk_size} steps of {len(names)} joints: {', '.join(names)}.",
-        "- Units: degrees with the zero mid-range, gripper 0 to 100 (LeRobot's `use_degrees=True`).",
+        f"- Units: {UNITS[config.dataset.joint_convention]}",
+        f"- Camera slots: {SLOTS[config.dataset.cameras]}",
         "",
         "## Training data",
         "",

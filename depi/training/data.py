@@ -164,6 +164,9 @@ def batches(
 
     The sampler splits the global stream by rank itself, so the loader must not be given to
     `accelerator.prepare`, which would split it once more.
+
+    Raises:
+        UserError: too many episodes turn out to be bad.
     """
     per_step = config.gradient_accumulation_steps
     sampler = StreamBatchSampler(
@@ -180,4 +183,9 @@ def batches(
         pin_memory=pin,
         prefetch_factor=4 if config.num_workers else None,
     )
-    return iter(loader)
+    try:
+        yield from loader
+    except UserError as error:
+        # What a worker process raised comes with its traceback; the sentence is the last line.
+        sentence = str(error).strip().splitlines()[-1].removeprefix("depi.errors.UserError: ")
+        raise UserError(sentence) from None

@@ -6,7 +6,6 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -84,7 +83,8 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
         policy = build_policy(config, dataset).to(accelerator.device)
         processors = make_processors(policy.config, dataset.stats)
     stream = training_stream(dataset, config, policy.config)
-    if accelerator.is_main_process:  # nothing is written before all that the user named is known to fit
+    # Nothing is written before all that the user named is known to fit; a resumed run keeps its report.
+    if accelerator.is_main_process and not config.resume:
         report = {**dataset.report(), "stream": stream.samples.report()}
         write_json(config.output_dir / DATA_REPORT_NAME, report)
     policy.train()
@@ -107,13 +107,12 @@ def open_dataset(config: TrainConfig) -> MultiLeRobotDataset:
     """Open the datasets that the flags name or, on resume, exactly those that the run began with."""
     assert config.policy is not None
     assert config.output_dir is not None
-    sources = dataset_sources(config)
-    report = config.output_dir / DATA_REPORT_NAME
-    if config.resume and report.exists():
-        used = read_json(report)["datasets"]
-        root = config.dataset.root
-        sources = [DatasetSource(entry["repo_id"], entry["revision"], root) for entry in used]
     data = config.dataset
+    if config.resume:
+        used = read_json(config.output_dir / DATA_REPORT_NAME)["datasets"]
+        sources = [DatasetSource(entry["repo_id"], entry["revision"], data.root) for entry in used]
+    else:
+        sources = dataset_sources(config)
     return MultiLeRobotDataset(
         sources,
         chunk_size=config.policy.chunk_size,
@@ -222,7 +221,7 @@ def save(run: Run) -> None:
     """Write a checkpoint from the main process while the others wait."""
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
-        report = read_json(Path(run.config.output_dir or ".") / DATA_REPORT_NAME)
+        report = count_replaced(run)
         folder = save_checkpoint(
             run.config,
             run.step,
@@ -235,6 +234,15 @@ def save(run: Run) -> None:
         )
         logger.info("saved %s", folder)
     run.accelerator.wait_for_everyone()
+
+
+def count_replaced(run: Run) -> dict[str, Any]:
+    """Bring the data report up to date with the samples that could not be decoded, and return it."""
+    assert run.config.output_dir is not None
+    path = run.config.output_dir / DATA_REPORT_NAME
+    report = {**read_json(path), "decode_failures": run.dataset.report()["decode_failures"]}
+    write_json(path, report)
+    return report
 
 
 class Meter:
@@ -276,13 +284,14 @@ class Meter:
             step=run.step,
             samples=samples,
             episodes=samples * run.dataset.num_episodes / run.dataset.num_frames,
-            epochs=samples / run.dataset.num_frames,
+            epochs=samples / run.stream.samples.mixture.num_frames,
             loss=loss / steps,
             grad_norm=grad_norm / steps,
             lr=run.scheduler.get_last_lr()[0],
             update_s=(elapsed - self.data_s) / steps,
             data_s=self.data_s / steps,
             samples_per_s=steps * run.global_batch / elapsed,
+            replaced=sum(sum(counts.values()) for counts in run.dataset.decode_failures().values()),
         )
         self._reset()
         return metrics

@@ -30,6 +30,8 @@ class StepMetrics:
     update_s: float
     data_s: float
     samples_per_s: float
+    # Samples drawn in place of ones that could not be decoded, by this machine since it started.
+    replaced: int
 
     def __str__(self) -> str:
         return (

@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import torch
 
 from depi import cli
 from depi.errors import UserError
-from depi.evaluation.rollout import camera_slots, observe
+from depi.evaluation.evaluate import training_choices
+from depi.evaluation.rollout import EnvMapping, camera_slots, observe
 from depi.evaluation.same_actions import action_chunk
-from depi.files import read_json
+from depi.files import read_json, write_json
 from depi.policies import DepiPi0Config, load_policy, make_policy, make_processors, save_checkpoint
 
 
@@ -69,7 +71,7 @@ def test_cameras_go_to_the_slots_that_training_gives_them(checkpoint):
     slots = camera_slots(policy, cameras, 6, 6)
     assert slots == {"wrist": 0, "front": 1, "side": 2, "phone": None}
     images = {name: np.full((4, 6, 3), number, np.uint8) for number, name in enumerate(cameras)}
-    batch = observe({"images": images, "state": np.zeros(6, np.float32)}, "pick", slots)
+    batch = observe({"images": images, "state": np.zeros(6, np.float32)}, "pick", EnvMapping(slots))
     assert [int(batch[f"observation.images.{slot}"].unique()) for slot in range(3)] == [3, 2, 1]
     assert batch["observation.images.0"].shape == (1, 3, 4, 6)
     for cameras, state, action, says in (
@@ -79,6 +81,34 @@ def test_cameras_go_to_the_slots_that_training_gives_them(checkpoint):
     ):
         with pytest.raises(UserError, match=says):
             camera_slots(policy, cameras, state, action)
+
+
+def test_slots_may_mean_views(checkpoint):
+    policy = load_policy(checkpoint)
+    assert camera_slots(policy, ["top"], 6, 6, by_view=True) == {"top": 2}
+    assert camera_slots(policy, ["top"], 6, 6) == {"top": 0}
+
+
+def test_a_policy_in_other_units_is_spoken_to_in_them(checkpoint, tmp_path):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, folder)
+    assert training_choices(folder) == (False, "degrees")
+    write_json(
+        folder / "train_config.json", {"dataset": {"joint_convention": "normalized", "cameras": "view"}}
+    )
+    assert training_choices(folder) == (True, "normalized")
+    state = np.array([110.8, 0, 0, 0, 0, 50], np.float32)
+    observation = {"images": {"wrist": np.zeros((4, 6, 3), np.uint8)}, "state": state}
+    batch = observe(observation, "pick", EnvMapping({"wrist": 0}, "normalized"))
+    np.testing.assert_allclose(batch["observation.state"][0], [100, 0, 0, 0, 0, 50], rtol=1e-6)
+    write_json(folder / "train_config.json", {"dataset": {"joint_convention": "native"}})
+    write_json(folder / "data_report.json", {"datasets": [{"convention": "radians"}]})
+    assert training_choices(folder) == (False, "radians")
+    degrees = evaluate(checkpoint, tmp_path / "degrees", "--eval.n_episodes=1")
+    radians = evaluate(folder, tmp_path / "radians", "--eval.n_episodes=1")
+    videos = [tmp_path / name / "videos" / "episode_000.mp4" for name in ("degrees", "radians")]
+    assert degrees["env"] == radians["env"]
+    assert videos[0].read_bytes() != videos[1].read_bytes()
 
 
 def test_same_actions_compares_whole_checkpoints(checkpoint):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from huggingface_hub import HfApi, ModelCard
+from recordings import Recording, write_v2
 from safetensors.torch import load_file, save_file
 
 from depi import cli
@@ -217,6 +218,20 @@ def test_a_checkpoint_with_missing_keys_is_refused(flags, tmp_path, capfd):
     assert train(tuned) == 2
     assert "action_in_proj.weight" in capfd.readouterr().err
     assert not (tmp_path / "tuned").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_bad_episodes_stop_the_run_with_their_names(flags, tmp_path, capfd, workers):
+    root = write_v2(tmp_path / "data", Recording(lengths=(9, 7)))
+    for video in (root / "videos").rglob("*.mp4"):
+        video.write_bytes(b"\0" * 100)
+    data = [flag for flag in flags if not flag.startswith(("--num_datasets", "--dataset."))]
+    data += ["--dataset.repo_id=carol/torn", f"--dataset.root={root}", f"--num_workers={workers}"]
+    assert train(data) == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "carol/torn" in errors[0]
+    assert "Traceback" not in errors[0]
 
 
 def test_upload_publishes_the_checkpoint_with_its_card(flags, tmp_path, module_hub, monkeypatch, capsys):
