@@ -1,7 +1,9 @@
 """From the flags that name data to the stream of batches that a process trains on."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -157,6 +159,19 @@ def flow_draws(policy: PreTrainedConfig, seed: int, position: int) -> tuple[np.n
     return noise, np.float32(beta * policy.time_sampling_scale + policy.time_sampling_offset)
 
 
+def outlive_first_signal(worker: int) -> None:
+    """Let a worker go on after the first SIGINT and SIGTERM, as the training loop does.
+
+    Terminals and schedulers signal whole process groups, and the step under way still needs its data.
+    """
+
+    def ignore_once(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ignore_once)
+
+
 def batches(
     stream: FlowStream, config: TrainConfig, *, start_step: int, rank: int, world_size: int, pin: bool
 ) -> Iterator[dict[str, Any]]:
@@ -182,6 +197,7 @@ def batches(
         num_workers=config.num_workers,
         pin_memory=pin,
         prefetch_factor=4 if config.num_workers else None,
+        worker_init_fn=outlive_first_signal,
     )
     try:
         yield from loader

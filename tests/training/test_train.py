@@ -108,9 +108,10 @@ def test_kill_9_at_any_moment_and_resume_loses_nothing(flags, tmp_path, referenc
 def test_accelerate_launch_sigterm_saves_and_resume_is_exact(flags, tmp_path, reference):
     run = tmp_path / "run"
     flags = replaced(flags, num_workers=1)
-    process = subprocess.Popen([sys.executable, SCRIPT, *replaced(flags, steps=100_000, save_freq=0)])
+    command = [sys.executable, SCRIPT, *replaced(flags, steps=100_000, save_freq=0)]
+    process = subprocess.Popen(command, start_new_session=True)
     wait_for(lambda: (run / "metrics.jsonl").exists() and len(metrics(run)) >= 2, process)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # its data loader's workers too, as schedulers do
     assert process.wait(60) == 128 + signal.SIGTERM
     stopped = max(losses(run))
     assert int(os.readlink(run / "checkpoints" / "last")) == stopped
