@@ -118,7 +118,8 @@ def _build(files: Sequence[Files], options: Options, quarantined: dict[str, str]
         check_native({part.entry["repo_id"]: part.detection for part in parts.values()})
     folder = _folder(files, options)
     if read_index(folder) is None:
-        prune(folder.parent)
+        for kind in ("sets", "datasets"):
+            prune(cache_folder() / "index" / kind)
         manifest = {"sources": list(parts), "quarantined": bad}
         join(folder, list(parts.values()), options.max_cameras, manifest)
     collection = _cached(files, options)

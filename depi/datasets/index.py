@@ -14,7 +14,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,11 +125,12 @@ def read_index(folder: Path) -> Index | None:
         return None
     try:
         index = map_index(folder, check=True)
-        os.utime(folder)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         logger.warning("the cached index %s is damaged and will be built again: %s", folder, error)
         shutil.rmtree(folder, ignore_errors=True)
         return None
+    with suppress(OSError):  # in a cache that others keep, this process may only read
+        os.utime(folder)
     return index
 
 

@@ -198,4 +198,5 @@ def _stamp(entry: "os.DirEntry[str]") -> bytes:
         state = entry.stat()
     except OSError:
         return b"missing"
-    return b"%d %d" % (state.st_size, state.st_mtime_ns)
+    # The time of modification can be set back, as `cp -p` does, the time of change cannot.
+    return b"%d %d %d" % (state.st_size, state.st_mtime_ns, state.st_ctime_ns)
