@@ -23,9 +23,8 @@ def view_in_name(camera_key: str) -> str | None:
 
 
 def _rank(key: str) -> tuple[int, str]:
-    name = _short_name(key)
-    view = next((rank for rank, view in enumerate(VIEWS) if view in name), len(VIEWS))
-    return view, name
+    view = view_in_name(key)
+    return len(VIEWS) if view is None else VIEWS.index(view), _short_name(key)
 
 
 def _short_name(camera_key: str) -> str:

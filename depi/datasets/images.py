@@ -1,7 +1,6 @@
 """Camera images that are stored inside the parquet tables, as PNG or JPEG bytes."""
 
 import io
-import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ class ImageReader:
     def __init__(self, max_open: int = 4) -> None:
         self.max_open = max_open
         self._groups: OrderedDict[tuple[Path, str, int], pa.ChunkedArray] = OrderedDict()
-        self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"max_open": self.max_open}

@@ -44,8 +44,10 @@ class Quarantine:
         Raises:
             UserError: too many episodes are bad now; lists them.
         """
+        # Asked before counting: of two workers that meet here, both see the first failure rather than none.
+        first = self._failures[episode] == 0
         self._failures[episode] += 1
-        if self._failures[episode] == 1:
+        if first:
             logger.warning("frame %d of %s is replaced by another: %s", frame, name(episode), error)
             others = [
                 f"{name(other)}: frames cannot be decoded" for other in self.failures() if other != episode

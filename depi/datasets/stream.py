@@ -63,7 +63,7 @@ class TrainingStream(torch.utils.data.Dataset):
         self.annotations, self.task_mix = annotations, task_mix
         self.slots = dataset.camera_slots
         self.episode_start = np.asarray(dataset.episode_start)
-        self.camera_keys = [tuple(entry["cameras"]) for entry in dataset.report()["datasets"]]
+        self.camera_keys = [tuple(entry["cameras"]) for entry in dataset.entries]
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """The sample at a position; see the class and `MultiLeRobotDataset`."""
@@ -142,7 +142,7 @@ def annotated_episodes(dataset: MultiLeRobotDataset, folder: Path) -> AnnotatedE
     return AnnotatedEpisodes(
         folder,
         dataset.repo_ids,
-        [entry["revision"] for entry in dataset.report()["datasets"]],
+        [entry["revision"] for entry in dataset.entries],
         np.asarray(dataset.episode_dataset),
         np.asarray(dataset.episode_recorded),
     )

@@ -181,7 +181,11 @@ def episode_rows(recorded: np.ndarray, meta: DatasetMeta, chosen: np.ndarray, re
 
 
 def first_rows(meta: DatasetMeta) -> np.ndarray:
-    """For each episode the number of its first row in its data file, int64 [E]."""
+    """For each episode the number of its first row in its data file, int64 [E].
+
+    Raises:
+        DatasetError: an episode's rows have others between them.
+    """
     rows = np.zeros(len(meta.episodes), np.int64)
     if not meta.info.version.startswith("v3"):
         return rows
@@ -192,7 +196,10 @@ def first_rows(meta: DatasetMeta) -> np.ndarray:
         chosen = np.flatnonzero(meta.episodes.data_file == file)
         inside = episode_rows(recorded, meta, chosen, relative)
         length = meta.episodes.length[chosen]
-        rows[chosen] = inside[np.cumsum(length) - length]
+        end = np.cumsum(length)
+        rows[chosen] = inside[end - length]
+        if (inside[end - 1] - rows[chosen] != length - 1).any():
+            raise DatasetError(f"the rows of an episode in {relative} are not side by side")
     return rows
 
 

@@ -151,6 +151,7 @@ def test_letterbox_is_lerobots():
     [
         (["laptop", "phone"], ["laptop", "phone"]),
         (["phone", "laptop"], ["laptop", "phone"]),
+        (["front", "laptop", "side"], ["front", "side", "laptop"]),
         (["side", "top", "front", "wrist"], ["wrist", "front", "top", "side"]),
         (
             ["camera2", "wrist_left", "camera1", "Front_cam"],
