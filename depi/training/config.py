@@ -164,7 +164,7 @@ def parse_train_config(args: Sequence[str]) -> TrainConfig:
         _locate_resumed_run(config, args)
     else:
         _name_output_dir(config)
-    _check_data_source(config)
+    check_data_source(config)
     return config
 
 
@@ -235,7 +235,8 @@ def _name_output_dir(config: TrainConfig) -> None:
         )
 
 
-def _check_data_source(config: TrainConfig) -> None:
+def check_data_source(config: TrainConfig) -> None:
+    """Raise a UserError unless the flags name the data once, and choices of one dataset go with one."""
     data = config.dataset
     flags = {
         "--num_datasets": config.num_datasets,

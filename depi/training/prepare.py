@@ -16,7 +16,7 @@ from depi.datasets.prepare import Prepared, Settings, prepare
 from depi.errors import UserError
 from depi.files import write_json
 from depi.flags import parse_flags
-from depi.training.config import DatasetConfig, TrainConfig
+from depi.training.config import DatasetConfig, TrainConfig, check_data_source
 from depi.training.data import dataset_sources
 
 REPORT_NAME = "report.json"
@@ -51,11 +51,6 @@ class PrepareConfig:
         for name, low, high in (("image_size", 16, 4096), ("quality", 50, 100), ("workers", 0, 1024)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"--{name} must be {low} to {high}, not {getattr(self, name)}")
-        named = [self.dataset.repo_id, self.dataset.repo_ids, self.num_datasets]
-        if sum(each is not None for each in named) != 1:
-            raise ValueError(
-                "name the data with one of --num_datasets, --dataset.repo_ids and --dataset.repo_id"
-            )
 
 
 def main(args: Sequence[str]) -> int:
@@ -63,6 +58,7 @@ def main(args: Sequence[str]) -> int:
     config = parse_flags(PrepareConfig, args, "depi prepare")
     data = config.dataset
     training = TrainConfig(dataset=data, num_datasets=config.num_datasets)
+    check_data_source(training)
     dataset = MultiLeRobotDataset(
         dataset_sources(training),
         max_cameras=data.max_cameras,
