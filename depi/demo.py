@@ -140,7 +140,7 @@ def train_command(*more: str) -> list[str]:
     """Return the command that trains the tiny pi0."""
     return [
         *(sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu"),
-        *("--num_processes=1", "--num_machines=1", "--num_cpu_threads_per_process=2"),
+        *("--num_processes=1", "--num_machines=1", "--num_cpu_threads_per_process=1"),
         *("--mixed_precision=no", "--dynamo_backend=no", str(TRAIN_SCRIPT)),
         *more,
     ]
