@@ -2,12 +2,13 @@
 
 import json
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from depi.errors import DatasetError
+from depi.hub.names import path_problem
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -30,12 +31,11 @@ def short(value: Any) -> str:
 
 
 def check_relative(path: str, name: str) -> str:
-    """A path inside the dataset: relative, no `..`, no backslash, printable; DatasetError otherwise."""
-    inside = path and not path.startswith(("/", "~")) and "\\" not in path
-    if not inside or ".." in PurePosixPath(path).parts:
-        raise DatasetError(f"{name} {short(path)} leaves the dataset's folder")
-    if not path.isprintable():
-        raise DatasetError(f"{name} {short(path)} is not printable text")
+    """A path inside the dataset: as `depi.hub` takes it, printable, no `~`; DatasetError otherwise."""
+    problem = path_problem(path) if path.isprintable() else "is not printable text"
+    if problem or path.startswith("~"):
+        problem = problem or "is not a plain relative path"
+        raise DatasetError(f"{name} {short(path)} {problem}")
     return path
 
 

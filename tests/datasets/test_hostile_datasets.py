@@ -157,8 +157,8 @@ def numbered(count):
 
 
 CASES = [
-    (template("../../{episode_index}.parquet"), "data_path .* leaves the dataset's folder"),
-    (template("/etc/{episode_index}.parquet"), "data_path .* leaves the dataset's folder"),
+    (template("../../{episode_index}.parquet"), "data_path .* is not a plain relative path"),
+    (template("/etc/{episode_index}.parquet"), "data_path .* is not a plain relative path"),
     (template("{episode_index.__class__}"), "placeholder that is not known"),
     (template("{x.__class__}"), "placeholder that is not known"),
     (template("{episode_index:099999999d}"), "placeholder that is not known"),

@@ -310,6 +310,15 @@ def broken(v21, tmp_path, name, how):
     return root
 
 
+def test_images_of_an_episode_whose_rows_are_scattered_are_refused(images_in_tables, tmp_path):
+    root = shutil.copytree(images_in_tables, tmp_path / "data")
+    (file,) = root.glob("data/*/*.parquet")
+    table = pq.read_table(file)
+    pq.write_table(table.take(pa.array([0, 1, 3, 2, *range(4, len(table))])), file)
+    with pytest.raises(UserError, match=r"rows of an episode in .* are not side by side"):
+        opened(root)
+
+
 def no_video(root):
     (root / f"videos/chunk-000/{FRONT}/episode_000001.mp4").unlink()
 
