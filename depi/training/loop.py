@@ -4,6 +4,7 @@ import contextlib
 import logging
 import signal
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -79,6 +80,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     torch.manual_seed(config.seed)
     with accelerator.main_process_first():  # one process downloads, the others find the files
         dataset = open_dataset(config)
+    check_same_data(accelerator, dataset)
     with accelerator.main_process_first():  # likewise for checkpoints and the tokenizer
         policy = build_policy(config, dataset).to(accelerator.device)
         processors = make_processors(policy.config, dataset.stats)
@@ -126,6 +128,17 @@ def open_dataset(config: TrainConfig) -> MultiLeRobotDataset:
         offline=data.offline,
         prepared=data.prepared,
     )
+
+
+def check_same_data(accelerator: Accelerator, dataset: MultiLeRobotDataset) -> None:
+    """Raise a UserError where the processes opened different data, as when the Hub failed one of them."""
+    facts = [(entry["repo_id"], entry["revision"], entry["frames"]) for entry in dataset.entries]
+    mine = torch.tensor([zlib.crc32(repr(facts).encode())], device=accelerator.device)
+    if len(accelerator.gather(mine).unique()) > 1:
+        raise UserError(
+            f"the processes opened different data (process {accelerator.process_index}: "
+            f"{dataset.num_datasets} datasets, {dataset.num_frames} frames): start the run again"
+        )
 
 
 def build_policy(config: TrainConfig, dataset: MultiLeRobotDataset) -> Pi0Policy:

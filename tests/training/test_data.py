@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from recordings import Recording, write_v2
 
 from depi.datasets.annotations import EpisodeAnnotation, write_annotations
@@ -14,6 +15,7 @@ from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
 from depi.errors import UserError
 from depi.training.config import DatasetConfig
 from depi.training.data import flow_draws, training_stream
+from depi.training.loop import check_same_data
 
 POLICY = SimpleNamespace(
     chunk_size=3,
@@ -54,6 +56,17 @@ def test_a_sample_carries_the_noise_and_time_of_its_position(dataset):
     # The same draws as ever: a resumed run of an earlier version goes on with them.
     expected = np.random.Generator(np.random.Philox(key=[3, 11])).standard_normal((3, 8), dtype=np.float32)
     np.testing.assert_array_equal(noise, expected)
+
+
+def test_processes_must_have_opened_the_same_data(dataset):
+    def accelerator(difference):
+        return SimpleNamespace(
+            device="cpu", process_index=1, gather=lambda mine: torch.cat([mine, mine + difference])
+        )
+
+    check_same_data(accelerator(0), dataset)
+    with pytest.raises(UserError, match=r"different data \(process 1: 2 datasets, 30 frames\)"):
+        check_same_data(accelerator(1), dataset)
 
 
 def test_weights(dataset, tmp_path):
