@@ -55,7 +55,12 @@ def open_collection(
     collection = _cached(files, options)
     if collection is None:
         folder = _folder(files, options)
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{folder.parent} cannot be made ({error.strerror}), set DEPI_CACHE to a folder of yours"
+            ) from None
         with WeakFileLock(f"{folder}.lock"):
             collection = _cached(files, options) or _build(files, options, quarantined)
     quarantined |= collection.quarantined if collection is not None else {}
