@@ -71,3 +71,13 @@ def hub(tmp_path: Path) -> Iterator[LocalHub]:
 def module_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
     """An embedded Hub that the tests of a module share."""
     yield from _running_hub(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """The address of a Ray cluster of this machine, with two workers."""
+    import ray
+
+    context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield context.address_info["address"]
+    ray.shutdown()

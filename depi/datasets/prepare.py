@@ -31,7 +31,7 @@ from depi.datasets.shards import (
     write_settings,
     write_shard,
 )
-from depi.engine.pool import run
+from depi.engine import Runner
 from depi.errors import DatasetError
 from depi.files import write_json
 
@@ -96,7 +96,7 @@ def prepare(
     dataset: MultiLeRobotDataset,
     settings: Settings,
     *,
-    workers: int,
+    run: Runner,
     verify: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Prepared]:
@@ -105,7 +105,7 @@ def prepare(
     Args:
         dataset: the training set; its own image_size does not matter.
         settings: where and how.
-        workers: processes.
+        run: what runs the work, see `depi.engine.make_runner`.
         verify: check the checksums also of shards that are there already.
         progress: called after each shard with (shards done, shards in all).
 
@@ -119,8 +119,7 @@ def prepare(
     jobs = [job for number in range(dataset.num_datasets) for job in _jobs(dataset, settings, blob, number)]
     written: dict[int, dict[int, Written | Exception]] = {}
     function = functools.partial(prepare_shard, verify=verify)
-    outcomes = run(function, jobs, workers=workers, kind="process" if workers > 1 else "thread")
-    for done, (job, outcome) in enumerate(outcomes):
+    for done, (job, outcome) in enumerate(run(function, jobs)):
         written.setdefault(job.number, {})[job.shard] = outcome
         if progress is not None:
             progress(done + 1, len(jobs))

@@ -1,5 +1,36 @@
-"""Running one function over many items."""
+"""Running one function over many items, on this machine or on a Ray cluster."""
 
+import functools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from depi.engine import cluster, pool
 from depi.engine.pool import run
+from depi.errors import UserError
 
-__all__ = ["run"]
+__all__ = ["ENGINES", "Runner", "make_runner", "run"]
+
+ENGINES = ("local", "ray")
+
+# (function, items) -> (item, result or exception) in the order of completion
+Runner = Callable[[Callable[[Any], Any], Any], Iterator[tuple[Any, Any]]]
+
+
+def make_runner(engine: str, *, workers: int = 0, address: str | None = None) -> Runner:
+    """Return what `--engine`, `--workers` and `--ray.address` name, for work that computes.
+
+    Args:
+        engine: one of ENGINES.
+        workers: items at a time; 0 for one per CPU.
+        address: of the Ray cluster, if not that of RAY_ADDRESS.
+
+    Raises:
+        UserError: there is no such engine.
+    """
+    if engine not in ENGINES:
+        raise UserError(f"there is no engine {engine!r}: choose one of {', '.join(ENGINES)}")
+    if engine == "ray":
+        return functools.partial(cluster.run, workers=workers, address=address)
+    workers = workers or os.cpu_count() or 1
+    return functools.partial(pool.run, workers=workers, kind="process" if workers > 1 else "thread")

@@ -1,7 +1,6 @@
 """`depi prepare`: decode the videos once, and train on small JPEG images from then on."""
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from depi.datasets.multi import MultiLeRobotDataset
 from depi.datasets.prepare import Prepared, Settings, prepare
+from depi.engine import ENGINES, make_runner
 from depi.errors import UserError
 from depi.files import write_json
 from depi.flags import parse_flags
@@ -20,6 +20,14 @@ from depi.training.config import DatasetConfig, TrainConfig, check_data_source
 from depi.training.data import dataset_sources
 
 REPORT_NAME = "report.json"
+
+
+@dataclass
+class RayConfig:
+    """Which Ray cluster."""
+
+    # By default that of RAY_ADDRESS, else one of this machine alone.
+    address: str | None = None
 
 
 @dataclass
@@ -38,16 +46,17 @@ class PrepareConfig:
     image_size: int = 224
     # JPEG quality.
     quality: int = 95
-    # Processes; 0 for one per core.
+    # Shards at a time; 0 for one per core, of this machine or of the cluster.
     workers: int = 0
-    # What runs the work: the pool of this machine.
+    # What runs the work: local, the processes of this machine; or ray, a cluster with shared folders.
     engine: str = "local"
+    ray: RayConfig = field(default_factory=RayConfig)
     # Check also the images that an earlier run wrote.
     verify: bool = False
 
     def __post_init__(self) -> None:
-        if self.engine != "local":
-            raise ValueError(f"--engine={self.engine} is not known: use --engine=local")
+        if self.engine not in ENGINES:
+            raise ValueError(f"--engine={self.engine} is none of {', '.join(ENGINES)}")
         for name, low, high in (("image_size", 16, 4096), ("quality", 50, 100), ("workers", 0, 1024)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"--{name} must be {low} to {high}, not {getattr(self, name)}")
@@ -69,13 +78,13 @@ def main(args: Sequence[str]) -> int:
         offline=data.offline,
     )
     settings = Settings(config.output_dir, config.image_size, config.quality)
-    workers = config.workers or os.cpu_count() or 1
+    run = make_runner(config.engine, workers=config.workers, address=config.ray.address)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("Preparing shards", total=None)
         results = prepare(
             dataset,
             settings,
-            workers=workers,
+            run=run,
             verify=config.verify,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

@@ -13,8 +13,10 @@ from depi.datasets import prepare as preparing
 from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
 from depi.datasets.prepare import Settings, encode_jpeg, prepare
 from depi.datasets.shards import PreparedImages, decode_jpeg
+from depi.engine import make_runner
 from depi.errors import DatasetError, UserError
 
+ONE = make_runner("local", workers=1)
 RECORDING = Recording(lengths=(9, 6, 8))
 MEAN_ERROR, MAX_ERROR = 2.5, 40
 """Grey levels between the direct path and the prepared images."""
@@ -50,7 +52,7 @@ def settings(root: Path, rows: int = 10) -> Settings:
 
 def test_samples_equal_the_direct_path(recorded, tmp_path):
     direct = open_(recorded)
-    (result,) = prepare(direct, settings(tmp_path / "out"), workers=1)
+    (result,) = prepare(direct, settings(tmp_path / "out"), run=ONE)
     assert (result.images, result.failed, result.error) == (46, [], None)
     prepared = open_(recorded, tmp_path / "out")
     assert len(prepared) == len(direct) == 23
@@ -71,7 +73,7 @@ def test_samples_equal_the_direct_path(recorded, tmp_path):
 
 
 def test_the_videos_are_not_read(v2, tmp_path, monkeypatch):
-    prepare(open_(v2), settings(tmp_path / "out"), workers=1)
+    prepare(open_(v2), settings(tmp_path / "out"), run=ONE)
     prepared = open_(v2, tmp_path / "out")
     monkeypatch.setattr(prepared.videos, "frames", None)
     again = pickle.loads(pickle.dumps(prepared))
@@ -79,7 +81,7 @@ def test_the_videos_are_not_read(v2, tmp_path, monkeypatch):
 
 
 def test_part_of_what_was_prepared_can_be_used(v2, tmp_path):
-    prepare(open_(v2), settings(tmp_path / "out"), workers=1)
+    prepare(open_(v2), settings(tmp_path / "out"), run=ONE)
     part = open_(v2, tmp_path / "out", episodes=[0, 2], max_cameras=1)
     direct = open_(v2, episodes=[0, 2], max_cameras=1)
     for index in range(17):
@@ -91,7 +93,7 @@ def test_several_datasets_in_any_order(v2, tmp_path):
     other = write_v2(tmp_path / "other", Recording(lengths=(5, 4), cameras=("observation.images.top",)))
     sources = [DatasetSource("a/one", root=v2), DatasetSource("b/two", root=other)]
     options = {"max_cameras": 2, "image_size": 96, "chunk_size": 4}
-    prepare(MultiLeRobotDataset(sources, **options), settings(tmp_path / "out"), workers=1)
+    prepare(MultiLeRobotDataset(sources, **options), settings(tmp_path / "out"), run=ONE)
     prepared = MultiLeRobotDataset(sources[::-1], prepared=tmp_path / "out", **options)
     direct = MultiLeRobotDataset(sources[::-1], **options)
     for index in range(len(direct)):
@@ -110,12 +112,12 @@ def test_an_interrupted_run_goes_on(v2, tmp_path, monkeypatch):
         return encode(image, quality)
 
     monkeypatch.setattr(preparing, "encode_jpeg", stop_after_25)
-    (result,) = prepare(dataset, out, workers=1)
+    (result,) = prepare(dataset, out, run=ONE)
     assert result.error == "No space left on device"
     with pytest.raises(UserError, match=r"is not in .* run `depi prepare"):
         open_(v2, tmp_path / "out")
     monkeypatch.setattr(preparing, "encode_jpeg", encode)
-    (result,) = prepare(dataset, out, workers=1)
+    (result,) = prepare(dataset, out, run=ONE)
     assert (result.reused, result.error, result.images) == (2, None, 46)
     assert not list((tmp_path / "out").rglob("*.tmp"))
     open_(v2, tmp_path / "out")[20]
@@ -123,7 +125,7 @@ def test_an_interrupted_run_goes_on(v2, tmp_path, monkeypatch):
 
 def test_damage_is_found_and_mended(v2, tmp_path):
     dataset, out = open_(v2), settings(tmp_path / "out")
-    prepare(dataset, out, workers=1)
+    prepare(dataset, out, run=ONE)
     shards = sorted((tmp_path / "out").rglob("*.arrow"))
     content = bytearray(shards[1].read_bytes())
     content[len(content) // 2] ^= 0xFF
@@ -131,20 +133,20 @@ def test_damage_is_found_and_mended(v2, tmp_path):
     shards[2].write_bytes(shards[2].read_bytes()[:1000])
     with pytest.raises(UserError, match=r"shard-00002\.arrow is missing or cut short"):
         open_(v2, tmp_path / "out")
-    assert prepare(dataset, out, workers=1)[0].reused == 4
-    assert prepare(dataset, out, workers=1, verify=True)[0].reused == 4
-    assert prepare(dataset, out, workers=1, verify=True)[0].reused == 5
+    assert prepare(dataset, out, run=ONE)[0].reused == 4
+    assert prepare(dataset, out, run=ONE, verify=True)[0].reused == 4
+    assert prepare(dataset, out, run=ONE, verify=True)[0].reused == 5
 
 
 def test_frames_that_cannot_be_decoded_are_replaced_as_on_the_direct_path(tmp_path):
     root = write_v2(tmp_path / "data", RECORDING)
     next(root.rglob("*wrist/episode_000001.mp4")).write_bytes(b"no video")
     options = {"max_bad_fraction": 1.0}
-    (result,) = prepare(open_(root, **options), settings(tmp_path / "out"), workers=1)
+    (result,) = prepare(open_(root, **options), settings(tmp_path / "out"), run=ONE)
     assert [(episode, frame, camera) for episode, frame, camera, _ in result.failed] == [
         (1, frame, "observation.images.wrist") for frame in range(6)
     ]
-    (again,) = prepare(open_(root, **options), settings(tmp_path / "out"), workers=1)
+    (again,) = prepare(open_(root, **options), settings(tmp_path / "out"), run=ONE)
     assert (again.reused, len(again.failed)) == (5, 6)
     direct, prepared = open_(root, **options), open_(root, tmp_path / "out", **options)
     for index in range(len(direct)):
@@ -154,7 +156,7 @@ def test_frames_that_cannot_be_decoded_are_replaced_as_on_the_direct_path(tmp_pa
 
 def test_what_does_not_fit_is_refused(v2, tmp_path):
     out = tmp_path / "out"
-    prepare(open_(v2, max_cameras=1, episodes=[0, 1]), settings(out), workers=1)
+    prepare(open_(v2, max_cameras=1, episodes=[0, 1]), settings(out), run=ONE)
     chosen = {"max_cameras": 1, "episodes": [0, 1]}
     assert len(open_(v2, out, **chosen)) == 15
     with pytest.raises(UserError, match="prepared with image_size=96, quality=95, but image_size=64 is"):
@@ -170,16 +172,16 @@ def test_what_does_not_fit_is_refused(v2, tmp_path):
     with pytest.raises(UserError, match="holds no prepared images"):
         open_(v2, v2)
     with pytest.raises(UserError, match="holds other files"):
-        prepare(open_(v2), settings(v2), workers=1)
+        prepare(open_(v2), settings(v2), run=ONE)
     with pytest.raises(UserError, match="with other cameras, episodes or files"):
-        prepare(open_(v2), settings(out), workers=1)
+        prepare(open_(v2), settings(out), run=ONE)
     with pytest.raises(UserError, match="was prepared with image_size=96, quality=95: name another"):
-        prepare(open_(v2), Settings(out), workers=1)
+        prepare(open_(v2), Settings(out), run=ONE)
 
 
 def test_another_recording_under_the_same_name_is_refused(tmp_path):
     root = write_v2(tmp_path / "data", RECORDING)
-    prepare(open_(root), settings(tmp_path / "out"), workers=1)
+    prepare(open_(root), settings(tmp_path / "out"), run=ONE)
     shutil.rmtree(root)
     write_v2(root, Recording(lengths=RECORDING.lengths, seed=1), crf="1")
     with pytest.raises(UserError, match="is not the file that was prepared"):
@@ -196,7 +198,7 @@ def test_jpeg_keeps_colour_and_refuses_what_is_none():
 
 
 def test_other_sizes_than_the_prepared_one_come_from_the_video(v2, tmp_path):
-    prepare(open_(v2), settings(tmp_path / "out"), workers=1)
+    prepare(open_(v2), settings(tmp_path / "out"), run=ONE)
     prepared = open_(v2, tmp_path / "out")
     for found, expected in zip(prepared.camera_images(1, 2), open_(v2).camera_images(1, 2), strict=True):
         assert torch.equal(found, expected)
@@ -216,7 +218,21 @@ def test_the_command(v2, tmp_path, capsys):
     assert cli.main([*arguments[:-1], "--workers=1"]) == 0
     assert json.loads((out / "report.json").read_text())["datasets"][0]["reused"] == 1
     capsys.readouterr()
+    assert cli.main([*arguments, "--engine=abacus"]) == 2
+    assert "none of local, ray" in capsys.readouterr().err
     assert cli.main([*arguments, "--quality=90"]) == 2
     assert "was prepared with image_size=96, quality=95" in capsys.readouterr().err
     assert cli.main(["prepare", f"--output_dir={out}"]) == 2
     assert "--num_datasets" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_writes_the_same_images(v2, tmp_path, ray_cluster):
+    arguments = ["prepare", "--dataset.repo_id=someone/something", f"--dataset.root={v2}", "--image_size=96"]
+    assert cli.main([*arguments, f"--output_dir={tmp_path / 'pool'}", "--workers=1"]) == 0
+    cluster = ["--engine=ray", f"--ray.address={ray_cluster}"]
+    assert cli.main([*arguments, f"--output_dir={tmp_path / 'ray'}", *cluster]) == 0
+    written = [sorted((tmp_path / name).rglob("*.arrow")) for name in ("pool", "ray")]
+    assert len(written[0]) == len(written[1]) > 0
+    for mine, theirs in zip(*written, strict=True):
+        assert mine.read_bytes() == theirs.read_bytes()

@@ -1,0 +1,95 @@
+"""The pool's `run`, on a Ray cluster."""
+
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from depi.engine.pool import IN_FLIGHT_PER_WORKER
+from depi.errors import UserError
+
+# A lost node takes the items that it worked on; Ray starts them again elsewhere, this often.
+RESTARTS = 3
+CONNECT_SECONDS = 10.0
+
+
+def run[Item, Result](
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    workers: int = 0,
+    address: str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[tuple[Item, Result | Exception]]:
+    """Yield `(item, result)` for every item in the order of completion; see `depi.engine.pool.run`.
+
+    The nodes need DePi installed, and a file system in common for whatever `function` reads and writes.
+
+    Args:
+        workers: items at a time, each on one CPU; 0 for as many as the cluster has CPUs.
+        address: of the cluster; by default that of RAY_ADDRESS, else a cluster of this machine alone.
+
+    Raises:
+        UserError: Ray is not installed, or no cluster answers at the address.
+    """
+    ray = _connect(address)
+    workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    return _run(ray, function, iter(items), IN_FLIGHT_PER_WORKER * workers, progress)
+
+
+def _connect(address: str | None) -> Any:
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise UserError("--engine=ray needs the package ray: install depi[ray]") from None
+    if not ray.is_initialized():
+        address = address or os.environ.get("RAY_ADDRESS")
+        try:
+            if address and address.count(":") == 1:
+                # Ray itself waits for minutes where nothing listens.
+                host, port = address.split(":")
+                socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+            ray.init(address=address, log_to_driver=False)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"no Ray cluster answers at {address}: {error}") from None
+    return ray
+
+
+def _run[Item, Result](
+    ray: Any,
+    function: Callable[[Item], Result],
+    items: Iterator[Item],
+    room: int,
+    progress: Callable[[int], None] | None,
+) -> Iterator[tuple[Item, Result | Exception]]:
+    @ray.remote(num_cpus=1, max_retries=RESTARTS)
+    def call(item: Item) -> Result:
+        return function(item)
+
+    in_flight: dict[Any, Item] = {}
+    finished = 0
+    try:
+        while True:
+            for item in islice(items, room - len(in_flight)):
+                in_flight[call.remote(item)] = item
+            if not in_flight:
+                return
+            done, _ = ray.wait(list(in_flight), num_returns=1)
+            item = in_flight.pop(done[0])
+            finished += 1
+            if progress is not None:
+                progress(finished)
+            yield item, _outcome(ray, done[0])
+    finally:
+        for reference in in_flight:
+            ray.cancel(reference)
+
+
+def _outcome(ray: Any, reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        return error.cause if isinstance(error.cause, Exception) else error
+    except ray.exceptions.RayError as error:
+        return error
