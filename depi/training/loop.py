@@ -290,6 +290,8 @@ class Meter:
         """Return the averages since the last call, over all processes, and begin anew."""
         run = self.run
         loss, grad_norm = run.accelerator.reduce(self.sums, "mean").tolist()
+        replaced = sum(sum(counts.values()) for counts in run.dataset.decode_failures().values())
+        replaced_anywhere = torch.tensor(replaced, device=run.accelerator.device)
         steps = run.step - self.first_step
         elapsed = time.perf_counter() - self.started
         samples = run.step * run.global_batch
@@ -304,7 +306,7 @@ class Meter:
             update_s=(elapsed - self.data_s) / steps,
             data_s=self.data_s / steps,
             samples_per_s=steps * run.global_batch / elapsed,
-            replaced=sum(sum(counts.values()) for counts in run.dataset.decode_failures().values()),
+            replaced=int(run.accelerator.reduce(replaced_anywhere, "sum")),
         )
         self._reset()
         return metrics

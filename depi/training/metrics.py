@@ -30,7 +30,7 @@ class StepMetrics:
     update_s: float
     data_s: float
     samples_per_s: float
-    # Samples drawn in place of ones that could not be decoded, by this machine since it started.
+    # Samples drawn in place of ones that could not be decoded, since the run was started or resumed.
     replaced: int
 
     def __str__(self) -> str:

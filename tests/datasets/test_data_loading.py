@@ -3,9 +3,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "data_loading.py"
 
 
+@pytest.mark.slow
 def test_the_benchmark_ends_in_its_figures():
     answer = subprocess.run(
         [sys.executable, str(BENCHMARK), "--smoke"], capture_output=True, text=True, check=True
