@@ -42,7 +42,12 @@ class DemoConfig:
     # Training steps.
     steps: int = 300
     # Rollouts of the trained policy.
-    eval_episodes: int = 3
+    eval_episodes: int = 5
+
+    def __post_init__(self) -> None:
+        for name, low in (("episodes", 3), ("steps", 40), ("eval_episodes", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"--{name} must be at least {low}, not {getattr(self, name)}")
 
 
 @dataclass

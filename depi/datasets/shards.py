@@ -185,7 +185,7 @@ class PreparedImages:
         ):
             raise UserError(
                 f"{root} was prepared with {_describe(settings)}, but image_size={image_size} is wanted: "
-                "run `depi prepare` with another --output_dir"
+                f"run `depi prepare` with --image_size={image_size} and another --output_dir"
             )
         self._paths: list[Path] = []
         self._first_row: np.ndarray = np.zeros(1, np.int64)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from depi.evaluation.rollout import Episode
 
 
+DEVICES = ("cpu", "cuda", "mps")
+
+
 @dataclass
 class PolicyConfig:
     """Which checkpoint."""
@@ -75,6 +78,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise UserError("no policy: give --policy.path=FOLDER_OR_REPO")
     if config.env.type != "so101":
         raise UserError(f"unknown environment --env.type={config.env.type}: this version has so101")
+    if config.policy.device is not None and config.policy.device.partition(":")[0] not in DEVICES:
+        raise UserError(f"--policy.device={config.policy.device} is none of {', '.join(DEVICES)}")
     if config.eval.n_episodes < 1:
         raise UserError(f"--eval.n_episodes must be at least 1, not {config.eval.n_episodes}")
 

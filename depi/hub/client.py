@@ -47,6 +47,7 @@ __all__ = [
     "download_file",
     "download_files",
     "endpoint",
+    "go_offline",
     "list_datasets",
     "repo_info",
     "require_token",
@@ -64,6 +65,12 @@ def endpoint() -> str:
     huggingface_hub reads HF_ENDPOINT once, when it is imported; here it is read at every call.
     """
     return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+
+
+def go_offline() -> None:
+    """Keep this process off the network from now on; huggingface_hub and transformers use what is cached."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants.HF_HUB_OFFLINE = True
 
 
 def _api() -> HfApi:

@@ -124,6 +124,8 @@ def write_tokenizer(folder: Path) -> None:
         },
     )
     write_json(folder / "special_tokens_map.json", special)
+    # Offline, transformers only finds a tokenizer whose repository has a model's configuration too.
+    write_json(folder / "config.json", {"model_type": "paligemma"})
     write_text(folder / "README.md", _CARD)
 
 

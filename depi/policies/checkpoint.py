@@ -7,6 +7,7 @@ from pathlib import Path
 
 import draccus
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
+from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 
 from depi.errors import UserError
 from depi.files import read_json
@@ -46,15 +47,17 @@ def load_config(folder: Path, overrides: Sequence[str] = ()) -> PI0Config:
 def resolve_checkpoint(path_or_repo_id: str | Path, revision: str | None = None) -> Path:
     """The local folder that holds a checkpoint, downloaded from the Hub if it is not a folder already.
 
-    A folder that holds a `pretrained_model` folder, as training writes them, stands for that one.
+    A run stands for its last checkpoint, a checkpoint for its `pretrained_model` folder.
 
     Raises:
         UserError: there is no such folder or repository, or it is no checkpoint.
     """
     folder = Path(path_or_repo_id).expanduser()
     if folder.is_dir():
-        inner = folder / "pretrained_model"
-        folder = inner if not (folder / CONFIG).exists() and inner.is_dir() else folder
+        last = folder / CHECKPOINTS_DIR / LAST_CHECKPOINT_LINK
+        for inner in (last / PRETRAINED_MODEL_DIR, folder / PRETRAINED_MODEL_DIR):
+            if inner.is_dir() and not (folder / CONFIG).exists():
+                folder = inner.resolve()
     else:
         folder = _download(str(path_or_repo_id), revision)
     if not (folder / CONFIG).exists():

@@ -125,6 +125,7 @@ class TrainConfig:
     # Optimizer steps; every other count of steps (frequencies, warm-up, decay) is in the same unit.
     steps: int = 100_000
     log_freq: int = 200
+    # 0 saves at the end only.
     save_freq: int = 20_000
     # Refuse a checkpoint of --policy.path whose keys do not match exactly.
     strict: bool = True
@@ -135,6 +136,8 @@ class TrainConfig:
         for name in ("batch_size", "gradient_accumulation_steps", "steps", "log_freq"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"--seed must not be negative, not {self.seed}")
         if self.num_workers < 0:
             raise ValueError(f"--num_workers must not be negative, not {self.num_workers}")
         if self.num_datasets is not None and self.num_datasets < 1:
@@ -159,10 +162,10 @@ def parse_train_config(args: Sequence[str]) -> TrainConfig:
             directory exists without `--resume`, or there is nothing to resume.
     """
     config = parse_flags(TrainConfig, args, "depi/train.py", parse=_parse)
-    _name_policy(config, args)
     if config.resume:
         _locate_resumed_run(config, args)
     else:
+        _name_policy(config, args)
         _name_output_dir(config)
     check_data_source(config)
     return config
@@ -199,7 +202,7 @@ def _find_config_file(config_path: str) -> Path:
 
 def _name_policy(config: TrainConfig, args: Sequence[str]) -> None:
     path = parser.get_path_arg("policy", args)
-    if path and not config.resume:
+    if path:
         overrides = parser.get_yaml_overrides("policy") + (parser.get_cli_overrides("policy", args) or [])
         folder = resolve_checkpoint(path)
         config.policy = load_config(folder, overrides)
@@ -208,6 +211,8 @@ def _name_policy(config: TrainConfig, args: Sequence[str]) -> None:
         raise UserError(
             "no policy: give --policy.type=pi0 to start from scratch or --policy.path to fine-tune"
         )
+    if not config.policy.optimizer_lr > 0:
+        raise UserError(f"--policy.optimizer_lr must be positive, not {config.policy.optimizer_lr}")
 
 
 def _locate_resumed_run(config: TrainConfig, args: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
 from depi.errors import UserError
 from depi.files import read_json, write_json
+from depi.hub.client import go_offline
 from depi.log import start_logging
 from depi.policies import Pi0Policy, load_policy, make_policy, make_processors, preprocess
 from depi.training.card import model_card
@@ -78,6 +79,8 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     assert config.policy is not None
     assert config.output_dir is not None
     torch.manual_seed(config.seed)
+    if config.dataset.offline:
+        go_offline()
     with accelerator.main_process_first():  # one process downloads, the others find the files
         dataset = open_dataset(config)
     check_same_data(accelerator, dataset)
@@ -159,15 +162,15 @@ def describe(run: Run) -> None:
     config, data = run.config, run.dataset
     parameters = sum(parameter.numel() for parameter in run.policy.parameters())
     logger.info(
-        "%s datasets, %s episodes, %s frames; %s with %.1f M parameters on %s; steps %s to %s of %s = "
-        "%s x %s processes x %s accumulation samples; output in %s",
-        len(data.report()["datasets"]),
-        data.num_episodes,
-        data.num_frames,
+        "training %s (%.1f M parameters) on %s: %s datasets, %s episodes, %s frames; steps %s to %s, "
+        "each of %s samples (batch size %s, processes %s, accumulation %s); output in %s",
         run.policy.config.type,
         parameters / 1e6,
         run.accelerator.device,
-        run.step,
+        data.num_datasets,
+        data.num_episodes,
+        data.num_frames,
+        run.step + 1,
         config.steps,
         run.global_batch,
         config.batch_size,

@@ -1,6 +1,5 @@
 """`depi upload`: a checkpoint to the Hub, with its model card."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from depi.errors import UserError
 from depi.flags import parse_flags
 from depi.hub.client import upload_folder
+from depi.policies import resolve_checkpoint
 
 REQUIRED = (
     "config.json",
@@ -36,13 +36,13 @@ def find_pretrained_model(path: Path) -> Path:
     Raises:
         UserError: there is none, or it is not complete.
     """
-    for folder in (path / "checkpoints" / "last" / "pretrained_model", path / "pretrained_model", path):
-        if (folder / "config.json").is_file():
-            missing = [name for name in REQUIRED if not (folder / name).is_file()]
-            if missing:
-                raise UserError(f"{folder} is not a complete checkpoint: {', '.join(missing)} missing")
-            return folder.resolve()
-    raise UserError(f"{path} is neither a run, nor a checkpoint, nor a pretrained_model folder")
+    if not path.is_dir():
+        raise UserError(f"{path} is neither a run, nor a checkpoint, nor a pretrained_model folder")
+    folder = resolve_checkpoint(path)
+    missing = [name for name in REQUIRED if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder} is not a complete checkpoint: {', '.join(missing)} missing")
+    return folder.resolve()
 
 
 def upload(config: UploadConfig) -> str:
@@ -67,6 +67,5 @@ def main(args: Sequence[str]) -> int:
     """Run the `depi upload` verb."""
     config = parse_flags(UploadConfig, args, "depi upload", positionals=("checkpoint", "repo_id"))
     revision = upload(config)
-    print(f"{config.repo_id} is at {revision}", file=sys.stderr)
-    print(revision)
+    print(f"{config.repo_id}@{revision}")
     return 0

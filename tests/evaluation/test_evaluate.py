@@ -123,6 +123,7 @@ def test_same_actions_compares_whole_checkpoints(checkpoint):
         ([], "--policy.path"),
         (["--policy.path={}", "--env.type=moon"], "moon"),
         (["--policy.path={}", "--env.task=fly"], "fly"),
+        (["--policy.path={}", "--policy.device=tpu"], "tpu"),
         (["--policy.path={}", "--env.cameras=[]"], "camera"),
         (["--policy.path={}", "--env.fps=7"], "fps"),
         (["--policy.path={}", "--eval.n_episodes=0"], "n_episodes"),

@@ -184,6 +184,9 @@ def test_wrong_commands_are_one_sentence_status_2_and_write_nothing(flags, tmp_p
         ([*flags, "--dataset.repo_id=alice/pick"], "together"),
         ([*flags, "--num_datasets=3"], "accepts 2"),
         ([*flags, "--steps=0"], "--steps must be at least 1"),
+        ([*flags, "--seed=-1"], "--seed must not be negative"),
+        ([*flags, "--policy.optimizer_lr=-1"], "optimizer_lr must be positive"),
+        (["--resume=true"], "--output_dir=RUN"),
         ([*flags, "--no_such_flag=1"], "no_such_flag"),
         ([*flags, "--policy.type=pi7"], "pi7"),
         (policy, "no policy"),
@@ -244,7 +247,7 @@ def test_upload_publishes_the_checkpoint_with_its_card(flags, tmp_path, module_h
     monkeypatch.setenv("HF_TOKEN", module_hub.write_token)
     assert cli.main(["upload", str(run / "checkpoints"), "alice/pi0-test"]) == 2
     assert cli.main(["upload", str(run), "alice/pi0-test", "--tag=step-1"]) == 0
-    revision = capsys.readouterr().out.strip().splitlines()[-1]
+    revision = capsys.readouterr().out.strip().removeprefix("alice/pi0-test@")
     api = HfApi(endpoint=module_hub.endpoint, token=module_hub.read_token)
     assert api.model_info("alice/pi0-test").sha == revision
     assert api.model_info("alice/pi0-test", revision="step-1").sha == revision
@@ -281,3 +284,19 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None
         assert process.poll() is None, "the run ended too early"
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_offline_trains_from_what_an_earlier_run_has_fetched(flags, tmp_path):
+    assert train(replaced(flags, steps=1)) == 0
+    offline = replaced(flags, steps=1, output_dir=tmp_path / "offline", **{"dataset.offline": True})
+    nowhere = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    subprocess.run([sys.executable, SCRIPT, *offline], check=True, env=nowhere, timeout=120)
+    assert losses(tmp_path / "offline") == {1: losses(tmp_path / "run")[1]}
+    empty = {**nowhere, "HF_HOME": str(tmp_path / "empty"), "DEPI_CACHE": str(tmp_path / "empty")}
+    flags = replaced(offline, output_dir=tmp_path / "never")
+    result = subprocess.run(
+        [sys.executable, SCRIPT, *flags], check=False, env=empty, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 2
+    assert "alice/pick" in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "never").exists()
