@@ -7,7 +7,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.uv/bin:$(PATH)
 
 help:
-	@echo "make demo       set up, then run the whole pipeline offline (about 5 minutes)"
+	@echo "make demo       set up, then run the whole pipeline offline (about 3 minutes)"
 	@echo "make test       set up, lint, type check, run the tests"
 	@echo "make test-slow  the tests that take longer"
 	@echo "make format     format the code"

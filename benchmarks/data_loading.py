@@ -45,6 +45,7 @@ from rich.table import Table
 from depi.datasets.cameras import letterbox
 from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
 from depi.datasets.prepare import Settings, prepare
+from depi.engine import make_runner
 
 ENCODINGS = {
     "av1": {"vcodec": "libsvtav1", "g": 2},
@@ -137,7 +138,7 @@ def open_reader(kind: str, root: Path) -> Callable[[int], object]:
     dataset = MultiLeRobotDataset([DatasetSource(name, root=root)], **options)
     if kind == "prepared":
         folder = root.parent / f"{root.name}-prepared"
-        prepare(dataset, Settings(folder, SIZE), workers=1)
+        prepare(dataset, Settings(folder, SIZE), run=make_runner("local", workers=1))
         dataset = MultiLeRobotDataset([DatasetSource(name, root=root)], prepared=folder, **options)
     return dataset.__getitem__
 
@@ -168,7 +169,8 @@ def measure(read: Callable[[int], object], order: Sequence[int]) -> Cost:
 def start_readers() -> dict[str, Connection]:
     """A process for each kind of reader."""
     # Forked now, while nothing but the imports has run, they are as good as new, and start sooner.
-    processes = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    linux = sys.platform == "linux"
+    processes = multiprocessing.get_context("fork") if linux else multiprocessing.get_context("spawn")
     connections = {}
     for kind in KINDS:
         connections[kind], theirs = processes.Pipe()
