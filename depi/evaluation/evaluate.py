@@ -138,8 +138,12 @@ def training_choices(folder: Path) -> tuple[bool, str]:
     data = data if isinstance(data, dict) else {}
     convention = data.get("joint_convention", "degrees")
     if convention == "native":
-        report = read_json(folder / "data_report.json")
-        convention = report["datasets"][0]["convention"]
+        try:
+            convention = read_json(folder / "data_report.json")["datasets"][0]["convention"]
+        except (KeyError, IndexError, TypeError):
+            raise UserError(
+                f"{folder} was trained in recorded units, and its data report names none"
+            ) from None
     if convention not in CONVENTIONS or convention == "unknown":
         raise UserError(f"{folder} was trained in unknown units: {convention!r}")
     return data.get("cameras") == "view", convention

@@ -18,6 +18,8 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 PREPROCESSOR = "policy_preprocessor.json"
 POSTPROCESSOR = "policy_postprocessor.json"
+# What training adds beside them: the units and camera slots in which the policy was trained.
+TRAINING_FILES = ("train_config.json", "data_report.json")
 CONFIG_CLASSES: dict[str, type[PI0Config]] = {"pi0": PI0Config, "depi_pi0": DepiPi0Config}
 
 
@@ -75,7 +77,7 @@ def _download(repo_id: str, revision: str | None) -> Path:
     wanted = [
         sibling.rfilename
         for sibling in info.siblings or []
-        if sibling.rfilename in (CONFIG, WEIGHTS)
+        if sibling.rfilename in (CONFIG, WEIGHTS, *TRAINING_FILES)
         or ("/" not in sibling.rfilename and sibling.rfilename.startswith(stems))
     ]
     if CONFIG not in wanted:

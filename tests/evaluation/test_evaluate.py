@@ -13,7 +13,15 @@ from depi.evaluation.evaluate import training_choices
 from depi.evaluation.rollout import EnvMapping, camera_slots, observe
 from depi.evaluation.same_actions import action_chunk
 from depi.files import read_json, write_json
-from depi.policies import DepiPi0Config, load_policy, make_policy, make_processors, save_checkpoint
+from depi.hub.client import upload_folder
+from depi.policies import (
+    DepiPi0Config,
+    load_policy,
+    make_policy,
+    make_processors,
+    resolve_checkpoint,
+    save_checkpoint,
+)
 
 
 @dataclass
@@ -109,6 +117,18 @@ def test_a_policy_in_other_units_is_spoken_to_in_them(checkpoint, tmp_path):
     videos = [tmp_path / name / "videos" / "episode_000.mp4" for name in ("degrees", "radians")]
     assert degrees["env"] == radians["env"]
     assert videos[0].read_bytes() != videos[1].read_bytes()
+
+
+def test_a_policy_from_the_hub_is_spoken_to_in_its_units_too(checkpoint, tmp_path):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, folder)
+    write_json(folder / "train_config.json", {"dataset": {"joint_convention": "native", "cameras": "view"}})
+    write_json(folder / "data_report.json", {"datasets": [{"convention": "radians"}]})
+    upload_folder(folder, "alice/radians", repo_type="model", commit_message="Upload")
+    assert training_choices(resolve_checkpoint("alice/radians")) == (True, "radians")
+    write_json(folder / "data_report.json", {"datasets": []})
+    with pytest.raises(UserError, match="names none"):
+        training_choices(folder)
 
 
 def test_same_actions_compares_whole_checkpoints(checkpoint):
