@@ -16,7 +16,7 @@ setup: libraries
 	@command -v uv >/dev/null || { echo "Installing uv into .uv"; \
 	  python3 -m venv .uv && .uv/bin/python -m pip install --quiet uv; } || \
 	  { echo "uv could not be installed: install it by hand (https://docs.astral.sh/uv) and run make again"; exit 1; }
-	@uv sync --locked --quiet --extra sim --extra ray --extra dev
+	@uv sync --locked --quiet --extra sim --extra ray --extra viz --extra dev
 
 # Video needs FFmpeg's shared libraries (PyAV takes over without them), rendering needs EGL, and Debian's
 # Python makes no environment for uv without python3-venv.
@@ -25,13 +25,15 @@ libraries:
 	[[ $$libs == *libavcodec.so* ]] || missing="$$missing ffmpeg"; \
 	[[ $$libs == *libEGL.so.1* && $$libs == *libGL.so.1* ]] || missing="$$missing libegl1 libgl1"; \
 	command -v uv >/dev/null || python3 -c "import ensurepip" 2>/dev/null || missing="$$missing python3-venv"; \
+	[ -z "$(BROWSER)" ] || command -v chromium >/dev/null || missing="$$missing chromium"; \
 	[ -z "$$missing" ] && exit 0; \
 	root=""; [ "$$(id -u)" = 0 ] || root="sudo -n"; \
 	if command -v apt-get >/dev/null && $$root true 2>/dev/null && echo "Installing$$missing" \
 	  && $$root apt-get update -qq && $$root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing >/dev/null; \
 	then exit 0; fi; \
 	echo "Could not install$$missing: with the rights to do so, run 'apt-get install$$missing'." \
-	  "Without ffmpeg, video falls back to PyAV; without libegl1 and libgl1, the simulator cannot render."
+	  "Without ffmpeg, video falls back to PyAV; without libegl1 and libgl1, the simulator cannot render;" \
+	  "without chromium, the tests of the report page are skipped."
 
 demo: setup
 	uv run --no-sync depi demo
@@ -40,6 +42,8 @@ lint: setup
 	uv run --no-sync ruff format --check .
 	uv run --no-sync ruff check .
 	uv run --no-sync mypy
+
+test test-slow: BROWSER = yes
 
 test: lint
 	uv run --no-sync pytest
