@@ -24,22 +24,36 @@ CATALOG_FILE = "catalog.parquet"
 
 _MOMENT = pa.timestamp("us", tz="UTC")
 _TEXTS = pa.list_(pa.string())
+_NUMBERS = pa.list_(pa.float64())
 
 
 @dataclass
 class Row:
     """One candidate with its verdict; what was not reached is None. All text is bounded and printable.
 
+    repo_id: the id to train with, "user/name", or "user/name:path/inside" for a dataset of a collection
     verdict: "accepted", "rejected" (a rule says why in `reasons`) or "failed" (could not be inspected)
+    path: the dataset's folder inside a collection, else None
     reasons, flags: "rule: sentence"; flags are remarks on datasets that passed
-    tasks: distinct task texts, the first few
+    camera_sizes: declared "WIDTHxHEIGHT" of each of `cameras`
+    tasks: distinct task texts, the first few; num_tasks counts them all
+    bimanual, evaluation: apart from single-arm demonstrations, whatever the verdict
+    success_column: the column in which success or reward is declared, if any
+    action_min, action_max, action_q01, action_q99: 6 numbers, joint by joint in the order of
+        `depi.datasets.joints.JOINTS`; degrees (gripper 0..100) where the convention is known, else as
+        recorded
+    motion, smoothness, idle, lag, follow, gripper_range: see `depi.catalog.motion.Motion`
     fingerprint: of the action columns; equal actions have equal fingerprints
-    duplicate_of: repo_id of the accepted original
+    episode_hashes, landmark_hashes: packed little-endian, uint64 per episode and uint32 per landmark, see
+        `depi.catalog.duplicates`
+    duplicate_of: repo_id of the accepted original with the same episodes
+    near_duplicate_of: the same, where the episodes were trimmed, rounded or converted
     score: 0..1 for accepted datasets, see `depi.catalog.order.score`
     """
 
     repo_id: str
     verdict: str
+    path: str | None = None
     revision: str | None = None
     codebase_version: str | None = None
     robot_type: str | None = None
@@ -48,15 +62,35 @@ class Row:
     fps: float | None = None
     cameras: list[str] | None = None
     num_cameras: int | None = None
+    camera_sizes: list[str] | None = None
     episodes: int | None = None
     frames: int | None = None
     tasks: list[str] | None = None
+    num_tasks: int | None = None
+    bimanual: bool | None = None
+    evaluation: bool | None = None
+    success_column: str | None = None
     license: str | None = None
     gated: bool | None = None
+    downloads: int | None = None
+    likes: int | None = None
     created_at: datetime | None = None
     last_modified: datetime | None = None
+    action_min: list[float] | None = None
+    action_max: list[float] | None = None
+    action_q01: list[float] | None = None
+    action_q99: list[float] | None = None
+    motion: float | None = None
+    smoothness: float | None = None
+    idle: float | None = None
+    lag: float | None = None
+    follow: float | None = None
+    gripper_range: float | None = None
     fingerprint: str | None = None
+    episode_hashes: bytes | None = field(default=None, repr=False)
+    landmark_hashes: bytes | None = field(default=None, repr=False)
     duplicate_of: str | None = None
+    near_duplicate_of: str | None = None
     score: float | None = None
     reasons: list[str] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
@@ -68,6 +102,7 @@ SCHEMA = pa.schema(
     {
         "repo_id": pa.string(),
         "verdict": pa.string(),
+        "path": pa.string(),
         "revision": pa.string(),
         "codebase_version": pa.string(),
         "robot_type": pa.string(),
@@ -76,15 +111,35 @@ SCHEMA = pa.schema(
         "fps": pa.float64(),
         "cameras": _TEXTS,
         "num_cameras": pa.int32(),
+        "camera_sizes": _TEXTS,
         "episodes": pa.int64(),
         "frames": pa.int64(),
         "tasks": _TEXTS,
+        "num_tasks": pa.int64(),
+        "bimanual": pa.bool_(),
+        "evaluation": pa.bool_(),
+        "success_column": pa.string(),
         "license": pa.string(),
         "gated": pa.bool_(),
+        "downloads": pa.int64(),
+        "likes": pa.int64(),
         "created_at": _MOMENT,
         "last_modified": _MOMENT,
+        "action_min": _NUMBERS,
+        "action_max": _NUMBERS,
+        "action_q01": _NUMBERS,
+        "action_q99": _NUMBERS,
+        "motion": pa.float64(),
+        "smoothness": pa.float64(),
+        "idle": pa.float64(),
+        "lag": pa.float64(),
+        "follow": pa.float64(),
+        "gripper_range": pa.float64(),
         "fingerprint": pa.string(),
+        "episode_hashes": pa.binary(),
+        "landmark_hashes": pa.binary(),
         "duplicate_of": pa.string(),
+        "near_duplicate_of": pa.string(),
         "score": pa.float64(),
         "reasons": _TEXTS,
         "flags": _TEXTS,
@@ -143,6 +198,19 @@ def read_rows(folder: Path, judged_by: dict[str, Any] | None = None) -> list[Row
     metadata = table.schema.metadata or {}
     if judged_by is not None and metadata.get(b"judged_by") != json.dumps(judged_by, sort_keys=True).encode():
         return []
-    if not table.schema.equals(SCHEMA):
-        raise UserError(f"{path} has not the columns of a catalogue; remove it or pass --refresh")
-    return [Row(**row) for row in table.to_pylist()]
+    return [Row(**row) for row in _as_catalog(table, path).to_pylist()]
+
+
+def _as_catalog(table: pa.Table, path: Path) -> pa.Table:
+    """The table with today's columns: those that an earlier DePi did not write are null."""
+    strange = UserError(f"{path} has not the columns of a catalogue; remove it or pass --refresh")
+    if not {"repo_id", "verdict", "reasons", "flags"} <= set(table.column_names):
+        raise strange
+    columns = [
+        table[column.name] if column.name in table.column_names else pa.nulls(len(table), column.type)
+        for column in SCHEMA
+    ]
+    try:
+        return pa.table(columns, names=SCHEMA.names).cast(SCHEMA)
+    except pa.ArrowException:
+        raise strange from None
