@@ -1,0 +1,113 @@
+"""The counted operations are those that PyTorch's own counter sees when the networks run."""
+
+import importlib
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from depi.models.flops import lerobot_flops, pi0_flops, sampling_flops
+from depi.models.pi0 import Pi0Dimensions
+
+SMALL = Pi0Dimensions.tiny(image_size=28, depth=3, num_heads=8, chunk_size=7)
+
+
+@pytest.fixture
+def helper(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    return importlib.import_module("lerobot_pi0")
+
+
+@pytest.fixture
+def full_batches(monkeypatch):
+    """A network on the meta device knows no masks: there, every camera and token counts as present."""
+    monkeypatch.setattr("torch.fx.experimental._config.meta_nonzero_assume_all_nonzero", True)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which that device has not got
+
+
+def count(run) -> int:
+    # Fused attention on a processor is unknown to the counter; written out, it is matrix products.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def batch_of(helper, d, size, device):
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.full((size,), 3), torch.full((size,), helper.PADDED_TOKENS)
+    batch = helper.make_batch(d, *whole, device, generator)
+    return {**batch, "noise": torch.zeros(size, d.chunk_size, d.action_dim, device=device)} | {
+        "time": torch.full((size,), 0.5, device=device)
+    }
+
+
+def their_loss(policy, batch):
+    images, masks = policy._preprocess_images(batch)
+    return policy.model.forward(
+        images,
+        masks,
+        batch[OBS_LANGUAGE_TOKENS],
+        batch[OBS_LANGUAGE_ATTENTION_MASK],
+        policy.prepare_state(batch),
+        policy.prepare_action(batch),
+        batch["noise"],
+        batch["time"],
+    )[..., :6].mean()
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_depi_training_step(helper, size):
+    policy = helper.make_depi(SMALL, "cpu")
+    batch = batch_of(helper, SMALL, size, "cpu")
+    assert count(lambda: policy.forward(batch)) == size * pi0_flops(SMALL, 3, 48).forward
+    assert count(lambda: policy.forward(batch)[0].backward()) == size * pi0_flops(SMALL, 3, 48).training()
+
+
+def test_depi_recomputes_layers_only(helper):
+    policy = helper.make_depi(SMALL, "cpu", gradient_checkpointing=True)
+    batch = batch_of(helper, SMALL, 2, "cpu")
+    expected = 2 * pi0_flops(SMALL, 3, 48).training(recompute=1.0)
+    counted = count(lambda: policy.forward(batch)[0].backward())
+    # A layer's last product is not needed again, and PyTorch stops before it.
+    assert 0.9 * expected < counted <= expected
+
+
+def test_lerobot_training_step(helper):
+    policy = helper.make_lerobot(SMALL, "cpu")
+    batch = helper.for_lerobot(batch_of(helper, SMALL, 2, "cpu"))
+    assert count(lambda: their_loss(policy, batch)) == 2 * lerobot_flops(SMALL, 3, 48).forward
+    assert count(lambda: their_loss(policy, batch).backward()) == 2 * lerobot_flops(SMALL, 3, 48).training()
+
+
+def test_full_size(helper, full_batches):
+    d = Pi0Dimensions.full()
+    batch = batch_of(helper, d, 1, "meta")
+    ours = helper.make_depi(d, "meta")
+    assert count(lambda: ours.forward(batch)[0].backward()) == pi0_flops(d, 3, 48).training()
+    theirs = helper.make_lerobot(d, "meta")
+    counted = count(lambda: their_loss(theirs, helper.for_lerobot(batch)).backward())
+    assert counted == lerobot_flops(d, 3, 48).training()
+
+
+def test_published_size_costs_what_it_is_said_to_cost():
+    flops = pi0_flops(Pi0Dimensions.full(), 3, 48)
+    assert flops.forward == pytest.approx(3.9e12, rel=0.03)
+    assert flops.training() == pytest.approx(11.7e12, rel=0.03)
+
+
+def test_sampling(helper):
+    policy = helper.make_depi(SMALL, "cpu")
+    batch = batch_of(helper, SMALL, 2, "cpu")
+    assert count(lambda: policy.predict_action_chunk(batch)) == 2 * sampling_flops(SMALL, 3, 48)
+
+
+def test_absent_cameras_and_padding_cost_nothing():
+    whole, part = (pi0_flops(SMALL, cameras, tokens) for cameras, tokens in ((3, 48), (1, 8)))
+    assert part.vision.forward * 3 == whole.vision.forward
+    assert part.prefix.forward * 3 < whole.prefix.forward
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        whole.training(recompute=2)
