@@ -8,18 +8,23 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
+from contextvars import copy_context
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from huggingface_hub import DatasetInfo, HfApi, ModelInfo, constants, get_token, hf_hub_download
+from huggingface_hub import DatasetInfo, HfApi, ModelInfo, RepoFile, constants, get_token, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import tqdm as hub_tqdm
+from huggingface_hub.utils import validate_repo_id
 from rich.progress import Progress
 
 from depi import __version__
 from depi.errors import DatasetError, UserError
+from depi.hub import session
+from depi.hub.fetch import TooLarge, TooSlow, check_time, fetch_small, get_json, snapshot_folder, time_limit
 from depi.hub.names import path_problem
 from depi.hub.retry import (
     EXPECTED,
@@ -44,19 +49,30 @@ __all__ = [
     "RepoMissing",
     "RevisionMissing",
     "TokenMissing",
+    "TooLarge",
+    "TooSlow",
     "download_file",
     "download_files",
     "endpoint",
+    "existing_files",
     "go_offline",
     "list_datasets",
+    "list_files",
+    "list_folders",
     "repo_info",
     "require_token",
+    "time_limit",
     "upload_folder",
 ]
 
-TIMEOUT = 60.0
 PARALLEL_DOWNLOADS = 8
+# Fewer files than this are fetched one after another: starting threads would take longer.
+PARALLEL_FROM = 4
+MAX_FILES = 100_000
+_PATHS_PER_QUESTION = 500
 _COMMIT_SHA = re.compile(r"[0-9a-f]{40}")
+
+session.install()
 
 
 def endpoint() -> str:
@@ -129,15 +145,84 @@ def repo_info(
 
     Raises:
         HubError: missing, private or unreachable. Gated repositories do show their info.
+        TooLarge: the list of its files is too long to be held.
     """
     target = Target(endpoint(), repo_id, repo_type, revision)
+    kind = {"dataset": DatasetInfo, "model": ModelInfo}[repo_type]
 
     def ask() -> Any:
-        return _api().repo_info(
-            repo_id, repo_type=repo_type, revision=revision, timeout=TIMEOUT, files_metadata=files_metadata
-        )
+        validate_repo_id(repo_id)
+        path = f"/api/{repo_type}s/{repo_id}"
+        if revision is not None:
+            path += f"/revision/{quote(revision, safe='')}"
+        params: dict[str, Any] = {"blobs": "true"} if files_metadata else {}
+        return kind(**get_json(target, path, params))
 
     return retried(ask, target)
+
+
+def list_files(repo_id: str, folder: str, *, revision: str) -> dict[str, int]:
+    """Return the files below a folder of a dataset's repository, as path inside that folder -> bytes.
+
+    Raises:
+        HubError: no such folder, missing or unreachable.
+        TooLarge: more than MAX_FILES files.
+    """
+    target = Target(endpoint(), repo_id, revision=revision, filename=folder)
+
+    def ask() -> dict[str, int]:
+        files: dict[str, int] = {}
+        tree = _api().list_repo_tree(
+            repo_id, folder or None, recursive=True, revision=revision, repo_type="dataset"
+        )
+        for entry in tree:
+            check_time()
+            if isinstance(entry, RepoFile):
+                files[entry.path.removeprefix(f"{folder}/" if folder else "")] = entry.size
+            if len(files) > MAX_FILES:
+                raise TooLarge(f"{folder or repo_id} holds more than {MAX_FILES} files")
+        return files
+
+    return retried(ask, target)
+
+
+def list_folders(repo_id: str, folder: str, *, revision: str) -> list[str]:
+    """Return the paths of the folders right below a folder of a dataset's repository, sorted.
+
+    Raises:
+        HubError: no such folder, missing or unreachable.
+        TooLarge: more than MAX_FILES entries.
+    """
+    target = Target(endpoint(), repo_id, revision=revision, filename=folder)
+
+    def ask() -> list[str]:
+        found = []
+        tree = _api().list_repo_tree(repo_id, folder or None, revision=revision, repo_type="dataset")
+        for number, entry in enumerate(tree):
+            check_time()
+            if number >= MAX_FILES:
+                raise TooLarge(f"{folder or repo_id} holds more than {MAX_FILES} entries")
+            if not isinstance(entry, RepoFile):
+                found.append(entry.path)
+        return sorted(found)
+
+    return retried(ask, target)
+
+
+def existing_files(repo_id: str, filenames: Sequence[str], *, revision: str) -> set[str]:
+    """Return those of the named files that a dataset's repository has; a request for every 500 of them.
+
+    Raises:
+        HubError: missing or unreachable.
+    """
+    target = Target(endpoint(), repo_id, revision=revision)
+    found: set[str] = set()
+    for start in range(0, len(filenames), _PATHS_PER_QUESTION):
+        asked = list(filenames[start : start + _PATHS_PER_QUESTION])
+        ask = partial(_api().get_paths_info, repo_id, asked, revision=revision, repo_type="dataset")
+        answer = retried(ask, target)
+        found.update(entry.path for entry in answer if isinstance(entry, RepoFile))
+    return found
 
 
 class _Silent(hub_tqdm):
@@ -159,7 +244,9 @@ def download_file(repo_id: str, filename: str, *, revision: str, repo_type: str 
     _check_name(repo_id, filename)
     target = Target(endpoint(), repo_id, repo_type, revision, filename)
 
-    def fetch() -> str:
+    def fetch() -> Path | str:
+        if _COMMIT_SHA.fullmatch(revision) and (small := fetch_small(target)):
+            return small
         return hf_hub_download(
             repo_id,
             filename,
@@ -199,10 +286,12 @@ def download_files(
         if sha is None:
             raise HubError(f"the Hub at {endpoint()} names no commit for {repo_id} at {revision}")
         revision = sha
-    folder = Path(
-        constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo_id, repo_type=repo_type), "snapshots", revision
-    )
+    folder = snapshot_folder(repo_id, repo_type, revision)
     missing = [name for name in dict.fromkeys(filenames) if not (folder / name).exists()]
+    if len(missing) < PARALLEL_FROM and not progress:
+        for name in missing:
+            download_file(repo_id, name, revision=revision, repo_type=repo_type)
+        return folder
     with ExitStack() as stack:
         bar = stack.enter_context(Progress(disable=not progress, transient=True))
         task = bar.add_task(repo_id, total=len(missing))
@@ -210,7 +299,9 @@ def download_files(
         # Whoever presses Ctrl-C does not wait for the files that are under way.
         stack.push(lambda kind, *_: pool.shutdown(kind is not KeyboardInterrupt, cancel_futures=True))
         fetches = [
-            pool.submit(download_file, repo_id, name, revision=revision, repo_type=repo_type)
+            pool.submit(
+                copy_context().run, download_file, repo_id, name, revision=revision, repo_type=repo_type
+            )
             for name in missing
         ]
         for fetch in as_completed(fetches):

@@ -1,6 +1,7 @@
 """Names that may come from anyone: repository ids, file paths, refs. Nothing else reaches the disk."""
 
 import re
+from dataclasses import dataclass
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -30,6 +31,49 @@ def is_repo_id(text: str) -> bool:
     except HFValidationError:
         return False
     return text.count("/") == 1
+
+
+@dataclass(frozen=True)
+class DatasetId:
+    """A dataset: a repository of its own, or the folder `path` of one that holds many.
+
+    Written `user/name`, or `user/name:path/inside`.
+    """
+
+    repo_id: str
+    path: str = ""
+
+    def __str__(self) -> str:
+        """The way it is written."""
+        return f"{self.repo_id}:{self.path}" if self.path else self.repo_id
+
+    def inside(self, filename: str) -> str:
+        """The repo-relative path of one of the dataset's files."""
+        return f"{self.path}/{filename}" if self.path else filename
+
+
+def parse_dataset_id(text: str) -> DatasetId:
+    """Read `user/name` or `user/name:path/inside`.
+
+    Raises:
+        ValueError: it is neither; the message says what is wrong.
+    """
+    repo_id, colon, path = text.partition(":")
+    if not is_repo_id(repo_id):
+        raise ValueError(f"{text[:200]!r} is no dataset id: write user/name, or user/name:folder")
+    problem = (path_problem(path) if path.isprintable() else "is not printable") if colon else None
+    if problem or path.startswith("~"):
+        raise ValueError(f"the folder in {text[:200]!r} {problem or 'is not a plain relative path'}")
+    return DatasetId(repo_id, path)
+
+
+def is_dataset_id(text: str) -> bool:
+    """Say whether this is `user/name` or `user/name:path/inside`."""
+    try:
+        parse_dataset_id(text)
+    except ValueError:
+        return False
+    return True
 
 
 def check_repo_id(repo_id: str) -> None:

@@ -1,0 +1,93 @@
+"""The HTTP session that all of huggingface_hub uses in this process: time limits, connections, politeness.
+
+huggingface_hub keeps one session and lets its settings be replaced; without that, most of its requests
+wait for an answer for ever, and of more than twenty connections all but twenty are opened anew each time.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+from huggingface_hub import close_session, set_client_factory
+from huggingface_hub.utils._http import hf_request_event_hook
+
+CONNECTIONS = 64
+_SECONDS = {"connect": 15.0, "read": 60.0, "write": 60.0}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """At most so many connections at once and, if given, so many requests per second."""
+
+    connections: int = CONNECTIONS
+    max_requests_per_second: float | None = None
+
+
+class _Turns:
+    """Requests start at least `1 / per_second` after one another, whichever thread sends them."""
+
+    def __init__(self, per_second: float):
+        self._step = 1 / per_second
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def wait(self) -> None:
+        with self._lock:
+            now = time.monotonic()
+            start = max(now, self._next)
+            self._next = start + self._step
+        time.sleep(max(0.0, start - now))
+
+
+_settings = Settings()
+_turns: _Turns | None = None
+
+
+def install() -> None:
+    """Make huggingface_hub use this session from now on."""
+    set_client_factory(_new_client)
+
+
+@contextmanager
+def limited(settings: Settings) -> Iterator[None]:
+    """Apply `settings` to all requests of this process for the length of a `with` block."""
+    global _settings
+    before = _settings
+    _apply(settings)
+    try:
+        yield
+    finally:
+        _apply(before)
+
+
+def _apply(settings: Settings) -> None:
+    global _settings, _turns
+    _settings = settings
+    rate = settings.max_requests_per_second
+    _turns = None if rate is None else _Turns(rate)
+    close_session()
+
+
+def _new_client() -> httpx.Client:
+    return httpx.Client(
+        event_hooks={"request": [hf_request_event_hook, _before_request]},
+        follow_redirects=True,
+        timeout=httpx.Timeout(None, **_SECONDS),
+        limits=httpx.Limits(
+            max_connections=_settings.connections, max_keepalive_connections=_settings.connections
+        ),
+    )
+
+
+def _before_request(request: httpx.Request) -> None:
+    # Listings ask for no limit explicitly, so the session's own does not count.
+    timeout = request.extensions.get("timeout", {})
+    request.extensions["timeout"] = {
+        **timeout,
+        **{name: seconds for name, seconds in _SECONDS.items() if timeout.get(name) is None},
+    }
+    if _turns is not None:
+        _turns.wait()
