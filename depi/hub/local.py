@@ -3,6 +3,7 @@
 The unmodified huggingface_hub client talks to it through HF_ENDPOINT, and so does everything built on it.
 """
 
+import asyncio
 import logging
 import os
 import signal
@@ -66,15 +67,18 @@ class LocalHub:
 
 
 class _Faulty:
-    """Lets `faults` answer first, and hands routes the address as it was sent, still percent-encoded."""
+    """Waits, lets `faults` answer first, and hands routes the address as sent, still percent-encoded."""
 
-    def __init__(self, app: ASGIApp, faults: Faults | None):
+    def __init__(self, app: ASGIApp, faults: Faults | None, latency: float):
         self._app = app
         self._faults = faults
+        self._latency = latency
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             scope = {**scope, "path": scope["raw_path"].decode("ascii", "replace")}
+            if self._latency:
+                await asyncio.sleep(self._latency)
             if self._faults is not None:
                 answer = await run_in_threadpool(self._faults, Request(scope))
                 if answer is not None:
@@ -101,7 +105,12 @@ def _gone(request: Request, error: Exception) -> Response:
 
 
 def build_app(
-    store: Store, access: Access, *, page_size: int = PAGE_SIZE, faults: Faults | None = None
+    store: Store,
+    access: Access,
+    *,
+    page_size: int = PAGE_SIZE,
+    faults: Faults | None = None,
+    latency: float = 0.0,
 ) -> ASGIApp:
     """Return the ASGI application that serves `store`."""
     app = Starlette(
@@ -111,7 +120,7 @@ def build_app(
     app.state.store = store
     app.state.access = access
     app.state.page_size = page_size
-    return _Faulty(app, faults)
+    return _Faulty(app, faults, latency)
 
 
 def _open_store(root: Path) -> tuple[Store, Access]:
@@ -153,14 +162,14 @@ def _endpoint(host: str, sock: socket.socket) -> str:
 
 @contextmanager
 def _prepare(
-    root: Path, host: str, port: int, page_size: int, faults: Faults | None
+    root: Path, host: str, port: int, page_size: int, faults: Faults | None, latency: float = 0.0
 ) -> Iterator[tuple[LocalHub, uvicorn.Server, socket.socket]]:
     sock = _listen(host, port)
     try:
         store, access = _open_store(root)
         try:
             config = uvicorn.Config(
-                build_app(store, access, page_size=page_size, faults=faults),
+                build_app(store, access, page_size=page_size, faults=faults, latency=latency),
                 log_config=None,
                 log_level="warning",
                 access_log=False,
@@ -185,16 +194,18 @@ def serve(
     port: int = 0,
     page_size: int = PAGE_SIZE,
     faults: Faults | None = None,
+    latency: float = 0.0,
 ) -> Iterator[LocalHub]:
     """Serve the folder `root` from a thread of this process for the length of a `with` block.
 
     Port 0 takes any free one. A new folder is seeded with the tokenizer. `page_size` bounds the pages of
-    listings and trees. `faults` may answer any request in the Hub's place, to test clients with.
+    listings and trees. `faults` may answer any request in the Hub's place, and each answer is held
+    back for `latency` seconds, to test clients with.
 
     Raises:
         UserError: the port is taken, or the folder cannot be written or is served already.
     """
-    with _prepare(root, host, port, page_size, faults) as (hub, server, sock):
+    with _prepare(root, host, port, page_size, faults, latency) as (hub, server, sock):
         thread = threading.Thread(target=server.run, args=([sock],), name="embedded-hub", daemon=True)
         thread.start()
         try:
