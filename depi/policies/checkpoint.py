@@ -1,4 +1,4 @@
-"""Where a checkpoint is, and what its config.json says. The layout is LeRobot's."""
+"""Where a checkpoint is, and what its config.json says. The layout is LeRobot's; see `foreign` for others."""
 
 import json
 import tempfile
@@ -13,6 +13,7 @@ from depi.errors import UserError
 from depi.files import read_json
 from depi.flags import parse_flags
 from depi.policies.configuration import DepiPi0Config
+from depi.policies.foreign import NORM_STATS, present_config
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -26,11 +27,13 @@ CONFIG_CLASSES: dict[str, type[PI0Config]] = {"pi0": PI0Config, "depi_pi0": Depi
 def load_config(folder: Path, overrides: Sequence[str] = ()) -> PI0Config:
     """The configuration in a checkpoint folder, with flags such as `--n_action_steps=10` on top.
 
+    openpi's and older LeRobot's become today's.
+
     Raises:
         UserError: the file is missing or malformed, is of another policy type, or a flag is wrong.
     """
     path = folder / CONFIG
-    content = read_json(path)
+    content = present_config(read_json(path), path)
     kind = content.pop("type", None) if isinstance(content, dict) else None
     if kind not in CONFIG_CLASSES:
         raise UserError(f"{path} is of policy type {kind!r}; DePi knows {', '.join(CONFIG_CLASSES)}")
@@ -52,10 +55,13 @@ def resolve_checkpoint(path_or_repo_id: str | Path, revision: str | None = None)
     A run stands for its last checkpoint, a checkpoint for its `pretrained_model` folder.
 
     Raises:
-        UserError: there is no such folder or repository, or it is no checkpoint.
+        UserError: there is no such folder or repository, it is no checkpoint, or a folder is asked for a
+            revision.
     """
     folder = Path(path_or_repo_id).expanduser()
     if folder.is_dir():
+        if revision is not None:
+            raise UserError(f"{folder} is a folder: revision {revision} can only be had of a Hub repository")
         last = folder / CHECKPOINTS_DIR / LAST_CHECKPOINT_LINK
         for inner in (last / PRETRAINED_MODEL_DIR, folder / PRETRAINED_MODEL_DIR):
             if inner.is_dir() and not (folder / CONFIG).exists():
@@ -63,8 +69,20 @@ def resolve_checkpoint(path_or_repo_id: str | Path, revision: str | None = None)
     else:
         folder = _download(str(path_or_repo_id), revision)
     if not (folder / CONFIG).exists():
-        raise UserError(f"{path_or_repo_id} is no checkpoint: it has no {CONFIG}")
+        raise UserError(f"{path_or_repo_id} is no checkpoint: it has no {CONFIG}{_remedy(folder)}")
     return folder
+
+
+def _remedy(folder: Path) -> str:
+    """openpi's own trainer writes no config.json, and a chunk's length is nowhere in the weights."""
+    if not (folder / WEIGHTS).exists() or not (folder / "metadata.pt").exists():
+        return ""
+    return (
+        "; if openpi's trainer wrote it, add one: "
+        '{"action_dim": 32, "action_horizon": 50, "paligemma_variant": "gemma_2b", '
+        '"action_expert_variant": "gemma_300m", "precision": "bfloat16"} '
+        "with the numbers of your training configuration"
+    )
 
 
 def _download(repo_id: str, revision: str | None) -> Path:
@@ -79,6 +97,7 @@ def _download(repo_id: str, revision: str | None) -> Path:
         for sibling in info.siblings or []
         if sibling.rfilename in (CONFIG, WEIGHTS, *TRAINING_FILES)
         or ("/" not in sibling.rfilename and sibling.rfilename.startswith(stems))
+        or (sibling.rfilename.startswith("assets/") and sibling.rfilename.endswith("/" + NORM_STATS))
     ]
     if CONFIG not in wanted:
         raise UserError(f"{repo_id} is no checkpoint: it has no {CONFIG}")

@@ -4,15 +4,21 @@ On disk every size has LeRobot's names, in float32, each with the prefix `model.
 that never influence its output, and DePi's has not got them. They are written all the same, because stock
 LeRobot refuses a file without them: the language model's `lm_head` as a copy of the token embedding (to which
 PaliGemma ties it), everything else as zeros, with which the last prefix layer passes its input through.
+
+Files from elsewhere are read too: openpi's, which lack the prefix, are often bfloat16 and hold tied tensors
+once; and those of LeRobot before 0.4, which name PaliGemma's parts as older transformers did and carry their
+normalisation statistics among the weights.
 """
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
 from torch import Tensor
 
 from depi.errors import UserError
@@ -23,6 +29,19 @@ PALIGEMMA = "paligemma_with_expert.paligemma."
 VISION = PALIGEMMA + "model.vision_tower.vision_model."
 LANGUAGE = PALIGEMMA + "model.language_model."
 EXPERT = "paligemma_with_expert.gemma_expert."
+
+# How older versions of transformers named PaliGemma's parts; the first match counts.
+OLD_NAMES = {
+    PALIGEMMA + "language_model.lm_head.": PALIGEMMA + "lm_head.",
+    PALIGEMMA + "language_model.model.": LANGUAGE,
+    PALIGEMMA + "language_model.": LANGUAGE,
+    PALIGEMMA + "vision_tower.": PALIGEMMA + "model.vision_tower.",
+    PALIGEMMA + "multi_modal_projector.": PALIGEMMA + "model.multi_modal_projector.",
+}
+# LeRobot before 0.4 kept statistics in modules of these names.
+STATISTICS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
+# Quantised weights mean nothing without their scales.
+READABLE_DTYPES = ("F32", "BF16", "F16", "F64")
 
 EMBEDDING = LANGUAGE + "embed_tokens.weight"
 TIED_HEAD = PALIGEMMA + "lm_head.weight"
@@ -79,55 +98,95 @@ def unused_shapes(d: Pi0Dimensions) -> dict[str, tuple[int, ...]]:
     }
 
 
-def to_lerobot(state: Mapping[str, Tensor], d: Pi0Dimensions) -> dict[str, Tensor]:
-    """State dict of a `Pi0` or a policy around it -> every tensor of a LeRobot `pi0`, float32 on the CPU."""
-    renamed = {
+def save_weights(path: Path, state: Mapping[str, Tensor], d: Pi0Dimensions) -> None:
+    """Write `state` as LeRobot's `model.safetensors`, atomically.
+
+    float32 weights on the CPU are written from where they lie, others are copied there first. The parts that
+    LeRobot has and DePi has not cost no memory: they are written from the embedding and from untouched zeros.
+    """
+    weights = {
         lerobot_name(name.removeprefix("model."), d.depth): value.detach()
         .to("cpu", torch.float32)
         .contiguous()
         for name, value in state.items()
     }
-    for name, shape in unused_shapes(d).items():
-        renamed[name] = renamed[EMBEDDING].clone() if name == TIED_HEAD else torch.zeros(shape)
-    return {f"model.{name}": value for name, value in renamed.items()}
-
-
-def save_weights(path: Path, state: Mapping[str, Tensor], d: Pi0Dimensions) -> None:
-    """Write `state` as LeRobot's `model.safetensors`, atomically."""
+    unused = unused_shapes(d)
+    zeros = np.zeros(max(math.prod(shape) for shape in unused.values()), dtype=np.float32)
+    specs = {f"model.{name}": _spec(weights[name].shape, weights[name].data_ptr()) for name in weights}
+    for name, shape in unused.items():
+        source = weights[EMBEDDING].data_ptr() if name == TIED_HEAD else zeros.ctypes.data
+        specs[f"model.{name}"] = _spec(shape, source)
     with atomic_write(path) as temporary:
-        save_file(to_lerobot(state, d), temporary, metadata={"format": "pt"})
+        serialize_file(specs, temporary, metadata={"format": "pt"})
 
 
-def load_weights(path: Path, model: Pi0, *, strict: bool = True) -> list[str]:
-    """Fill `model`, maybe on the meta device, from a LeRobot `model.safetensors`, in float32 on the CPU.
+def _spec(shape: Sequence[int], address: int) -> TensorSpec:
+    return TensorSpec(dtype="float32", shape=shape, data_ptr=address, data_len=4 * math.prod(shape))
 
-    Names may lack the prefix `model.`; an absent token embedding is read from the `lm_head` tied to it.
-    Shapes are compared before anything is read.
+
+def load_weights(
+    path: Path, model: Pi0, *, device: str | torch.device = "cpu", strict: bool = True
+) -> list[str]:
+    """Fill `model`, which may be on the meta device, from a `model.safetensors`: float32, on `device`.
+
+    Names may lack the prefix `model.` or be those of older versions; an absent token embedding is read from
+    the `lm_head` tied to it. Everything is compared before anything is read. Each tensor is read once, into
+    its place: the memory in use never exceeds the parameters by more than the largest tensor.
 
     Args:
         path: the file.
         model: the network to fill.
+        device: where its parameters shall be.
         strict: refuse a file that lacks parameters or has ones that belong nowhere.
 
     Returns:
-        What did not fit, empty if strict: names that the file lacks, and names in it that belong nowhere.
+        What did not fit, empty if strict: names that the file lacks, whose parameters are left as they are,
+        and names in it that belong nowhere.
 
     Raises:
-        UserError: the file is missing or damaged, a shape differs, or `strict` and names differ.
+        UserError: the file is missing, damaged or of another network, a shape or dtype is wrong, two names
+            mean the same parameter, or `strict` and names differ.
     """
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            found = {key.removeprefix("model."): key for key in file.keys()}  # noqa: SIM118 (not a dict)
+        with safe_open(path, framework="pt", device=str(device), backend="pread") as file:
+            found = _canonical_names(path, file.offset_keys())
             sources, leftovers = _match(model, found)
-            shapes = {name: tuple(file.get_slice(found[name]).get_shape()) for name in sources}
-            _check(path, model, sources, shapes, leftovers if strict else [])
-            weights = {ours: file.get_tensor(found[name]).float() for name, ours in sources.items()}
+            slices = {name: file.get_slice(found[name]) for name in sources}
+            _check(path, model, sources, slices, leftovers if strict else [])
+            # In the order of the file: disks read forwards faster.
+            weights = {
+                sources[name]: file.get_tensor(key).float() for name, key in found.items() if name in sources
+            }
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged or no safetensors file ({error}); fetch it again") from None
     model.load_state_dict(weights, strict=False, assign=True)
     return leftovers
+
+
+def canonical_name(key: str) -> str:
+    """LeRobot's present name, without the leading `model.`, for a key of a file of any version."""
+    name = key.removeprefix("model.")
+    for old, new in OLD_NAMES.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+def _canonical_names(path: Path, keys: Iterable[str]) -> dict[str, str]:
+    """Canonical name -> key in the file, for everything in it but statistics."""
+    found: dict[str, str] = {}
+    for key in keys:
+        name = canonical_name(key)
+        if name.startswith(STATISTICS):
+            continue
+        if name.startswith(("time_mlp_in.", "time_mlp_out.")) or ".dense." in name:
+            raise UserError(f"{path} holds a pi0.5 ({key}); DePi trains pi0")
+        if name in found:
+            raise UserError(f"{path} holds {name} twice, as {found[name]} and as {key}")
+        found[name] = key
+    return found
 
 
 def _match(model: Pi0, found: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
@@ -151,15 +210,17 @@ def _check(
     path: Path,
     model: Pi0,
     sources: Mapping[str, str],
-    shapes: Mapping[str, tuple[int, ...]],
+    slices: Mapping[str, Any],
     leftovers: list[str],
 ) -> None:
-    expected = {ours: tuple(value.shape) for ours, value in model.state_dict().items()}
-    problems = leftovers + [
-        f"{name} has shape {list(shapes[name])}, the policy needs {list(expected[ours])}"
-        for name, ours in sources.items()
-        if shapes[name] != expected[ours]
-    ]
+    expected = {ours: list(value.shape) for ours, value in model.state_dict().items()}
+    problems = list(leftovers)
+    for name, ours in sources.items():
+        shape, dtype = list(slices[name].get_shape()), slices[name].get_dtype()
+        if shape != expected[ours]:
+            problems.append(f"{name} has shape {shape}, the policy needs {expected[ours]}")
+        if dtype not in READABLE_DTYPES:
+            problems.append(f"{name} has dtype {dtype}, not one of {', '.join(READABLE_DTYPES)}")
     if problems:
         listed = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
         raise UserError(

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 
+from depi.models.pi0 import Pi0
 from depi.policies.checkpoint import WEIGHTS, load_config, resolve_checkpoint
 from depi.policies.configuration import TrainingData, set_features
 from depi.policies.convert import load_weights
@@ -46,11 +47,14 @@ def load_policy(
     device: str | None = None,
     strict: bool = True,
 ) -> Pi0Policy:
-    """A policy from a checkpoint folder or a Hub repository, LeRobot's `pi0` or DePi's, in evaluation mode.
+    """A policy from a checkpoint folder or a Hub repository, in evaluation mode.
+
+    It may be DePi's, LeRobot's `pi0` of any version, or openpi's in its PyTorch layout.
 
     Args:
         path_or_repo_id: folder, or `user/name` on the Hub.
-        revision: branch, tag or commit on the Hub; it is resolved to a commit first.
+        revision: branch, tag or commit on the Hub, for configuration and weights alike; it is resolved to a
+            commit first.
         config: use this instead of the checkpoint's config.json.
         config_overrides: flags such as `--n_action_steps=10` on top of config.json.
         data: fine-tune on this: its cameras, state and action replace the checkpoint's.
@@ -67,18 +71,28 @@ def load_policy(
         set_features(config, data)
     with torch.device("meta"):
         policy = Pi0Policy(config)
-    if not strict:
-        policy.to_empty(device="cpu")
-        policy.model.init_weights()
-    leftovers = load_weights(folder / WEIGHTS, policy.model, strict=strict)
+    leftovers = load_weights(folder / WEIGHTS, policy.model, device=config.device or "cpu", strict=strict)
     if leftovers:
+        _draw_missing(policy.model, config.device or "cpu")
         logger.warning(
             "%s: %d tensors do not match; missing ones keep random values: %s",
             folder / WEIGHTS,
             len(leftovers),
             "; ".join(leftovers[:20]),
         )
-    return policy.to(config.device).eval()
+    return policy.eval()
+
+
+def _draw_missing(model: Pi0, device: str) -> None:
+    """Random values for the parameters that are still on the meta device; the others stay."""
+    for part in model.modules():
+        own = dict(part.named_parameters(recurse=False))
+        if not any(parameter.is_meta for parameter in own.values()):
+            continue
+        loaded = {name: parameter for name, parameter in own.items() if not parameter.is_meta}
+        part.to_empty(device=device, recurse=False)
+        Pi0.init_weights(part)
+        part.load_state_dict(loaded, strict=False, assign=True)
 
 
 def save_checkpoint(folder: Path, policy: Pi0Policy, pre: Pipeline, post: Pipeline) -> None:

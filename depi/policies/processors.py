@@ -21,6 +21,7 @@ from depi.errors import UserError
 from depi.files import read_json
 from depi.policies.checkpoint import POSTPROCESSOR, PREPROCESSOR, load_config, resolve_checkpoint
 from depi.policies.configuration import dimensions_of
+from depi.policies.foreign import stored_stats
 
 type Pipeline = PolicyProcessorPipeline[Any, Any]
 
@@ -68,11 +69,16 @@ def load_processors(
 ) -> tuple[Pipeline, Pipeline]:
     """Pipelines of a checkpoint; see `load_policy` for the arguments.
 
+    A checkpoint of openpi or of LeRobot before 0.4 has none: they are made from its statistics.
+
     Raises:
         UserError: files are missing or contain steps that pi0 has not, or the tokenizer does not fit.
     """
     folder = resolve_checkpoint(path_or_repo_id, revision)
     config = load_config(folder)
+    if not (folder / PREPROCESSOR).exists() and not (folder / POSTPROCESSOR).exists():
+        config.device = device or config.device
+        return make_processors(config, stored_stats(folder))
     for name in (PREPROCESSOR, POSTPROCESSOR):
         _check_steps(folder / name)
     to_device = {"device_processor": {"device": device or config.device}}

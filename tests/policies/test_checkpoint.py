@@ -28,9 +28,10 @@ from depi.policies.convert import (
     LANGUAGE,
     TIED_HEAD,
     lerobot_name,
-    to_lerobot,
+    save_weights,
     unused_shapes,
 )
+from depi.policies.processors import save_processors
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_there_and_back(policy, folder, raw_batch):
 
 
 def test_training_goes_on_after_loading(folder, batch):
-    """Loaded weights may live in the mapped file: they change in memory, not on disk."""
+    """What was loaded changes in memory, not on disk."""
     before = (folder / "model.safetensors").read_bytes()
     loaded = load_policy(folder)
     optimizer = torch.optim.AdamW(loaded.get_optim_params(), lr=1e-2)
@@ -121,6 +122,22 @@ def test_missing_and_unexpected_names(folder):
     rewrite_weights(folder, damage)
     with pytest.raises(UserError, match=r"3 tensors differ: missing .*; missing .*; unexpected surprise"):
         load_policy(folder)
+
+
+def test_one_parameter_under_two_names(folder):
+    """Which of them would be meant?"""
+    name = "paligemma_with_expert.paligemma.multi_modal_projector.linear.bias"
+    rewrite_weights(folder, lambda weights: weights.update({name: torch.zeros(48)}))
+    with pytest.raises(UserError, match=r"holds .*multi_modal_projector.linear.bias twice, as .* and as"):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_quantised_weights_are_refused(folder, strict):
+    key = "model.state_proj.bias"
+    rewrite_weights(folder, lambda weights: weights.update({key: weights[key].to(torch.int8)}))
+    with pytest.raises(UserError, match=r"state_proj\.bias has dtype I8"):
+        load_policy(folder, strict=strict)
 
 
 def test_not_strict_names_what_is_random(folder, policy, caplog):
@@ -232,12 +249,23 @@ def test_every_lerobot_name_is_there():
         assert name in ours
 
 
-def test_restored_parts(policy):
-    exported = to_lerobot(policy.state_dict(), policy.model.dimensions)
+def test_restored_parts(policy, folder):
+    exported = load_file(folder / "model.safetensors")
     assert torch.equal(exported[f"model.{TIED_HEAD}"], policy.model.token_embedding.weight)
     for name, shape in unused_shapes(policy.model.dimensions).items():
         assert tuple(exported[f"model.{name}"].shape) == shape
         assert name == TIED_HEAD or not exported[f"model.{name}"].any()
+
+
+def test_saving_converts_and_gathers(policy, tmp_path):
+    """Weights in another dtype or layout are written as float32, in the right order."""
+    state = {name: value.double() for name, value in policy.state_dict().items()}
+    weight = "model.state_proj.weight"
+    state[weight] = state[weight].t().contiguous().t()
+    save_weights(tmp_path / "model.safetensors", state, policy.model.dimensions)
+    exported = load_file(tmp_path / "model.safetensors")
+    assert {value.dtype for value in exported.values()} == {torch.float32}
+    assert torch.equal(exported[weight], policy.model.state_proj.weight)
 
 
 def test_published_size_is_lerobots_own_type(data, tmp_path):
@@ -250,17 +278,37 @@ def test_published_size_is_lerobots_own_type(data, tmp_path):
     assert load_config(tmp_path) == stock
 
 
-def test_from_the_hub(hub, policy, folder):
+def test_revision_counts_for_config_weights_and_processors(hub, policy, folder, stats):
     api = HfApi(endpoint=hub.endpoint, token=hub.write_token)
     api.create_repo("someone/pi0", repo_type="model")
     first = api.upload_folder(repo_id="someone/pi0", folder_path=folder).oid
     rewrite_weights(folder, lambda weights: weights.update({"model.state_proj.bias": torch.ones(40)}))
+    policy.config.n_action_steps = 2
+    policy.config._save_pretrained(folder)
+    stats["action"]["mean"] += 5
+    save_processors(folder, *make_processors(policy.config, stats))
     api.upload_folder(repo_id="someone/pi0", folder_path=folder)
-    assert same_weights(load_policy("someone/pi0", revision=first), policy)
-    assert (load_policy("someone/pi0").model.state_proj.bias == 1).all()
-    pre, _ = load_processors("someone/pi0", revision=first)
-    assert len(pre.steps) == 7
+
+    old, new = load_policy("someone/pi0", revision=first), load_policy("someone/pi0")
+    assert same_weights(old, policy)
+    assert (new.model.state_proj.bias == 1).all()
+    assert (old.config.n_action_steps, new.config.n_action_steps) == (5, 2)
+    zero = torch.zeros(1, 7, 6)
+    (_, post_old), (_, post_new) = (
+        load_processors("someone/pi0", revision=first),
+        load_processors("someone/pi0"),
+    )
+    assert (post_old(zero) == 10).all()
+    assert (post_new(zero) == 15).all()
+
+
+def test_revisions_that_cannot_be(hub, folder):
     with pytest.raises(UserError, match="someone/nothing"):
         load_policy("someone/nothing")
+    api = HfApi(endpoint=hub.endpoint, token=hub.write_token)
+    api.create_repo("someone/pi0", repo_type="model")
+    api.upload_folder(repo_id="someone/pi0", folder_path=folder)
     with pytest.raises(UserError, match="nowhere"):
         load_policy("someone/pi0", revision="nowhere")
+    with pytest.raises(UserError, match="is a folder: revision main"):
+        load_policy(folder, revision="main")
