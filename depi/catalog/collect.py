@@ -20,7 +20,7 @@ from depi.catalog.facts import Thresholds
 from depi.catalog.find import Candidate, find
 from depi.catalog.inspect import Inspector, bare_row
 from depi.catalog.order import settle
-from depi.catalog.rules import CATALOGUE_RULES, FLAGS, RULES_VERSION, TIERS, check_disabled
+from depi.catalog.rules import CATALOGUE_FLAGS, CATALOGUE_RULES, FLAGS, RULES_VERSION, TIERS, check_disabled
 from depi.catalog.store import ACCEPTED, FAILED, REJECTED, Row, read_rows, write_catalog
 from depi.errors import UserError
 from depi.flags import parse_flags
@@ -152,7 +152,7 @@ def collect(config: CollectConfig) -> Summary:
     rows = inspect_all(inspector, candidates, config.workers)
     kept = {id(row) for row in earlier}
     reused = sum(id(row) in kept for row in rows)
-    rows = settle(rows, disabled)
+    rows = settle(rows, disabled, config)
     write_catalog(config.output_dir, rows, judged_by)
     verdicts = Counter(row.verdict for row in rows)
     return Summary(
@@ -216,6 +216,8 @@ def print_rules(console: Console) -> None:
         table.add_row(catalogue_rule.__name__, "catalogue", _first_line(catalogue_rule))
     for flag in FLAGS:
         table.add_row(flag.__name__, "remark only", _first_line(flag))
+    for catalogue_flag in CATALOGUE_FLAGS:
+        table.add_row(catalogue_flag.__name__, "remark only", _first_line(catalogue_flag))
     console.print(table)
     console.print(f"rules version {RULES_VERSION}; switch rules off with --disable_rules=\\[name,...]")
 

@@ -6,6 +6,7 @@ from datetime import datetime
 
 import numpy as np
 
+from depi.catalog.motion import Motion
 from depi.datasets.formats import DatasetInfo, DatasetMeta
 from depi.datasets.joints import Detection
 from depi.errors import UserError
@@ -27,8 +28,24 @@ class Thresholds:
     min_frames: int = 50
     # Most frames; larger datasets are not checked and so not accepted.
     max_frames: int = 5_000_000
+    # Largest share of the steps from frame to frame that may be off by more than half a frame, 0..1.
+    max_uneven_steps: float = 0.05
     # The least that the joint which moves most must move over the dataset, in degrees.
     min_motion: float = 5.0
+    # Largest share of the episodes in which nothing moves by --min_motion, 0..1.
+    max_still_episodes: float = 0.5
+    # Most seconds that the state may come after the action.
+    max_lag: float = 0.7
+    # Least correlation between the motion of the action and that of the state, -1..1.
+    min_follow: float = 0.3
+    # The least that the gripper must open and close over the dataset, 0..100; 0 for arms without use of it.
+    min_gripper: float = 3.0
+    # Only datasets of these licences, as in --licenses=[apache-2.0,mit]; empty for all.
+    licenses: list[str] = field(default_factory=list)
+    # Largest share of the episodes that an earlier dataset may have too, 0..1.
+    max_shared_episodes: float = 0.5
+    # The same for motion that was trimmed, rounded or converted: share of it that is found again, 0..1.
+    max_shared_motion: float = 0.2
     # Largest meta/ folder to download, in megabytes.
     max_meta_mb: float = 200.0
     # Largest parquet tables of one dataset to download, in megabytes.
@@ -36,7 +53,8 @@ class Thresholds:
 
     def __post_init__(self) -> None:
         for limit in fields(Thresholds):
-            if math.isnan(getattr(self, limit.name)):
+            value = getattr(self, limit.name)
+            if isinstance(value, float) and math.isnan(value):
                 raise UserError(f"--{limit.name} is NaN: nothing compares with it")
 
 
@@ -54,6 +72,9 @@ class Facts:
     files: dict[str, int | None]  # path in the repository -> bytes, None where the Hub does not say
     tags: tuple[str, ...] = ()
     license: str | None = None
+    path: str | None = None  # folder inside a collection
+    downloads: int | None = None
+    likes: int | None = None
     gated: bool = False
     disabled: bool = False
     created_at: datetime | None = None
@@ -83,3 +104,4 @@ class Facts:
     detection: Detection = field(init=False)
     action_degrees: np.ndarray = field(init=False)  # float32 [F, 6], only of a known convention
     state_degrees: np.ndarray = field(init=False)
+    motion: Motion = field(init=False)  # only of a known convention

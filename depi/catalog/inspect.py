@@ -17,9 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from depi.catalog.evidence import add_evidence
 from depi.catalog.facts import Facts, Thresholds
 from depi.catalog.find import Candidate
-from depi.catalog.rules import INFO_FILE, RULES_VERSION, TIERS, judge, remarks
+from depi.catalog.motion import measure_motion
+from depi.catalog.repository_rules import INFO_FILE
+from depi.catalog.rules import RULES_VERSION, TIERS, judge, remarks
 from depi.catalog.store import ACCEPTED, FAILED, REJECTED, Row
 from depi.catalog.text import clean
 from depi.datasets import formats, joints
@@ -96,6 +99,8 @@ def list_facts(repo_id: str, info: huggingface_hub.DatasetInfo) -> Facts:
         files={sibling.rfilename: sibling.size for sibling in info.siblings or ()},
         tags=tuple(str(tag) for tag in info.tags or ()),
         license=None if license_name is None else clean(license_name, 100),
+        downloads=info.downloads,
+        likes=info.likes,
         gated=bool(info.gated),
         disabled=bool(info.disabled),
         created_at=info.created_at,
@@ -148,8 +153,11 @@ def gather_joints(facts: Facts) -> None:
     names = facts.info.features["action"].names
     facts.detection = joints.detect_convention(names, facts.action, facts.state)
     if facts.detection.convention not in ("unknown", "native"):
-        facts.action_degrees = joints.to_degrees(facts.action, facts.detection.convention)
-        facts.state_degrees = joints.to_degrees(facts.state, facts.detection.convention)
+        facts.action_degrees = joints.to_degrees(facts.action, facts.detection)
+        facts.state_degrees = joints.to_degrees(facts.state, facts.detection)
+        facts.motion = measure_motion(
+            facts.action_degrees, facts.state_degrees, facts.episode_length, facts.info.fps
+        )
 
 
 def fingerprint(action: np.ndarray, episode_length: np.ndarray) -> str:
@@ -181,6 +189,7 @@ def make_row(facts: Facts, reasons: list[str], limits: Thresholds) -> Row:
     if hasattr(facts, "detection"):
         row.joint_convention = facts.detection.convention
         row.joint_evidence = clean(facts.detection.evidence, 500)
+    add_evidence(row, facts)
     if not reasons:
         row.flags = [clean(flag, 500) for flag in remarks(facts, limits)]
     return row

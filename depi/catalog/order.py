@@ -1,60 +1,103 @@
 """What is decided over the whole catalogue: duplicates, and which dataset comes first."""
 
-import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
+from depi.catalog.duplicates import Kept, Overlap
+from depi.catalog.facts import Thresholds
+from depi.catalog.score import score
 from depi.catalog.store import ACCEPTED, FAILED, REJECTED, Row
-from depi.catalog.text import is_instruction
 
 _NEVER = datetime.max.replace(tzinfo=UTC)
+# So many equal runs of landmarks happen by chance.
+_CHANCE = 4
+_NAMED = 4
 
 
-def not_duplicate(row: Row, originals: dict[str, Row]) -> str | None:
-    """No accepted dataset that was published earlier has exactly the same actions."""
-    original = originals.get(row.fingerprint or "")
-    return None if original is None else f"same actions as {original.repo_id}, published earlier"
+def not_duplicate(overlap: Overlap, limits: Thresholds) -> str | None:
+    """No more than `--max_shared_episodes` of its episodes are in accepted datasets published earlier.
+
+    Exactly, number by number: forks, re-uploads, renamed copies, subsets and merges. The earliest is kept.
+    """
+    if overlap.equal is not None:
+        return f"same actions as {overlap.equal}, published earlier"
+    if overlap.episode_share <= limits.max_shared_episodes:
+        return None
+    return _shared_text(overlap)
 
 
-def settle(rows: Iterable[Row], disabled: frozenset[str] = frozenset()) -> list[Row]:
+def not_near_duplicate(overlap: Overlap, limits: Thresholds) -> str | None:
+    """No more than `--max_shared_motion` of its motion is in accepted datasets published earlier.
+
+    To the frame, as nobody repeats it: episodes that were trimmed, rounded or converted to other units.
+    """
+    if sum(overlap.runs.values()) <= _CHANCE or overlap.run_share <= limits.max_shared_motion:
+        return None
+    share = f"{overlap.run_share:.0%} of it found again"
+    return f"same motion as {_named(overlap.runs)}, published earlier ({share})"
+
+
+def shared_episodes(overlap: Overlap, limits: Thresholds) -> str | None:
+    """Some of its episodes, and no more than allowed, are in accepted datasets published earlier."""
+    return _shared_text(overlap) if overlap.episodes else None
+
+
+def settle(
+    rows: Iterable[Row], disabled: frozenset[str] = frozenset(), limits: Thresholds | None = None
+) -> list[Row]:
     """Reject duplicates, score what remains, and return all rows in the order of the catalogue.
 
     Accepted come first, best first; then rejected and failed, each by repo_id. Rows of an earlier
-    catalogue may be among them: that they were a duplicate of something is decided anew.
+    catalogue may be among them: what they were a duplicate of is decided anew. A dataset is compared with
+    those kept before it, never with one that was itself refused, so nothing is lost with a chain of copies.
     """
-    rows = list(rows)
+    rows, limits = list(rows), limits or Thresholds()
     for row in rows:
         _forget_duplicate(row)
-    originals: dict[str, Row] = {}
-    for row in sorted(rows, key=lambda row: (row.created_at or _NEVER, row.repo_id)):
-        if row.verdict != ACCEPTED:
-            continue
-        reason = not_duplicate(row, originals)
-        if reason is not None and "not_duplicate" not in disabled:
-            row.verdict = REJECTED
-            row.reasons = [f"not_duplicate: {reason}"]
-            row.duplicate_of = originals[row.fingerprint or ""].repo_id
-        elif row.fingerprint is not None:
-            originals.setdefault(row.fingerprint, row)
+    accepted = [row for row in rows if row.verdict == ACCEPTED]
+    accepted.sort(key=lambda row: (row.created_at or _NEVER, row.repo_id))
+    kept = Kept(accepted)
+    for position, row in enumerate(accepted):
+        overlap = kept.overlap(position)
+        if not _refuse(row, overlap, disabled, limits):
+            if remark := shared_episodes(overlap, limits):
+                row.flags = [*row.flags, f"shared_episodes: {remark}"]
+            kept.keep(position)
     for row in rows:
         row.score = score(row) if row.verdict == ACCEPTED else None
     place = {ACCEPTED: 0, REJECTED: 1, FAILED: 2}
     return sorted(rows, key=lambda row: (place[row.verdict], -(row.score or 0), row.repo_id))
 
 
-def score(row: Row) -> float:
-    """How much a dataset has to teach, 0..1, rounded to 4 places.
-
-    0.5 x length (0 at 100 frames, 1 at 100,000, logarithmic) + 0.3 x cameras (up to 3)
-    + 0.2 x share of its task texts that are usable instructions.
-    """
-    length = min(1.0, max(0.0, math.log10(max(row.frames or 0, 1) / 100) / 3))
-    cameras = min(row.num_cameras or 0, 3) / 3
-    tasks = row.tasks or []
-    usable = sum(is_instruction(task) for task in tasks) / len(tasks) if tasks else 0.0
-    return round(0.5 * length + 0.3 * cameras + 0.2 * usable, 4)
+def _refuse(row: Row, overlap: Overlap, disabled: frozenset[str], limits: Thresholds) -> bool:
+    """Reject a duplicate; whoever switched off the rule for exact ones wants them in any case."""
+    exact = not_duplicate(overlap, limits)
+    reason = exact or not_near_duplicate(overlap, limits)
+    rule = "not_duplicate" if exact else "not_near_duplicate"
+    if reason is None or rule in disabled:
+        return False
+    row.verdict, row.reasons = REJECTED, [f"{rule}: {reason}"]
+    if exact:
+        row.duplicate_of = overlap.equal or next(iter(overlap.episodes))
+    else:
+        row.near_duplicate_of = next(iter(overlap.runs))
+    return True
 
 
 def _forget_duplicate(row: Row) -> None:
-    if row.duplicate_of is not None:
-        row.verdict, row.reasons, row.duplicate_of = ACCEPTED, [], None
+    if row.duplicate_of is not None or row.near_duplicate_of is not None:
+        row.verdict, row.reasons, row.duplicate_of, row.near_duplicate_of = ACCEPTED, [], None, None
+    row.flags = [flag for flag in row.flags if not flag.startswith("shared_episodes:")]
+
+
+def _shared_text(overlap: Overlap) -> str:
+    count = sum(overlap.episodes.values())
+    each = [f"{repo_id} ({number})" for repo_id, number in list(overlap.episodes.items())[:_NAMED]]
+    names = ", ".join(each) if len(overlap.episodes) > 1 else _named(overlap.episodes)
+    more = f" and {len(overlap.episodes) - _NAMED} more" if len(overlap.episodes) > _NAMED else ""
+    return f"{count} of {overlap.total} episodes are in {names}{more}, published earlier"
+
+
+def _named(counts: dict[str, int]) -> str:
+    more = f" and {len(counts) - _NAMED} more" if len(counts) > _NAMED else ""
+    return ", ".join(list(counts)[:_NAMED]) + more

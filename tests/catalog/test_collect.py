@@ -141,7 +141,9 @@ def test_every_rejected_one_has_its_reason(collected):
     front = "videos/chunk-000/observation.images.front/episode_000001.mp4"
     exact = {
         "eve/eval_act_so101": ["not_evaluation: the name eval_act_so101 is that of an evaluation run"],
-        "eve/two_arms": ["single_arm: action has shape [12], as of two arms; a single arm has [6]"],
+        "eve/two_arms": [
+            "not_bimanual: two arms: action has shape [12], state [12], robot type 'so101_follower'"
+        ],
         "eve/nan_action": ["finite_values: action is NaN or infinite in 2 of 80 frames, first in 5"],
         "eve/nan_action_v3": ["finite_values: action is NaN or infinite in 2 of 80 frames, first in 5"],
         "eve/frozen": ["not_frozen: action is the same in all 80 frames"],

@@ -1,0 +1,115 @@
+"""Which datasets hold the same recordings: forks, re-uploads, subsets, merges, and converted copies.
+
+Datasets are compared in the order in which they were published, each with those kept so far, so that the
+earliest is the original. Comparing costs one sorting of all hashes, not a comparison of all pairs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from depi.catalog.landmarks import MAX_STORED
+from depi.catalog.store import Row
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What a dataset has in common with those that were published earlier and kept.
+
+    equal: repo_id of one with exactly the same actions
+    episodes, total: repo_id -> episodes that are there too, most first; of so many
+    episode_share: share of the episodes that are in any of them, 0..1
+    runs: repo_id -> runs of landmarks that are there too, most first
+    run_share: share of the runs, 0..1
+    """
+
+    equal: str | None
+    episodes: dict[str, int]
+    total: int
+    episode_share: float
+    runs: dict[str, int]
+    run_share: float
+
+
+class Kept:
+    """The datasets kept so far, out of `rows` in the order of publishing."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        """Sort the hashes of all rows; none is kept yet."""
+        self._rows = rows
+        self._equal: dict[str, str] = {}
+        self._episodes = _Shared([unpack(row.episode_hashes, "<u8") for row in rows])
+        self._runs = _Shared([unpack(row.landmark_hashes, "<u4") for row in rows])
+
+    def overlap(self, position: int) -> Overlap:
+        """What the row at `position` shares with the kept ones."""
+        episodes, episode_share = self._episodes.found(position)
+        runs, run_share = self._runs.found(position)
+        return Overlap(
+            equal=self._equal.get(self._rows[position].fingerprint or ""),
+            episodes=self._named(episodes),
+            total=len(self._episodes.hashes[position]),
+            episode_share=episode_share,
+            runs=self._named(runs),
+            run_share=run_share,
+        )
+
+    def keep(self, position: int) -> None:
+        """Later rows are compared with this one too."""
+        row = self._rows[position]
+        if row.fingerprint is not None:
+            self._equal.setdefault(row.fingerprint, row.repo_id)
+        self._episodes.keep(position)
+        self._runs.keep(position)
+
+    def _named(self, counts: dict[int, int]) -> dict[str, int]:
+        return {self._rows[owner].repo_id: count for owner, count in counts.items()}
+
+
+class _Shared:
+    """Sets of hashes, each [H] sorted and distinct, and who of the kept holds which one first."""
+
+    def __init__(self, hashes: list[np.ndarray]) -> None:
+        self.hashes = hashes
+        ordered = np.sort(np.concatenate([*hashes, np.zeros(0, hashes[0].dtype if hashes else np.uint64)]))
+        self._common = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+        self._keeper = np.full(len(self._common), -1, np.int64)
+
+    def found(self, owner: int) -> tuple[dict[int, int], float]:
+        """Kept sets with hashes of this one, most first, with their number; and the share of all hashes.
+
+        Of a set that was cut off at MAX_STORED only the smallest hashes are known, and the share among
+        those stands for the whole.
+        """
+        mine = self.hashes[owner]
+        keepers = self._keeper[self._places(mine)]
+        others, counts = np.unique(keepers[keepers >= 0], return_counts=True)
+        share = 0.0
+        for other, count in zip(others.tolist(), counts.tolist(), strict=True):
+            theirs = self.hashes[other]
+            known = len(mine) if len(theirs) < MAX_STORED else np.searchsorted(mine, theirs[-1], side="right")
+            share += count / max(1, int(known))
+        order = sorted(zip((-counts).tolist(), others.tolist(), strict=True))
+        return {other: -count for count, other in order}, min(1.0, share)
+
+    def keep(self, owner: int) -> None:
+        places = self._places(self.hashes[owner])
+        self._keeper[places[self._keeper[places] < 0]] = owner
+
+    def _places(self, mine: np.ndarray) -> np.ndarray:
+        """Where in `_common` the hashes of a set are that another one has as well."""
+        if not len(self._common):
+            return np.zeros(0, np.int64)
+        places = np.minimum(np.searchsorted(self._common, mine), len(self._common) - 1)
+        return places[self._common[places] == mine]
+
+
+def pack(hashes: np.ndarray) -> bytes:
+    """Hashes as a catalogue stores them: little-endian, as wide as they are."""
+    return hashes.astype(hashes.dtype.newbyteorder("<")).tobytes()
+
+
+def unpack(packed: bytes | None, dtype: str) -> np.ndarray:
+    """The hashes that `pack` wrote as numbers of `dtype`; none for None."""
+    return np.frombuffer(packed or b"", dtype)

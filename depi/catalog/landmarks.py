@@ -1,0 +1,90 @@
+"""Hashes of what was recorded: of each episode exactly, and of landmarks that trimming and rounding leave.
+
+A landmark is a joint passing one of a few fixed angles. What is hashed are runs of RUN landmarks: which
+joints, which way, and how many frames lie between them. Trimming an episode loses only the runs that it
+cuts; rounding, and conversion from one joint convention to another, move few landmarks by a frame. People
+never repeat a movement to the frame: two halves of a real recording of one task had none of 1,147 runs in
+common, while 83% of all runs outlived rounding to 0.1 degrees, and 27% a calibration that was 2% off.
+"""
+
+import hashlib
+
+import numpy as np
+
+LEVELS = ((-40.3, -10.3, 20.3, 50.3),) * 5 + ((12.3, 40.3),)
+"""Angles per joint in degrees, off the values where arms rest."""
+MARGIN = 3.0
+"""Degrees beyond a level that count as passed, so that trembling at it does not."""
+RUN = 5
+"""Landmarks in a row that are hashed together."""
+KEPT = 2
+"""One run in KEPT is stored, by its hash alone, so that equal recordings keep equal ones."""
+MAX_STORED = 4096
+"""Most hashes stored of one dataset, of each kind."""
+FEWEST_POSES = 8
+"""An episode of fewer different actions is no evidence of anything: a resting arm looks like any other."""
+
+
+def episode_hashes(action: np.ndarray, episode_length: np.ndarray) -> np.ndarray:
+    """Sorted distinct uint64 hashes of the episodes' actions, of those that move at all.
+
+    Args:
+        action: float32 [F, D], as recorded.
+        episode_length: int64 [E], frames.
+    """
+    found = set()
+    for values in np.split(np.ascontiguousarray(action, "<f4"), np.cumsum(episode_length)[:-1]):
+        if len(values) >= FEWEST_POSES and (np.diff(values, axis=0) != 0).any(axis=1).sum() >= FEWEST_POSES:
+            found.add(int.from_bytes(hashlib.blake2b(values.tobytes(), digest_size=8).digest(), "little"))
+    return np.sort(np.fromiter(found, np.uint64, len(found)))[:MAX_STORED]
+
+
+def landmark_hashes(degrees: np.ndarray, episode_length: np.ndarray) -> np.ndarray:
+    """Sorted distinct uint32 hashes of runs of landmarks, one in KEPT of them.
+
+    Args:
+        degrees: float [F, 6], actions in canonical degrees.
+        episode_length: int64 [E], frames.
+    """
+    frame, channel = _landmarks(degrees, episode_length)
+    episode = np.searchsorted(np.cumsum(episode_length), frame, side="right")
+    count = len(frame) - RUN + 1
+    if count < 1:
+        return np.zeros(0, np.uint32)
+    mixed = np.zeros(count, np.uint64)
+    for place in range(RUN):
+        later = slice(place, place + count)
+        gap = frame[later] - frame[:count]
+        mixed = _mix(mixed ^ (channel[later].astype(np.uint64) << np.uint64(32) | gap.astype(np.uint64)))
+    mixed = mixed[episode[:count] == episode[RUN - 1 :]]
+    mixed = np.unique(mixed[mixed % np.uint64(KEPT) == 0] >> np.uint64(32)).astype(np.uint32)
+    return mixed[:MAX_STORED]
+
+
+def _landmarks(degrees: np.ndarray, episode_length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Frames and channels (joint, level and direction) of all landmarks, in order of time."""
+    starts = np.concatenate([[0], np.cumsum(episode_length)[:-1]])
+    first = np.zeros(len(degrees), bool)
+    first[starts] = True
+    frames, channels = [], []
+    levels = [(joint, level) for joint, several in enumerate(LEVELS) for level in several]
+    for number, (joint, level) in enumerate(levels):
+        values = degrees[:, joint]
+        side = np.where(values > level + MARGIN, 1, np.where(values < level - MARGIN, -1, 0))
+        told = np.where((side != 0) | first, np.arange(len(side)), 0)
+        side = side[np.maximum.accumulate(told)]
+        before = np.concatenate([[0], side[:-1]])
+        passed = np.flatnonzero((side * before == -1) & ~first)
+        frames.append(passed)
+        channels.append(2 * number + (side[passed] > 0))
+    frame, channel = np.concatenate(frames), np.concatenate(channels)
+    order = np.lexsort((channel, frame))
+    return frame[order], channel[order]
+
+
+def _mix(value: np.ndarray) -> np.ndarray:
+    """Scatter uint64 [N] over all 64 bits, each value always to the same place (splitmix64)."""
+    value = value + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))

@@ -1,0 +1,62 @@
+"""How much a dataset has to teach, as one number that orders the list."""
+
+import math
+import re
+
+from depi.catalog.store import Row
+from depi.catalog.text import is_instruction
+
+WEIGHTS = {
+    "length": 0.30,
+    "cameras": 0.20,
+    "tasks": 0.15,
+    "smoothness": 0.15,
+    "success": 0.10,
+    "downloads": 0.10,
+}
+DOUBTS = re.compile(
+    r"(?<![a-z])(bad|broken|debug|delete|draft|dummy|fail|failed|failure|failures|old|tmp|temp|test|tests|testing"
+    r"|trash|trial|wip|wrong)(?![a-z])"
+)
+
+
+def score(row: Row) -> float:
+    """The weighted sum of a dataset's parts, 0..1, rounded to 4 places; see `parts` and WEIGHTS."""
+    return round(sum(WEIGHTS[name] * value for name, value in parts(row).items()), 4)
+
+
+def parts(row: Row) -> dict[str, float]:
+    """What the score is made of, each 0..1; what is not known counts 0, or 0.5 where it could go both ways.
+
+    length: logarithm of the frames, 0 at 100 and 1 at 100,000
+    cameras: 3/4 their number, up to 3; 1/4 the resolution of the smallest, up to 640x480
+    tasks: share of the task texts that are usable instructions
+    smoothness: of the action, see `depi.catalog.motion.Motion`; 0.5 where it was not measured
+    success: 1 with a column of success or reward, 0 with a name such as `test` or `failed`, else 0.5
+    downloads: logarithm of the Hub's count, 1 from 1,000 on
+    """
+    tasks = row.tasks or []
+    return {
+        "length": _clip(math.log10(max(row.frames or 0, 1) / 100) / 3),
+        "cameras": 0.75 * min(row.num_cameras or 0, 3) / 3 + 0.25 * _resolution(row.camera_sizes or []),
+        "tasks": sum(is_instruction(task) for task in tasks) / len(tasks) if tasks else 0.0,
+        "smoothness": 0.5 if row.smoothness is None else _clip(row.smoothness),
+        "success": _success(row),
+        "downloads": _clip(math.log10(1 + max(row.downloads or 0, 0)) / 3),
+    }
+
+
+def _success(row: Row) -> float:
+    if DOUBTS.search(row.repo_id.rpartition("/")[2].lower()):
+        return 0.0
+    return 1.0 if row.success_column else 0.5
+
+
+def _resolution(sizes: list[str]) -> float:
+    """Pixels of the smallest camera over those of 640x480, at most 1."""
+    pixels = [math.prod(int(side) for side in size.split("x")) for size in sizes]
+    return min(1.0, min(pixels) / (640 * 480)) if pixels else 0.0
+
+
+def _clip(value: float) -> float:
+    return min(1.0, max(0.0, value))
