@@ -6,36 +6,63 @@ layer beside it. Training and sampling share this: sampling only reuses the keys
 
 Letters in shapes:
     B batch   L tokens   K tokens attended to   W width   Q query heads   G key-value heads   D head size
+    ... tokens in rows, B, L, or in a list, T, whose `Rows` tell where in the rows they stand for attention
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from depi.models.checkpointing import run_layer
+from depi.models.checkpointing import planned
+from depi.models.packing import Rows, to_list, to_rows
 
-KeysValues = tuple[Tensor, Tensor]  # each [B, G, L, D]; keys already rotated
-Rotation = tuple[Tensor, Tensor]  # cosines and sines, each float32 [B, 1, L, D / 2]
+KeysValues = tuple[Tensor, Tensor]  # in rows, each [B, L, G, D]; keys already rotated
+Rotation = tuple[Tensor, Tensor]  # cosines and sines, each float32 [..., 1, D / 2]
 
 
 def rotary_table(positions: Tensor, head_dim: int, max_wavelength: float = 10_000.0) -> Rotation:
-    """Cosines and sines that turn pairs of channels by an angle proportional to `positions` [B, L]."""
+    """Cosines and sines that turn pairs of channels by an angle proportional to `positions` [...]."""
     exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    angles = positions[:, None, :, None].float() * max_wavelength**-exponents
+    angles = positions[..., None, None].float() * max_wavelength**-exponents
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Apply rotary positions to [B, heads, L, D], in float32; channel i is paired with i + D / 2."""
+    """Apply rotary positions to [..., heads, D], in float32; channel i is paired with i + D / 2."""
     cos, sin = rotation
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Queries [B, Q, L, D] over keys and values [B, G, K, D] where `mask` is True -> [B, L, Q * D]."""
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
-    return out.transpose(1, 2).flatten(2)
+def attention_bias(visible: Tensor, heads_per_group: int, dtype: torch.dtype) -> Tensor:
+    """What `attention` adds to its scores, made once for all layers.
+
+    Args:
+        visible: bool [B, L, K], or [B, 1, K] where every query sees the same.
+        heads_per_group: Q / G.
+        dtype: in which attention computes.
+
+    Returns:
+        [B, 1, L * Q / G, K] or [B, 1, 1, K], 0 where visible and -inf elsewhere.
+    """
+    rows = visible if visible.shape[1] == 1 else visible.repeat_interleave(heads_per_group, dim=1)
+    # Fused kernels want rows that begin at multiples of 16 numbers, and would copy other ones in every layer.
+    length = rows.shape[2]
+    bias = torch.zeros(*rows.shape[:2], -(-length // 16) * 16, dtype=dtype, device=rows.device)[..., :length]
+    return bias.masked_fill_(~rows, -torch.inf)[:, None]
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Queries [B, L, Q, D] over keys and values [B, K, G, D] with an `attention_bias` -> [B, L, Q * D].
+
+    The Q / G heads that share keys are laid out as further queries of one head: nothing is copied per head,
+    and every fused kernel can do it, those with a bias but without grouped queries included.
+    """
+    batch, length, _, head_dim = q.shape
+    groups = k.shape[2]
+    q = q.view(batch, length, groups, -1, head_dim).transpose(1, 2).flatten(2, 3)  # [B, G, L * Q / G, D]
+    out = F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), attn_mask=bias)
+    return out.unflatten(2, (length, -1)).transpose(1, 2).reshape(batch, length, -1)
 
 
 class RMSNorm(nn.Module):
@@ -60,7 +87,7 @@ class GatedMLP(nn.Module):
         self.down_proj = nn.Linear(mlp_dim, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, L, W] -> [B, L, W]."""
+        """[..., W] -> [..., W]."""
         return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
 
 
@@ -78,16 +105,17 @@ class KeyValueLayer(nn.Module):
         self.v_proj = nn.Linear(width, num_kv_heads * head_dim, bias=False)
 
     def heads(self, x: Tensor) -> Tensor:
-        """[B, L, heads * D] -> [B, heads, L, D]."""
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        """[..., heads * D] -> [..., heads, D]."""
+        return x.unflatten(-1, (-1, self.head_dim))
 
-    def keys_values(self, normed: Tensor, rotation: Rotation) -> KeysValues:
-        """Keys and values of normed tokens [B, L, W]."""
-        return rotate(self.heads(self.k_proj(normed)), rotation), self.heads(self.v_proj(normed))
+    def keys_values(self, normed: Tensor, rotation: Rotation, rows: Rows | None) -> KeysValues:
+        """Keys and values, in rows, of normed tokens [..., W]."""
+        keys = rotate(self.heads(self.k_proj(normed)), rotation)
+        return to_rows(keys, rows), to_rows(self.heads(self.v_proj(normed)), rows)
 
-    def forward(self, x: Tensor, rotation: Rotation) -> KeysValues:
-        """Tokens [B, L, W] -> keys and values."""
-        return self.keys_values(self.attention_norm(x), rotation)
+    def forward(self, x: Tensor, rotation: Rotation, rows: Rows | None) -> KeysValues:
+        """Tokens [..., W] -> keys and values."""
+        return self.keys_values(self.attention_norm(x), rotation, rows)
 
 
 class GemmaLayer(KeyValueLayer):
@@ -101,18 +129,23 @@ class GemmaLayer(KeyValueLayer):
         self.mlp = GatedMLP(width, mlp_dim)
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, rotation: Rotation, mask: Tensor, earlier: KeysValues | None = None
+        self,
+        x: Tensor,
+        rotation: Rotation,
+        rows: Rows | None,
+        bias: Tensor,
+        earlier: KeysValues | None = None,
     ) -> tuple[Tensor, KeysValues]:
-        """Tokens [B, L, W], bool mask broadcastable to [B, 1, L, K] -> new tokens, and their keys and values.
+        """Tokens [..., W] -> new tokens, and their keys and values.
 
-        `earlier` are keys and values that stand before the layer's own ones.
+        `earlier` are keys and values that stand before the layer's own ones; `bias` is an `attention_bias`.
         """
         normed = self.attention_norm(x)
-        q = rotate(self.heads(self.q_proj(normed)), rotation)
-        k, v = own = self.keys_values(normed, rotation)
+        q = to_rows(rotate(self.heads(self.q_proj(normed)), rotation), rows)
+        k, v = own = self.keys_values(normed, rotation, rows)
         if earlier is not None:
-            k, v = torch.cat((earlier[0], k), dim=2), torch.cat((earlier[1], v), dim=2)
-        x = x + self.o_proj(attention(q, k, v, mask))
+            k, v = torch.cat((earlier[0], k), dim=1), torch.cat((earlier[1], v), dim=1)
+        x = x + self.o_proj(to_list(attention(q, k, v, bias), rows))
         return x + self.mlp(self.mlp_norm(x)), own
 
 
@@ -127,16 +160,15 @@ class GemmaPrefix(nn.Module):
             GemmaLayer(width, mlp_dim, num_heads, num_kv_heads, head_dim) for _ in range(depth - 1)
         )
         self.last_layer = KeyValueLayer(width, num_kv_heads, head_dim)
-        self.recompute = False
+        self.recompute = 0.0
 
-    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor) -> list[KeysValues]:
-        """Tokens [B, L, W] -> keys and values of every layer."""
+    def forward(self, x: Tensor, rotation: Rotation, rows: Rows | None, bias: Tensor) -> list[KeysValues]:
+        """Tokens [..., W] -> keys and values of every layer."""
         cache = []
-        for layer in self.layers:
-            x, keys_values = run_layer(layer, x, rotation, mask, recompute=self.recompute)
+        for layer in planned(self.layers, self.recompute):
+            x, keys_values = layer(x, rotation, rows, bias)
             cache.append(keys_values)
-        cache.append(run_layer(self.last_layer, x, rotation, recompute=self.recompute))
-        return cache
+        return [*cache, self.last_layer(x, rotation, rows)]
 
 
 class GemmaSuffix(nn.Module):
@@ -150,10 +182,10 @@ class GemmaSuffix(nn.Module):
             GemmaLayer(width, mlp_dim, num_heads, num_kv_heads, head_dim) for _ in range(depth)
         )
         self.norm = RMSNorm(width)
-        self.recompute = False
+        self.recompute = 0.0
 
-    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor, prefix: list[KeysValues]) -> Tensor:
-        """Tokens [B, L, W] -> normed tokens [B, L, W]; the prefix's K tokens come first in `mask`."""
-        for layer, earlier in zip(self.layers, prefix, strict=True):
-            x, _ = run_layer(layer, x, rotation, mask, earlier, recompute=self.recompute)
+    def forward(self, x: Tensor, rotation: Rotation, bias: Tensor, prefix: list[KeysValues]) -> Tensor:
+        """Tokens in rows [B, L, W] -> normed tokens [B, L, W]; in `bias` the prefix's tokens come first."""
+        for layer, earlier in zip(planned(self.layers, self.recompute), prefix, strict=True):
+            x, _ = layer(x, rotation, None, bias, earlier)
         return self.norm(x)

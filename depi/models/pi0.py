@@ -11,14 +11,22 @@ Letters in shapes:
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.init import normal_, ones_, zeros_
 
-from depi.models.gemma import GemmaPrefix, GemmaSuffix, KeysValues, RMSNorm, rotary_table
+from depi.models.gemma import (
+    GemmaPrefix,
+    GemmaSuffix,
+    KeysValues,
+    RMSNorm,
+    attention_bias,
+    rotary_table,
+)
+from depi.models.packing import Packing, any_length, pad
 from depi.models.siglip import SiglipTower
 
 
@@ -62,6 +70,11 @@ class Pi0Dimensions:
             )
         if self.head_dim % 2 or self.expert_width % 2:
             raise ValueError(f"head size {self.head_dim} and expert width {self.expert_width} must be even")
+
+    @property
+    def patches(self) -> int:
+        """Patches per image."""
+        return (self.image_size // self.patch_size) ** 2
 
     @classmethod
     def full(cls, **changes: float) -> "Pi0Dimensions":
@@ -108,11 +121,22 @@ class Pi0Dimensions:
         return cls(**{**sizes, **changes})  # type: ignore[arg-type]
 
 
+class Observation(NamedTuple):
+    """What the network sees."""
+
+    images: Tensor  # [B, C, 3, R, R], uint8 0..255 or float 0..1
+    image_mask: Tensor  # bool [B, C], False where the camera is absent; its pixels are then ignored
+    tokens: Tensor  # int64 [B, L]
+    token_mask: Tensor  # bool [B, L], False where padded
+    state: Tensor  # normalised, float32 [B, X]
+    packing: Packing | None = None  # of both masks, on the same device; None computes what is masked as well
+
+
 class Prefix(NamedTuple):
     """What the suffix needs to know about images and language."""
 
     keys_values: list[KeysValues]  # per layer
-    valid: Tensor  # bool [B, P]: False where a camera is absent or the prompt is padded
+    filled: Tensor  # bool [B, P], False where no token stands or nobody may look at it
 
 
 class Pi0(nn.Module):
@@ -145,25 +169,11 @@ class Pi0(nn.Module):
         self.suffix = GemmaSuffix(width=d.expert_width, mlp_dim=d.expert_mlp_dim, **heads)
         self.action_out_proj = nn.Linear(d.expert_width, d.action_dim)
 
-    def forward(
-        self,
-        images: Tensor,
-        image_mask: Tensor,
-        tokens: Tensor,
-        token_mask: Tensor,
-        state: Tensor,
-        actions: Tensor,
-        noise: Tensor,
-        time: Tensor,
-    ) -> Tensor:
+    def forward(self, observation: Observation, actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """Squared error of the predicted velocity, float32 [B, H, A].
 
         Args:
-            images: [B, C, 3, R, R], uint8 0..255 or float 0..1.
-            image_mask: bool [B, C], False where the camera is absent; its pixels are then ignored.
-            tokens: int64 [B, T].
-            token_mask: bool [B, T], False where padded.
-            state: normalised, float32 [B, X].
+            observation: see `Observation`.
             actions: normalised, float32 [B, H, A].
             noise: standard normal, float32 [B, H, A].
             time: float32 [B], in (0, 1]; see `sample_time`.
@@ -173,49 +183,53 @@ class Pi0(nn.Module):
         t = time[:, None, None]
         x_t = t * noise + (1 - t) * actions
         u_t = noise - actions
-        v_t = self.velocity(self.encode_prefix(images, image_mask, tokens, token_mask), state, x_t, time)
+        v_t = self.velocity(self.encode_prefix(observation), observation.state, x_t, time)
         return (v_t - u_t).square()
 
-    def encode_prefix(self, images: Tensor, image_mask: Tensor, tokens: Tensor, token_mask: Tensor) -> Prefix:
-        """Read images and prompt once; arguments as in `forward`."""
-        embeddings = self.embed_prefix(images, tokens)
-        patches = embeddings.shape[1] - tokens.shape[1]
-        valid = torch.cat(
-            (image_mask.repeat_interleave(patches // images.shape[1], dim=1), token_mask), dim=1
-        )
+    def encode_prefix(self, observation: Observation) -> Prefix:
+        """Read images and prompt once."""
+        images, image_mask, tokens, token_mask, _, packing = observation
+        d = self.dimensions
+        packing = packing or pad(image_mask, token_mask, d.patches)
+        x = self.embed_prefix(images, tokens, packing)
+        rows = packing.rows
         # Absent tokens take no position: the others are numbered as if they were alone.
-        rotation = rotary_table(valid.cumsum(dim=1) - 1, self.dimensions.head_dim)
-        mask = valid[:, None, None, :]  # every prefix token sees every valid one; nobody sees the others
-        return Prefix(self.prefix(embeddings, rotation, mask), valid)
+        positions = (rows.filled.cumsum(dim=1) - 1).flatten()[rows.place]
+        rotation = rotary_table(positions, d.head_dim)
+        # Every prefix token sees every real one of its sample.
+        bias = attention_bias(rows.filled[:, None], d.num_heads // d.num_kv_heads, x.dtype)
+        for tensor in (x, *rotation, rows.place, rows.used):
+            any_length(tensor, 0)
+        for tensor in (rows.source, rows.filled):
+            any_length(tensor, 1)
+        any_length(bias, 3)
+        return Prefix(self.prefix(x, rotation, rows, bias), rows.filled)
 
-    def embed_prefix(self, images: Tensor, tokens: Tensor) -> Tensor:
-        """Images [B, C, 3, R, R] and tokens [B, T] -> [B, P, W], camera by camera, then the prompt."""
+    def embed_prefix(self, images: Tensor, tokens: Tensor, packing: Packing) -> Tensor:
+        """Images [B, C, 3, R, R] and tokens [B, L] -> list of tokens [T, W]: patches, then words."""
         scale = 127.5 if images.dtype == torch.uint8 else 0.5
-        pixels = (
-            images.flatten(0, 1).float() / scale - 1.0
-        )  # [B * C, 3, R, R] in -1..1, one call for all cameras
-        patches = self.image_proj(self.vision(pixels))  # [B * C, N, W]
-        words = self.token_embedding(tokens) * math.sqrt(self.dimensions.width)  # [B, T, W]
-        return torch.cat(
-            (patches.unflatten(0, images.shape[:2]).flatten(1, 2), words.type_as(patches)), dim=1
-        )
+        # All cameras of all samples in one call; in -1..1.
+        pixels = images.flatten(0, 1).index_select(0, packing.image).float() / scale - 1.0
+        patches = self.image_proj(self.vision(pixels)).flatten(0, 1)  # [I * N, W]
+        words = self.token_embedding(tokens.flatten()[packing.word]) * math.sqrt(self.dimensions.width)
+        return torch.cat((patches, words.type_as(patches)))
 
     def velocity(self, prefix: Prefix, state: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
         """Predicted `noise - actions`, float32 [B, H, A], from state [B, X], x_t [B, H, A] and time [B]."""
-        steps = x_t.shape[1]
-        valid = prefix.valid
-        positions = valid.sum(dim=1, keepdim=True) + torch.arange(1 + steps, device=valid.device)
-        rotation = rotary_table(positions, self.dimensions.head_dim)
-        mask = torch.cat(
+        d, filled, steps = self.dimensions, prefix.filled, x_t.shape[1]
+        positions = filled.sum(dim=1, keepdim=True) + torch.arange(1 + steps, device=filled.device)
+        rotation = rotary_table(positions, d.head_dim)
+        compute_dtype = prefix.keys_values[0][0].dtype
+        visible = torch.cat(
             (
-                valid[:, None, :].expand(-1, 1 + steps, -1),
-                suffix_mask(steps, valid.device).expand(len(valid), -1, -1),
+                filled[:, None, :].expand(-1, 1 + steps, -1),
+                suffix_mask(steps, filled.device).expand(len(filled), -1, -1),
             ),
             dim=2,
-        )[:, None]  # [B, 1, S, P + S]
+        )  # [B, S, P + S]
+        bias = any_length(attention_bias(visible, d.num_heads // d.num_kv_heads, compute_dtype), 3)
         embeddings = self.embed_suffix(state, x_t, time)
-        compute_dtype = prefix.keys_values[0][0].dtype
-        out = self.suffix(embeddings.to(compute_dtype), rotation, mask, prefix.keys_values)
+        out = self.suffix(embeddings.to(compute_dtype), rotation, bias, prefix.keys_values)
         with torch.autocast(out.device.type, enabled=False):  # velocities and the loss stay in float32
             return self.action_out_proj(out[:, 1:].float())
 
@@ -231,28 +245,33 @@ class Pi0(nn.Module):
             return torch.cat((self.state_proj(state)[:, None], self.action_time_mlp_out(hidden)), dim=1)
 
     @torch.no_grad()
-    def sample_actions(
-        self,
-        images: Tensor,
-        image_mask: Tensor,
-        tokens: Tensor,
-        token_mask: Tensor,
-        state: Tensor,
-        noise: Tensor,
-        num_steps: int = 10,
-    ) -> Tensor:
+    def sample_actions(self, observation: Observation, noise: Tensor, num_steps: int = 10) -> Tensor:
         """Turn noise [B, H, A] into normalised actions [B, H, A] by Euler steps from t = 1 to t = 0."""
-        prefix = self.encode_prefix(images, image_mask, tokens, token_mask)
+        prefix = self.encode_prefix(observation)
         x_t = noise
         for step in range(num_steps):
             time = torch.full((len(noise),), 1.0 - step / num_steps, device=noise.device)
-            x_t = x_t - self.velocity(prefix, state, x_t, time) / num_steps
+            x_t = x_t - self.velocity(prefix, observation.state, x_t, time) / num_steps
         return x_t
 
-    def set_recompute(self, enabled: bool) -> None:
-        """Recompute each layer in the backward pass instead of keeping its activations."""
+    def set_recompute(self, share: float) -> None:
+        """Recompute this share, 0..1, of each stack's layers in the backward pass; see `planned`."""
         for part in (self.vision, self.prefix, self.suffix):
-            part.recompute = enabled
+            part.recompute = share
+
+    def compile_layers(self, **options: Any) -> None:
+        """Compile every layer in place, with `torch.compile`'s options: equal layers share their code.
+
+        Masks, rotary tables, noise and time are made outside, once per step. Lengths of lists and rows are
+        symbols in the compiled code, so that other ones compile nothing.
+        """
+        for layer in (
+            *self.vision.layers,
+            *self.prefix.layers,
+            self.prefix.last_layer,
+            *self.suffix.layers,
+        ):
+            layer.compile(fullgraph=True, **options)
 
     @torch.no_grad()
     def init_weights(self) -> None:

@@ -6,9 +6,10 @@ Letters in shapes:
 """
 
 from collections import deque
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,19 +20,13 @@ from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LAN
 from torch import Tensor
 
 from depi.errors import UserError
-from depi.models.pi0 import Pi0, sample_noise, sample_time
+from depi.models.packing import pack
+from depi.models.pi0 import Observation, Pi0, sample_noise, sample_time
 from depi.policies.configuration import DepiPi0Config, dimensions_of
 from depi.policies.convert import save_weights
 
-
-class Observation(NamedTuple):
-    """What the network sees of a batch, in the order of its arguments."""
-
-    images: Tensor  # [B, C, 3, R, R], uint8 0..255 or float 0..1
-    image_mask: Tensor  # bool [B, C]
-    tokens: Tensor  # int64 [B, T]
-    token_mask: Tensor  # bool [B, T]
-    state: Tensor  # float32 [B, X]
+# The key of a batch under which `pack_batch` puts the packing.
+PACKING = "packing"
 
 
 class Pi0Policy(PreTrainedPolicy):
@@ -49,10 +44,10 @@ class Pi0Policy(PreTrainedPolicy):
         config.validate_features()
         self.config: PI0Config = config
         self.model = Pi0(dimensions_of(config))
-        self.model.set_recompute(config.gradient_checkpointing)
+        self.model.set_recompute(float(config.gradient_checkpointing))
         self._freeze()
         if config.compile_model:
-            self.model.compile(mode=config.compile_mode)
+            self.model.compile_layers(mode=config.compile_mode)
         self.reset()
 
     def _freeze(self) -> None:
@@ -80,7 +75,8 @@ class Pi0Policy(PreTrainedPolicy):
             batch: cameras under the keys of `config.image_features`, [B, 3, h, w], uint8 0..255 or float
                 0..1, with an optional bool `<key>_is_pad` [B] beside each (True: the sample has no such one);
                 normalised `observation.state` [B, S] and `action` [B, H, D]; optional bool `action_is_pad`
-                [B, H]; language tokens and their mask; optional `noise` [B, H, A] and `time` [B], else drawn.
+                [B, H]; language tokens and their mask; optional `noise` [B, H, A] and `time` [B], else drawn;
+                optional `packing`, see `pack_batch`: the same loss without the work for what is absent.
             reduction: "mean" over the steps that are no padding and the D action dimensions, or "none" for
                 one such mean per sample, [B].
 
@@ -93,7 +89,7 @@ class Pi0Policy(PreTrainedPolicy):
         action_dim = batch[ACTION].shape[-1]
         actions = pad_last(batch[ACTION], self.config.max_action_dim)
         noise, time = self._noise_and_time(batch, actions)
-        errors = self.model(*observation, actions, noise, time)[..., :action_dim]  # [B, H, D]
+        errors = self.model(observation, actions, noise, time)[..., :action_dim]  # [B, H, D]
         if "action_is_pad" in batch:
             valid = ~batch["action_is_pad"][..., None]  # [B, H, 1]
         else:
@@ -130,28 +126,16 @@ class Pi0Policy(PreTrainedPolicy):
             batch[OBS_LANGUAGE_TOKENS],
             batch[OBS_LANGUAGE_ATTENTION_MASK].bool(),
             pad_last(batch[OBS_STATE].float(), self.config.max_state_dim),
+            batch.get(PACKING),
         )
 
     def _gather_images(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Images [B, C, 3, R, R] and bool [B, C]; a camera that is missing leaves its slot empty."""
-        keys = list(self.config.image_features)
-        present = [key for key in keys if key in batch]
-        if not present:
-            found = ", ".join(key for key in batch if key.startswith("observation.image")) or "none"
-            raise UserError(
-                f"the batch has none of the policy's cameras ({', '.join(keys)}); it has: {found}"
-            )
-        fitted = {key: letterbox(batch[key], self.config.image_resolution) for key in present}
-        if len({image.dtype for image in fitted.values()}) > 1:
-            fitted = {key: to_float(image) for key, image in fitted.items()}
-        blank = torch.zeros_like(fitted[present[0]])
-        images = torch.stack([fitted.get(key, blank) for key in keys], dim=1)
-        masks = []
-        for key in keys:
-            mask = torch.full((len(images),), key in fitted, dtype=torch.bool, device=images.device)
-            padding = batch.get(f"{key}_is_pad")
-            masks.append(mask if padding is None else mask & ~padding.reshape(-1))
-        return images, torch.stack(masks, dim=1)
+        """Images [B, C, 3, R, R] and bool [B, C] of the C cameras that the batch has."""
+        keys = present_cameras(self.config, batch)
+        fitted = [letterbox(batch[key], self.config.image_resolution) for key in keys]
+        if len({image.dtype for image in fitted}) > 1:
+            fitted = [to_float(image) for image in fitted]
+        return torch.stack(fitted, dim=1), camera_mask(self.config, batch)
 
     @torch.no_grad()
     def predict_action_chunk(
@@ -176,7 +160,7 @@ class Pi0Policy(PreTrainedPolicy):
             noise = sample_noise(shape, observation.state.device)
         with self.autocast():
             actions = self.model.sample_actions(
-                *observation, noise, num_steps=num_steps or self.config.num_inference_steps
+                observation, noise, num_steps=num_steps or self.config.num_inference_steps
             )
         return actions[..., : self.config.action_feature.shape[0]]
 
@@ -215,6 +199,38 @@ class Pi0Policy(PreTrainedPolicy):
         return load_policy(
             pretrained_name_or_path, revision=revision, strict=strict, config=kwargs.get("config")
         )
+
+
+def present_cameras(config: PI0Config, batch: Mapping[str, Any]) -> list[str]:
+    """Which of the policy's cameras a batch has, in the policy's order.
+
+    Raises:
+        UserError: none of them.
+    """
+    keys = list(config.image_features)
+    present = [key for key in keys if key in batch]
+    if not present:
+        found = ", ".join(key for key in batch if key.startswith("observation.image")) or "none"
+        raise UserError(f"the batch has none of the policy's cameras ({', '.join(keys)}); it has: {found}")
+    return present
+
+
+def camera_mask(config: PI0Config, batch: Mapping[str, Any]) -> Tensor:
+    """Which samples have which of the `present_cameras`: bool [B, C]."""
+    masks = []
+    for key in present_cameras(config, batch):
+        padding = batch.get(f"{key}_is_pad")
+        if padding is None:
+            padding = torch.zeros(len(batch[key]), dtype=torch.bool, device=batch[key].device)
+        masks.append(~padding.reshape(-1))
+    return torch.stack(masks, dim=1)
+
+
+def pack_batch(config: PI0Config, batch: dict[str, Any]) -> dict[str, Any]:
+    """A processed batch on the CPU with its packing, so that `Pi0Policy.forward` skips what is absent."""
+    token_mask = batch[OBS_LANGUAGE_ATTENTION_MASK].bool()
+    patches = dimensions_of(config).patches
+    return {**batch, PACKING: pack(camera_mask(config, batch), token_mask, patches)}
 
 
 def pad_last(values: Tensor, size: int) -> Tensor:

@@ -94,7 +94,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
         write_json(config.output_dir / DATA_REPORT_NAME, report)
     policy.train()
     if config.compile:
-        policy.model.compile()
+        policy.model.compile_layers()
 
     optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())
     scheduler = policy.config.get_scheduler_preset().build(optimizer, config.steps)

@@ -1,13 +1,15 @@
 """The network by itself: masks, positions, time, sampling, initialisation, compilation."""
 
+import itertools
 import math
 
 import pytest
 import torch
 from torch.distributions import Beta
 
-from depi.models.gemma import GemmaLayer, RMSNorm, attention, rotary_table, rotate
-from depi.models.pi0 import Pi0, Pi0Dimensions, sample_time, suffix_mask, time_embedding
+from depi.models.gemma import GemmaLayer, RMSNorm, attention, attention_bias, rotary_table, rotate
+from depi.models.packing import pad
+from depi.models.pi0 import Observation, Pi0, Pi0Dimensions, sample_time, suffix_mask, time_embedding
 
 SIZES = Pi0Dimensions.tiny(
     image_size=28,
@@ -53,9 +55,16 @@ def inputs():
     }
 
 
+def observe(inputs):
+    return Observation(*(inputs[key] for key in ("images", "image_mask", "tokens", "token_mask", "state")))
+
+
+def errors(model, inputs):
+    return model(observe(inputs), inputs["actions"], inputs["noise"], inputs["time"])
+
+
 def velocity(model, inputs, x_t, time):
-    prefix = model.encode_prefix(*(inputs[key] for key in ("images", "image_mask", "tokens", "token_mask")))
-    return model.velocity(prefix, inputs["state"], x_t, time)
+    return model.velocity(model.encode_prefix(observe(inputs)), inputs["state"], x_t, time)
 
 
 def test_time_runs_from_actions_to_noise(model, inputs):
@@ -64,8 +73,8 @@ def test_time_runs_from_actions_to_noise(model, inputs):
     target = inputs["noise"] - inputs["actions"]
     at_noise = (velocity(model, inputs, inputs["noise"], ones) - target).square()
     at_actions = (velocity(model, inputs, inputs["actions"], zeros) - target).square()
-    torch.testing.assert_close(model(**{**inputs, "time": ones}), at_noise)
-    torch.testing.assert_close(model(**{**inputs, "time": zeros}), at_actions)
+    torch.testing.assert_close(errors(model, {**inputs, "time": ones}), at_noise)
+    torch.testing.assert_close(errors(model, {**inputs, "time": zeros}), at_actions)
 
 
 def test_sampling_is_euler_with_the_prefix_read_once(model, inputs):
@@ -75,14 +84,13 @@ def test_sampling_is_euler_with_the_prefix_read_once(model, inputs):
             x_t = x_t - 0.25 * velocity(model, inputs, x_t, torch.full((2,), 1 - step / 4))
     calls = []
     model.vision.register_forward_hook(lambda *_: calls.append(1))
-    arguments = [inputs[key] for key in ("images", "image_mask", "tokens", "token_mask", "state", "noise")]
-    torch.testing.assert_close(model.sample_actions(*arguments, num_steps=4), x_t)
+    torch.testing.assert_close(model.sample_actions(observe(inputs), inputs["noise"], num_steps=4), x_t)
     assert len(calls) == 1
 
 
 def test_padding_changes_nothing(model, inputs):
     """A sample alone, without its absent camera and its padded tokens, has the same loss."""
-    whole = model(**inputs)
+    whole = errors(model, inputs)
     alone = {key: value[1:] for key, value in inputs.items()}
     alone |= {
         "images": alone["images"][:, 1:],
@@ -90,13 +98,13 @@ def test_padding_changes_nothing(model, inputs):
         "tokens": alone["tokens"][:, :2],
         "token_mask": alone["token_mask"][:, :2],
     }
-    torch.testing.assert_close(model(**alone), whole[1:])
+    torch.testing.assert_close(errors(model, alone), whole[1:])
 
 
 def test_samples_are_independent(model, inputs):
-    both = model(**inputs)
+    both = errors(model, inputs)
     for sample in range(2):
-        alone = model(**{key: value[sample : sample + 1] for key, value in inputs.items()})
+        alone = errors(model, {key: value[sample : sample + 1] for key, value in inputs.items()})
         torch.testing.assert_close(alone, both[sample : sample + 1])
 
 
@@ -106,16 +114,19 @@ def test_suffix_mask_by_hand():
 
 
 def test_attention_against_a_slow_computation():
-    q, k, v = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 5, 8), torch.randn(1, 2, 5, 8)
-    mask = torch.rand(1, 1, 3, 5) < 0.7
-    mask[..., 0] = True
-    expected = torch.zeros(1, 3, 32)
-    for head in range(4):
-        for row in range(3):
-            scores = k[0, head // 2] @ q[0, head, row] / math.sqrt(8)
-            weights = torch.where(mask[0, 0, row], scores, -torch.inf).softmax(dim=0)
-            expected[0, row, head * 8 : head * 8 + 8] = weights @ v[0, head // 2]
-    torch.testing.assert_close(attention(q, k, v, mask), expected)
+    q, k, v = torch.randn(2, 3, 4, 8), torch.randn(2, 5, 2, 8), torch.randn(2, 5, 2, 8)
+    visible = torch.rand(2, 3, 5) < 0.7
+    visible[..., 0] = True
+    expected = torch.zeros(2, 3, 32)
+    for sample, head, row in itertools.product(range(2), range(4), range(3)):
+        scores = k[sample, :, head // 2] @ q[sample, row, head] / math.sqrt(8)
+        weights = torch.where(visible[sample, row], scores, -torch.inf).softmax(dim=0)
+        expected[sample, row, head * 8 : head * 8 + 8] = weights @ v[sample, :, head // 2]
+    torch.testing.assert_close(attention(q, k, v, attention_bias(visible, 2, torch.float32)), expected)
+    # One row of visibility for all queries.
+    same = visible[:, :1].expand(-1, 3, -1)
+    bias, one = attention_bias(same, 2, torch.float32), attention_bias(visible[:, :1], 2, torch.float32)
+    torch.testing.assert_close(attention(q, k, v, one), attention(q, k, v, bias))
 
 
 def test_rotation_depends_on_distance_alone():
@@ -135,11 +146,11 @@ def test_earlier_keys_stand_in_front():
     layer = GemmaLayer(width=12, mlp_dim=20, num_heads=2, num_kv_heads=1, head_dim=8)
     x = torch.randn(1, 5, 12)
     rotation = rotary_table(torch.arange(5)[None], 8)
-    mask = torch.ones(5, 5, dtype=torch.bool).tril()[None, None]
-    whole, _ = layer(x, rotation, mask)
-    first, second = tuple(part[:, :, :2] for part in rotation), tuple(part[:, :, 2:] for part in rotation)
-    _, earlier = layer(x[:, :2], first, mask[..., :2, :2])
-    later, _ = layer(x[:, 2:], second, mask[..., 2:, :], earlier)
+    visible = torch.ones(1, 5, 5, dtype=torch.bool).tril()
+    whole, _ = layer(x, rotation, None, attention_bias(visible, 2, x.dtype))
+    first, second = tuple(part[:, :2] for part in rotation), tuple(part[:, 2:] for part in rotation)
+    _, earlier = layer(x[:, :2], first, None, attention_bias(visible[:, :2, :2], 2, x.dtype))
+    later, _ = layer(x[:, 2:], second, None, attention_bias(visible[:, 2:], 2, x.dtype), earlier)
     torch.testing.assert_close(later, whole[:, 2:])
 
 
@@ -168,15 +179,16 @@ def test_time_follows_the_beta_distribution():
 
 
 def test_every_parameter_gets_a_gradient(model, inputs):
-    model(**inputs).mean().backward()
+    errors(model, inputs).mean().backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
 def test_initial_activations_keep_their_scale(model, inputs):
     """Random weights leave signals near unit size, in the prefix and at the output."""
-    embeddings = model.embed_prefix(inputs["images"], inputs["tokens"])
-    assert 0.5 < embeddings[:, -6:].std() < 2
-    assert 0.3 < embeddings[:, :-6].std() < 3
+    packing = pad(inputs["image_mask"], inputs["token_mask"], SIZES.patches)
+    embeddings = model.embed_prefix(inputs["images"], inputs["tokens"], packing)
+    assert 0.5 < embeddings[-12:].std() < 2
+    assert 0.3 < embeddings[:-12].std() < 3
     assert 0.2 < velocity(model, inputs, inputs["noise"], inputs["time"]).std() < 5
 
 
@@ -188,14 +200,14 @@ def test_initial_activations_keep_their_scale(model, inputs):
     ],
 )
 def test_compiled_forward_is_the_same(model, inputs, backend):
-    expected = model(**inputs)
+    expected = errors(model, inputs)
     expected.mean().backward()
     gradients = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
-    compiled = torch.compile(model, fullgraph=True, backend=backend)
-    errors = compiled(**inputs)
-    errors.mean().backward()
-    torch.testing.assert_close(errors, expected)
+    model.compile_layers(backend=backend)
+    compiled = errors(model, inputs)
+    compiled.mean().backward()
+    torch.testing.assert_close(compiled, expected)
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
 

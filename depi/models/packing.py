@@ -1,0 +1,157 @@
+"""Ragged batches: tokens travel as one list without gaps, and stand in rows only for attention.
+
+Nearly all of a transformer's work treats tokens one by one, so a list of the real ones costs nothing for
+cameras that are absent and prompts that are short. Attention needs samples apart, one row each: there the
+tokens are copied into rows of equal length, and back. The lengths of lists and rows are rounded up, so that
+few shapes occur.
+
+Letters in shapes:
+    B batch   C camera slots   N patches per image   L prompt tokens   I images that are encoded
+    T tokens in the list: I * N patches, then words   P places in a row
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Rows(NamedTuple):
+    """Where the tokens of a list stand in rows."""
+
+    source: Tensor  # int64 [B, P], which token stands at each place; any, where the place is empty
+    place: Tensor  # int64 [T], the place b * P + p of each token; any, where the token is in no row
+    filled: Tensor  # bool [B, P], False where the place is empty or nobody may look at it
+    used: Tensor  # bool [T], False for tokens that only round the list up
+
+
+class Packing(NamedTuple):
+    """What of a batch is computed, and where it stands: patches of the images, then words, in each row."""
+
+    image: Tensor  # int64 [I], the slot b * C + c of each image that is encoded
+    word: Tensor  # int64 [T - I * N], the place b * L + l in the prompts of each word that is read
+    rows: Rows
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> "Packing":
+        """The same on another device."""
+        return self._apply(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Packing":
+        """The same in page-locked memory; DataLoader's pinning calls this."""
+        return self._apply(Tensor.pin_memory)
+
+    def _apply(self, change) -> "Packing":
+        return Packing(change(self.image), change(self.word), Rows(*map(change, self.rows)))
+
+
+def pack(image_mask: Tensor, token_mask: Tensor, patches: int) -> Packing:
+    """Leave out absent cameras and padded words.
+
+    Args:
+        image_mask: bool [B, C] on the CPU, because the sizes of the result depend on it.
+        token_mask: bool [B, L] on the CPU.
+        patches: per image, N.
+
+    Returns:
+        Index tensors on the CPU. The number of images is a multiple of B / 8, that of words a multiple of
+        8 B, and rows have places for the most images and, rounded up to 16, the most words of any sample.
+    """
+    batch = len(image_mask)
+    image, image_used = _rounded_up(image_mask, max(1, batch // 8))
+    word, word_used = _rounded_up(token_mask, 8 * batch)
+    images, words = image_mask.sum(dim=1), token_mask.sum(dim=1)
+    places = int(images.max()) * patches + _multiple(int(words.max()), 16)
+
+    # In a row the words follow the patches directly, wherever the patches end.
+    sample_of_image, sample_of_word = image // image_mask.shape[1], word // token_mask.shape[1]
+    number = torch.arange(len(image)) - _starts(images)[sample_of_image]
+    place_of_patch = (number[:, None] * patches + torch.arange(patches)).flatten()
+    place_of_word = (
+        images[sample_of_word] * patches + torch.arange(len(word)) - _starts(words)[sample_of_word]
+    )
+    used = torch.cat((image_used.repeat_interleave(patches), word_used))
+    sample = torch.cat((sample_of_image.repeat_interleave(patches), sample_of_word))
+    place = (sample * places + torch.cat((place_of_patch, place_of_word))).masked_fill(~used, 0)
+    source = torch.zeros(batch * places, dtype=torch.int64)
+    source[place[used]] = used.nonzero().squeeze(1)
+    filled = torch.arange(places) < (images * patches + words)[:, None]
+    return Packing(image, word, Rows(source.view(batch, places), place, filled, used))
+
+
+def pad(image_mask: Tensor, token_mask: Tensor, patches: int) -> Packing:
+    """Compute everything, and let nobody look at absent cameras and padded words.
+
+    Arguments as for `pack`, on any device; nothing waits for it, because the result's sizes are known.
+    """
+    batch, cameras = image_mask.shape
+    length = token_mask.shape[1]
+    device = image_mask.device
+    image = torch.arange(batch * cameras, device=device)
+    word = torch.arange(batch * length, device=device)
+    widths = [cameras * patches, length]
+    tokens = torch.arange(batch * sum(widths), device=device)
+    parts = tokens.split([batch * width for width in widths])
+    source = torch.cat([part.view(batch, -1) for part in parts], dim=1)
+    filled = torch.cat((image_mask.repeat_interleave(patches, dim=1), token_mask), dim=1)
+    places = torch.arange(source.numel(), device=device).view_as(source)
+    place = torch.cat([part.flatten() for part in places.split(widths, dim=1)])
+    return Packing(image, word, Rows(source, place, filled, torch.ones_like(place, dtype=torch.bool)))
+
+
+def to_rows(tokens: Tensor, rows: Rows | None) -> Tensor:
+    """[T, ...] -> [B, P, ...]; without `rows` the tokens are in rows already."""
+    if rows is None:
+        return tokens
+    moved = _Move.apply(tokens, rows.source.flatten(), rows.place, rows.used)
+    return moved.unflatten(0, rows.source.shape)
+
+
+def to_list(tokens: Tensor, rows: Rows | None) -> Tensor:
+    """[B, P, ...] -> [T, ...]; without `rows` the tokens stay in rows."""
+    if rows is None:
+        return tokens
+    return _Move.apply(tokens.flatten(0, 1), rows.place, rows.source.flatten(), rows.filled.flatten())
+
+
+def any_length(tensor: Tensor, dim: int) -> Tensor:
+    """`tensor`; compiled code shall take any size of its dimension `dim`, and not only the present one."""
+    if not torch.compiler.is_compiling():
+        torch._dynamo.maybe_mark_dynamic(tensor, dim)
+    return tensor
+
+
+class _Move(torch.autograd.Function):
+    """`tokens[index]`, whose gradient is gathered too: adding it up atomically would be slow and random."""
+
+    @staticmethod
+    def forward(tokens: Tensor, index: Tensor, back: Tensor, keep: Tensor) -> Tensor:
+        return tokens.index_select(0, index)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        _, _, back, keep = inputs
+        ctx.save_for_backward(back, keep)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        back, keep = ctx.saved_tensors
+        gradient = gradient.index_select(0, back)
+        keep = keep.view(-1, *(1,) * (gradient.ndim - 1))
+        return torch.where(keep, gradient, 0.0), None, None, None
+
+
+def _rounded_up(mask: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
+    """Where `mask` is True, as flat indices, rounded up in number by zeros; and which are no such zeros."""
+    index = mask.flatten().nonzero().squeeze(1)
+    size = max(multiple, _multiple(len(index), multiple))
+    padded = torch.zeros(size, dtype=torch.int64)
+    padded[: len(index)] = index
+    return padded, torch.arange(size) < len(index)
+
+
+def _multiple(number: int, of: int) -> int:
+    return -(-number // of) * of
+
+
+def _starts(counts: Tensor) -> Tensor:
+    return counts.cumsum(0) - counts
