@@ -7,6 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,12 +19,14 @@ from rich.table import Column, Table
 from depi import engine
 from depi.catalog.facts import Thresholds
 from depi.catalog.find import Candidate, find
-from depi.catalog.inspect import Inspector, bare_row
+from depi.catalog.inspect import Collection, Inspector, bare_row
+from depi.catalog.journal import Journal
 from depi.catalog.order import settle
 from depi.catalog.rules import CATALOGUE_FLAGS, CATALOGUE_RULES, FLAGS, RULES_VERSION, TIERS, check_disabled
 from depi.catalog.store import ACCEPTED, FAILED, REJECTED, Row, read_rows, write_catalog
 from depi.errors import UserError
 from depi.flags import parse_flags
+from depi.hub import session
 from depi.hub.client import HubUnreachable
 
 logger = logging.getLogger(__name__)
@@ -59,10 +62,18 @@ class CollectConfig(Thresholds):
     author: str | None = None
     # Also the datasets named in this file: a JSON list, or one id per line.
     ids_file: Path | None = None
+    # Also every dataset tagged "LeRobot": arms that call themselves something else are told by their joints.
+    wide: bool = False
+    # Only datasets whose metadata names one of these robots, as in --robot_types=[so100_follower].
+    robot_types: list[str] | None = None
     # Only the first so many candidates, sorted by name.
     limit: int | None = None
-    # Inspections at the same time.
-    workers: int = 16
+    # Inspections, and connections to the Hub, at the same time.
+    workers: int = 32
+    # Ask the Hub at most so often; by default as often as the connections allow.
+    max_requests_per_second: float | None = None
+    # Longest that the requests about one dataset may take together; it is then tried again next time.
+    max_seconds: float = 900.0
     # Rules to switch off, as in --disable_rules=[not_gated]; --list-rules prints their names.
     disable_rules: list[str] = field(default_factory=list)
     # Inspect everything again, also what has not changed since the last call.
@@ -76,6 +87,10 @@ class CollectConfig(Thresholds):
         super().__post_init__()
         if self.workers < 1:
             raise UserError(f"--workers={self.workers}: at least 1 is needed")
+        for name in ("max_requests_per_second", "max_seconds"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"--{name}={value}: more than 0 is needed")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--limit={self.limit}: at least 1 is needed")
 
@@ -141,19 +156,13 @@ def collect(config: CollectConfig) -> Summary:
         **{item.name: getattr(config, item.name) for item in dataclasses.fields(Thresholds)},
     }
     earlier = [] if config.refresh else read_rows(config.output_dir, judged_by)
-    candidates = find(
-        tags=config.tags,
-        search=config.search,
-        author=config.author,
-        ids_file=config.ids_file,
-        limit=config.limit,
-    )
-    inspector = Inspector(config, disabled, {row.repo_id: row for row in earlier})
-    rows = inspect_all(inspector, candidates, config.workers)
-    kept = {id(row) for row in earlier}
-    reused = sum(id(row) in kept for row in rows)
-    rows = settle(rows, disabled, config)
-    write_catalog(config.output_dir, rows, judged_by)
+    journal = Journal(config.output_dir, {**judged_by, "refresh": config.refresh})
+    politeness = session.Settings(config.workers, config.max_requests_per_second)
+    with closing(journal), session.limited(politeness):
+        rows, reused = inspect_found(config, disabled, [*earlier, *journal.rows], journal)
+        rows = settle(rows, disabled, config)
+        write_catalog(config.output_dir, rows, judged_by)
+        journal.finish()
     verdicts = Counter(row.verdict for row in rows)
     return Summary(
         output_dir=config.output_dir,
@@ -168,8 +177,37 @@ def collect(config: CollectConfig) -> Summary:
     )
 
 
-def inspect_all(inspector: Inspector, candidates: Sequence[Candidate], workers: int) -> list[Row]:
-    """Inspect the candidates concurrently; one row each, in the order of completion.
+def inspect_found(
+    config: CollectConfig, disabled: frozenset[str], known: Sequence[Row], journal: Journal
+) -> tuple[list[Row], int]:
+    """Find, and inspect what is not known; a row for each dataset, and how many of them were known."""
+    candidates = find(
+        tags=config.tags,
+        search=config.search,
+        author=config.author,
+        ids_file=config.ids_file,
+        wide=config.wide or _only_robot_types(config),
+        limit=config.limit,
+    )
+    inspector = Inspector(config, disabled, {row.repo_id: row for row in known}, config.max_seconds)
+    rows = inspect_all(inspector, candidates, config.workers, journal)
+    if config.robot_types is not None:
+        rows = [row for row in rows if row.robot_type in config.robot_types]
+        if not rows:
+            raise UserError(f"no dataset names one of these robots: {', '.join(config.robot_types)}")
+    kept = {id(row) for row in known}
+    return rows, sum(id(row) in kept for row in rows)
+
+
+def _only_robot_types(config: CollectConfig) -> bool:
+    others = (config.tags, config.search, config.author, config.ids_file)
+    return config.robot_types is not None and all(other is None for other in others)
+
+
+def inspect_all(
+    inspector: Inspector, candidates: Sequence[Candidate], workers: int, journal: Journal
+) -> list[Row]:
+    """Inspect the candidates concurrently; one row each, and one for each dataset of a collection.
 
     An exception out of an inspection is a bug: its traceback is logged and the candidate is failed,
     so that one strange dataset does not cost the others and yet nobody takes it for judged.
@@ -177,25 +215,37 @@ def inspect_all(inspector: Inspector, candidates: Sequence[Candidate], workers: 
     Raises:
         UserError: the Hub answered for none of the candidates.
     """
-    rows: list[Row] = []
+    rows: dict[str, Row] = {}
     silent = 0
     with _progress_bar() as progress:
         bar = progress.add_task("Inspecting", total=len(candidates))
-        for candidate, outcome in engine.run(inspector, candidates, workers=workers):
-            progress.advance(bar)
-            if isinstance(outcome, Row):
-                rows.append(outcome)
-                continue
-            if isinstance(outcome, HubUnreachable):
-                silent += 1
-                if silent == len(rows) + 1 and silent >= min(GIVE_UP_AFTER, len(candidates)):
-                    raise outcome
-                reason = f"not inspected: {outcome}"
-            else:
-                logger.error("inspecting %s failed", candidate.repo_id, exc_info=outcome)
-                reason = f"not inspected: internal error, {type(outcome).__name__}: {outcome}"
-            rows.append(bare_row(candidate.repo_id, FAILED, reason))
-    return rows
+        waiting = list(candidates)
+        while waiting:
+            opened: list[Candidate] = []
+            for candidate, outcome in engine.run(inspector, waiting, workers=workers):
+                progress.advance(bar)
+                if isinstance(outcome, Collection):
+                    opened += outcome.candidates
+                    continue
+                if isinstance(outcome, HubUnreachable):
+                    silent += 1
+                    if silent == len(rows) + 1 and silent >= min(GIVE_UP_AFTER, len(candidates)):
+                        raise outcome
+                row = outcome if isinstance(outcome, Row) else _failed(candidate, outcome)
+                rows[row.repo_id] = row
+                if row is not inspector.known.get(row.repo_id):
+                    journal.add(row)
+            waiting = [candidate for candidate in opened if candidate.repo_id not in rows]
+            progress.update(bar, total=len(rows) + len(waiting))
+    return list(rows.values())
+
+
+def _failed(candidate: Candidate, error: Exception) -> Row:
+    reason = f"not inspected: {error}"
+    if not isinstance(error, HubUnreachable):
+        logger.error("inspecting %s failed", candidate.repo_id, exc_info=error)
+        reason = f"not inspected: internal error, {type(error).__name__}: {error}"
+    return bare_row(candidate.repo_id, FAILED, reason)
 
 
 def count_by_rule(rows: Iterable[Row]) -> dict[str, int]:

@@ -10,20 +10,27 @@ from huggingface_hub import DatasetInfo
 from depi.errors import UserError
 from depi.files import read_json
 from depi.hub import client
-from depi.hub.names import is_repo_id
+from depi.hub.names import is_dataset_id, is_repo_id
 
 logger = logging.getLogger(__name__)
 
 # Every LeRobot upload carries the first; recorders add the robot's name, in one of these spellings.
 BASE_TAG = "LeRobot"
-DEFAULT_TAGS = ("so100", "so101", "so100_follower", "so101_follower", "so-100", "so-101", "SO-ARM100")
-# Many uploads lack the tags and have the robot in their name.
-DEFAULT_SEARCH = ("so100", "so101")
+DEFAULT_TAGS = (
+    *("so100", "so101", "so100_follower", "so101_follower", "so-100", "so-101", "SO-ARM100"),
+    *("bi_so100", "bi_so101", "bi_so100_follower", "bi_so101_follower"),
+)
+# Many uploads lack the tags and have the robot in their name. The last one names the community's collections.
+DEFAULT_SEARCH = ("so100", "so101", "community_dataset")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A dataset to look at; `revision` is its newest commit when the listing told, else None."""
+    """A dataset, or a collection of them, to look at.
+
+    repo_id: "user/name", or "user/name:path/inside" for a dataset of a collection
+    revision: the newest commit when the listing told, else None
+    """
 
     repo_id: str
     revision: str | None = None
@@ -36,24 +43,26 @@ def find(
     search: Sequence[str] | None = None,
     author: str | None = None,
     ids_file: Path | None = None,
+    wide: bool = False,
     limit: int | None = None,
 ) -> list[Candidate]:
     """Candidates sorted by repo_id, each once; the first `limit` of them.
 
     What is named is united: datasets with the tag "LeRobot" and one of `tags`, datasets whose name
     contains one of `search`, datasets in `ids_file`. `author` narrows tags and search to that user or
-    organisation, and alone takes all of their datasets. When nothing at all is named, the usual tags
-    and names of SO-100 and SO-101 datasets are looked for.
+    organisation, and alone takes all of their datasets. `wide` adds every dataset with the tag "LeRobot",
+    whatever it calls its robot. When nothing at all is named, the usual tags and names of SO-100 and
+    SO-101 datasets are looked for.
 
     Raises:
         UserError: the Hub cannot be listed, `ids_file` is malformed, or nothing was found.
     """
-    if tags is None and search is None and author is None and ids_file is None:
+    if tags is None and search is None and author is None and ids_file is None and not wide:
         tags, search = DEFAULT_TAGS, DEFAULT_SEARCH
     found: dict[str, Candidate] = {}
     if ids_file is not None:
         found.update((repo_id, Candidate(repo_id)) for repo_id in read_ids(ids_file))
-    for info in _listings(tags or (), search or (), author):
+    for info in _listings(tags or (), search or (), author, wide):
         if "/" not in info.id:
             continue  # names without a user are of a time before LeRobot
         if not is_repo_id(info.id):
@@ -71,7 +80,8 @@ def read_ids(path: Path) -> list[str]:
     """Ids from a JSON list, from the keys of a JSON object, or one per line (`#` starts a comment).
 
     Raises:
-        UserError: the file is missing or malformed, or an entry is no "user/name".
+        UserError: the file is missing or malformed, or an entry is neither "user/name" nor
+            "user/name:path/inside".
     """
     if Path(path).suffix == ".json":
         value = read_json(path)
@@ -88,17 +98,24 @@ def read_ids(path: Path) -> list[str]:
     if not ids:
         raise UserError(f"{path} names no dataset")
     for repo_id in ids:
-        if not is_repo_id(repo_id):
+        if not is_dataset_id(repo_id):
             shown = ascii(repo_id)[:100]
-            raise UserError(f"{path} names {shown}, which is no dataset id; ids look like user/name")
+            raise UserError(
+                f"{path} names {shown}, which is no dataset id; ids look like user/name, or "
+                "user/name:folder for a dataset of a collection"
+            )
     return list(dict.fromkeys(ids))
 
 
-def _listings(tags: Sequence[str], search: Sequence[str], author: str | None) -> Iterator[DatasetInfo]:
+def _listings(
+    tags: Sequence[str], search: Sequence[str], author: str | None, wide: bool
+) -> Iterator[DatasetInfo]:
     listings: list[Iterable[DatasetInfo]] = [
         client.list_datasets(tags=(BASE_TAG, tag), author=author) for tag in tags
     ]
     listings += [client.list_datasets(search=text, author=author) for text in search]
+    if wide:
+        listings.append(client.list_datasets(tags=(BASE_TAG,), author=author))
     if author is not None and not listings:
         listings.append(client.list_datasets(author=author))
     for listing in listings:

@@ -6,17 +6,21 @@ commit that the row names.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from huggingface_hub import DatasetInfo
 
+from depi.catalog import collection
 from depi.catalog.evidence import add_evidence
 from depi.catalog.facts import Facts, Thresholds
 from depi.catalog.find import Candidate
@@ -28,28 +32,48 @@ from depi.catalog.text import clean
 from depi.datasets import formats, joints
 from depi.errors import DatasetError
 from depi.hub import client
+from depi.hub.names import DatasetId, parse_dataset_id
 
 MAX_TASKS = 20
 MAX_CAMERAS = 16
 COLUMNS = ("action", "observation.state", "timestamp")
 
 
+# Only one dataset at a time may unfold to more than this many bytes.
+HEAVY_BYTES = 64_000_000
+MAX_UNFOLDED_BYTES = 1_000_000_000
+HEAVY_META_MB = 8.0
+_heavy = threading.RLock()
+
+# What is asked of a repository whose files are listed folder by folder.
+_ABOUT = ("sha", "tags", "cardData", "gated", "disabled", "createdAt", "lastModified", "downloads", "likes")
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What a candidate turned out to be: a repository with a dataset in each of these folders."""
+
+    candidates: tuple[Candidate, ...]
+
+
 @dataclass(frozen=True)
 class Inspector:
-    """Turns a candidate into a row: call it with a `Candidate`.
+    """Turns a candidate into a row, or into the candidates of a collection: call it with a `Candidate`.
 
     known: rows of an earlier catalogue judged by the same rules; those of unchanged commits are kept
+    max_seconds: for all requests about one candidate together
     """
 
     limits: Thresholds
     disabled: frozenset[str] = frozenset()
     known: Mapping[str, Row] = field(default_factory=dict)
+    max_seconds: float = math.inf
 
-    def __call__(self, candidate: Candidate) -> Row:
+    def __call__(self, candidate: Candidate) -> Row | Collection:
         """Inspect and judge one candidate; a request each for the listing and every file needed.
 
-        A repository that is missing or closed is rejected. One that cannot be fetched for any other
-        reason is "failed", with a reason "not inspected: ...".
+        A repository that is missing, closed or boundless is rejected. One that cannot be fetched for any
+        other reason is "failed", with a reason "not inspected: ...".
 
         Raises:
             HubUnreachable: no answer from the Hub, which may be this repository's fault or not.
@@ -58,25 +82,46 @@ class Inspector:
         if known is not None and _unchanged(known, candidate.revision, candidate.gated):
             return known
         try:
-            info = client.repo_info(candidate.repo_id, revision=candidate.revision, files_metadata=True)
-            if known is not None and _unchanged(known, info.sha, bool(info.gated)):
-                return known
-            assert isinstance(info, huggingface_hub.DatasetInfo)
-            facts = list_facts(candidate.repo_id, info)
-            return make_row(facts, self._reasons(facts), self.limits)
-        except (client.RepoMissing, client.RepoGated) as error:
+            with client.time_limit(self.max_seconds):
+                return self._inspect(candidate, known)
+        except (client.RepoMissing, client.RepoGated, client.FileMissing, client.TooLarge) as error:
+            dataset = parse_dataset_id(candidate.repo_id)
             facts = Facts(candidate.repo_id, candidate.revision or "", files={}, access_error=str(error))
+            facts.path, facts.gated = dataset.path or None, bool(candidate.gated)
             return make_row(facts, judge(TIERS[0], facts, self.limits, self.disabled), self.limits)
         except client.HubUnreachable:
             raise
         except client.HubError as error:
             return bare_row(candidate.repo_id, FAILED, f"not inspected: {error}")
 
+    def _inspect(self, candidate: Candidate, known: Row | None) -> Row | Collection:
+        dataset = parse_dataset_id(candidate.repo_id)
+        if not dataset.path and candidate.revision is not None:
+            inside = collection.remembered(dataset.repo_id, candidate.revision)
+            if inside:
+                return _opened(inside, candidate.revision, candidate.gated)
+        info, files = _listing(dataset, candidate.revision)
+        gated = bool(info.gated)
+        if known is not None and _unchanged(known, info.sha, gated):
+            return known
+        if files is None:
+            return _opened(collection.by_walking(dataset.repo_id, info.sha or ""), info.sha, gated)
+        if not dataset.path and INFO_FILE not in files:
+            inside = collection.from_file_list(dataset.repo_id, info.sha or "", files)
+            if inside:
+                return _opened(inside, info.sha, gated)
+        facts = list_facts(dataset, info, files)
+        return make_row(facts, self._reasons(facts), self.limits)
+
     def _reasons(self, facts: Facts) -> list[str]:
+        with ExitStack() as stack:
+            return self._reasons_of_tiers(facts, stack)
+
+    def _reasons_of_tiers(self, facts: Facts, stack: ExitStack) -> list[str]:
         gather: dict[str, Callable[[Facts], None]] = {
             "info": gather_info,
-            "metadata": gather_metadata,
-            "tables": partial(gather_tables, max_rows=self.limits.max_frames),
+            "metadata": partial(gather_metadata, stack=stack),
+            "tables": partial(gather_tables, max_rows=self.limits.max_frames, stack=stack),
             "joints": gather_joints,
         }
         for tier in TIERS:
@@ -87,16 +132,56 @@ class Inspector:
         return []
 
 
-def list_facts(repo_id: str, info: huggingface_hub.DatasetInfo) -> Facts:
-    """Facts of the listing tier, from the Hub's answer about the repository."""
+def _listing(dataset: DatasetId, revision: str | None) -> tuple[DatasetInfo, dict[str, int | None] | None]:
+    """What the Hub says of a repository, and the dataset's files; None where it is a collection too large.
+
+    Raises:
+        HubError: missing, closed or unreachable.
+        TooLarge: one dataset with more files than are listed.
+    """
+    if dataset.path:
+        info = _about(endpoint=client.endpoint(), repo_id=dataset.repo_id, revision=revision)
+        files = client.list_files(dataset.repo_id, dataset.path, revision=info.sha or "main")
+        return info, dict(files)
+    try:
+        found = client.repo_info(dataset.repo_id, revision=revision, files_metadata=True)
+    except client.TooLarge:
+        info = _about(endpoint=client.endpoint(), repo_id=dataset.repo_id, revision=revision)
+        if client.existing_files(dataset.repo_id, [INFO_FILE], revision=info.sha or "main"):
+            raise
+        return info, None
+    assert isinstance(found, DatasetInfo)
+    return found, {sibling.rfilename: sibling.size for sibling in found.siblings or ()}
+
+
+def _about(*, endpoint: str, repo_id: str, revision: str | None) -> DatasetInfo:
+    """The repository of a collection; asked once for all datasets in it, if the commit is known."""
+    ask = _about_commit if revision else _about_commit.__wrapped__
+    return ask(endpoint, repo_id, revision)
+
+
+@lru_cache(maxsize=64)
+def _about_commit(endpoint: str, repo_id: str, revision: str | None) -> DatasetInfo:
+    info = client.repo_info(repo_id, revision=revision, expand=_ABOUT)
+    assert isinstance(info, DatasetInfo)
+    return info
+
+
+def _opened(inside: Sequence[DatasetId], revision: str | None, gated: bool | None) -> Collection:
+    return Collection(tuple(Candidate(str(dataset), revision, gated) for dataset in inside))
+
+
+def list_facts(dataset: DatasetId, info: DatasetInfo, files: Mapping[str, int | None]) -> Facts:
+    """Facts of the listing tier, from the Hub's answers about the repository."""
     card = info.card_data
     license_name = card.get("license") if card is not None else None
     if isinstance(license_name, list):
         license_name = ", ".join(map(str, license_name))
     return Facts(
-        repo_id=repo_id,
+        repo_id=str(dataset),
         revision=info.sha or "",
-        files={sibling.rfilename: sibling.size for sibling in info.siblings or ()},
+        files=dict(files),
+        path=dataset.path or None,
         tags=tuple(str(tag) for tag in info.tags or ()),
         license=None if license_name is None else clean(license_name, 100),
         downloads=info.downloads,
@@ -111,17 +196,25 @@ def list_facts(repo_id: str, info: huggingface_hub.DatasetInfo) -> Facts:
 def gather_info(facts: Facts) -> None:
     """Download and check `meta/info.json`."""
     try:
-        path = client.download_file(facts.repo_id, INFO_FILE, revision=facts.revision)
-        facts.info = formats.parse_info(formats.read_info(path.parent.parent))
+        facts.info = formats.parse_info(formats.read_info(_fetch(facts, [INFO_FILE])))
     except DatasetError as error:
         facts.info_error = str(error)
 
 
-def gather_metadata(facts: Facts) -> None:
+def _fetch(facts: Facts, names: Sequence[str]) -> Path:
+    """Have these files of the dataset; the folder that they are in."""
+    dataset = parse_dataset_id(facts.repo_id)
+    inside = [dataset.inside(name) for name in names]
+    return client.download_files(dataset.repo_id, inside, revision=facts.revision) / dataset.path
+
+
+def gather_metadata(facts: Facts, stack: ExitStack) -> None:
     """Download the lists of episodes and tasks, and name the files that they refer to."""
     wanted = formats.metadata_files(facts.files)
+    if sum(facts.files[name] or 0 for name in wanted) > HEAVY_META_MB * 1e6:
+        stack.enter_context(_heavy)
     try:
-        root = client.download_files(facts.repo_id, wanted, revision=facts.revision)
+        root = _fetch(facts, wanted)
         meta = formats.load_meta(root, facts.repo_id, facts.revision)
         facts.data_files = tuple(formats.data_files(meta))
         facts.video_files = tuple(formats.video_files(meta))
@@ -134,11 +227,12 @@ def gather_metadata(facts: Facts) -> None:
     facts.tasks = tuple(dict.fromkeys(texts))
 
 
-def gather_tables(facts: Facts, max_rows: int) -> None:
+def gather_tables(facts: Facts, max_rows: int, stack: ExitStack) -> None:
     """Download the parquet tables and read action, state and timestamps; at most `max_rows` rows."""
     try:
-        root = client.download_files(facts.repo_id, facts.data_files, revision=facts.revision)
-        _check_rows(root, facts.data_files, max_rows)
+        root = _fetch(facts, facts.data_files)
+        if _check_sizes(root, facts.data_files, max_rows) > HEAVY_BYTES:
+            stack.enter_context(_heavy)
         columns = formats.read_frames(facts.meta, COLUMNS)
     except DatasetError as error:
         facts.tables_error = str(error)
@@ -212,14 +306,25 @@ def _unchanged(known: Row, revision: str | None, gated: bool | None) -> bool:
     return gated is None or gated == known.gated
 
 
-def _check_rows(root: Path, files: tuple[str, ...], max_rows: int) -> None:
-    """Read the tables' footers only: a small file can unfold to any number of rows."""
-    rows = 0
+def _check_sizes(root: Path, files: tuple[str, ...], max_rows: int) -> int:
+    """The bytes that the columns unfold to, from the footers: a small file can unfold to any number."""
+    rows = size = 0
     for relative in files:
         try:
-            rows += pq.read_metadata(root / relative).num_rows
+            footer = pq.read_metadata(root / relative)
         except (pa.ArrowException, OSError) as error:
             reason = clean(error, 200)
             raise DatasetError(f"{relative} cannot be read as parquet: {reason}") from None
+        rows += footer.num_rows
+        groups = (footer.row_group(number) for number in range(footer.num_row_groups))
+        columns = (group.column(number) for group in groups for number in range(group.num_columns))
+        size += sum(
+            max(column.total_uncompressed_size, 8 * column.num_values)
+            for column in columns
+            if column.path_in_schema.partition(".")[0] in COLUMNS or column.path_in_schema in COLUMNS
+        )
         if rows > max_rows:
             raise DatasetError(f"the tables have more than {max_rows} rows")
+        if size > MAX_UNFOLDED_BYTES:
+            raise DatasetError(f"the tables unfold to more than {MAX_UNFOLDED_BYTES // 1_000_000} MB")
+    return size

@@ -47,7 +47,9 @@ def resolve_file(root: Path, relative: str) -> Path:
     check_relative(relative, "path")
     base = root.resolve()
     path = (base / relative).resolve()
-    allowed = [base, base.parent.parent / "blobs"] if base.parent.name == "snapshots" else [base]
+    # A dataset of a collection lies in a folder below the snapshot.
+    snapshots = [up for up in (base, *base.parents) if up.parent.name == "snapshots"]
+    allowed = [base, *(up.parent.parent / "blobs" for up in snapshots[-1:])]
     if not any(path.is_relative_to(folder) for folder in allowed):
         raise DatasetError(f"{relative} is a link that leaves the dataset's folder")
     if not path.is_file():

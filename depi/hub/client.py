@@ -137,11 +137,17 @@ def list_datasets(
 
 
 def repo_info(
-    repo_id: str, *, repo_type: str = "dataset", revision: str | None = None, files_metadata: bool = False
+    repo_id: str,
+    *,
+    repo_type: str = "dataset",
+    revision: str | None = None,
+    files_metadata: bool = False,
+    expand: Sequence[str] = (),
 ) -> DatasetInfo | ModelInfo:
     """Return what a Hub knows of a repository at a branch, tag or commit: .sha, .siblings, .card_data, ...
 
-    With `files_metadata` the siblings have sizes.
+    With `files_metadata` the siblings have sizes. `expand` names the only properties wanted, in the Hub's
+    spelling, as for repositories whose list of files is long.
 
     Raises:
         HubError: missing, private or unreachable. Gated repositories do show their info.
@@ -156,6 +162,8 @@ def repo_info(
         if revision is not None:
             path += f"/revision/{quote(revision, safe='')}"
         params: dict[str, Any] = {"blobs": "true"} if files_metadata else {}
+        if expand:
+            params["expand"] = list(expand)
         return kind(**get_json(target, path, params))
 
     return retried(ask, target)
