@@ -1,0 +1,179 @@
+"""`depi report`: the catalogue as one web page that needs no network."""
+
+import base64
+import dataclasses
+import hashlib
+import html
+import json
+import logging
+import math
+import string
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from depi.catalog.store import CATALOG_FILE, Row, read_rows
+from depi.errors import UserError
+from depi.files import write_text
+from depi.flags import parse_flags
+from depi.hub.client import endpoint
+
+logger = logging.getLogger(__name__)
+
+PICTURES_FILE = "thumbnails.parquet"
+PICTURE_COLUMNS = ("repo_id", "revision", "camera", "jpeg")
+MAX_PICTURE_BYTES = 300_000
+SCRIPTS = ("base.js", "charts.js", "table.js", "section.js", "main.js")
+
+type Pictures = dict[tuple[str, str | None], list[tuple[str, bytes]]]
+"""(repo_id, revision) -> (camera, JPEG) pairs."""
+
+
+@dataclass
+class ReportConfig:
+    """Write the catalogue in --data_ids as one web page: charts, a table to sort, search and filter, and
+    for each dataset a section with its evidence. The page is a single file and needs no network.
+    """
+
+    # The folder that `depi collect-ids` wrote.
+    data_ids: Path = Path("data_ids")
+    # The page; by default report.html in --data_ids.
+    output: Path | None = None
+    # The heading of the page.
+    title: str = "SO-100 datasets of the Hub"
+    # Pictures go into the page best dataset first, until they have so many megabytes.
+    max_picture_mb: float = 64.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.max_picture_mb) and self.max_picture_mb >= 0):
+            raise ValueError(f"--max_picture_mb={self.max_picture_mb}: it must be 0 or more")
+
+
+def main(args: list[str]) -> int:
+    """Run `depi report`; returns the exit status."""
+    config = parse_flags(ReportConfig, args, "depi report")
+    if not (config.data_ids / CATALOG_FILE).is_file():
+        raise UserError(f"{config.data_ids} has no {CATALOG_FILE}: write one with `depi collect-ids`")
+    rows = read_rows(config.data_ids)
+    pictures = read_pictures(config.data_ids / PICTURES_FILE)
+    output = config.output or config.data_ids / "report.html"
+    page = render(rows, pictures, title=config.title, max_picture_mb=config.max_picture_mb)
+    try:
+        write_text(output, page)
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror}") from None
+    print(f"written to {output}: {len(rows)} datasets, {len(page) / 1e6:.1f} MB")
+    return 0
+
+
+def read_pictures(path: Path) -> Pictures:
+    """Read `thumbnails.parquet`; nothing if there is none.
+
+    Raises:
+        UserError: the file is there, and cannot be read or is no table of JPEG pictures.
+    """
+    pictures: Pictures = {}
+    if not path.exists():
+        return pictures
+    remedy = f"remove it, or write it again with `depi collect-ids --deep` ({path})"
+    try:
+        table = pq.read_table(path, columns=list(PICTURE_COLUMNS), partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path.name} cannot be read ({error}); {remedy}") from None
+    if set(table.column_names) != set(PICTURE_COLUMNS):
+        raise UserError(f"{path.name} has not the columns {', '.join(PICTURE_COLUMNS)}; {remedy}")
+    for repo_id, revision, camera, jpeg in zip(
+        *(table[name].to_pylist() for name in PICTURE_COLUMNS), strict=True
+    ):
+        if not (isinstance(jpeg, bytes) and jpeg.startswith(b"\xff\xd8") and len(jpeg) <= MAX_PICTURE_BYTES):
+            raise UserError(f"{path.name} holds what is no small JPEG for {repo_id}; {remedy}")
+        pictures.setdefault((repo_id, revision), []).append((camera, jpeg))
+    return pictures
+
+
+def render(rows: Sequence[Row], pictures: Pictures, *, title: str, max_picture_mb: float = 64.0) -> str:
+    """Return the page.
+
+    What strangers wrote stands in it only as JSON without `<`, `>` and `&`, and comes into the document as
+    text; besides, the page's Content-Security-Policy lets nothing run but its own script.
+
+    Args:
+        rows: the catalogue, in its order.
+        pictures: those of another revision than the row's are left out.
+        title: the heading.
+        max_picture_mb: pictures go in, in the order of `rows`, until they have so many megabytes.
+    """
+    chosen, left_out = _choose(rows, pictures, max_picture_mb * 1e6)
+    if left_out:
+        logger.warning(
+            "pictures of %d datasets are left out of the page, raise --max_picture_mb to have them", left_out
+        )
+    data = {
+        "title": title,
+        "hub": endpoint(),
+        "written_at": _jsonable(datetime.now(UTC)),
+        "pictures_left_out": left_out,
+        "rows": [_record(row, chosen.get(row.repo_id, [])) for row in rows],
+    }
+    style, script = _part("report.css"), "\n".join(_part(name) for name in SCRIPTS)
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return string.Template(_part("report.html")).substitute(
+        title=html.escape(title), policy=policy, style=style, script=script, data=_embed(data)
+    )
+
+
+def _part(name: str) -> str:
+    return resources.files("depi.catalog").joinpath("page", name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _embed(value: Any) -> str:
+    """JSON that may stand in a script element: no character in it can end the element."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _choose(
+    rows: Iterable[Row], pictures: Pictures, max_bytes: float
+) -> tuple[dict[str, list[tuple[str, bytes]]], int]:
+    """The pictures of each dataset, first come, first served; and how many datasets go without theirs."""
+    chosen: dict[str, list[tuple[str, bytes]]] = {}
+    left_out = 0
+    for row in rows:
+        found = pictures.get((row.repo_id, row.revision), [])
+        size = sum(len(jpeg) for _, jpeg in found)
+        if size > max_bytes:
+            left_out, max_bytes = left_out + 1, 0.0
+        elif found:
+            chosen[row.repo_id] = found
+            max_bytes -= size
+    return chosen, left_out
+
+
+def _record(row: Row, pictures: Sequence[tuple[str, bytes]]) -> dict[str, Any]:
+    """A row as JSON values, what is not known left out."""
+    values = {name: _jsonable(value) for name, value in dataclasses.asdict(row).items()}
+    values["pictures"] = [[camera, base64.b64encode(jpeg).decode()] for camera, jpeg in pictures]
+    return {name: value for name, value in values.items() if value is not None and value != []}
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    return None if isinstance(value, bytes) else value
