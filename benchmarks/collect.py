@@ -225,6 +225,8 @@ def collect(hub: "subprocess.Popen[str]", environment: dict[str, str], out: Path
         if process.returncode not in (0, 3):
             raise SystemExit(f"depi collect-ids failed:\n{complaints.read().decode()[-4000:]}")
         summary = json.loads(answer.read().splitlines()[-1])
+        if summary["failures"]:
+            raise SystemExit(f"not all could be inspected: {summary['failures']}")
     after = ask(hub)
     return {
         **summary,
