@@ -10,13 +10,12 @@ from typing import Any
 from urllib.parse import quote
 
 from huggingface_hub import constants
-from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.utils import validate_repo_id
 
 from depi.datasets.formats import metadata_files
 from depi.errors import DatasetError, UserError
 from depi.files import write_text
+from depi.hub.names import parse_dataset_id
 
 MAX_ENTRIES = 5_000_000
 
@@ -26,7 +25,10 @@ _STAMPED = (".json", ".jsonl", ".parquet")
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """Where a dataset is: on the Hub at a revision (None: its newest), or, with `root`, in a local folder."""
+    """Where a dataset is: on the Hub at a revision (None: its newest), or, with `root`, in a local folder.
+
+    repo_id: "user/name", or "user/name:path/inside" for a dataset in a folder of a collection
+    """
 
     repo_id: str
     revision: str | None = None
@@ -81,20 +83,21 @@ class HubFiles:
     def __init__(self, source: DatasetSource, offline: bool) -> None:
         self.repo_id, self.offline = source.repo_id, offline
         try:
-            validate_repo_id(source.repo_id)
-        except HFValidationError as error:
-            raise UserError(f"{source.repo_id[:100]!r} is no repo id: {error}") from None
+            self.dataset = parse_dataset_id(source.repo_id)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         self._info: Any = None
+        self._files: set[str] | None = None
         self.revision = self._commit(source.revision)
-        folder = repo_folder_name(repo_id=source.repo_id, repo_type="dataset")
-        self.root = Path(constants.HF_HUB_CACHE, folder, "snapshots", self.revision)
+        folder = repo_folder_name(repo_id=self.dataset.repo_id, repo_type="dataset")
+        self.root = Path(constants.HF_HUB_CACHE, folder, "snapshots", self.revision, self.dataset.path)
         self.key = f"{source.repo_id}\n{self.revision}"
 
     def _commit(self, revision: str | None) -> str:
         if revision is not None and _COMMIT.fullmatch(revision):
             return revision
         name = revision or "main"
-        folder = repo_folder_name(repo_id=self.repo_id, repo_type="dataset")
+        folder = repo_folder_name(repo_id=self.dataset.repo_id, repo_type="dataset")
         memory = cache_folder() / "refs" / folder / quote(name, safe="")
         if self.offline:
             for file in (memory, Path(constants.HF_HUB_CACHE, folder, "refs") / quote(name)):
@@ -114,7 +117,9 @@ class HubFiles:
         from depi.hub import client
 
         if self._info is None:
-            self._info = client.repo_info(self.repo_id, revision=revision)
+            # The file list of a collection is long; its folder's own is asked for instead.
+            expand = ("sha", "cardData") if self.dataset.path else ()
+            self._info = client.repo_info(self.dataset.repo_id, revision=revision, expand=expand)
         return self._info
 
     @property
@@ -124,7 +129,14 @@ class HubFiles:
         return licence if isinstance(licence, str) and licence.isprintable() else None
 
     def _present(self) -> set[str]:
-        return {file.rfilename for file in self._ask(self.revision).siblings or []}
+        from depi.hub import client
+
+        if not self.dataset.path:
+            return {file.rfilename for file in self._ask(self.revision).siblings or []}
+        if self._files is None:
+            repo_id, path = self.dataset.repo_id, self.dataset.path
+            self._files = set(client.list_files(repo_id, path, revision=self.revision))
+        return self._files
 
     def metadata(self) -> None:
         """Fetch the files under `meta/` that are read."""
@@ -159,7 +171,8 @@ class HubFiles:
         missing = [name for name in wanted if name not in present]
         if missing:
             raise DatasetError(f"{missing[0]} is missing ({len(missing)} of {len(names)} files are)")
-        client.download_files(self.repo_id, wanted, revision=self.revision)
+        inside = [self.dataset.inside(name) for name in wanted]
+        client.download_files(self.dataset.repo_id, inside, revision=self.revision)
 
 
 def fingerprint(root: Path) -> str:

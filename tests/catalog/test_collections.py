@@ -1,0 +1,127 @@
+"""Repositories that hold a dataset per folder: found, inspected, remembered and read for training."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi, constants
+from starlette.requests import Request
+
+from depi.catalog import collection
+from depi.catalog.collect import CollectConfig, collect
+from depi.catalog.store import read_rows
+from depi.datasets.multi import MultiLeRobotDataset
+from depi.datasets.sources import DatasetSource
+from depi.hub import client, fetch
+from depi.hub.local import serve
+
+COLLECTION = "crowd/community_dataset_v1"
+
+
+class Counter:
+    """Counts requests; answers none of them."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def __call__(self, request: Request) -> None:
+        self.seen.append(f"{request.method} {request.url.path}")
+
+
+@pytest.fixture
+def counted(tmp_path, monkeypatch):
+    """An embedded Hub that lists 5 entries a page, and what it was asked."""
+    counter = Counter()
+    with serve(tmp_path / "root", faults=counter, page_size=5) as hub:
+        for name, value in hub.environment().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("DEPI_CACHE", str(tmp_path / "depi"))
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield counter
+
+
+def publish_collection(root: Path, make) -> str:
+    make(root / "ann/so100_cups", seed=1)
+    make(root / "bob/so101_lamps", seed=2, version="v3.0")
+    make(root / "bob/koch_box", seed=3, robot_type="koch")
+    (root / "bob/notes").mkdir()
+    (root / "bob/notes/read.txt").write_text("no dataset")
+    card = json.dumps({"license": "apache-2.0", "tags": ["LeRobot"]})
+    (root / "README.md").write_text(f"---\n{card}\n---\n")
+    api = HfApi(endpoint=os.environ["HF_ENDPOINT"])
+    api.create_repo(COLLECTION, repo_type="dataset", exist_ok=True)
+    return api.upload_folder(repo_id=COLLECTION, folder_path=root, repo_type="dataset").oid
+
+
+IDS = [f"{COLLECTION}:ann/so100_cups", f"{COLLECTION}:bob/koch_box", f"{COLLECTION}:bob/so101_lamps"]
+
+
+@pytest.mark.parametrize("huge", [False, True])
+def test_each_folder_is_a_dataset_of_its_own(counted, tmp_path, make_dataset, monkeypatch, huge):
+    sha = publish_collection(tmp_path / "in", make_dataset)
+    if huge:  # its list of files cannot be had at once
+        monkeypatch.setattr(fetch, "MAX_ANSWER", 3_000)
+    out = tmp_path / "out"
+    summary = collect(CollectConfig(output_dir=out, workers=4))
+    assert json.loads((out / "dataset_list.json").read_text()) == IDS
+    assert sorted(json.loads((out / "dataset_list_valid.json").read_text())) == [IDS[0], IDS[2]]
+    assert list(json.loads((out / "bad_dataset_ids.json").read_text())) == [IDS[1]]
+    assert (summary.found, summary.failed) == (3, 0)
+    row = {row.repo_id: row for row in read_rows(out)}[IDS[0]]
+    assert (row.path, row.revision, row.license) == ("ann/so100_cups", sha, "apache-2.0")
+
+    counted.seen.clear()
+    assert collect(CollectConfig(output_dir=out, workers=4)).reused == 3
+    assert all(seen.endswith("/api/datasets") for seen in counted.seen)
+
+
+def test_a_dataset_of_a_collection_trains_like_any_other(counted, tmp_path, make_dataset):
+    sha = publish_collection(tmp_path / "in", make_dataset)
+    whole = MultiLeRobotDataset([DatasetSource("x/y", root=tmp_path / "in/ann/so100_cups")])
+    counted.seen.clear()
+    inside = MultiLeRobotDataset([DatasetSource(IDS[0]), DatasetSource(IDS[2], sha)])
+    assert [entry["repo_id"] for entry in inside.entries] == [IDS[0], IDS[2]]
+    assert (inside[3]["action"] == whole[3]["action"]).all()
+    assert not [seen for seen in counted.seen if "koch_box" in seen]
+    again = MultiLeRobotDataset([DatasetSource(IDS[0], sha)], offline=True)
+    assert len(again) == len(whole)
+
+
+def test_ids_of_a_file_may_name_folders(counted, tmp_path, make_dataset):
+    publish_collection(tmp_path / "in", make_dataset)
+    ids = tmp_path / "ids.txt"
+    ids.write_text(f"{IDS[2]}\n{COLLECTION}:bob/nothing\n")
+    out = tmp_path / "out"
+    summary = collect(CollectConfig(output_dir=out, ids_file=ids))
+    assert json.loads((out / "dataset_list_valid.json").read_text()) == [IDS[2]]
+    (reason,) = json.loads((out / "bad_dataset_ids.json").read_text())[f"{COLLECTION}:bob/nothing"]
+    assert reason.startswith("reachable: ")
+    assert summary.found == 2
+
+
+def test_a_folder_whose_name_cannot_be_an_id_is_left_out_and_named(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("DEPI_CACHE", str(tmp_path))
+    files = ["a/b/meta/info.json", "~x/meta/info.json", "\u202ex/meta/info.json"]
+    found = collection.from_file_list("ann/many", "0" * 40, files)
+    assert [str(dataset) for dataset in found] == ["ann/many:a/b"]
+    assert "~x" in caplog.text
+
+
+def test_too_many_folders_are_a_reason(counted, tmp_path, make_dataset, monkeypatch):
+    publish_collection(tmp_path / "in", make_dataset)
+    monkeypatch.setattr(fetch, "MAX_ANSWER", 3_000)
+    monkeypatch.setattr(collection, "MAX_FOLDERS", 1)
+    out = tmp_path / "out"
+    assert collect(CollectConfig(output_dir=out)).rejected == 1
+    bad = json.loads((out / "bad_dataset_ids.json").read_text())
+    assert bad == {COLLECTION: [f"reachable: {COLLECTION} holds more than 1 folders"]}
+
+
+def test_a_folder_with_too_many_files_is_a_reason(counted, tmp_path, make_dataset, monkeypatch):
+    publish_collection(tmp_path / "in", make_dataset)
+    monkeypatch.setattr(client, "MAX_FILES", 3)
+    out = tmp_path / "out"
+    collect(CollectConfig(output_dir=out))
+    bad = json.loads((out / "bad_dataset_ids.json").read_text())
+    assert bad[IDS[0]] == ["reachable: ann/so100_cups holds more than 3 files"]
