@@ -204,7 +204,7 @@ def _name_policy(config: TrainConfig, args: Sequence[str]) -> None:
     path = parser.get_path_arg("policy", args)
     if path:
         overrides = parser.get_yaml_overrides("policy") + (parser.get_cli_overrides("policy", args) or [])
-        folder = resolve_checkpoint(path)
+        folder = resolve_checkpoint(path, parser.parse_arg("pretrained_revision", overrides))
         config.policy = load_config(folder, overrides)
         config.policy.pretrained_path = folder
     if config.policy is None:
