@@ -47,7 +47,7 @@ SMOKE = Pi0Dimensions.tiny(
 SIZES = {"full": Pi0Dimensions.full(), "reduced": REDUCED, "smoke": SMOKE}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Data:
     """An SO-101's dataset, as far as a policy needs to know it."""
 
