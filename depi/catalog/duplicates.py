@@ -84,6 +84,8 @@ class _Shared:
         """
         mine = self.hashes[owner]
         keepers = self._keeper[self._places(mine)]
+        if not (keepers >= 0).any():
+            return {}, 0.0
         others, counts = np.unique(keepers[keepers >= 0], return_counts=True)
         share = 0.0
         for other, count in zip(others.tolist(), counts.tolist(), strict=True):

@@ -30,11 +30,13 @@ def not_near_duplicate(overlap: Overlap, limits: Thresholds) -> str | None:
     """No more than `--max_shared_motion` of its motion is in accepted datasets published earlier.
 
     To the frame, as nobody repeats it: episodes that were trimmed, rounded or converted to other units.
+    Those that are there unchanged, and allowed to be, do not count.
     """
-    if sum(overlap.runs.values()) <= _CHANCE or overlap.run_share <= limits.max_shared_motion:
+    share = overlap.run_share - overlap.episode_share
+    if sum(overlap.runs.values()) <= _CHANCE or share <= limits.max_shared_motion:
         return None
-    share = f"{overlap.run_share:.0%} of it found again"
-    return f"same motion as {_named(overlap.runs)}, published earlier ({share})"
+    found = f"{overlap.run_share:.0%} of it found again"
+    return f"same motion as {_named(overlap.runs)}, published earlier ({found})"
 
 
 def shared_episodes(overlap: Overlap, limits: Thresholds) -> str | None:

@@ -1,6 +1,5 @@
 """The catalogue on disk: `catalog.parquet` and the three lists of ids beside it."""
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -164,7 +163,7 @@ def write_catalog(folder: Path, rows: Sequence[Row], judged_by: dict[str, Any]) 
         VALID_FILE: accepted,
         BAD_FILE: dict(sorted(rejected.items())),
     }
-    table = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=SCHEMA)
+    table = pa.Table.from_pylist([vars(row) for row in rows], schema=SCHEMA)
     table = table.replace_schema_metadata({"judged_by": json.dumps(judged_by, sort_keys=True)})
     try:
         with ExitStack() as stack:

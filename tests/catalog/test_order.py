@@ -2,7 +2,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from depi.catalog.order import score, settle
+from depi.catalog.order import settle
+from depi.catalog.score import WEIGHTS, parts, score
 from depi.catalog.store import Row
 
 
@@ -22,18 +23,49 @@ def ids(rows: list[Row]) -> list[str]:
     return [row.repo_id for row in rows]
 
 
+BEST = {
+    "frames": 100_000,
+    "num_cameras": 3,
+    "camera_sizes": ["640x480"] * 3,
+    "tasks": ["pick up the cube"],
+    "smoothness": 1.0,
+    "success_column": "next.success",
+    "downloads": 999,
+}
+WORST = {"frames": 100, "num_cameras": 0, "tasks": [], "smoothness": 0.0}
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"frames": 100, "num_cameras": 0, "tasks": []}, 0.0),
-        ({"frames": 100_000, "num_cameras": 3, "tasks": ["pick up the cube"]}, 1.0),
-        ({"frames": 10**9, "num_cameras": 9, "tasks": ["pick up the cube"]}, 1.0),
-        ({"frames": 1, "num_cameras": 0, "tasks": ["test"]}, 0.0),
-        ({"frames": 1000, "num_cameras": 1, "tasks": ["test", "pick up the cube"]}, 0.3667),
+        (BEST, 1.0),
+        ({**BEST, "frames": 10**9, "num_cameras": 9, "downloads": 10**9}, 1.0),
+        ({**WORST, "repo_id": "a/test"}, 0.0),
+        ({**WORST, "repo_id": "a/test", "frames": 1, "tasks": ["test"], "downloads": 0}, 0.0),
+        ({**BEST, "frames": 1000}, 0.8),
+        ({**BEST, "num_cameras": 1}, 0.9),
+        ({**BEST, "camera_sizes": ["640x480", "320x240"]}, 0.9625),
+        ({**BEST, "tasks": ["test", "pick up the cube"]}, 0.925),
+        ({**BEST, "smoothness": 0.4}, 0.91),
+        ({**BEST, "smoothness": None}, 0.925),
+        ({**BEST, "success_column": None}, 0.95),
+        ({**BEST, "repo_id": "test/pick_failed_2"}, 0.9),
+        ({**BEST, "repo_id": "a/all:sets/pick_wip"}, 0.9),
+        ({**BEST, "repo_id": "test/pick_the_latest_trials_outside"}, 1.0),
+        ({**BEST, "downloads": None}, 0.9),
+        ({**BEST, "downloads": 30}, 0.9497),
     ],
 )
 def test_the_score_is_the_documented_sum(fields, expected):
-    assert score(row("a/a", **fields)) == expected
+    assert score(row(**{"repo_id": "a/a", **fields})) == expected
+
+
+def test_the_weights_add_up_and_every_part_has_one():
+    assert sum(WEIGHTS.values()) == pytest.approx(1)
+    values = parts(row("a/a"))
+    assert set(values) == set(WEIGHTS)
+    assert all(0 <= value <= 1 for value in values.values())
+    assert all(f"{name}:" in (parts.__doc__ or "") for name in WEIGHTS)
 
 
 def test_best_first_then_rejected_then_failed_and_names_break_ties():
