@@ -225,6 +225,7 @@ def collect(hub: "subprocess.Popen[str]", environment: dict[str, str], out: Path
         if process.returncode not in (0, 3):
             raise SystemExit(f"depi collect-ids failed:\n{complaints.read().decode()[-4000:]}")
         summary = json.loads(answer.read().splitlines()[-1])
+        print(f"{out.name}: {seconds:.1f} s, {summary['reused']} reused", file=sys.stderr)
         if summary["failures"]:
             raise SystemExit(f"not all could be inspected: {summary['failures']}")
     after = ask(hub)
