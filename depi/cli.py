@@ -15,6 +15,7 @@ VERBS = {
     "demo": ("depi.demo", "run the whole pipeline offline on an embedded Hub"),
     "collect-ids": ("depi.catalog.collect", "find and judge the SO-100 datasets of the Hub"),
     "report": ("depi.catalog.report", "write the catalogue as one web page"),
+    "view": ("depi.catalog.view", "look at one episode: LeRobot's viewer, or an mp4"),
     "prepare": ("depi.training.prepare", "write training-ready images, so that training decodes no video"),
     "sim": ("depi.sim.record", "record simulated SO-101 datasets, test the scripted experts"),
     "eval": ("depi.evaluation.evaluate", "roll a checkpoint out in a simulator"),

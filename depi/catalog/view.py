@@ -1,0 +1,185 @@
+"""`depi view`: look at one episode, in LeRobot's viewer or as an mp4."""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from depi.catalog.episode_video import Episode, write_video
+from depi.catalog.text import clean
+from depi.datasets.checks import resolve_file
+from depi.datasets.formats import DatasetMeta, data_files, load_meta, read_frames, video_files
+from depi.datasets.images import ImageReader
+from depi.datasets.opening import ACTION, STATE, select_episodes
+from depi.datasets.sources import DatasetSource, HubFiles, LocalFiles, open_source
+from depi.datasets.tables import first_rows
+from depi.datasets.video import FrameRequest, VideoReader
+from depi.errors import DatasetError, UserError
+from depi.flags import parse_flags
+
+VIEWER_VERSION = "v3.0"
+HEIGHTS = range(16, 2161)
+
+
+@dataclass
+class ViewConfig:
+    """Show one episode: in LeRobot's rerun viewer where there is a display, else as an mp4 with the cameras
+    side by side and the curves of state and action, as recorded, under them.
+
+    LeRobot's viewer reads v3.0 only; of the older versions an mp4 is written.
+    """
+
+    # user/name of the dataset.
+    repo_id: str = ""
+    # The episode's index, as recorded.
+    episode: int = 0
+    # A branch, tag or commit; by default the newest.
+    revision: str | None = None
+    # The dataset's folder, instead of the Hub.
+    root: Path | None = None
+    # Write an mp4 there, display or not; by default NAME_episode_NUMBER.mp4 in the current folder.
+    output: Path | None = None
+    # Of the cameras in the mp4, in pixels.
+    height: int = 360
+
+    def __post_init__(self) -> None:
+        if not self.repo_id:
+            raise UserError("depi view needs a dataset: `depi view USER/NAME --episode=0`")
+        if self.episode < 0:
+            raise UserError(f"--episode={self.episode}: episodes are numbered from 0")
+        if self.height not in HEIGHTS:
+            raise UserError(f"--height={self.height}: {HEIGHTS[0]} to {HEIGHTS[-1]} pixels are possible")
+
+
+def main(args: list[str]) -> int:
+    """Run `depi view`; returns the exit status."""
+    config = parse_flags(ViewConfig, args, "depi view", ["repo_id"])
+    files, meta = find_episode(DatasetSource(config.repo_id, config.revision, config.root), config.episode)
+    why_not = "--output is given" if config.output is not None else why_no_viewer(meta.info.version)
+    if why_not is None:
+        show_in_viewer(config, files.revision)
+        return 0
+    output = config.output or Path(f"{file_name(config.repo_id)}_episode_{config.episode:06d}.mp4")
+    try:
+        write_video(output, read_episode(files, meta), config.height)
+    except DatasetError as error:
+        raise UserError(f"episode {config.episode} of {config.repo_id} cannot be shown: {error}") from None
+    print(f"written to {output}" + ("" if config.output else f" ({why_not})"))
+    return 0
+
+
+def find_episode(source: DatasetSource, episode: int) -> tuple[LocalFiles | HubFiles, DatasetMeta]:
+    """The dataset's files, and its metadata with this one episode; neither tables nor videos are fetched.
+
+    Raises:
+        UserError: there is no such dataset or episode, or the dataset cannot be read.
+    """
+    try:
+        files = open_source(source)
+        files.metadata()
+        meta = load_meta(files.root, files.repo_id, files.revision)
+    except DatasetError as error:
+        raise UserError(f"dataset {source.repo_id} cannot be shown: {error}") from None
+    recorded = meta.episodes.episode_index
+    position = np.flatnonzero(recorded == episode)
+    if not len(position):
+        raise UserError(
+            f"dataset {source.repo_id} has no episode {episode}: "
+            f"it has {len(recorded)}, numbered {recorded[0]} to {recorded[-1]}"
+        )
+    return files, select_episodes(meta, position)
+
+
+def read_episode(files: LocalFiles | HubFiles, meta: DatasetMeta) -> Episode:
+    """Fetch and read the one episode of `meta`; its images are decoded when their turn comes.
+
+    Raises:
+        DatasetError: its numbers cannot be used, or a file is missing.
+    """
+    files.fetch([*data_files(meta), *video_files(meta)])
+    features = meta.info.features
+    present = [name for name in (STATE, ACTION) if name in features and not features[name].is_camera]
+    frames = read_frames(meta, [*present, "timestamp"])
+    seconds = frames["timestamp"].astype(np.float64).reshape(-1)
+    curves = {name.split(".")[-1]: frames[name].reshape(len(seconds), -1) for name in present}
+    if not all(values.dtype.kind in "fiu" for values in curves.values()):
+        raise DatasetError("its state or action holds no numbers")
+    if not np.isfinite(seconds).all() or (np.diff(seconds) <= 0).any():
+        raise DatasetError("its timestamps do not increase")
+    task = " / ".join(meta.episodes.tasks[0])
+    title = f"{meta.repo_id} · episode {meta.episodes.episode_index[0]} · {task}"
+    return Episode(
+        title=clean(title, 160),
+        fps=meta.info.fps,
+        seconds=seconds,
+        curves=curves,
+        names={name.split(".")[-1]: features[name].names for name in present},
+        cameras={key: camera_images(meta, key, seconds) for key in meta.info.camera_keys},
+    )
+
+
+def camera_images(meta: DatasetMeta, key: str, seconds: np.ndarray) -> Iterator[Tensor]:
+    """The images uint8 [3, H, W] of one camera at the times of the episode's frames.
+
+    Raises:
+        DatasetError: one cannot be had, when its turn comes.
+    """
+    if key not in meta.episodes.videos:
+        path = resolve_file(meta.root, meta.episodes.data_paths[int(meta.episodes.data_file[0])])
+        first, images = int(first_rows(meta)[0]), ImageReader()
+        yield from (images.image(path, key, first + frame) for frame in range(len(seconds)))
+        return
+    table = meta.episodes.videos[key]
+    path = resolve_file(meta.root, table.paths[int(table.file[0])])
+    whole_file = meta.info.version != VIEWER_VERSION
+    requests = [
+        FrameRequest(
+            path, float(table.start[0]) + time, meta.info.fps, (number, len(seconds)) if whole_file else None
+        )
+        for number, time in enumerate(seconds.tolist())
+    ]
+    yield from VideoReader().episode(requests)
+
+
+def why_no_viewer(version: str) -> str | None:
+    """Why LeRobot's viewer cannot show a dataset of this version here; None where it can."""
+    if version != VIEWER_VERSION:
+        return f"LeRobot's viewer reads {VIEWER_VERSION}, this dataset is {version}"
+    if not (
+        sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    ):
+        return "there is no display for LeRobot's viewer"
+    if importlib.util.find_spec("rerun") is None:
+        return "LeRobot's viewer needs rerun: install depi[viz]"
+    return None
+
+
+def show_in_viewer(config: ViewConfig, revision: str | None) -> None:
+    """Open LeRobot's rerun viewer; it stays open when this command ends.
+
+    Raises:
+        UserError: LeRobot cannot show the episode.
+    """
+    from lerobot.datasets import LeRobotDataset
+    from lerobot.scripts import lerobot_dataset_viz
+
+    try:
+        dataset = LeRobotDataset(
+            config.repo_id, root=config.root, episodes=[config.episode], revision=revision
+        )
+        lerobot_dataset_viz.visualize_dataset(dataset, config.episode)
+    except Exception as error:  # LeRobot names no exceptions: whatever it is, the mp4 is the way out
+        raise UserError(
+            f"LeRobot's viewer cannot show episode {config.episode} of {config.repo_id} "
+            f"({type(error).__name__}: {clean(error)}): pass --output=FILE.mp4 to write a video"
+        ) from error
+
+
+def file_name(repo_id: str) -> str:
+    """A file name out of a repo id."""
+    return "".join(char if char.isalnum() or char in "-_." else "_" for char in repo_id).lstrip(".")
