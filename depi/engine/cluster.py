@@ -12,6 +12,16 @@ from depi.errors import UserError
 # A lost node takes the items that it worked on; Ray starts them again elsewhere, this often.
 RESTARTS = 3
 CONNECT_SECONDS = 10.0
+# Where the Hub and the shared folders are is the caller's to say, not that of whoever started the node.
+FORWARDED = (
+    "HF_ENDPOINT",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "DEPI_CACHE",
+    "HF_HUB_DISABLE_XET",
+    "NO_PROXY",
+    "no_proxy",
+)
 
 
 def run[Item, Result](
@@ -25,6 +35,8 @@ def run[Item, Result](
     """Yield `(item, result)` for every item in the order of completion; see `depi.engine.pool.run`.
 
     The nodes need DePi installed, and a file system in common for whatever `function` reads and writes.
+    They take the variables FORWARDED, which say where the Hub and its cache are, from this process; a token
+    they need of their own (`hf auth login`).
 
     Args:
         workers: items at a time, each on one CPU; 0 for as many as the cluster has CPUs.
@@ -63,7 +75,9 @@ def _run[Item, Result](
     room: int,
     progress: Callable[[int], None] | None,
 ) -> Iterator[tuple[Item, Result | Exception]]:
-    @ray.remote(num_cpus=1, max_retries=RESTARTS)
+    environment = {name: os.environ[name] for name in FORWARDED if name in os.environ}
+
+    @ray.remote(num_cpus=1, max_retries=RESTARTS, runtime_env={"env_vars": environment})
     def call(item: Item) -> Result:
         return function(item)
 

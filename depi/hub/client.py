@@ -51,6 +51,7 @@ __all__ = [
     "TokenMissing",
     "TooLarge",
     "TooSlow",
+    "check_time",
     "download_file",
     "download_files",
     "endpoint",

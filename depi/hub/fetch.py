@@ -100,8 +100,7 @@ def fetch_small(target: Target) -> Path | None:
         return place
     if constants.HF_HUB_OFFLINE:
         return None
-    name = f"{target.url}/resolve/{target.revision}/{quote(target.filename)}"
-    with _get(name, headers={"Accept-Encoding": "identity"}) as response:
+    with _get(_file_url(target), headers={"Accept-Encoding": "identity"}) as response:
         etag, size = _identity(response)
         commits = {step.headers.get("x-repo-commit") for step in [*response.history, response]} - {None}
         if commits != {target.revision} or not etag or size is None or size > SMALL:
@@ -113,6 +112,30 @@ def fetch_small(target: Target) -> Path | None:
             _store(response, blob, etag, size)
     _link(place, blob)
     return place
+
+
+def get_range(target: Target, start: int, end: int) -> tuple[bytes, int]:
+    """Bytes `start` to `end` of a file, and the size of all of it.
+
+    Raises:
+        TooSlow: there is no time left.
+        OSError, httpx.HTTPError: the request failed, or the Hub does not send parts of files.
+    """
+    headers = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{end - 1}"}
+    with _get(_file_url(target), headers=headers) as response:
+        size = _number(response.headers.get("content-range", "").rpartition("/")[2])
+        if response.status_code != 206 or size is None:
+            size = _number(response.headers.get("content-length"))
+            if size is None or start > 0 or size > end:
+                raise OSError("Consistency check failed: the Hub does not send parts of files")
+        data = response.read()
+    if len(data) != min(end, size) - start:
+        raise OSError(f"Consistency check failed: {len(data)} bytes instead of {min(end, size) - start}")
+    return data, size
+
+
+def _file_url(target: Target) -> str:
+    return f"{target.url}/resolve/{target.revision}/{quote(target.filename or '')}"
 
 
 @contextmanager

@@ -26,6 +26,9 @@ class Settings:
     max_requests_per_second: float | None = None
 
 
+DEFAULT = Settings()
+
+
 class _Turns:
     """Requests start at least `1 / per_second` after one another, whichever thread sends them."""
 
@@ -42,7 +45,7 @@ class _Turns:
         time.sleep(max(0.0, start - now))
 
 
-_settings = Settings()
+_settings = DEFAULT
 _turns: _Turns | None = None
 
 
@@ -51,10 +54,15 @@ def install() -> None:
     set_client_factory(_new_client)
 
 
+def use(settings: Settings) -> None:
+    """Apply `settings` to all requests of this process from now on."""
+    if settings != _settings:
+        _apply(settings)
+
+
 @contextmanager
 def limited(settings: Settings) -> Iterator[None]:
     """Apply `settings` to all requests of this process for the length of a `with` block."""
-    global _settings
     before = _settings
     _apply(settings)
     try:

@@ -1,0 +1,164 @@
+"""The deep tier (`--deep`): rules over the videos of datasets that passed all others.
+
+The same functions run on this machine or on a Ray cluster. What a lost node had not finished is done again
+elsewhere; what it had finished is kept per commit (see `depi.catalog.videos`).
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+
+from depi.catalog.facts import Thresholds
+from depi.catalog.store import ACCEPTED, FAILED, REJECTED, Row
+from depi.catalog.text import clean
+from depi.catalog.thumbnails import Thumbnail
+from depi.catalog.videos import Item, VideoFacts
+from depi.engine import Runner
+from depi.errors import DatasetError, UserError
+
+logger = logging.getLogger(__name__)
+
+Rule = Callable[[Sequence[VideoFacts], Thresholds], str | None]
+
+BLACK_LUMA = 12.0
+FLAT = 4.0
+FROZEN = 0.05
+
+
+def videos_decodable(videos: Sequence[VideoFacts], limits: Thresholds) -> str | None:
+    """The sampled videos open as mp4 and give frames."""
+    return _first(videos, lambda video: video.error)
+
+
+def videos_have_declared_size(videos: Sequence[VideoFacts], limits: Thresholds) -> str | None:
+    """Their pictures are as wide and high as `meta/info.json` declares."""
+
+    def wrong(video: VideoFacts) -> str | None:
+        declared = (video.declared_width, video.declared_height)
+        if video.width is None or (video.width, video.height) == declared:
+            return None
+        return f"{video.width}x{video.height} pixels, declared {declared[0]}x{declared[1]}"
+
+    return _first(videos, wrong)
+
+
+def videos_have_declared_fps(videos: Sequence[VideoFacts], limits: Thresholds) -> str | None:
+    """Their frame rate is the declared one, within 2%."""
+
+    def wrong(video: VideoFacts) -> str | None:
+        if video.fps is None or abs(video.fps - video.declared_fps) <= 0.02 * video.declared_fps:
+            return None
+        return f"{video.fps:g} fps, declared {video.declared_fps:g}"
+
+    return _first(videos, wrong)
+
+
+def videos_have_declared_frames(videos: Sequence[VideoFacts], limits: Thresholds) -> str | None:
+    """They have as many frames as their episodes, give or take one in a hundred."""
+
+    def wrong(video: VideoFacts) -> str | None:
+        slack = max(1, video.declared_frames // 100)
+        if video.frames is None or abs(video.frames - video.declared_frames) <= slack:
+            return None
+        return f"{video.frames} frames, its episodes have {video.declared_frames}"
+
+    return _first(videos, wrong)
+
+
+def videos_not_black(videos: Sequence[VideoFacts], limits: Thresholds) -> str | None:
+    """In each some sampled frame shows something: it is neither black nor of one colour."""
+
+    def wrong(video: VideoFacts) -> str | None:
+        if video.brightness is None or video.contrast is None:
+            return None
+        if video.contrast >= FLAT:
+            return None
+        what = "black" if video.brightness < BLACK_LUMA else "of one colour"
+        return f"the sampled frames are {what} (luma {video.brightness:.0f} +- {video.contrast:.1f})"
+
+    return _first(videos, wrong)
+
+
+def videos_not_frozen(videos: Sequence[VideoFacts], limits: Thresholds) -> str | None:
+    """In each the sampled frames differ: a camera that hangs shows one picture for ever."""
+
+    def wrong(video: VideoFacts) -> str | None:
+        if video.change is None or video.change >= FROZEN or video.declared_frames < 10:
+            return None
+        return "the sampled frames are all the same picture"
+
+    return _first(videos, wrong)
+
+
+NEEDS: tuple[Rule, ...] = (videos_decodable,)
+RULES: tuple[Rule, ...] = (
+    videos_have_declared_size,
+    videos_have_declared_fps,
+    videos_have_declared_frames,
+    videos_not_black,
+    videos_not_frozen,
+)
+
+
+def optional_rules() -> frozenset[str]:
+    """The names of the rules of this tier that can be switched off."""
+    return frozenset(rule.__name__ for rule in RULES)
+
+
+def judge_videos(videos: Sequence[VideoFacts], limits: Thresholds, disabled: frozenset[str]) -> list[str]:
+    """The reasons for refusing, as "rule: reason"."""
+    needed = [(rule, rule(videos, limits)) for rule in NEEDS]
+    asked = [(rule, rule(videos, limits)) for rule in RULES if rule.__name__ not in disabled]
+    return [clean(f"{rule.__name__}: {reason}", 500) for rule, reason in (*needed, *asked) if reason]
+
+
+def inspect_videos(
+    rows: Sequence[Row],
+    run: Runner,
+    look: Callable[[Item], list[VideoFacts]],
+    limits: Thresholds,
+    disabled: frozenset[str],
+) -> Iterator[tuple[Row, list[Thumbnail]]]:
+    """Look at the videos of accepted rows and change the verdicts of those that fail; in any order.
+
+    Args:
+        rows: of the catalogue.
+        run: what to run the work on.
+        look: `look_at_videos`, with its limits.
+        limits: what the rules compare with.
+        disabled: rules that are switched off.
+
+    Yields:
+        Each row, and a picture of every camera that could be decoded.
+    """
+    by_item = {Item(row.repo_id, row.revision or ""): row for row in rows if row.verdict == ACCEPTED}
+    for item, outcome in run(look, list(by_item)):
+        row = by_item[item]
+        if isinstance(outcome, DatasetError):
+            row.verdict, row.reasons = REJECTED, [clean(f"videos_decodable: {outcome}", 500)]
+            yield row, []
+        elif isinstance(outcome, Exception):
+            if not isinstance(outcome, UserError):
+                logger.error("looking at the videos of %s failed", row.repo_id, exc_info=outcome)
+            row.verdict, row.reasons = FAILED, [clean(f"videos not inspected: {outcome}", 500)]
+            yield row, []
+        else:
+            if reasons := judge_videos(outcome, limits, disabled):
+                row.verdict, row.reasons = REJECTED, reasons
+            yield row, _pictures(item, outcome)
+
+
+def _pictures(item: Item, videos: Sequence[VideoFacts]) -> list[Thumbnail]:
+    first: dict[str, Thumbnail] = {}
+    for video in videos:
+        if (jpeg := video.jpeg) is not None:
+            first.setdefault(video.camera, Thumbnail(item.repo_id, item.revision, video.camera, jpeg))
+    return list(first.values())
+
+
+def _first(videos: Sequence[VideoFacts], wrong: Callable[[VideoFacts], str | None]) -> str | None:
+    found = [(video, reason) for video in videos if (reason := wrong(video))]
+    if not found:
+        return None
+    video, reason = found[0]
+    others = f" (and {len(found) - 1} more of {len(videos)})" if len(found) > 1 else ""
+    return f"{video.path}: {reason}{others}"
