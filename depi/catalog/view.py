@@ -60,7 +60,7 @@ def main(args: list[str]) -> int:
     """Run `depi view`; returns the exit status."""
     config = parse_flags(ViewConfig, args, "depi view", ["repo_id"])
     files, meta = find_episode(DatasetSource(config.repo_id, config.revision, config.root), config.episode)
-    why_not = "--output is given" if config.output is not None else why_no_viewer(meta.info.version)
+    why_not = "--output is given" if config.output is not None else why_no_viewer(config, meta.info.version)
     if why_not is None:
         show_in_viewer(config, files.revision)
         return 0
@@ -146,10 +146,12 @@ def camera_images(meta: DatasetMeta, key: str, seconds: np.ndarray) -> Iterator[
     yield from VideoReader().episode(requests)
 
 
-def why_no_viewer(version: str) -> str | None:
+def why_no_viewer(config: ViewConfig, version: str) -> str | None:
     """Why LeRobot's viewer cannot show a dataset of this version here; None where it can."""
     if version != VIEWER_VERSION:
         return f"LeRobot's viewer reads {VIEWER_VERSION}, this dataset is {version}"
+    if ":" in config.repo_id and config.root is None:
+        return "LeRobot's viewer does not open the datasets inside a collection"
     if not (
         sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     ):

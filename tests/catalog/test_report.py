@@ -156,7 +156,7 @@ def test_totals_and_charts_count_the_catalogue(opened: Opened, rows: list[Row]):
     names = page.locator(".card h2").evaluate_all("all => all.map(each => each.firstChild.textContent)")
     assert names == [
         *("Growth", "Rejections by rule", "Format version", "Joint convention"),
-        *("Frames per second", "Number of cameras", "Camera names", "Tasks", "Licence"),
+        *("Frames per second", "Number of cameras", "Camera names", "Licence", "Tasks"),
     ]
 
 

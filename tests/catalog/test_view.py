@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 
 from depi.catalog import view
 from depi.catalog.episode_video import TITLE_HEIGHT, tile_sizes
-from depi.catalog.view import file_name, main, why_no_viewer
+from depi.catalog.view import ViewConfig, file_name, main, why_no_viewer
 from depi.errors import UserError
 
 RECORDING = recordings.Recording(
@@ -99,6 +99,19 @@ def test_from_the_hub_only_the_files_of_the_episode_are_fetched(
     assert sorted(set(fetched)) == ["episode_000001.mp4", "episode_000001.parquet"]
 
 
+def test_a_dataset_inside_a_collection(
+    hub, roots: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    api = HfApi()
+    api.create_repo("someone/many", repo_type="dataset")
+    api.upload_folder(
+        repo_id="someone/many", folder_path=roots["v2.1"], path_in_repo="ann/pick", repo_type="dataset"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main(["someone/many:ann/pick", "--height=64"]) == 0
+    assert len(decode(tmp_path / "someone_many_ann_pick_episode_000000.mp4")[0]) == 7
+
+
 def test_recordings_without_cameras_or_names_and_of_other_robots(tmp_path: Path):
     recording = recordings.Recording(lengths=(3,), cameras=(), names=None, dim=14, tasks=("move",))
     recordings.write_v2(tmp_path / "native", recording)
@@ -170,10 +183,12 @@ def test_lerobots_viewer_is_used_where_it_can_be(
         "visualize_dataset",
         lambda dataset, episode: saved.append(real(dataset, episode, save=True, output_dir=tmp_path)),
     )
-    assert "no display" in why_no_viewer("v3.0")
+    config = ViewConfig("someone/something")
+    assert "no display" in why_no_viewer(config, "v3.0")
     monkeypatch.setenv("DISPLAY", ":0")
-    assert why_no_viewer("v3.0") is None
-    assert "reads v3.0" in why_no_viewer("v2.1")
+    assert why_no_viewer(config, "v3.0") is None
+    assert "reads v3.0" in why_no_viewer(config, "v2.1")
+    assert "collection" in why_no_viewer(ViewConfig("someone/many:one"), "v3.0")
     assert main(["someone/something", "--episode=1", f"--root={roots['v3.0']}"]) == 0
     assert saved == [tmp_path / "someone_something_episode_1.rrd"]
     assert saved[0].stat().st_size > 10_000

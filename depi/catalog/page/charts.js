@@ -54,8 +54,8 @@ function drawCharts() {
     bars("fps", "Frames per second", null, 6),
     bars("cameras", "Number of cameras", null, 6),
     bars("camera", "Camera names", null, 8),
-    taskBars("Tasks", "the most frequent instructions", 8),
     bars("licence", "Licence", null, 8),
+    taskBars("Tasks", "the most frequent instructions", 8),
   );
   const draw = () => drawGrowth(growth, growth.clientWidth || 600);
   draw();
