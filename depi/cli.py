@@ -14,6 +14,7 @@ from depi.log import start_logging
 VERBS = {
     "demo": ("depi.demo", "run the whole pipeline offline on an embedded Hub"),
     "collect-ids": ("depi.catalog.collect", "find and judge the SO-100 datasets of the Hub"),
+    "catalog": ("depi.catalog.browse", "look into the catalogue: show, stats, diff"),
     "report": ("depi.catalog.report", "write the catalogue as one web page"),
     "view": ("depi.catalog.view", "look at one episode: LeRobot's viewer, or an mp4"),
     "prepare": ("depi.training.prepare", "write training-ready images, so that training decodes no video"),

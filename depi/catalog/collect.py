@@ -6,9 +6,10 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -23,6 +24,8 @@ from depi.catalog.inspect import Collection, Inspector, bare_row
 from depi.catalog.journal import Journal
 from depi.catalog.order import settle
 from depi.catalog.rules import CATALOGUE_FLAGS, CATALOGUE_RULES, FLAGS, RULES_VERSION, TIERS, check_disabled
+from depi.catalog.rules_file import parse_with_rules
+from depi.catalog.stats import count_by_rule
 from depi.catalog.store import ACCEPTED, FAILED, REJECTED, Row, read_rows, write_catalog
 from depi.errors import UserError
 from depi.flags import parse_flags
@@ -41,7 +44,7 @@ class CollectConfig(Thresholds):
     """Find datasets on the Hub, judge each by named rules, and write into --output_dir:
 
     dataset_list.json        every candidate
-    dataset_list_valid.json  the accepted ones, best first
+    dataset_list_valid.json  the accepted ones, best first; with --top only the best of them
     bad_dataset_ids.json     the rejected ones with their reasons
     catalog.parquet          one row per candidate with everything found out
 
@@ -74,6 +77,10 @@ class CollectConfig(Thresholds):
     max_requests_per_second: float | None = None
     # Longest that the requests about one dataset may take together; it is then tried again next time.
     max_seconds: float = 900.0
+    # Write only the best so many accepted datasets into dataset_list_valid.json.
+    top: int | None = None
+    # A YAML file of thresholds and `disable_rules`, as configs/catalog/strict.yaml; flags win over it.
+    rules: Path | None = None
     # Rules to switch off, as in --disable_rules=[not_gated]; --list-rules prints their names.
     disable_rules: list[str] = field(default_factory=list)
     # Inspect everything again, also what has not changed since the last call.
@@ -91,14 +98,17 @@ class CollectConfig(Thresholds):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"--{name}={value}: more than 0 is needed")
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"--limit={self.limit}: at least 1 is needed")
+        for name in ("limit", "top"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name}={value}: at least 1 is needed")
 
 
 @dataclass(frozen=True)
 class Summary:
     """What a call of `collect` did.
 
+    listed: of the accepted, how many are in dataset_list_valid.json
     reused: of all candidates, how many were taken from the earlier catalogue
     rejected_by_rule: rule -> datasets that it refused; one dataset may fail several
     """
@@ -106,6 +116,7 @@ class Summary:
     output_dir: Path
     found: int
     accepted: int
+    listed: int
     rejected: int
     failed: int
     reused: int
@@ -127,7 +138,8 @@ class Summary:
 
 def main(args: list[str]) -> int:
     """Run `depi collect-ids`; returns the exit status (see `CollectConfig`)."""
-    config = parse_flags(CollectConfig, args, "depi collect-ids")
+    parse = partial(parse_with_rules, CollectConfig)
+    config = parse_flags(CollectConfig, args, "depi collect-ids", parse=parse)
     console = Console()
     if config.list_rules:
         print_rules(console)
@@ -161,13 +173,14 @@ def collect(config: CollectConfig) -> Summary:
     with closing(journal), session.limited(politeness):
         rows, reused = inspect_found(config, disabled, [*earlier, *journal.rows], journal)
         rows = settle(rows, disabled, config)
-        write_catalog(config.output_dir, rows, judged_by)
+        write_catalog(config.output_dir, rows, judged_by, top=config.top)
         journal.finish()
     verdicts = Counter(row.verdict for row in rows)
     return Summary(
         output_dir=config.output_dir,
         found=len(rows),
         accepted=verdicts[ACCEPTED],
+        listed=min(verdicts[ACCEPTED], config.top or verdicts[ACCEPTED]),
         rejected=verdicts[REJECTED],
         failed=verdicts[FAILED],
         reused=reused,
@@ -248,12 +261,6 @@ def _failed(candidate: Candidate, error: Exception) -> Row:
     return bare_row(candidate.repo_id, FAILED, reason)
 
 
-def count_by_rule(rows: Iterable[Row]) -> dict[str, int]:
-    """How many rejected rows each rule refused, most first."""
-    names = [reason.partition(":")[0] for row in rows if row.verdict == REJECTED for reason in row.reasons]
-    return dict(sorted(Counter(names).items(), key=lambda pair: (-pair[1], pair[0])))
-
-
 def print_rules(console: Console) -> None:
     """Print every rule with its tier and its documentation, in the order in which they are asked."""
     table = Table("rule", "tier", "passes when")
@@ -292,6 +299,8 @@ def print_summary(console: Console, summary: Summary) -> None:
             for row in rows[:SHOWN]:
                 table.add_row(escape(row.repo_id), escape("\n".join(row.reasons)))
             console.print(table)
+    if summary.listed < summary.accepted:
+        console.print(f"listed: the best {summary.listed} of {summary.accepted} accepted (--top)")
     console.print(f"written to {escape(str(summary.output_dir))}", soft_wrap=True)
 
 

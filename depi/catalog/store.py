@@ -148,15 +148,18 @@ SCHEMA = pa.schema(
 )
 
 
-def write_catalog(folder: Path, rows: Sequence[Row], judged_by: dict[str, Any]) -> None:
+def write_catalog(
+    folder: Path, rows: Sequence[Row], judged_by: dict[str, Any], top: int | None = None
+) -> None:
     """Write the four files; a reader sees each of them whole, old or new.
 
     Args:
         folder: created when missing.
         rows: one per candidate, the accepted ones best first.
         judged_by: JSON-able description of the rules and thresholds in force; `read_rows` compares it.
+        top: only so many accepted ids go into the list of valid ones; the catalogue has them all.
     """
-    accepted = [row.repo_id for row in rows if row.verdict == ACCEPTED]
+    accepted = [row.repo_id for row in rows if row.verdict == ACCEPTED][:top]
     rejected = {row.repo_id: row.reasons for row in rows if row.verdict == REJECTED}
     lists = {
         CANDIDATES_FILE: sorted(row.repo_id for row in rows),
@@ -190,14 +193,30 @@ def read_rows(folder: Path, judged_by: dict[str, Any] | None = None) -> list[Row
     path = folder / CATALOG_FILE
     if not path.exists():
         return []
-    try:
-        table = pq.read_table(path, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); remove it or pass --refresh") from None
+    table = _read_table(path)
     metadata = table.schema.metadata or {}
     if judged_by is not None and metadata.get(b"judged_by") != json.dumps(judged_by, sort_keys=True).encode():
         return []
     return [Row(**row) for row in _as_catalog(table, path).to_pylist()]
+
+
+def load_catalog(path: Path) -> list[Row]:
+    """The rows of a catalogue that has to be there, named by its folder or as a file.
+
+    Raises:
+        UserError: it is not there, or is not a catalogue.
+    """
+    file = path / CATALOG_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"there is no catalogue at {path}: `depi collect-ids` writes one")
+    return [Row(**row) for row in _as_catalog(_read_table(file), file).to_pylist()]
+
+
+def _read_table(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); remove it or pass --refresh") from None
 
 
 def _as_catalog(table: pa.Table, path: Path) -> pa.Table:
