@@ -6,11 +6,16 @@ elsewhere; what it had finished is kept per commit (see `depi.catalog.videos`).
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
 
 from depi.catalog.facts import Thresholds
+from depi.catalog.order import settle
 from depi.catalog.store import ACCEPTED, FAILED, REJECTED, Row
 from depi.catalog.text import clean
-from depi.catalog.thumbnails import Thumbnail
+from depi.catalog.thumbnails import Thumbnail, read_thumbnails, write_thumbnails
 from depi.catalog.videos import Item, VideoFacts
 from depi.engine import Runner
 from depi.errors import DatasetError, UserError
@@ -145,6 +150,39 @@ def inspect_videos(
             if reasons := judge_videos(outcome, limits, disabled):
                 row.verdict, row.reasons = REJECTED, reasons
             yield row, _pictures(item, outcome)
+
+
+def look_deep(
+    folder: Path,
+    rows: Sequence[Row],
+    run: Runner,
+    look: Callable[[Item], list[VideoFacts]],
+    limits: Thresholds,
+    disabled: frozenset[str],
+) -> list[Row]:
+    """Look at the videos of all that are accepted, until no copy of a refused one takes its place.
+
+    Writes the pictures into `folder`; those of datasets that have not changed are kept.
+
+    Returns:
+        The rows in the order of the catalogue.
+    """
+    current = {(row.repo_id, row.revision) for row in rows}
+    pictures = {
+        (picture.repo_id, picture.camera): picture
+        for picture in read_thumbnails(folder)
+        if (picture.repo_id, picture.revision) in current
+    }
+    seen: set[str] = set()
+    settled = list(rows)
+    while fresh := [row for row in settled if row.verdict == ACCEPTED and row.repo_id not in seen]:
+        seen.update(row.repo_id for row in fresh)
+        looking = inspect_videos(fresh, run, look, limits, disabled)
+        for _, found in track(looking, "Looking at videos", len(fresh), console=Console(stderr=True)):
+            pictures.update({(picture.repo_id, picture.camera): picture for picture in found})
+        settled = settle(settled, disabled, limits)
+    write_thumbnails(folder, pictures.values())
+    return settled
 
 
 def _pictures(item: Item, videos: Sequence[VideoFacts]) -> list[Thumbnail]:

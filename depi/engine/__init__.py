@@ -3,18 +3,27 @@
 import functools
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from depi.engine import cluster, pool
 from depi.engine.pool import run
 from depi.errors import UserError
 
-__all__ = ["ENGINES", "Runner", "make_runner", "run"]
+__all__ = ["ENGINES", "RayConfig", "Runner", "make_runner", "run"]
 
 ENGINES = ("local", "ray")
 
 # (function, items) -> (item, result or exception) in the order of completion
 Runner = Callable[[Callable[[Any], Any], Any], Iterator[tuple[Any, Any]]]
+
+
+@dataclass
+class RayConfig:
+    """Which Ray cluster."""
+
+    # By default that of RAY_ADDRESS, else one of this machine alone.
+    address: str | None = None
 
 
 def make_runner(engine: str, *, workers: int = 0, address: str | None = None) -> Runner:
