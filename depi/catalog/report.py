@@ -15,10 +15,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from depi.catalog.store import CATALOG_FILE, Row, read_rows
+from depi.catalog.thumbnails import THUMBNAILS_FILE, read_thumbnails
 from depi.errors import UserError
 from depi.files import write_text
 from depi.flags import parse_flags
@@ -26,8 +24,6 @@ from depi.hub.client import endpoint
 
 logger = logging.getLogger(__name__)
 
-PICTURES_FILE = "thumbnails.parquet"
-PICTURE_COLUMNS = ("repo_id", "revision", "camera", "jpeg")
 MAX_PICTURE_BYTES = 300_000
 SCRIPTS = ("base.js", "charts.js", "table.js", "section.js", "main.js")
 
@@ -61,7 +57,7 @@ def main(args: list[str]) -> int:
     if not (config.data_ids / CATALOG_FILE).is_file():
         raise UserError(f"{config.data_ids} has no {CATALOG_FILE}: write one with `depi collect-ids`")
     rows = read_rows(config.data_ids)
-    pictures = read_pictures(config.data_ids / PICTURES_FILE)
+    pictures = read_pictures(config.data_ids)
     output = config.output or config.data_ids / "report.html"
     page = render(rows, pictures, title=config.title, max_picture_mb=config.max_picture_mb)
     try:
@@ -72,28 +68,21 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def read_pictures(path: Path) -> Pictures:
-    """Read `thumbnails.parquet`; nothing if there is none.
+def read_pictures(folder: Path) -> Pictures:
+    """Read `thumbnails.parquet` of the catalogue's folder; nothing if there is none.
 
     Raises:
-        UserError: the file is there, and cannot be read or is no table of JPEG pictures.
+        UserError: the file is there, and holds what is no small JPEG.
     """
     pictures: Pictures = {}
-    if not path.exists():
-        return pictures
-    remedy = f"remove it, or write it again with `depi collect-ids --deep` ({path})"
-    try:
-        table = pq.read_table(path, columns=list(PICTURE_COLUMNS), partitioning=None)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path.name} cannot be read ({error}); {remedy}") from None
-    if set(table.column_names) != set(PICTURE_COLUMNS):
-        raise UserError(f"{path.name} has not the columns {', '.join(PICTURE_COLUMNS)}; {remedy}")
-    for repo_id, revision, camera, jpeg in zip(
-        *(table[name].to_pylist() for name in PICTURE_COLUMNS), strict=True
-    ):
-        if not (isinstance(jpeg, bytes) and jpeg.startswith(b"\xff\xd8") and len(jpeg) <= MAX_PICTURE_BYTES):
-            raise UserError(f"{path.name} holds what is no small JPEG for {repo_id}; {remedy}")
-        pictures.setdefault((repo_id, revision), []).append((camera, jpeg))
+    for item in read_thumbnails(folder):
+        jpeg = item.jpeg or b""
+        if not (jpeg.startswith(b"\xff\xd8") and len(jpeg) <= MAX_PICTURE_BYTES):
+            raise UserError(
+                f"{folder / THUMBNAILS_FILE} holds what is no small JPEG for {item.repo_id}; remove it, "
+                "or write it again with `depi collect-ids --deep`"
+            )
+        pictures.setdefault((item.repo_id, item.revision), []).append((item.camera, jpeg))
     return pictures
 
 

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from depi.catalog.report import ReportConfig, main, read_pictures, render
 from depi.catalog.store import Row, write_catalog
+from depi.catalog.thumbnails import Thumbnail, write_thumbnails
 from depi.errors import UserError
 
 HOSTILE = "</script><img src=x onerror=\"window.hacked='img'\"><script>window.hacked='script'</script>"
@@ -76,13 +75,13 @@ def make_rows(count: int, seed: int = 0) -> list[Row]:
     return rows
 
 
-def write_pictures(path: Path, rows: list[Row]) -> None:
-    table = [
-        {"repo_id": row.repo_id, "revision": row.revision, "camera": camera, "jpeg": jpeg(number + 3 * slot)}
+def write_pictures(folder: Path, rows: list[Row]) -> None:
+    pictures = [
+        Thumbnail(row.repo_id, row.revision or "", camera, jpeg(number + 3 * slot))
         for number, row in enumerate(rows)
         for slot, camera in enumerate(row.cameras or [])
     ]
-    pq.write_table(pa.Table.from_pylist(table), path)
+    write_thumbnails(folder, pictures)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +126,7 @@ def rows() -> list[Row]:
 def folder(rows: list[Row], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data_ids")
     write_catalog(folder, rows, {})
-    write_pictures(folder / "thumbnails.parquet", rows[:20])
+    write_pictures(folder, rows[:20])
     assert main([f"--data_ids={folder}", "--title=Robots & arms"]) == 0
     return folder
 
@@ -273,7 +272,7 @@ def test_hostile_text_is_only_text(browser: Browser, tmp_path: Path):
         duplicate_of=f"evil/{HOSTILE}",
     )
     write_catalog(tmp_path, [hostile, Row(repo_id="__proto__", verdict=HOSTILE)], {})
-    write_pictures(tmp_path / "thumbnails.parquet", [hostile])
+    write_pictures(tmp_path, [hostile])
     assert main([f"--data_ids={tmp_path}", f"--title={HOSTILE}"]) == 0
     opened = Opened(browser, tmp_path / "report.html")
     page = opened.page
@@ -373,7 +372,7 @@ def test_printing_shows_rows_from_the_first(opened: Opened):
 
 
 def test_pictures_are_left_out_past_the_limit_and_of_other_revisions(folder: Path, rows: list[Row], caplog):
-    pictures = read_pictures(folder / "thumbnails.parquet")
+    pictures = read_pictures(folder)
     first = sum(len(image) for _, image in pictures[rows[0].repo_id, rows[0].revision])
     page = render(rows, pictures, title="t", max_picture_mb=first / 1e6)
     assert page.count('"pictures":[') == 1
@@ -396,12 +395,9 @@ def test_errors_name_the_remedy(tmp_path: Path):
         main([f"--data_ids={tmp_path}"])
     (tmp_path / "thumbnails.parquet").write_bytes(b"no parquet")
     with pytest.raises(UserError, match=r"thumbnails.parquet cannot be read"):
-        read_pictures(tmp_path / "thumbnails.parquet")
-    pq.write_table(
-        pa.table({"repo_id": ["a/b"], "revision": ["r"], "camera": ["c"], "jpeg": [b"<svg>"]}),
-        tmp_path / "thumbnails.parquet",
-    )
+        read_pictures(tmp_path)
+    write_thumbnails(tmp_path, [Thumbnail("a/b", "r", "c", b"<svg>")])
     with pytest.raises(UserError, match="no small JPEG for a/b"):
-        read_pictures(tmp_path / "thumbnails.parquet")
+        read_pictures(tmp_path)
     with pytest.raises(ValueError, match="must be 0 or more"):
         ReportConfig(max_picture_mb=math.nan)
