@@ -12,6 +12,7 @@ from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETR
 from depi.errors import UserError
 from depi.files import read_json
 from depi.flags import parse_flags
+from depi.policies.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from depi.policies.configuration import DepiPi0Config
 from depi.policies.foreign import NORM_STATS, present_config
 
@@ -95,7 +96,7 @@ def _download(repo_id: str, revision: str | None) -> Path:
     wanted = [
         sibling.rfilename
         for sibling in info.siblings or []
-        if sibling.rfilename in (CONFIG, WEIGHTS, *TRAINING_FILES)
+        if sibling.rfilename in (CONFIG, WEIGHTS, ADAPTER_CONFIG, ADAPTER_WEIGHTS, *TRAINING_FILES)
         or ("/" not in sibling.rfilename and sibling.rfilename.startswith(stems))
         or (sibling.rfilename.startswith("assets/") and sibling.rfilename.endswith("/" + NORM_STATS))
     ]

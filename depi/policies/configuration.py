@@ -86,7 +86,6 @@ def refuse_unsupported(config: PI0Config) -> None:
         ),
         f"n_obs_steps {config.n_obs_steps} is not available; pi0 sees one observation": config.n_obs_steps
         != 1,
-        "use_peft is not available yet; merge the adapter into the weights first": config.use_peft,
     }
     for problem, present in problems.items():
         if present:

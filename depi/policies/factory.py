@@ -1,5 +1,6 @@
 """Policies with random weights, from a checkpoint, and back into one."""
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import torch
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 
+from depi.errors import UserError
 from depi.models.pi0 import Pi0
+from depi.policies.adapters import base_of, is_adapter, merge_adapters, save_adapters
 from depi.policies.checkpoint import WEIGHTS, load_config, resolve_checkpoint
 from depi.policies.configuration import TrainingData, set_features
 from depi.policies.convert import load_weights
@@ -28,6 +31,8 @@ def make_policy(config: PI0Config, data: TrainingData, *, device: str | None = N
     Raises:
         UserError: the data does not fit into the configuration.
     """
+    if config.use_peft:
+        raise UserError("policy configuration: use_peft needs a checkpoint to which the adapters belong")
     set_features(config, data)
     config.device = device or config.device
     with torch.device("meta"):
@@ -49,7 +54,8 @@ def load_policy(
 ) -> Pi0Policy:
     """A policy from a checkpoint folder or a Hub repository, in evaluation mode.
 
-    It may be DePi's, LeRobot's `pi0` of any version, or openpi's in its PyTorch layout.
+    It may be DePi's, LeRobot's `pi0` of any version, or openpi's in its PyTorch layout. Of LoRA adapters the
+    base is loaded, and they are merged into it.
 
     Args:
         path_or_repo_id: folder, or `user/name` on the Hub.
@@ -71,16 +77,27 @@ def load_policy(
         set_features(config, data)
     with torch.device("meta"):
         policy = Pi0Policy(config)
-    leftovers = load_weights(folder / WEIGHTS, policy.model, device=config.device or "cpu", strict=strict)
+    weights = _base_folder(folder) if is_adapter(folder) else folder
+    leftovers = load_weights(weights / WEIGHTS, policy.model, device=config.device or "cpu", strict=strict)
     if leftovers:
         _draw_missing(policy.model, config.device or "cpu")
         logger.warning(
             "%s: %d tensors do not match; missing ones keep random values: %s",
-            folder / WEIGHTS,
+            weights / WEIGHTS,
             len(leftovers),
             "; ".join(leftovers[:20]),
         )
+    if is_adapter(folder):
+        merge_adapters(policy.model, folder)
+        config.use_peft = False
     return policy.eval()
+
+
+def _base_folder(folder: Path) -> Path:
+    base = resolve_checkpoint(*base_of(folder))
+    if is_adapter(base):
+        raise UserError(f"the adapters in {folder} belong to other adapters, {base}; merge those first")
+    return base
 
 
 def _draw_missing(model: Pi0, device: str) -> None:
@@ -99,4 +116,14 @@ def save_checkpoint(folder: Path, policy: Pi0Policy, pre: Pipeline, post: Pipeli
     """Write config, weights and processors as LeRobot does: a `pretrained_model` folder."""
     folder = Path(folder)
     policy.save_pretrained(folder)
+    save_processors(folder, pre, post)
+
+
+def save_adapter_checkpoint(folder: Path, policy: Pi0Policy, pre: Pipeline, post: Pipeline) -> None:
+    """Write config, adapters and processors: the small `pretrained_model` of LeRobot's `--peft`.
+
+    It goes with the checkpoint that the policy was fine-tuned from, `policy.config.pretrained_path`.
+    """
+    dataclasses.replace(policy.config, use_peft=True)._save_pretrained(folder)
+    save_adapters(folder, policy.model, policy.config.pretrained_path)
     save_processors(folder, pre, post)

@@ -22,6 +22,7 @@ from torch import Tensor
 from depi.errors import UserError
 from depi.models.packing import pack
 from depi.models.pi0 import Observation, Pi0, sample_noise, sample_time
+from depi.policies.adapters import merged_state
 from depi.policies.configuration import DepiPi0Config, dimensions_of
 from depi.policies.convert import save_weights
 
@@ -178,11 +179,13 @@ class Pi0Policy(PreTrainedPolicy):
         return torch.autocast(device, torch.bfloat16, enabled=self.config.dtype == "bfloat16")
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write config.json and model.safetensors; `state_dict` is this policy's, gathered by the caller."""
+        """Write config.json and model.safetensors; `state_dict` is this policy's, gathered by the caller.
+
+        Adapters are merged into the weights.
+        """
         self.config._save_pretrained(save_directory)
-        save_weights(
-            save_directory / "model.safetensors", state_dict or self.state_dict(), self.model.dimensions
-        )
+        state = merged_state(state_dict or self.state_dict(), self.model)
+        save_weights(save_directory / "model.safetensors", state, self.model.dimensions)
 
     @classmethod
     def from_pretrained(

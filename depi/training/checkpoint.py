@@ -2,6 +2,7 @@
 
 RUN/checkpoints/<step>/pretrained_model/   config, weights, processors, train config, data report
 RUN/checkpoints/<step>/training_state/     optimizer, schedule, step
+RUN/checkpoints/<step>/adapter/            with --peft: LeRobot's layout for adapters alone
 RUN/checkpoints/last                       link to the newest
 """
 
@@ -23,12 +24,15 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from depi.errors import UserError
 from depi.files import read_json, write_json, write_text
-from depi.policies import Pi0Policy
+from depi.policies import Pi0Policy, load_config, load_policy
 from depi.policies import save_checkpoint as save_policy
+from depi.policies.adapters import add_adapters, load_adapters
+from depi.policies.factory import save_adapter_checkpoint
 from depi.training.config import TRAIN_CONFIG_NAME, TrainConfig, config_to_json
 
 DATA_REPORT_NAME = "data_report.json"
 TRAINING_STEP_NAME = "training_step.json"
+ADAPTER_DIR = "adapter"
 
 
 def save_checkpoint(
@@ -56,6 +60,9 @@ def save_checkpoint(
         folder.mkdir(parents=True)
 
     save_policy(pretrained, policy, *processors)
+    if config.peft is not None:
+        (temporary / ADAPTER_DIR).mkdir()
+        save_adapter_checkpoint(temporary / ADAPTER_DIR, policy, *processors)
     write_text(pretrained / TRAIN_CONFIG_NAME, config_to_json(config))
     write_text(pretrained / "README.md", model_card)
     shutil.copyfile(config.output_dir / DATA_REPORT_NAME, pretrained / DATA_REPORT_NAME)
@@ -91,6 +98,26 @@ def load_training_state(
     except Exception as error:  # torn JSON, truncated safetensors, shapes of another model: all mean the same
         raise UserError(f"the training state in {state} is damaged: {error}") from error
     return saved["step"]
+
+
+def load_trained_policy(config: TrainConfig) -> Pi0Policy:
+    """Return the policy of the run's last checkpoint, to go on training it.
+
+    Adapters are put on the same base weights again, which a merged checkpoint does not hold exactly.
+
+    Raises:
+        UserError: there is no checkpoint, it is damaged, or the base weights are gone or others.
+    """
+    assert config.policy is not None
+    last = last_checkpoint(config)
+    if config.peft is None:
+        return load_policy(last / PRETRAINED_MODEL_DIR, device=config.policy.device)
+    base = config.policy.pretrained_path
+    assert base is not None
+    policy = load_policy(base, config=load_config(last / PRETRAINED_MODEL_DIR), device=config.policy.device)
+    add_adapters(policy.model, config.peft)
+    load_adapters(policy.model, last / ADAPTER_DIR)
+    return policy
 
 
 def last_checkpoint(config: TrainConfig) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 import draccus
 from lerobot.configs import PreTrainedConfig, parser
-from lerobot.configs.default import WandBConfig
+from lerobot.configs.default import PeftConfig, WandBConfig
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 
 from depi.datasets.joints import SPACES
@@ -130,6 +130,8 @@ class TrainConfig:
     # Refuse a checkpoint of --policy.path whose keys do not match exactly.
     strict: bool = True
     compile: bool = False
+    # LoRA: --peft.r=16 and further flags of LeRobot's; null trains the weights themselves.
+    peft: PeftConfig | None = None
     wandb: WandBConfig = field(default_factory=lambda: WandBConfig(project="depi"))
 
     def __post_init__(self) -> None:
@@ -211,6 +213,8 @@ def _name_policy(config: TrainConfig, args: Sequence[str]) -> None:
         raise UserError(
             "no policy: give --policy.type=pi0 to start from scratch or --policy.path to fine-tune"
         )
+    if config.peft is not None and config.policy.pretrained_path is None:
+        raise UserError("--peft adapts a trained policy: name it with --policy.path")
     if not config.policy.optimizer_lr > 0:
         raise UserError(f"--policy.optimizer_lr must be positive, not {config.policy.optimizer_lr}")
 

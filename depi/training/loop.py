@@ -14,7 +14,6 @@ import torch
 from accelerate import Accelerator
 from lerobot.configs import PreTrainedConfig
 from lerobot.processor import PolicyProcessorPipeline
-from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 from torch.optim.lr_scheduler import LRScheduler
 
 from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
@@ -23,11 +22,18 @@ from depi.files import read_json, write_json
 from depi.hub.client import go_offline
 from depi.log import start_logging
 from depi.policies import Pi0Policy, load_policy, make_policy, make_processors, preprocess
+from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
 from depi.training.card import model_card
-from depi.training.checkpoint import DATA_REPORT_NAME, last_checkpoint, load_training_state, save_checkpoint
+from depi.training.checkpoint import (
+    DATA_REPORT_NAME,
+    load_trained_policy,
+    load_training_state,
+    save_checkpoint,
+)
 from depi.training.config import TrainConfig
 from depi.training.data import FlowStream, batches, dataset_sources, training_stream
 from depi.training.metrics import MetricsWriter, StepMetrics
+from depi.training.optimizer import make_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +99,12 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
         report = {**dataset.report(), "stream": stream.samples.report()}
         write_json(config.output_dir / DATA_REPORT_NAME, report)
     policy.train()
+    if policy.config.dtype == "bfloat16":
+        hold_frozen_in_bfloat16(policy.model)
     if config.compile:
         policy.model.compile_layers()
 
-    optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())
+    optimizer = make_optimizer(policy)
     scheduler = policy.config.get_scheduler_preset().build(optimizer, config.steps)
     model, optimizer = accelerator.prepare(policy, optimizer)
     run = Run(config, accelerator, dataset, stream, policy, model, processors, optimizer, scheduler, step=0)
@@ -148,13 +156,16 @@ def build_policy(config: TrainConfig, dataset: MultiLeRobotDataset) -> Pi0Policy
     """Return the policy of the last checkpoint, of `--policy.path`, or with random weights."""
     policy_config: PreTrainedConfig = config.policy
     if config.resume:
-        return load_policy(last_checkpoint(config) / PRETRAINED_MODEL_DIR, device=policy_config.device)
+        return load_trained_policy(config)
     policy_config.action_feature_names = list(dataset.action_names or []) or None
     if policy_config.pretrained_path is None:
         return make_policy(policy_config, dataset)
-    return load_policy(
+    policy = load_policy(
         policy_config.pretrained_path, config=policy_config, data=dataset, strict=config.strict
     )
+    if config.peft is not None:
+        add_adapters(policy.model, config.peft)
+    return policy
 
 
 def describe(run: Run) -> None:

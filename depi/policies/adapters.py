@@ -1,0 +1,351 @@
+"""Training less than the whole network: LoRA adapters through PEFT, and frozen parts held in bfloat16.
+
+Adapters are injected into DePi's modules. On disk they have LeRobot's layout and names
+(`adapter_config.json`, `adapter_model.safetensors`, a config.json with `use_peft`), so that each side reads
+what the other has written.
+"""
+
+import hashlib
+import logging
+import math
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lerobot.configs.default import PeftConfig
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from depi.errors import UserError
+from depi.files import atomic_write, read_json
+from depi.models.pi0 import Pi0
+from depi.policies.convert import lerobot_name, unused_shapes
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+# Every linear layer of the language model and of the action expert. LeRobot adapts less by default: only
+# queries and values of the expert.
+DEFAULT_TARGETS = r"(prefix|suffix)\..*"
+# As small as adapters to them would be.
+FULLY_TRAINED = (
+    "state_proj",
+    "action_in_proj",
+    "action_time_mlp_in",
+    "action_time_mlp_out",
+    "action_out_proj",
+)
+INIT_TYPES = (None, "gaussian", "orthogonal")  # others change the base weights
+# Settings of adapter files that change what an adapter means.
+PLAIN_SETTINGS: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "use_dora": (None, False),
+    "fan_in_fan_out": (None, False),
+    "rank_pattern": (None, {}),
+    "alpha_pattern": (None, {}),
+    "bias": (None, "none"),
+    "lora_bias": (None, False),
+}
+
+_NAME = "default"  # PEFT can hold several adapters side by side, each with a name
+_PREFIX = "base_model.model.model."  # what PEFT and the policy put before LeRobot's names
+_BASE = "base_fingerprint"
+# Parts that compute in bfloat16; the projections around the suffix compute in float32.
+_BFLOAT16_PARTS = ("vision", "image_proj", "token_embedding", "prefix", "suffix")
+
+logger = logging.getLogger(__name__)
+
+
+def add_adapters(model: Pi0, peft: PeftConfig) -> None:
+    """Freeze `model` but for new LoRA adapters, which change nothing yet, and some fully trained modules.
+
+    Names in `peft.target_modules` and `peft.full_training_modules` may be DePi's or LeRobot's; matching is as
+    in PEFT: a string is a regular expression for whole names or `all-linear`, a list holds ends of names.
+    Parts that are frozen already get no adapter.
+
+    Raises:
+        UserError: a method other than LoRA, a wrong rank, or names that match nothing.
+    """
+    _refuse_unsupported(peft)
+    linear = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.weight.requires_grad
+    }
+    targets = _matching(model, linear, peft.target_modules or DEFAULT_TARGETS)
+    if not targets:
+        raise UserError(
+            f"--peft.target_modules={peft.target_modules} matches no linear layer that is not frozen; "
+            "names are like suffix.layers.0.q_proj or LeRobot's"
+        )
+    wanted = FULLY_TRAINED if peft.full_training_modules is None else peft.full_training_modules
+    modules = {
+        name
+        for name, module in model.named_modules()
+        if name and any(parameter.requires_grad for parameter in module.parameters())
+    }
+    full = _matching(model, modules - targets, list(wanted))
+    if wanted and not full and peft.full_training_modules is not None:
+        raise UserError(f"--peft.full_training_modules={peft.full_training_modules} matches no module")
+
+    alpha = {} if peft.lora_alpha is None else {"lora_alpha": peft.lora_alpha}
+    config = LoraConfig(
+        r=peft.r, target_modules=sorted(targets), init_lora_weights=peft.init_type or True, **alpha
+    )
+    model.requires_grad_(False)
+    inject_adapter_in_model(config, model, adapter_name=_NAME)
+    for layer in lora_layers(model).values():
+        # Autocast casts, and layers that read the same tokens keep the same copy of them.
+        layer.cast_input_dtype_enabled = False
+    for name in full:
+        model.get_submodule(name).requires_grad_(True)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    logger.info(
+        "LoRA of rank %d on %d linear layers, %d modules trained fully: %.1f M trainable parameters",
+        peft.r,
+        len(targets),
+        len(full),
+        trainable / 1e6,
+    )
+
+
+def _refuse_unsupported(peft: PeftConfig) -> None:
+    if peft.method_type.upper() != "LORA":
+        raise UserError(f"--peft.method_type={peft.method_type} is not available; use LORA")
+    if peft.init_type not in INIT_TYPES:
+        raise UserError(f"--peft.init_type={peft.init_type} is none of {', '.join(map(str, INIT_TYPES[1:]))}")
+    for name, value in (("r", peft.r), ("lora_alpha", peft.lora_alpha)):
+        if value is not None and value < 1:
+            raise UserError(f"--peft.{name} must be at least 1, not {value}")
+
+
+def _matching(model: Pi0, names: Collection[str], wanted: str | list[str]) -> set[str]:
+    """Those of `names` that are `wanted`, by their own name or by LeRobot's."""
+
+    def is_wanted(name: str) -> bool:
+        both = (name, f"model.{_lerobot_module(model, name)}")
+        if isinstance(wanted, str):
+            return wanted == "all-linear" or any(re.fullmatch(wanted, each) for each in both)
+        return any(each == end or each.endswith(f".{end}") for each in both for end in wanted)
+
+    try:
+        return {name for name in names if is_wanted(name)}
+    except re.error as error:
+        raise UserError(f"--peft.target_modules={wanted} is no regular expression: {error}") from None
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
+    """The adapted layers by name; empty where there are none."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def hold_frozen_in_bfloat16(model: Pi0) -> None:
+    """Halve the memory of frozen matrices that are computed with in bfloat16: nothing is ever added to them.
+
+    Autocast would round them to the same values. Norms and positions, which count in float32, stay so. Only
+    for a model that always runs under autocast to bfloat16.
+    """
+    for part in _BFLOAT16_PARTS:
+        for module in getattr(model, part).modules():
+            if not isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
+                continue
+            if module is model.vision.position_embedding:
+                continue
+            for parameter in module.parameters(recurse=False):
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.bfloat16()
+
+
+def merged_state(state: Mapping[str, Tensor], model: Pi0) -> dict[str, Tensor]:
+    """A state of `model`, or of its policy, as if it had no adapters: they are added to their weights.
+
+    Sums are float32 and on the CPU. Without adapters `state` is returned as it is.
+    """
+    scalings = {name: layer.scaling[_NAME] for name, layer in lora_layers(model).items()}
+    merged = {}
+    for name, value in state.items():
+        if ".lora_" in name:
+            continue
+        stem, base, rest = name.partition(".base_layer.")
+        if base and rest == "weight":
+            down = state[f"{stem}.lora_A.{_NAME}.weight"].detach().float().cpu()
+            up = state[f"{stem}.lora_B.{_NAME}.weight"].detach().float().cpu()
+            scaling = scalings[stem if stem in scalings else stem.removeprefix("model.")]
+            value = torch.addmm(value.detach().float().cpu(), up, down, alpha=scaling)
+        merged[f"{stem}.{rest}" if base else name] = value
+    return merged
+
+
+def save_adapters(folder: Path, model: Pi0, base: str | Path | None) -> None:
+    """Write `adapter_config.json` and `adapter_model.safetensors` in LeRobot's layout, float32.
+
+    Args:
+        folder: where to.
+        model: with adapters.
+        base: the checkpoint, folder or repository, to which they belong.
+    """
+    layers = lora_layers(model)
+    tensors = {
+        _saved_name(model, name): parameter.detach().float().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    full = {
+        name.rpartition(".")[0]
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and ".lora_" not in name
+    }
+    first = next(iter(layers.values()))
+    LoraConfig(
+        r=first.r[_NAME],
+        lora_alpha=first.lora_alpha[_NAME],
+        target_modules=sorted(f"model.{_lerobot_module(model, name)}" for name in layers),
+        modules_to_save=sorted(f"model.{_lerobot_module(model, name)}" for name in full),
+        base_model_name_or_path=None if base is None else str(base),
+    ).save_pretrained(str(folder))
+    with atomic_write(folder / ADAPTER_WEIGHTS) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", _BASE: base_fingerprint(model)})
+
+
+@torch.no_grad()
+def load_adapters(model: Pi0, folder: Path) -> None:
+    """Fill the adapters and fully trained modules of `model` from what `save_adapters` wrote.
+
+    Raises:
+        UserError: a file is missing or damaged, has other adapters, or belongs to other base weights.
+    """
+    tensors, metadata = _read(folder / ADAPTER_WEIGHTS)
+    mine = {
+        _saved_name(model, name): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    differing = mine.keys() ^ tensors.keys() or {
+        name for name, tensor in tensors.items() if tensor.shape != mine[name].shape
+    }
+    if differing:
+        raise UserError(
+            f"{folder / ADAPTER_WEIGHTS} has other adapters than --peft asks for: {min(differing)}"
+        )
+    if metadata.get(_BASE) != base_fingerprint(model):
+        raise UserError(
+            f"the adapters in {folder} were trained on other base weights than those of this policy"
+        )
+    for name, parameter in mine.items():
+        parameter.copy_(tensors[name])
+
+
+def base_fingerprint(model: Pi0) -> str:
+    """A hash over some numbers of every frozen parameter, rounded or not yet."""
+    samples = [
+        parameter.detach().flatten()[:: max(1, parameter.numel() // 64)].bfloat16().float()
+        for parameter in model.parameters()
+        if not parameter.requires_grad
+    ]
+    return hashlib.sha256(torch.cat(samples).cpu().numpy().tobytes()).hexdigest()
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a checkpoint folder holds adapters in place of the weights."""
+    return (folder / ADAPTER_CONFIG).exists() and not (folder / "model.safetensors").exists()
+
+
+def base_of(folder: Path) -> tuple[str, str | None]:
+    """Folder or repository, and revision, of the checkpoint to which the adapters in `folder` belong.
+
+    Raises:
+        UserError: the file does not say, or does not hold plain LoRA adapters.
+    """
+    config = _read_config(folder)
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(base, str) or not base or not isinstance(revision, str | None):
+        raise UserError(
+            f"{folder / ADAPTER_CONFIG} does not name the checkpoint to which its adapters belong"
+        )
+    return base, revision
+
+
+@torch.no_grad()
+def merge_adapters(model: Pi0, folder: Path) -> None:
+    """Add the adapters in `folder`, DePi's or LeRobot's, to the weights of `model`, for good.
+
+    Raises:
+        UserError: files are missing or damaged, the adapters are no plain LoRA, or do not fit the model.
+    """
+    config = _read_config(folder)
+    tensors, _ = _read(folder / ADAPTER_WEIGHTS)
+    depth = model.dimensions.depth
+    parameters = {lerobot_name(name, depth): value for name, value in model.named_parameters()}
+    unused = unused_shapes(model.dimensions)
+    for key, tensor in tensors.items():
+        name = key.removeprefix(_PREFIX)
+        stem, part, _ = name.partition(".lora_")
+        name = f"{stem}.weight" if part else name
+        if name in unused:
+            continue  # LeRobot adapts layers that never influence its output
+        if name not in parameters:
+            raise UserError(f"{folder / ADAPTER_WEIGHTS} has {key}, which belongs nowhere in the policy")
+        target = parameters[name]
+        if not part:
+            _same_shape(folder, key, tensor, target)
+            target.copy_(tensor)
+        elif key.endswith(".lora_A.weight"):
+            partner = key.replace(".lora_A.", ".lora_B.")
+            if partner not in tensors:
+                raise UserError(f"{folder / ADAPTER_WEIGHTS} has {key} without {partner}")
+            down, up = tensor.float(), tensors[partner].float()
+            if down.ndim != 2 or up.ndim != 2 or len(down) != up.shape[1]:
+                raise UserError(f"{folder / ADAPTER_WEIGHTS}: {key} and {partner} do not fit together")
+            rank = math.sqrt(len(down)) if config.get("use_rslora") else len(down)
+            change = up @ down * (config["lora_alpha"] / rank)
+            _same_shape(folder, key, change, target)
+            target.add_(change.to(target.device))
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / ADAPTER_CONFIG
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is no adapter configuration")
+    for name, plain in PLAIN_SETTINGS.items():
+        if config.get(name) not in plain:
+            raise UserError(f"{path}: {name} {config.get(name)!r} is not available; merge the adapter first")
+    alpha = config.get("lora_alpha")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise UserError(f"{path}: lora_alpha must be a number, not {alpha!r}")
+    return config
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged or no safetensors file ({error})") from None
+
+
+def _same_shape(folder: Path, key: str, tensor: Tensor, target: Tensor) -> None:
+    if tensor.shape != target.shape:
+        raise UserError(
+            f"{folder / ADAPTER_WEIGHTS}: {key} has or makes shape {list(tensor.shape)}, "
+            f"the policy needs {list(target.shape)}"
+        )
+
+
+def _lerobot_module(model: Pi0, name: str) -> str:
+    return lerobot_name(f"{name}.weight", model.dimensions.depth).removesuffix(".weight")
+
+
+def _saved_name(model: Pi0, name: str) -> str:
+    """The key in LeRobot's adapter file for one of `model`'s trainable parameters."""
+    stem, part, rest = name.partition(".lora_")
+    if not part:
+        return _PREFIX + lerobot_name(name, model.dimensions.depth)
+    return f"{_PREFIX}{_lerobot_module(model, stem)}.lora_{rest.replace(f'.{_NAME}.', '.')}"
