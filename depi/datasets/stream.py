@@ -64,6 +64,7 @@ class TrainingStream(torch.utils.data.Dataset):
         self.slots = dataset.camera_slots
         self.episode_start = np.asarray(dataset.episode_start)
         self.camera_keys = [tuple(entry["cameras"]) for entry in dataset.entries]
+        self.images = [min(len(keys), len(self.slots)) for keys in self.camera_keys]
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """The sample at a position; see the class and `MultiLeRobotDataset`."""
@@ -84,6 +85,16 @@ class TrainingStream(torch.utils.data.Dataset):
             if annotated is not None and share < self.task_mix:
                 sample["task"] = annotated
         return sample
+
+    def images_at(self, position: int) -> int:
+        """How many cameras the sample at a position has, without reading it."""
+        number = int(self.dataset.episode_dataset[self._episode(self.mixture[position])])
+        return self.images[number]
+
+    @property
+    def ragged(self) -> bool:
+        """Whether samples differ in their number of cameras."""
+        return len(set(self.images)) > 1
 
     def _episode(self, frame: int) -> int:
         return int(np.searchsorted(self.episode_start, frame, side="right")) - 1

@@ -65,7 +65,10 @@ def attention_flops(queries: int, keys: int, width: int) -> Flops:
 
 
 def pi0_flops(d: Pi0Dimensions, cameras: int, prompt_tokens: int) -> Pi0Flops:
-    """The least that the mathematics of pi0 asks for, which is what DePi computes.
+    """The least that the mathematics of pi0 asks for.
+
+    DePi computes just that where all samples are alike. In mixed batches attention works on rows as long as
+    the longest, and lengths are rounded up, which adds a few percent.
 
     Args:
         d: the network's sizes.
@@ -89,9 +92,10 @@ def pi0_flops(d: Pi0Dimensions, cameras: int, prompt_tokens: int) -> Pi0Flops:
 
 
 def sampling_flops(d: Pi0Dimensions, cameras: int, prompt_tokens: int, num_steps: int = 10) -> int:
-    """Forward operations of one action chunk: the prefix once, the suffix at every Euler step."""
+    """Forward operations of one action chunk: prefix and state once, the suffix at every Euler step."""
     parts = pi0_flops(d, cameras, prompt_tokens)
-    return parts.vision.forward + parts.prefix.forward + num_steps * parts.suffix.forward
+    state = product(1, d.state_dim, d.expert_width).forward
+    return parts.vision.forward + parts.prefix.forward + num_steps * (parts.suffix.forward - state) + state
 
 
 def lerobot_flops(d: Pi0Dimensions, camera_slots: int, padded_tokens: int) -> Pi0Flops:

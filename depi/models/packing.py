@@ -32,17 +32,6 @@ class Packing(NamedTuple):
     word: Tensor  # int64 [T - I * N], the place b * L + l in the prompts of each word that is read
     rows: Rows
 
-    def to(self, device: torch.device, *, non_blocking: bool = False) -> "Packing":
-        """The same on another device."""
-        return self._apply(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> "Packing":
-        """The same in page-locked memory; DataLoader's pinning calls this."""
-        return self._apply(Tensor.pin_memory)
-
-    def _apply(self, change) -> "Packing":
-        return Packing(change(self.image), change(self.word), Rows(*map(change, self.rows)))
-
 
 def pack(image_mask: Tensor, token_mask: Tensor, patches: int) -> Packing:
     """Leave out absent cameras and padded words.

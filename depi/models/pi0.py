@@ -244,16 +244,6 @@ class Pi0(nn.Module):
             hidden = F.silu(self.action_time_mlp_in(torch.cat((actions, moment), dim=2)))
             return torch.cat((self.state_proj(state)[:, None], self.action_time_mlp_out(hidden)), dim=1)
 
-    @torch.no_grad()
-    def sample_actions(self, observation: Observation, noise: Tensor, num_steps: int = 10) -> Tensor:
-        """Turn noise [B, H, A] into normalised actions [B, H, A] by Euler steps from t = 1 to t = 0."""
-        prefix = self.encode_prefix(observation)
-        x_t = noise
-        for step in range(num_steps):
-            time = torch.full((len(noise),), 1.0 - step / num_steps, device=noise.device)
-            x_t = x_t - self.velocity(prefix, observation.state, x_t, time) / num_steps
-        return x_t
-
     def set_recompute(self, share: float) -> None:
         """Recompute this share, 0..1, of each stack's layers in the backward pass; see `planned`."""
         for part in (self.vision, self.prefix, self.suffix):

@@ -7,8 +7,8 @@ translates weights between DePi's names and LeRobot's, `checkpoint` finds folder
 from depi.policies.checkpoint import load_config, resolve_checkpoint
 from depi.policies.configuration import DepiPi0Config, set_features
 from depi.policies.factory import load_policy, make_policy, save_checkpoint
-from depi.policies.pi0 import Pi0Policy
-from depi.policies.processors import load_processors, make_processors, preprocess
+from depi.policies.pi0 import Pi0Policy, pack_batch
+from depi.policies.processors import load_processors, make_processors, on_cpu, preprocess
 
 __all__ = [
     "DepiPi0Config",
@@ -18,6 +18,8 @@ __all__ = [
     "load_processors",
     "make_policy",
     "make_processors",
+    "on_cpu",
+    "pack_batch",
     "preprocess",
     "resolve_checkpoint",
     "save_checkpoint",

@@ -1,5 +1,7 @@
 """Before and after the policy: LeRobot's own pi0 pipelines, made, loaded and called."""
 
+import copy
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.policies.pi0.processor_pi0 import make_pi0_pre_post_processors
 from lerobot.processor import (
     AbsoluteActionsProcessorStep,
+    DeviceProcessorStep,
+    NormalizerProcessorStep,
     PolicyProcessorPipeline,
     RelativeActionsProcessorStep,
     TokenizerProcessorStep,
@@ -108,6 +112,19 @@ def save_processors(folder: Path, pre: Pipeline, post: Pipeline) -> None:
     post.save_pretrained(folder)
 
 
+def on_cpu(pre: Pipeline) -> Pipeline:
+    """The same preprocessing, which leaves batches on the CPU: for the workers of a DataLoader."""
+    steps = []
+    for step in pre.steps:
+        if isinstance(step, DeviceProcessorStep):
+            step = DeviceProcessorStep(device="cpu")
+        elif isinstance(step, NormalizerProcessorStep):
+            step = copy.copy(step)
+            step.to(device="cpu")  # its statistics; a worker may not touch those on a GPU
+        steps.append(step)
+    return dataclasses.replace(pre, steps=steps)
+
+
 def preprocess(batch: Mapping[str, Any], pre: Pipeline) -> dict[str, Any]:
     """Run the pipeline, and carry along what it does not know.
 
@@ -118,9 +135,7 @@ def preprocess(batch: Mapping[str, Any], pre: Pipeline) -> dict[str, Any]:
     device = next(value.device for value in processed.values() if isinstance(value, torch.Tensor))
     for key in batch.keys() - processed.keys():
         value = batch[key]
-        if isinstance(value, torch.Tensor):
-            value = value.to(device, non_blocking=device.type == "cuda")
-        processed[key] = value
+        processed[key] = value.to(device) if isinstance(value, torch.Tensor) else value
     return processed
 
 

@@ -129,7 +129,14 @@ class TrainConfig:
     save_freq: int = 20_000
     # Refuse a checkpoint of --policy.path whose keys do not match exactly.
     strict: bool = True
+    # Compile the layers.
     compile: bool = False
+    # Compute only what is there of cameras and prompts, and give all processes as many images; the losses
+    # of the samples are the same without.
+    ragged: bool = True
+    # Share of the layers, 0 to 1, whose activations are computed again in the backward pass: less memory for
+    # more time, up to a third.
+    recompute: float = 0.0
     # LoRA: --peft.r=16 and further flags of LeRobot's; null trains the weights themselves.
     peft: PeftConfig | None = None
     wandb: WandBConfig = field(default_factory=lambda: WandBConfig(project="depi"))
@@ -138,6 +145,8 @@ class TrainConfig:
         for name in ("batch_size", "gradient_accumulation_steps", "steps", "log_freq"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.recompute <= 1:
+            raise ValueError(f"--recompute must be 0 to 1, not {self.recompute}")
         if self.seed < 0:
             raise ValueError(f"--seed must not be negative, not {self.seed}")
         if self.num_workers < 0:

@@ -1,5 +1,6 @@
 """From the flags that name data to the stream of batches that a process trains on."""
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from lerobot.configs import PreTrainedConfig
-from torch.utils.data import DataLoader, Dataset
+from lerobot.policies.pi0.configuration_pi0 import PI0Config
+from lerobot.processor import PolicyProcessorPipeline
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from depi.datasets.augment import Augmentation
 from depi.datasets.filters import FrameFilter, read_exclusions
@@ -20,6 +23,7 @@ from depi.datasets.sampling import StreamBatchSampler, position_generator
 from depi.datasets.stream import TrainingStream, annotated_episodes
 from depi.errors import UserError
 from depi.files import read_json
+from depi.policies import on_cpu, pack_batch, preprocess
 from depi.training.config import TrainConfig
 
 # The stream of samples draws with other purposes; see `position_generator`.
@@ -159,6 +163,25 @@ def flow_draws(policy: PreTrainedConfig, seed: int, position: int) -> tuple[np.n
     return noise, np.float32(beta * policy.time_sampling_scale + policy.time_sampling_offset)
 
 
+class Collate:
+    """Samples into a batch that is ready for the policy, still on the CPU: workers do it, tokenizer included.
+
+    Args:
+        pre: the policy's preprocessing; see `on_cpu`.
+        policy: whose batches these are.
+        ragged: leave out absent cameras and padded words; see `pack_batch`.
+    """
+
+    def __init__(self, pre: PolicyProcessorPipeline, policy: PI0Config, *, ragged: bool) -> None:
+        self.pre, self.policy, self.ragged = on_cpu(pre), policy, ragged
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Tensors by the keys that `Pi0Policy.forward` reads, and where the samples come from."""
+        batch = preprocess(default_collate(samples), self.pre)
+        tensors = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
+        return pack_batch(self.policy, tensors) if self.ragged else tensors
+
+
 def outlive_first_signal(worker: int) -> None:
     """Let a worker go on after the first SIGINT and SIGTERM, as the training loop does.
 
@@ -173,7 +196,14 @@ def outlive_first_signal(worker: int) -> None:
 
 
 def batches(
-    stream: FlowStream, config: TrainConfig, *, start_step: int, rank: int, world_size: int, pin: bool
+    stream: FlowStream,
+    config: TrainConfig,
+    collate: Collate,
+    *,
+    start_step: int,
+    rank: int,
+    world_size: int,
+    pin: bool,
 ) -> Iterator[dict[str, Any]]:
     """Yield this process's micro-batches from the first of step `start_step` to the last of the run.
 
@@ -190,11 +220,16 @@ def batches(
         world_size=world_size,
         start_batch=start_step * per_step,
         num_batches=(config.steps - start_step) * per_step,
+        accumulation=per_step,
+        cost=stream.samples.images_at if config.ragged and stream.samples.ragged else None,
     )
+    # Workers are forked after the tokenizer was used; it would warn that it must not run in threads there.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     loader = DataLoader(
         stream,
         batch_sampler=sampler,
         num_workers=config.num_workers,
+        collate_fn=collate,
         pin_memory=pin,
         prefetch_factor=4 if config.num_workers else None,
         worker_init_fn=outlive_first_signal,

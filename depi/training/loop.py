@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from lerobot.configs import PreTrainedConfig
 from lerobot.processor import PolicyProcessorPipeline
 from torch.optim.lr_scheduler import LRScheduler
@@ -21,7 +22,7 @@ from depi.errors import UserError
 from depi.files import read_json, write_json
 from depi.hub.client import go_offline
 from depi.log import start_logging
-from depi.policies import Pi0Policy, load_policy, make_policy, make_processors, preprocess
+from depi.policies import Pi0Policy, load_policy, make_policy, make_processors
 from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
 from depi.training.card import model_card
 from depi.training.checkpoint import (
@@ -31,7 +32,7 @@ from depi.training.checkpoint import (
     save_checkpoint,
 )
 from depi.training.config import TrainConfig
-from depi.training.data import FlowStream, batches, dataset_sources, training_stream
+from depi.training.data import Collate, FlowStream, batches, dataset_sources, training_stream
 from depi.training.metrics import MetricsWriter, StepMetrics
 from depi.training.optimizer import make_optimizer
 
@@ -101,6 +102,8 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     policy.train()
     if policy.config.dtype == "bfloat16":
         hold_frozen_in_bfloat16(policy.model)
+    if config.recompute:
+        policy.model.set_recompute(config.recompute)
     if config.compile:
         policy.model.compile_layers()
 
@@ -199,6 +202,7 @@ def fit(run: Run, stop: list[int]) -> int:
     stream = batches(
         run.stream,
         config,
+        Collate(run.processors[0], run.policy.config, ragged=config.ragged),
         start_step=run.step,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
@@ -226,18 +230,18 @@ def fit(run: Run, stop: list[int]) -> int:
 
 def train_step(run: Run, stream: Iterator[dict[str, Any]], meter: "Meter") -> None:
     """Take one optimizer step over `gradient_accumulation_steps` micro-batches."""
-    count = run.config.gradient_accumulation_steps
+    accelerator, count = run.accelerator, run.config.gradient_accumulation_steps
     for micro_step in range(count):
         with meter.waiting_for_data():
-            batch = preprocess(next(stream), run.processors[0])
+            batch = send_to_device(next(stream), accelerator.device, non_blocking=True)
         last = micro_step == count - 1
-        with contextlib.nullcontext() if last else run.accelerator.no_sync(run.model):
+        with contextlib.nullcontext() if last else accelerator.no_sync(run.model):
             losses, _ = run.model(batch, reduction="none")
             loss = losses.mean() / count
-            run.accelerator.backward(loss)
+            accelerator.backward(loss)
         meter.add_loss(loss.detach())
     clip = run.policy.config.optimizer_grad_clip_norm
-    meter.add_grad_norm(run.accelerator.clip_grad_norm_(run.model.parameters(), clip))
+    meter.add_grad_norm(accelerator.clip_grad_norm_(run.model.parameters(), clip))
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     run.scheduler.step()

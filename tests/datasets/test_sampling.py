@@ -1,10 +1,11 @@
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from depi.datasets.sampling import StreamBatchSampler, shuffled_index
+from depi.datasets.sampling import StreamBatchSampler, deal, position_generator, shuffled_index
 
 
 @settings(max_examples=60, deadline=None)
@@ -54,11 +55,62 @@ def test_ranks_together_give_the_stream_of_one_process(per_rank, world, start, b
     )
 
 
-@given(resumed=st.integers(0, 30), rank=st.integers(0, 2))
-def test_a_resumed_stream_continues_where_it_stopped(resumed, rank):
-    whole = itertools.islice(StreamBatchSampler(4, rank, 3), 40)
-    rest = itertools.islice(StreamBatchSampler(4, rank, 3, start_batch=resumed), 40 - resumed)
+def camera_cost(position):
+    """1, 2 or 3 cameras, 40, 45 and 15% of the time."""
+    return int(np.searchsorted([40, 85], position_generator(5, position, 0).integers(100), side="right")) + 1
+
+
+@given(
+    resumed=st.integers(0, 50), rank=st.integers(0, 2), accumulation=st.integers(1, 3), costly=st.booleans()
+)
+@settings(deadline=None)
+def test_a_resumed_stream_continues_where_it_stopped(resumed, rank, accumulation, costly):
+    shared = {"accumulation": accumulation, "cost": (lambda position: position % 3) if costly else None}
+    whole = itertools.islice(StreamBatchSampler(4, rank, 3, **shared), 60)
+    rest = itertools.islice(StreamBatchSampler(4, rank, 3, start_batch=resumed, **shared), 60 - resumed)
     assert list(whole)[resumed:] == list(rest)
+
+
+@pytest.mark.parametrize("cost", [None, camera_cost])
+def test_the_positions_of_a_step_depend_on_its_size_alone(cost):
+    def steps(batch_size, world, accumulation):
+        options = {"num_batches": 20 * accumulation, "accumulation": accumulation, "cost": cost}
+        ranks = [list(StreamBatchSampler(batch_size, rank, world, **options)) for rank in range(world)]
+        by_step = [
+            [parts[step * accumulation + micro] for parts in ranks for micro in range(accumulation)]
+            for step in range(20)
+        ]
+        return [sorted(itertools.chain.from_iterable(parts)) for parts in by_step]
+
+    expected = steps(24, 1, 1)
+    assert steps(6, 4, 1) == steps(6, 2, 2) == steps(3, 1, 8) == steps(12, 1, 2) == expected
+    whole_windows = itertools.chain.from_iterable(expected[: StreamBatchSampler.WINDOW])
+    assert sorted(whole_windows) == list(range(24 * StreamBatchSampler.WINDOW))
+
+
+def test_ranks_and_steps_cost_the_same():
+    """In the mix of cameras that the community records."""
+    ranks = [StreamBatchSampler(32, rank, 8, 0, 40, cost=camera_cost) for rank in range(8)]
+    per_batch = np.array([[sum(map(camera_cost, batch)) for batch in batches] for batches in ranks])
+    assert (per_batch.max(axis=0) - per_batch.min(axis=0)).max() <= 1
+    assert per_batch.max() - per_batch.min() <= 3
+    plain = np.array(
+        [
+            [sum(map(camera_cost, batch)) for batch in StreamBatchSampler(32, rank, 8, 0, 40)]
+            for rank in range(8)
+        ]
+    )
+    assert plain.max() - plain.min() > 15
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 3), min_size=12, max_size=60).filter(lambda costs: len(costs) % 4 == 0))
+def test_dealing(costs):
+    dealt = deal(dict(enumerate(costs)), 4)
+    assert sorted(itertools.chain.from_iterable(dealt)) == list(range(len(costs)))
+    assert {len(hand) for hand in dealt} == {len(costs) // 4}
+    totals = [sum(costs[position] for position in hand) for hand in dealt]
+    assert max(totals) - min(totals) <= 2
 
 
 def test_bad_ranks_are_refused():

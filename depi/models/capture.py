@@ -1,0 +1,63 @@
+"""One CUDA graph per shape: the processor launches thousands of kernels at once, by replaying them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+WARMUP = 3  # runs before a capture: compilation, autotuning and workspaces belong outside the graph
+MOST_GRAPHS = 8  # the one that was used least recently makes room
+
+
+class _Graph(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Tensor]
+    output: Tensor
+
+
+class Captured:
+    """A function of CUDA tensors that computes with static shapes, never waits, and draws nothing at random.
+
+    It is captured at its first call with tensors of new shapes or another `variant`, and replayed afterwards.
+    Its weights must stay where they are: `clear` after they have moved.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]):
+        self._function = function
+        self._graphs: dict[tuple, _Graph] = {}
+
+    def clear(self) -> None:
+        """Forget all graphs."""
+        self._graphs.clear()
+
+    def __call__(self, *inputs: Tensor, variant: int) -> Tensor:
+        """`function(*inputs, variant)`."""
+        key = (variant, *((tensor.shape, tensor.dtype) for tensor in inputs))
+        found = self._graphs.pop(key, None)
+        if found is None:
+            while len(self._graphs) >= MOST_GRAPHS:
+                del self._graphs[next(iter(self._graphs))]
+            found = self._capture(inputs, variant)
+        self._graphs[key] = found
+        for buffer, tensor in zip(found.inputs, inputs, strict=True):
+            buffer.copy_(tensor, non_blocking=True)
+        found.graph.replay()
+        return found.output.clone()
+
+    # A caller's inference mode would make buffers that nobody may write to outside of it.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _capture(self, inputs: tuple[Tensor, ...], variant: int) -> _Graph:
+        buffers = [tensor.clone() for tensor in inputs]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARMUP):
+                self._function(*buffers, variant)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, such as a robot's, may go on using the device.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            output = self._function(*buffers, variant)
+        return _Graph(graph, buffers, output)

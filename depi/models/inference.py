@@ -1,0 +1,93 @@
+"""Weights for sampling alone: in the type in which the network computes, and side by side in fewer matrices.
+
+A robot waits for one chunk of one sample. Then reading weights and launching kernels takes most of the time,
+not arithmetic: no weight is cast while sampling, and what multiplies the same vectors is one product.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from depi.models.gemma import GemmaLayer, KeysValues, Rotation, attention, rotate
+from depi.models.packing import Rows, to_list, to_rows
+from depi.models.pi0 import Pi0
+
+
+class FusedLayer(nn.Module):
+    """A `GemmaLayer` with one matrix for queries, keys and values, and one for gate and up."""
+
+    def __init__(self, layer: GemmaLayer, dtype: torch.dtype):
+        super().__init__()
+        self.head_dim = layer.head_dim
+        self.kv_heads = layer.k_proj.out_features // layer.head_dim
+        self.attention_norm, self.mlp_norm = layer.attention_norm, layer.mlp_norm
+        self.qkv = side_by_side([layer.q_proj, layer.k_proj, layer.v_proj], dtype)
+        self.o = side_by_side([layer.o_proj], dtype)
+        self.gate_up = side_by_side([layer.mlp.gate_proj, layer.mlp.up_proj], dtype)
+        self.down = side_by_side([layer.mlp.down_proj], dtype)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation,
+        rows: Rows | None,
+        bias: Tensor,
+        earlier: KeysValues | None = None,
+    ) -> tuple[Tensor, KeysValues]:
+        """As `GemmaLayer.forward`."""
+        heads = F.linear(self.attention_norm(x), self.qkv).unflatten(-1, (-1, self.head_dim))
+        turned = to_rows(rotate(heads[..., : -self.kv_heads, :], rotation), rows)
+        q, own_k = turned[..., : -self.kv_heads, :], turned[..., -self.kv_heads :, :]
+        own_v = to_rows(heads[..., -self.kv_heads :, :], rows)
+        if earlier is None:
+            mixed = attention(q.contiguous(), own_k, own_v, bias)
+        else:
+            k, v = torch.cat((earlier[0], own_k), dim=1), torch.cat((earlier[1], own_v), dim=1)
+            mixed = short_attention(q, k, v, bias)
+        x = x + F.linear(to_list(mixed, rows), self.o)
+        gate, up = F.linear(self.mlp_norm(x), self.gate_up).chunk(2, dim=-1)
+        return x + F.linear(F.gelu(gate, approximate="tanh") * up, self.down), (own_k, own_v)
+
+
+def short_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """What `attention` computes, for few queries over many keys.
+
+    Fused kernels share their work out by queries, and the 400 of a chunk would occupy a tenth of a GPU; plain
+    products are shared out by keys and channels too.
+    """
+    length, head_dim = q.shape[1], q.shape[3]
+    q = q.unflatten(2, (k.shape[2], -1)).transpose(1, 2).flatten(2, 3)  # [B, G, L * Q / G, D]
+    scores = (q * head_dim**-0.5) @ k.permute(0, 2, 3, 1)
+    weights = (scores.float() + bias).softmax(dim=-1).type_as(v)
+    return (weights @ v.transpose(1, 2)).unflatten(2, (length, -1)).transpose(1, 2).flatten(2)
+
+
+def side_by_side(layers: Sequence[nn.Linear], dtype: torch.dtype) -> nn.Parameter:
+    """One frozen matrix that does what those of `layers` do, outputs one after the other."""
+    weights = torch.cat([layer.weight.detach().to(dtype) for layer in layers])
+    return nn.Parameter(weights, requires_grad=False)
+
+
+@torch.no_grad()
+def prepare_for_inference(model: Pi0, dtype: torch.dtype) -> None:
+    """Turn the matrices of all layers into `dtype`, in place and one layer at a time, and freeze everything.
+
+    Norms, positions, and what stands around the action expert stay in float32, as they compute in training.
+    Afterwards the network can neither be trained nor saved: its parameters have other names.
+
+    Raises:
+        TypeError: a layer has something beside its matrices, such as an adapter; nothing is changed then.
+    """
+    for name, module in (*model.prefix.named_modules(), *model.suffix.named_modules()):
+        if name.endswith("_proj") and type(module) is not nn.Linear:
+            raise TypeError(f"{name} is a {type(module).__name__}; merge adapters into the weights first")
+    model.requires_grad_(False)
+    for stack in (model.prefix, model.suffix):
+        for number, layer in enumerate(stack.layers):
+            stack.layers[number] = FusedLayer(layer, dtype)
+    wide = (model.vision.layers, model.image_proj, model.token_embedding, model.prefix.last_layer)
+    for module in (model.vision.patch_embedding, *(inner for part in wide for inner in part.modules())):
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
+            module.to(dtype)

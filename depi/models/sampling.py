@@ -1,0 +1,103 @@
+"""Sampling: read the scene once, then follow the velocity from noise to actions.
+
+What the Euler steps share is computed before the first of them, and nothing in between waits for the device:
+the whole can be captured as one CUDA graph (`capture`). Weights may be those of training, or those that
+`inference` makes of them.
+
+Letters in shapes as in `pi0`; K = P + S keys, Z Euler steps.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from depi.models.gemma import KeysValues, Rotation, attention_bias, rotary_table
+from depi.models.packing import pad, to_rows
+from depi.models.pi0 import Observation, Pi0, suffix_mask, time_embedding
+
+PROMPT_BUCKET = 16  # prompts are cut to a multiple of this, so that few shapes occur
+
+
+class Scene(NamedTuple):
+    """What all Euler steps share."""
+
+    keys_values: list[KeysValues]  # of the prefix, per layer
+    rotation: Rotation  # of the suffix
+    bias: Tensor  # `attention_bias` of the suffix, [B, 1, S * Q / G, K]
+    state: Tensor  # embedded, float32 [B, 1, E]
+    moments: Tensor  # embedded time of each step, float32 [Z, E]
+
+
+def trim(observation: Observation) -> Observation:
+    """Leave out cameras that no sample has, and words beyond the longest prompt, in steps of 16.
+
+    Reads a few numbers back from the device; a packed observation is left as it is.
+    """
+    images, image_mask, tokens, token_mask, state, packing = observation
+    if packing is not None:
+        return observation
+    places = torch.arange(1, 1 + tokens.shape[1], device=tokens.device)
+    longest, *present = torch.cat(((token_mask * places).amax()[None], image_mask.any(dim=0))).tolist()
+    words = PROMPT_BUCKET * max(1, -(-longest // PROMPT_BUCKET))
+    slots = [slot for slot, there in enumerate(present) if there] or [0]
+    if len(slots) < len(present):
+        images, image_mask = images[:, slots], image_mask[:, slots]
+    return Observation(images, image_mask, tokens[:, :words], token_mask[:, :words], state)
+
+
+@torch.no_grad()
+def sample_actions(model: Pi0, observation: Observation, noise: Tensor, num_steps: int = 10) -> Tensor:
+    """Turn noise [B, H, A] into normalised actions, float32 [B, H, A], by Euler steps from t = 1 to t = 0."""
+    scene = read_scene(model, observation, num_steps)
+    x_t = noise
+    for step in range(num_steps):
+        x_t = x_t - velocity(model, scene, x_t, step) / num_steps
+    return x_t
+
+
+@torch.no_grad()
+def read_scene(model: Pi0, observation: Observation, num_steps: int) -> Scene:
+    """Everything about an observation that does not depend on the actions."""
+    images, image_mask, tokens, token_mask, state, packing = observation
+    d, heads_per_group = model.dimensions, model.dimensions.num_heads // model.dimensions.num_kv_heads
+    packing = packing or pad(image_mask, token_mask, d.patches)
+    filled = packing.rows.filled
+    # Little is padded here: tokens go through the layers in rows, and need no copying for attention.
+    x = to_rows(model.embed_prefix(images, tokens, packing), packing.rows)
+    rotation = rotary_table(filled.cumsum(dim=1) - 1, d.head_dim)
+    bias = attention_bias(filled[:, None], heads_per_group, x.dtype)
+    keys_values = model.prefix(x, rotation, None, bias)
+
+    suffix = 1 + d.chunk_size
+    positions = filled.sum(dim=1, keepdim=True) + torch.arange(suffix, device=x.device)
+    inner = suffix_mask(d.chunk_size, x.device).expand(len(filled), -1, -1)
+    visible = torch.cat((filled[:, None].expand(-1, suffix, -1), inner), dim=2)
+    with torch.autocast(x.device.type, enabled=False):
+        return Scene(
+            keys_values,
+            rotary_table(positions, d.head_dim),
+            attention_bias(visible, heads_per_group, keys_values[0][0].dtype),
+            model.state_proj(state)[:, None],
+            _time_embeddings(model, num_steps, x.device),
+        )
+
+
+def _time_embeddings(model: Pi0, num_steps: int, device: torch.device) -> Tensor:
+    d = model.dimensions
+    time = 1.0 - torch.arange(num_steps, device=device, dtype=torch.float32) / num_steps
+    return time_embedding(time, d.expert_width, d.min_period, d.max_period)
+
+
+def velocity(model: Pi0, scene: Scene, x_t: Tensor, step: int) -> Tensor:
+    """What `Pi0.velocity` predicts, float32 [B, H, A], at x_t [B, H, A] and the time of an Euler step."""
+    with torch.autocast(x_t.device.type, enabled=False):
+        actions = model.action_in_proj(x_t)
+        moment = scene.moments[step].expand_as(actions)
+        hidden = F.silu(model.action_time_mlp_in(torch.cat((actions, moment), dim=2)))
+        embeddings = torch.cat((scene.state, model.action_time_mlp_out(hidden)), dim=1)
+    compute_dtype = scene.keys_values[0][0].dtype
+    out = model.suffix(embeddings.to(compute_dtype), scene.rotation, scene.bias, scene.keys_values)
+    with torch.autocast(x_t.device.type, enabled=False):
+        return model.action_out_proj(out[:, 1:].float())
