@@ -1,0 +1,228 @@
+"""The deep tier over real mp4 files behind a real Hub: what videos are, not what their dataset says."""
+
+import io
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from depi.catalog import videos
+from depi.catalog.collect import CollectConfig, collect, main
+from depi.catalog.deep import judge_videos, optional_rules
+from depi.catalog.facts import Thresholds
+from depi.catalog.store import read_rows
+from depi.catalog.thumbnails import HEIGHT, read_thumbnails, to_jpeg
+from depi.catalog.videos import Item, VideoFacts, look_at_videos
+from depi.errors import UserError
+from depi.hub import client, ranges
+
+FRAMES, FPS = 40, 30
+
+
+def film(shade=lambda number, image: image, frames=FRAMES, fps=FPS, size=(64, 48)) -> bytes:
+    """An H.264 mp4 with one keyframe; `shade` makes each picture out of a moving gradient."""
+    width, height = size
+    rows, columns = np.mgrid[:height, :width]
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("h264", rate=fps, options={"g": "250", "preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for number in range(frames):
+            image = np.stack([rows * 5 + 3 * number, columns * 4, rows + columns], axis=2) % 256
+            image = shade(number, image.astype(np.uint8))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def put(folder: Path, content: bytes) -> Path:
+    """Every video of a dataset becomes this one."""
+    for path in folder.rglob("*.mp4"):
+        path.write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPI_CACHE", str(tmp_path / "depi"))
+
+
+BROKEN = {
+    "black": lambda: film(lambda number, image: image // 64),
+    "grey": lambda: film(lambda number, image: np.full_like(image, 130)),
+    "frozen": lambda: film(lambda number, image: np.roll(image, 0, 0) * 0 + _still()),
+    "short": lambda: film(frames=20),
+    "slow": lambda: film(fps=15),
+    "large": lambda: film(size=(96, 64)),
+    "noise": lambda: b"\0\0\0\x18ftypisom" + bytes(range(256)) * 40,
+    "cut": lambda: film()[:-3000],
+    "playlist": lambda: b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n",
+}
+REASONS = {
+    "black": "videos_not_black: {}: the sampled frames are black",
+    "grey": "videos_not_black: {}: the sampled frames are of one colour",
+    "frozen": "videos_not_frozen: {}: the sampled frames are all the same picture",
+    "short": "videos_have_declared_frames: {}: 20 frames, its episodes have 40",
+    "slow": "videos_have_declared_fps: {}: 15 fps, declared 30",
+    "large": "videos_have_declared_size: {}: 96x64 pixels, declared 64x48",
+    "noise": "videos_decodable: {}: cannot be decoded: ",
+    "cut": "videos_decodable: {}: cannot be decoded: ",
+    "playlist": "videos_decodable: {}: cannot be decoded: ",
+}
+
+
+def _still() -> np.ndarray:
+    rows, columns = np.mgrid[:48, :64]
+    return np.stack([rows * 5, columns * 4, rows + columns], axis=2).astype(np.uint8)
+
+
+def test_sound_videos_pass_and_each_defect_has_its_reason(hub, cache, tmp_path, make_dataset, publish):
+    publish(put(make_dataset(tmp_path / "v2", seed=1, cameras=("front", "top")), film()), "ann/so101_v2")
+    v3 = make_dataset(tmp_path / "v3", seed=2, version="v3.0")
+    publish(put(v3, film(frames=2 * FRAMES)), "ann/so101_v3")
+    for seed, (name, content) in enumerate(BROKEN.items(), start=3):
+        publish(put(make_dataset(tmp_path / name, seed=seed), content()), f"bob/so101_{name}")
+    out = tmp_path / "out"
+    assert collect(CollectConfig(output_dir=out)).accepted == 2 + len(BROKEN)
+    assert not (out / "thumbnails.parquet").exists()
+    summary = collect(CollectConfig(output_dir=out, deep=True, deep_workers=1))
+    assert json.loads((out / "dataset_list_valid.json").read_text()) == ["ann/so101_v2", "ann/so101_v3"]
+    bad = json.loads((out / "bad_dataset_ids.json").read_text())
+    path = "videos/chunk-000/observation.images.front/episode_000000.mp4"
+    for name, reason in REASONS.items():
+        found = bad[f"bob/so101_{name}"]
+        assert any(text.startswith(reason.format(path)) for text in found), found
+    assert summary.failed == 0
+
+    pictures = {(picture.repo_id, picture.camera): picture for picture in read_thumbnails(out)}
+    assert ("ann/so101_v2", "observation.images.top") in pictures
+    assert "bob/so101_noise" not in {repo_id for repo_id, _ in pictures}
+    picture = pictures["ann/so101_v3", "observation.images.front"]
+    assert picture.revision == {row.repo_id: row.revision for row in read_rows(out)}["ann/so101_v3"]
+    assert Image.open(io.BytesIO(picture.jpeg)).size == (128, HEIGHT)
+    assert len(picture.jpeg) < 6_000
+
+    before = (out / "thumbnails.parquet").read_bytes()
+    again = collect(CollectConfig(output_dir=out, deep=True, deep_workers=1))
+    assert (again.accepted, again.rejected) == (2, len(BROKEN))
+    assert (out / "thumbnails.parquet").read_bytes() == before
+
+
+def test_a_rule_of_videos_can_be_switched_off(hub, cache, tmp_path, make_dataset, publish):
+    publish(put(make_dataset(tmp_path / "slow", seed=1), film(fps=15)), "bob/so101_slow")
+    out = tmp_path / "out"
+    flags = [f"--output_dir={out}", "--deep", "--deep_workers=1"]
+    assert main([*flags, "--disable_rules=[videos_have_declared_fps]"]) == 0
+    assert len(json.loads((out / "dataset_list_valid.json").read_text())) == 1
+    assert main(flags) == 0
+    assert len(json.loads((out / "dataset_list_valid.json").read_text())) == 0
+    with pytest.raises(UserError, match="no rule videos_decodable"):
+        main([*flags, "--disable_rules=[videos_decodable]"])
+
+
+def test_a_copy_takes_the_place_of_a_refused_original(hub, cache, tmp_path, make_dataset, publish):
+    publish(put(make_dataset(tmp_path / "a", seed=1), film(frames=10)), "ann/so101_original")
+    publish(put(make_dataset(tmp_path / "b", seed=1), film()), "bob/so101_copy")
+    out = tmp_path / "out"
+    collect(CollectConfig(output_dir=out, deep=True, deep_workers=1))
+    assert json.loads((out / "dataset_list_valid.json").read_text()) == ["bob/so101_copy"]
+
+
+def test_only_parts_of_a_large_video_are_fetched_and_none_is_kept(hub, cache, tmp_path, monkeypatch):
+    noise = np.random.default_rng(0)
+    content = film(lambda number, image: noise.integers(0, 255, image.shape, np.uint8), frames=300)
+    folder = tmp_path / "in/a"
+    folder.mkdir(parents=True)
+    (folder / "film.mp4").write_bytes(content)
+    sha = client.upload_folder(tmp_path / "in", "ann/box", repo_type="dataset", commit_message="Add")
+    monkeypatch.setattr(ranges, "BLOCK", 16 * 1024)
+    fetched = []
+    ask = ranges.get_range
+    monkeypatch.setattr(
+        ranges, "get_range", lambda target, start, end: fetched.append(start) or ask(target, start, end)
+    )
+    with ranges.RemoteFile("ann/box", "a/film.mp4", revision=sha, max_bytes=10**9) as file:
+        assert file.size == len(content)
+        file.seek(-100, io.SEEK_END)
+        assert file.read(1000) == content[-100:]
+        file.seek(20_000)
+        assert file.read(30_000) == content[20_000:50_000]
+        assert file.read(0) == b""
+    assert len(fetched) == len(set(fetched)) < len(content) / ranges.BLOCK
+    with (
+        ranges.RemoteFile("ann/box", "a/film.mp4", revision=sha, max_bytes=40_000) as file,
+        pytest.raises(client.TooLarge, match="needs more than"),
+    ):
+        file.read(200_000)
+
+
+def test_facts_are_kept_per_commit(hub, cache, tmp_path, make_dataset, publish, monkeypatch):
+    sha = publish(put(make_dataset(tmp_path / "a", seed=1), film()), "ann/so101_a")
+    first = look_at_videos(Item("ann/so101_a", sha))
+    (one, two) = first
+    assert (one.codec, one.frames, one.fps, one.width, one.height) == ("h264", FRAMES, 30.0, 64, 48)
+    assert one.path != two.path
+    monkeypatch.setattr(client, "list_files", lambda *_, **__: pytest.fail("asked again"))
+    assert look_at_videos(Item("ann/so101_a", sha)) == first
+    monkeypatch.setattr(videos, "FACTS_VERSION", 99)
+    with pytest.raises(pytest.fail.Exception):
+        look_at_videos(Item("ann/so101_a", sha))
+
+
+def facts(**changes) -> VideoFacts:
+    sound = {"codec": "h264", "frames": 100, "fps": 30.0, "width": 640, "height": 480}
+    seen = {"brightness": 90.0, "contrast": 40.0, "change": 60.0}
+    return VideoFacts("front", "a.mp4", 100, 30.0, 640, 480, **{**sound, **seen, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({}, None),
+        ({"frames": 99}, None),
+        ({"frames": 98}, "videos_have_declared_frames"),
+        ({"frames": 101}, None),
+        ({"frames": 130}, "videos_have_declared_frames"),
+        ({"frames": None}, None),
+        ({"fps": 29.97}, None),
+        ({"fps": 25.0}, "videos_have_declared_fps"),
+        ({"width": 480, "height": 640}, "videos_have_declared_size"),
+        ({"brightness": 11.0, "contrast": 3.9}, "videos_not_black"),
+        ({"brightness": 11.0, "contrast": 4.1}, None),
+        ({"brightness": 200.0, "contrast": 3.0}, "videos_not_black"),
+        ({"change": 7.9}, "videos_not_frozen"),
+        ({"change": 8.1}, None),
+        ({"error": "cannot be decoded"}, "videos_decodable"),
+    ],
+)
+def test_each_rule_on_both_sides(changes, rule):
+    reasons = judge_videos([facts(), facts(**changes)], Thresholds(), frozenset())
+    assert [reason.partition(":")[0] for reason in reasons] == ([rule] if rule else [])
+    if rule in optional_rules():
+        assert judge_videos([facts(**changes)], Thresholds(), frozenset({rule})) == []
+
+
+@pytest.mark.parametrize("shape", [(480, 640, 3), (640, 480, 3), (8, 8000, 3), (1, 1, 3)])
+def test_thumbnails_are_small_whatever_the_picture(shape):
+    picture = Image.open(io.BytesIO(to_jpeg(np.zeros(shape, np.uint8))))
+    assert picture.size[1] == HEIGHT
+    assert 1 <= picture.size[0] <= 256
+
+
+@pytest.mark.slow
+def test_on_a_cluster_the_results_are_the_same(
+    hub, ray_cluster, cache, tmp_path, make_dataset, publish, monkeypatch
+):
+    for seed, name in enumerate(("one", "two", "three")):
+        content = film(frames=10) if name == "two" else film()
+        publish(put(make_dataset(tmp_path / name, seed=seed), content), f"ann/so101_{name}")
+    out, same = tmp_path / "out", tmp_path / "same"
+    collect(CollectConfig(output_dir=out, deep=True))
+    monkeypatch.setenv("DEPI_CACHE", str(tmp_path / "other"))
+    assert main([f"--output_dir={same}", "--deep", "--engine=ray", f"--ray.address={ray_cluster}"]) == 0
+    for name in ("dataset_list_valid.json", "bad_dataset_ids.json", "thumbnails.parquet"):
+        assert (same / name).read_bytes() == (out / name).read_bytes()
+    assert len(list((tmp_path / "other/videos").rglob("videos.json"))) == 3
