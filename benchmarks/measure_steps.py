@@ -14,6 +14,7 @@ from statistics import mean, median
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from lerobot_pi0 import CAMERAS, PADDED_TOKENS, SIZES, for_lerobot, make_batch, make_depi, make_lerobot
 from torch import Tensor
 from torch._dynamo.utils import counters
@@ -49,7 +50,7 @@ class Plan:
     mix: str
     steps: int
     warmup: int
-    recompute: float  # the smallest share of layers to compute twice
+    recompute: float  # the smallest share of DePi's layers to compute twice
     profile: Path | None  # folder for tables of kernels
 
     @property
@@ -101,7 +102,8 @@ def measure(plan: Plan) -> dict[str, Any]:
     Raises:
         torch.OutOfMemoryError: memory does not suffice with every layer computed twice.
     """
-    shares = [share for share in RECOMPUTE[plan.family] if share >= plan.recompute]
+    least = plan.recompute if plan.family == "depi" else 0.0
+    shares = [share for share in RECOMPUTE[plan.family] if share >= least]
     for share in shares:
         try:
             return _measure_once(plan, share)
@@ -176,14 +178,14 @@ def make_subject(plan: Plan, cameras: Tensor, tokens: Tensor, recompute: float) 
         batches = [pack_batch(policy.config, batch) for batch in batches]
         optimizer = fused_adamw(policy)
     else:
-        settings = {"compile_model": variant.startswith("compiled")}
+        settings: dict[str, Any] = {"compile_model": variant.startswith("compiled")}
         mode = variant.removeprefix("compiled").removeprefix("_")
         settings |= {"compile_mode": mode.replace("_", "-")} if mode and settings["compile_model"] else {}
         checkpointing = {"gradient_checkpointing": recompute > 0}
         policy = make_lerobot(d, plan.device, dtype=plan.dtype, **settings, **checkpointing)
         batches = [for_lerobot(batch) for batch in batches]
         optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())
-    batches = [{key: value.to(plan.device) for key, value in batch.items()} for batch in batches]
+    batches = [send_to_device(batch, plan.device) for batch in batches]
     return Subject(policy, optimizer, batches, plan.device, plan.dtype, stock=plan.family == "lerobot")
 
 
@@ -300,7 +302,7 @@ def profile_step(subject: Subject, plan: Plan) -> str:
         for event in events
         if event.key.startswith(prefix) and "backward" not in event.key
     }
-    return ", ".join(f"{count} {name}" for name, count in sorted(fused.items())) or "0 fused"
+    return ", ".join(f"{count} {name}" for name, count in sorted(fused.items())) or "none"
 
 
 def _free_memory() -> None:

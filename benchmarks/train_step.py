@@ -14,13 +14,14 @@ one, two, three in 40, 45, 15% of them; prompts have 6 to 24 of 48 tokens. Compa
 each in bfloat16 on a GPU, set up as its train script does; LeRobot has its `dtype=bfloat16`, which also makes
 most of its weights bfloat16. LeRobot does not know that a sample lacks a camera: black images go in. Where
 memory does not suffice, layers are computed twice: all of LeRobot's (`gradient_checkpointing`), as few of
-DePi's as possible. Each implementation has its own process for each batch size; what fails is a row too.
+DePi's as possible (at least --recompute). Each implementation has its own process for each batch size; what
+fails is a row too.
 
 Of the time per step, the median over the repetitions of each of four batches, and the mean of these: on a GPU
 by its own clock, on a processor the time that one thread has worked. Forward, backward and optimiser (with
 the clipping of gradients) are timed in other steps than the total. TFLOP/s and mfu count what the mathematics
 needs (`depi.models.flops`), the same for all: no recomputing, no padding. `attention` says which fused
-attention of PyTorch's a step calls how often.
+attention of PyTorch's a step calls how often. On a GPU, begin with `--size=smoke --steps=4`.
 
 The last line is JSON, about the largest batch that DePi has a row for: device, samples_per_s, mfu,
 peak_mem_gb of DePi (compiled if there) with three cameras; speedup_vs_lerobot_eager and
@@ -60,7 +61,7 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--implementations", default=IMPLEMENTATIONS)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--warmup", type=int, default=4)
-    parser.add_argument("--recompute", type=float, default=0.0, help="smallest share of layers to run twice")
+    parser.add_argument("--recompute", type=float, default=0.0, help="share of DePi's layers to run twice")
     parser.add_argument("--time_limit_s", type=float, default=3600.0, help="for everything together")
     parser.add_argument("--results", type=Path, help="append a line of JSON per row to this file")
     parser.add_argument("--report", default="", help="measure nothing: print the table of these files")

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.utils import send_to_device
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from depi.models.flops import lerobot_flops, pi0_flops, sampling_flops
 from depi.models.pi0 import Pi0Dimensions
+from depi.policies.pi0 import pack_batch
 
 SMALL = Pi0Dimensions.tiny(image_size=28, depth=3, num_heads=8, chunk_size=7)
 
@@ -23,10 +25,9 @@ def helper(monkeypatch):
 
 
 @pytest.fixture
-def full_batches(monkeypatch):
-    """A network on the meta device knows no masks: there, every camera and token counts as present."""
-    monkeypatch.setattr("torch.fx.experimental._config.meta_nonzero_assume_all_nonzero", True)
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which that device has not got
+def no_autocast(monkeypatch):
+    """The meta device has not got it."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
 
 
 def count(run) -> int:
@@ -83,7 +84,7 @@ def test_lerobot_training_step(helper):
     assert count(lambda: their_loss(policy, batch).backward()) == 2 * lerobot_flops(SMALL, 3, 48).training()
 
 
-def test_full_size(helper, full_batches):
+def test_full_size(helper, no_autocast):
     d = Pi0Dimensions.full()
     batch = batch_of(helper, d, 1, "meta")
     ours = helper.make_depi(d, "meta")
@@ -91,6 +92,19 @@ def test_full_size(helper, full_batches):
     theirs = helper.make_lerobot(d, "meta")
     counted = count(lambda: their_loss(theirs, helper.for_lerobot(batch)).backward())
     assert counted == lerobot_flops(d, 3, 48).training()
+
+
+def test_a_mixed_batch_costs_hardly_more_than_its_samples(helper, no_autocast):
+    d, cameras = Pi0Dimensions.full(), torch.tensor([1, 2, 2, 1, 3, 2, 1, 2])
+    tokens = torch.tensor([6, 24, 9, 13, 20, 11, 7, 17])
+    policy = helper.make_depi(d, "meta")
+    batch = pack_batch(policy.config, helper.make_batch(d, cameras, tokens, "cpu", torch.Generator()))
+    batch |= {"noise": torch.zeros(8, 50, 32), "time": torch.zeros(8)}
+    batch = send_to_device(batch, "meta")
+    lean = sum(
+        pi0_flops(d, *sample).training() for sample in zip(cameras.tolist(), tokens.tolist(), strict=True)
+    )
+    assert lean < count(lambda: policy.forward(batch)[0].backward()) < 1.06 * lean
 
 
 def test_published_size_costs_what_it_is_said_to_cost():
