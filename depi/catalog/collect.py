@@ -18,6 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from depi import engine
+from depi.catalog import deep
+from depi.catalog.deep import look_deep, optional_rules
 from depi.catalog.facts import Thresholds
 from depi.catalog.find import Candidate, find
 from depi.catalog.inspect import Collection, Inspector, bare_row
@@ -27,6 +29,8 @@ from depi.catalog.rules import CATALOGUE_FLAGS, CATALOGUE_RULES, FLAGS, RULES_VE
 from depi.catalog.rules_file import parse_with_rules
 from depi.catalog.stats import count_by_rule
 from depi.catalog.store import ACCEPTED, FAILED, REJECTED, Row, read_rows, write_catalog
+from depi.catalog.videos import look_at_videos
+from depi.engine import ENGINES, RayConfig, make_runner
 from depi.errors import UserError
 from depi.flags import parse_flags
 from depi.hub import session
@@ -47,6 +51,7 @@ class CollectConfig(Thresholds):
     dataset_list_valid.json  the accepted ones, best first; with --top only the best of them
     bad_dataset_ids.json     the rejected ones with their reasons
     catalog.parquet          one row per candidate with everything found out
+    thumbnails.parquet       with --deep: one small picture per camera
 
     Without --tags, --search, --author and --ids_file, the usual tags and names of SO-100 and SO-101
     datasets are looked for. What has not changed since the last call is not inspected again.
@@ -77,6 +82,14 @@ class CollectConfig(Thresholds):
     max_requests_per_second: float | None = None
     # Longest that the requests about one dataset may take together; it is then tried again next time.
     max_seconds: float = 900.0
+    # Look at videos too: headers, and a few frames of the first and last file of each camera. Also writes
+    # thumbnails.parquet, one small picture per camera.
+    deep: bool = False
+    # Datasets whose videos are looked at at the same time; 0 for one per CPU.
+    deep_workers: int = 0
+    # What looks at videos: local, the processes of this machine; or ray, a cluster with shared folders.
+    engine: str = "local"
+    ray: RayConfig = field(default_factory=RayConfig)
     # Write only the best so many accepted datasets into dataset_list_valid.json.
     top: int | None = None
     # A YAML file of thresholds and `disable_rules`, as configs/catalog/strict.yaml; flags win over it.
@@ -98,6 +111,10 @@ class CollectConfig(Thresholds):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"--{name}={value}: more than 0 is needed")
+        if self.engine not in ENGINES:
+            raise UserError(f"--engine={self.engine} is none of {', '.join(ENGINES)}")
+        if self.deep_workers < 0:
+            raise UserError(f"--deep_workers={self.deep_workers}: 0 or more are needed")
         for name in ("limit", "top"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -160,7 +177,8 @@ def collect(config: CollectConfig) -> Summary:
             written then.
     """
     started = time.monotonic()
-    disabled = check_disabled(config.disable_rules)
+    of_videos = optional_rules() & set(config.disable_rules)
+    disabled = check_disabled([name for name in config.disable_rules if name not in of_videos]) | of_videos
     _check_writable(config.output_dir)
     judged_by = {
         "rules_version": RULES_VERSION,
@@ -173,6 +191,10 @@ def collect(config: CollectConfig) -> Summary:
     with closing(journal), session.limited(politeness):
         rows, reused = inspect_found(config, disabled, [*earlier, *journal.rows], journal)
         rows = settle(rows, disabled, config)
+        if config.deep:
+            run = make_runner(config.engine, workers=config.deep_workers, address=config.ray.address)
+            look = partial(look_at_videos, max_seconds=config.max_seconds, settings=_share(config))
+            rows = look_deep(config.output_dir, rows, run, look, config, disabled)
         write_catalog(config.output_dir, rows, judged_by, top=config.top)
         journal.finish()
     verdicts = Counter(row.verdict for row in rows)
@@ -188,6 +210,12 @@ def collect(config: CollectConfig) -> Summary:
         rejected_by_rule=count_by_rule(rows),
         rows=rows,
     )
+
+
+def _share(config: CollectConfig) -> session.Settings:
+    """What each of the processes that look at videos may ask of the Hub."""
+    rate, processes = config.max_requests_per_second, config.deep_workers or os.cpu_count() or 1
+    return session.Settings(config.workers, None if rate is None else rate / processes)
 
 
 def inspect_found(
@@ -275,6 +303,8 @@ def print_rules(console: Console) -> None:
         table.add_row(flag.__name__, "remark only", _first_line(flag))
     for catalogue_flag in CATALOGUE_FLAGS:
         table.add_row(catalogue_flag.__name__, "remark only", _first_line(catalogue_flag))
+    for video_rule in (*deep.NEEDS, *deep.RULES):
+        table.add_row(video_rule.__name__, "videos (--deep)", _first_line(video_rule))
     console.print(table)
     console.print(f"rules version {RULES_VERSION}; switch rules off with --disable_rules=\\[name,...]")
 
