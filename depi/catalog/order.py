@@ -10,7 +10,7 @@ from depi.catalog.store import ACCEPTED, FAILED, REJECTED, Row
 
 _NEVER = datetime.max.replace(tzinfo=UTC)
 # So many equal runs of landmarks happen by chance.
-_CHANCE = 4
+_CHANCE = 6
 _NAMED = 4
 
 

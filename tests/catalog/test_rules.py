@@ -516,7 +516,7 @@ OVER_ALL = [
     ("not_duplicate", {"equal": "a/a"}, "same actions as a/a, published earlier"),
     ("not_near_duplicate", {}, None),
     ("not_near_duplicate", {"runs": {"a/a": 90}, "run_share": 0.2}, None),
-    ("not_near_duplicate", {"runs": {"a/a": 4}, "run_share": 1.0}, None),
+    ("not_near_duplicate", {"runs": {"a/a": 6}, "run_share": 1.0}, None),
     (
         "not_near_duplicate",
         {"runs": {"a/a": 90}, "run_share": 0.21},
