@@ -292,7 +292,7 @@ def profile_step(subject: Subject, plan: Plan) -> str:
         subject.step(0).item()
     events = profiler.key_averages()
     if plan.profile is not None:
-        key = "self_cuda_time_total" if kernels else "self_cpu_time_total"
+        key = "self_device_time_total" if kernels else "self_cpu_time_total"
         name = f"{plan.implementation}_{plan.batch_size}_{plan.mix}.txt"
         plan.profile.mkdir(parents=True, exist_ok=True)
         (plan.profile / name).write_text(events.table(sort_by=key, row_limit=25, max_name_column_width=90))

@@ -165,7 +165,10 @@ def work(options: argparse.Namespace) -> None:
             import traceback
 
             traceback.print_exc()
-            row["error"] = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+            said = " ".join(
+                str(error).split("\n")[:2]
+            ).strip()  # the first line of torch.compile's says nothing
+            row["error"] = f"{type(error).__name__}: {said[:300]}"
         append(options.results, row)
 
 
@@ -197,7 +200,7 @@ def read_rows(files: Iterable[Path]) -> list[Row]:
 def show(rows: list[Row], json_only: bool) -> None:
     """Print the table, and the JSON line last."""
     if not json_only:
-        Console(width=200).print(table(rows))
+        Console(width=230).print(table(rows))
         for row in rows:
             if "error" in row:
                 print(f"{row['implementation']}, batch {row['batch_size']}, {row['mix']}: {row['error']}")

@@ -151,3 +151,16 @@ def test_report_merges_files_and_later_rows_count(train_step, tmp_path, capsys, 
         "batch_size": 32,
     }
     assert "lerobot_compiled, batch 32, 3: RuntimeError: it broke" in shown
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "implementation", ["depi_eager", "depi", "lerobot_eager", "lerobot_compiled_default"]
+)
+def test_measure_on_gpu(measure_steps, implementation, tmp_path):
+    settings = {"device": "cuda", "dtype": "bfloat16", "profile": tmp_path}
+    row = measure_steps.measure(plan(measure_steps, implementation=implementation, **settings))
+    assert row["peak_mem_gb"] > 0
+    assert min(row["forward_ms"], row["backward_ms"], row["optimizer_ms"]) > 0
+    assert row["recompiled"] == 0
+    assert "CUDA total" in (tmp_path / f"{implementation}_2_community.txt").read_text()
