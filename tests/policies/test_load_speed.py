@@ -103,8 +103,8 @@ def test_half_of_the_published_size(tmp_path, capsys):
         print(
             f"\n{parameters / 1e9:.1f} GB of parameters: loaded in {loaded['seconds']:.1f} s at a peak of "
             f"{loaded['memory'] / parameters:.2f} times that; reading the file of "
-            f"{loaded['file'] / 1e9:.1f} GB takes {loaded['plain_read']:.1f} s; saved in {report['save']['seconds']:.1f} s with "
-            f"{report['save']['memory'] / 1e9:.2f} GB more memory"
+            f"{loaded['file'] / 1e9:.1f} GB takes {loaded['plain_read']:.1f} s; saved in "
+            f"{report['save']['seconds']:.1f} s with {report['save']['memory'] / 1e9:.2f} GB more memory"
         )
     assert loaded["memory"] < 1.1 * parameters
     assert loaded["seconds"] < 3 * loaded["plain_read"] + 5

@@ -1,0 +1,399 @@
+"""`depi estimate`: the memory that a training configuration needs, before anything is allocated.
+
+Parameters are counted on the meta device, exactly. Activations are counted by formula: what each operation
+keeps for the backward pass when layers are not compiled (compiled ones keep less).
+
+W is the width of a stack, M its MLP's size, Q query heads, G key-value heads, D the size of a head. Two-byte
+numbers that one layer keeps per token, as CUDA computes (and in brackets the CPU, whose norms keep more):
+    vision   12 W (8 W; CUDA's autocast takes LayerNorm to float32) + 2 M + 2 Q
+    prefix   6 W (10 W) for two norms: input in float32 and result; 4 M for the MLP;
+             3 Q D for queries and attention's output, in rows and in a list; 2 G D for keys and values
+    suffix   6 W (10 W) + 4 M + 2 Q D; and the keys and values of all its row, 2 G D per token there
+A recomputed layer keeps its input alone, W (in the suffix also the prefix's keys and values), and is computed
+again, one layer at a time, in the backward pass. Stacks that no gradient passes keep nothing.
+"""
+
+import json
+import math
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import draccus
+import torch
+from lerobot.configs import PreTrainedConfig, parser
+from lerobot.configs.default import PeftConfig
+from lerobot.policies.pi0.configuration_pi0 import PI0Config
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from depi.errors import UserError
+from depi.flags import parse_flags
+from depi.models.pi0 import Pi0, Pi0Dimensions
+from depi.policies.checkpoint import load_config, resolve_checkpoint
+from depi.policies.configuration import dimensions_of
+from depi.policies.convert import lerobot_name
+
+CARDS_GB = (24, 40, 48, 80, 141)
+# The CUDA context, its libraries' workspaces and what the allocator cannot use; a rule of thumb.
+RESERVE_GB = 1.5
+SHARDINGS = ("none", "full")
+# What LeRobot adapts in a pi0 when it is not told.
+LORA_TARGETS = (
+    r"(.*\.gemma_expert\..*\.self_attn\.(q|v)_proj|"
+    r"model\.(state_proj|action_in_proj|action_out_proj|action_time_mlp_in|action_time_mlp_out))"
+)
+STACKS = ("vision", "prefix", "suffix")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes on each GPU, by part; `activations` is also split by kind of layer."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    compute_copies: int  # bfloat16
+    communication: int
+    activations: Mapping[str, int]
+    recomputed_layer: int  # the largest one, in the backward pass
+    reserve: int
+    parameters: int
+    trainable: int
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """What adds up to the total."""
+        return {
+            "weights (float32)": self.weights,
+            "gradients (float32)": self.gradients,
+            "optimizer state": self.optimizer,
+            "bfloat16 copies of weights": self.compute_copies,
+            "buffers for communication": self.communication,
+            **{f"activations: {kind}": size for kind, size in self.activations.items()},
+            "one layer in the backward pass": self.recomputed_layer,
+            "reserve for the device": self.reserve,
+        }
+
+    @property
+    def total(self) -> int:
+        """Bytes."""
+        return sum(self.parts.values())
+
+    def fits(self) -> dict[int, bool]:
+        """Whether it fits, by card size in GB."""
+        return {card: self.total <= card * 1e9 for card in CARDS_GB}
+
+    def line(self) -> str:
+        """One line for a log."""
+        return (
+            f"memory per device: about {self.total / 1e9:.1f} GB (weights {self.weights / 1e9:.1f}, "
+            f"gradients {self.gradients / 1e9:.1f}, optimizer {self.optimizer / 1e9:.1f}, bfloat16 copies "
+            f"{self.compute_copies / 1e9:.1f}, activations {sum(self.activations.values()) / 1e9:.1f})"
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON-able values, in bytes."""
+        return {
+            **self.parts,
+            "total": self.total,
+            "parameters": self.parameters,
+            "trainable_parameters": self.trainable,
+            "fits_gb": {str(card): fits for card, fits in self.fits().items()},
+        }
+
+
+def estimate_memory(
+    d: Pi0Dimensions,
+    *,
+    batch_size: int,
+    images: float = 3,
+    words: int = 48,
+    recompute: float = 0.0,
+    frozen: frozenset[str] = frozenset(),
+    adapters: Mapping[str, int] | None = None,
+    num_processes: int = 1,
+    sharding: str = "none",
+    optimizer_bytes: int = 8,
+    bfloat16: bool = True,
+    cuda: bool = True,
+) -> Estimate:
+    """Bytes that a training step takes on each device.
+
+    Args:
+        d: the network's sizes.
+        batch_size: samples per device and micro-batch.
+        images: real images per sample, on average if they are packed.
+        words: prompt tokens per sample.
+        recompute: share, 0..1, of the layers of each stack that are recomputed in the backward pass.
+        frozen: names of the network's parts that are not trained, such as "vision".
+        adapters: with adapters, their numbers of parameters by stack; nothing else is trained then.
+        num_processes: devices.
+        sharding: "none" (each device holds everything) or "full" (weights, gradients, optimizer are split).
+        optimizer_bytes: per trained parameter; AdamW in float32 takes 8.
+        bfloat16: compute in bfloat16 beside float32 weights.
+        cuda: fused norms; False counts what the CPU keeps.
+    """
+    sizes, matrices = _parameters(d)
+    trainable = sum(size for name, size in sizes.items() if name not in frozen)
+    active = [stack for stack in STACKS if stack not in frozen]
+    if adapters is not None:
+        trainable = sum(adapters.values())
+        # Gradients reach an adapter through every layer behind it.
+        first = min((STACKS.index(stack) for stack in STACKS if adapters.get(stack)), default=len(STACKS))
+        active = list(STACKS[first:])
+    extra = sum(adapters.values()) if adapters else 0
+    weights = sum(sizes.values()) + extra
+    shards = num_processes if sharding == "full" else 1
+    used = sum(matrices[stack] for stack in active)
+    if sharding == "full":  # what is gathered at a time: the embedding, and two layers of the language model
+        used = sizes["token_embedding"] + 2 * matrices["prefix"] // max(d.depth - 1, 1)
+    activations, largest = activation_bytes(
+        d,
+        batch_size=batch_size,
+        images=images,
+        words=words,
+        recompute=recompute,
+        active=active,
+        number_bytes=2 if bfloat16 else 4,
+        cuda=cuda,
+    )
+    return Estimate(
+        weights=4 * weights // shards,
+        gradients=4 * trainable // shards,
+        optimizer=optimizer_bytes * trainable // shards,
+        compute_copies=2 * used if bfloat16 else 0,
+        communication=4 * trainable if num_processes > 1 and sharding == "none" else 0,
+        activations=activations,
+        recomputed_layer=largest,
+        reserve=int(RESERVE_GB * 1e9) if cuda else 0,
+        parameters=weights,
+        trainable=trainable,
+    )
+
+
+def _parameters(d: Pi0Dimensions) -> tuple[dict[str, int], dict[str, int]]:
+    """Numbers of parameters by part of the network, and those of the matrices in each stack."""
+    with torch.device("meta"):
+        model = Pi0(d)
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    matrices = {
+        stack: sum(p.numel() for p in model.get_submodule(stack).parameters() if p.ndim == 2)
+        for stack in STACKS
+    }
+    return sizes, matrices
+
+
+def activation_bytes(
+    d: Pi0Dimensions,
+    *,
+    batch_size: int,
+    images: float = 3,
+    words: int = 48,
+    recompute: float = 0.0,
+    active: Collection[str] = STACKS,
+    number_bytes: int = 2,
+    cuda: bool = True,
+) -> tuple[dict[str, int], int]:
+    """Bytes kept for the backward pass by kind of layer, and those of the largest layer that is recomputed.
+
+    Arguments as for `estimate_memory`; `active` are the stacks that gradients pass. The formulas stand at the
+    top of this file.
+    """
+    patches = batch_size * images * (d.image_size // d.patch_size) ** 2
+    prefix = patches + batch_size * words
+    suffix = batch_size * (1 + d.chunk_size)
+    queries, keys = d.num_heads * d.head_dim, 2 * d.num_kv_heads * d.head_dim
+    norms, vision_norms = (6, 12) if cuda else (10, 8)
+    # stack: name, layers, numbers that a layer keeps, numbers that a recomputed one keeps
+    layers: dict[str, tuple[str, int, float, float]] = {
+        "vision": (
+            "vision",
+            d.vision_depth,
+            patches * (vision_norms * d.vision_width + 2 * d.vision_mlp_dim + 2 * d.vision_heads),
+            patches * d.vision_width,
+        ),
+        "prefix": (
+            "language model",
+            d.depth - 1,
+            prefix * (norms * d.width + 4 * d.mlp_dim + 3 * queries + keys),
+            prefix * d.width,
+        ),
+        "suffix": (
+            "action expert",
+            d.depth,
+            suffix * (norms * d.expert_width + 4 * d.expert_mlp_dim + 2 * queries) + (prefix + suffix) * keys,
+            suffix * d.expert_width + prefix * keys,
+        ),
+    }
+    kinds = {}
+    largest = 0.0
+    for stack, (name, depth, whole, kept) in layers.items():
+        again = int(depth * recompute)
+        present = stack in active
+        kinds[name] = int(number_bytes * ((depth - again) * whole + again * kept)) if present else 0
+        largest = max(largest, number_bytes * whole if present and again else 0)
+    # Between the layers: rotary tables, the suffix's mask, the expert's embeddings and last norm in float32,
+    # the last layer of the prefix (one norm), the images and vision's last norm.
+    row = math.ceil((prefix + suffix) / batch_size / 16) * 16
+    rest = 4 * d.head_dim * (prefix + suffix) + number_bytes * suffix * d.num_heads // d.num_kv_heads * row
+    rest += suffix * d.expert_width * (16 + 4 + norms)
+    rest += prefix * d.width * norms if "prefix" in active else 0
+    rest += number_bytes * patches * (3 * d.patch_size**2 + 2 * d.vision_width) if "vision" in active else 0
+    return {**kinds, "between layers": int(rest)}, int(largest)
+
+
+def estimate_policy(
+    config: PI0Config,
+    *,
+    batch_size: int,
+    images: float | None = None,
+    recompute: float | None = None,
+    peft: PeftConfig | None = None,
+    num_processes: int = 1,
+    sharding: str = "none",
+    cuda: bool = True,
+) -> Estimate:
+    """`estimate_memory` for a policy's configuration.
+
+    Args:
+        config: `train_expert_only` and `freeze_vision_encoder` are heeded.
+        batch_size: samples per device and micro-batch.
+        images: real images per sample; the configuration's cameras if None, or 3 where it names none.
+        recompute: share of layers; by `config.gradient_checkpointing` if None.
+        peft: adapters, LeRobot's usual ones unless it names their targets.
+        num_processes, sharding, cuda: as for `estimate_memory`.
+
+    Raises:
+        UserError: the configuration is not available, or no adapter finds a target.
+    """
+    d = dimensions_of(config)
+    frozen: tuple[str, ...] = ()
+    if config.freeze_vision_encoder:
+        frozen = ("vision",)
+    if config.train_expert_only:
+        frozen = ("vision", "image_proj", "token_embedding", "prefix")
+    return estimate_memory(
+        d,
+        batch_size=batch_size,
+        images=(len(config.image_features) or 3) if images is None else images,
+        words=config.tokenizer_max_length,
+        recompute=float(config.gradient_checkpointing) if recompute is None else recompute,
+        frozen=frozenset(frozen),
+        adapters=None if peft is None else adapter_parameters(d, peft),
+        num_processes=num_processes,
+        sharding=sharding,
+        bfloat16=config.dtype == "bfloat16",
+        cuda=cuda,
+    )
+
+
+def adapter_parameters(d: Pi0Dimensions, peft: PeftConfig) -> dict[str, int]:
+    """Parameters that LoRA adds, by part of the network; targets go by LeRobot's names.
+
+    Raises:
+        UserError: it is another method, a pattern is malformed, or nothing matches.
+    """
+    if peft.method_type.upper() != "LORA":
+        raise UserError(f"--peft.method_type={peft.method_type}: only LORA can be estimated")
+    targets = LORA_TARGETS if peft.target_modules is None else peft.target_modules
+    with torch.device("meta"):
+        model = Pi0(d)
+    found: dict[str, int] = {}
+    for name, module in model.named_modules():
+        lerobot = "model." + lerobot_name(name + ".", d.depth).removesuffix(".")
+        if isinstance(module, nn.Linear) and _is_target(lerobot, targets):
+            part = name.partition(".")[0]
+            found[part] = found.get(part, 0) + peft.r * (module.in_features + module.out_features)
+    if not found:
+        raise UserError(f"--peft.target_modules={targets} matches no layer of pi0")
+    return found
+
+
+def _is_target(name: str, targets: list[str] | str) -> bool:
+    if isinstance(targets, list):
+        return any(name == target or name.endswith("." + target) for target in targets)
+    if targets == "all-linear":
+        return True
+    try:
+        return re.fullmatch(targets, name) is not None
+    except re.error as error:
+        raise UserError(f"--peft.target_modules={targets} is no regular expression: {error}") from None
+
+
+@dataclass
+class EstimateConfig:
+    """Say what memory a training configuration needs, and which cards have it; nothing is allocated.
+
+    depi estimate --policy.type=pi0 --policy.dtype=bfloat16 --batch_size=8
+    """
+
+    # --policy.type=pi0, or --policy.path=FOLDER_OR_REPO, with the flags that training takes.
+    policy: PreTrainedConfig | None = None
+    # Samples per process and micro-batch.
+    batch_size: int = 8
+    # Real images per sample, on average; by default as many as the policy has cameras, or 3.
+    images: float | None = None
+    # Share, 0 to 1, of the layers that are computed again in the backward pass.
+    recompute: float | None = None
+    # Adapters: --peft.r=16, and --peft.target_modules for other layers than LeRobot's.
+    peft: PeftConfig | None = None
+    num_processes: int = 1
+    # none: every process holds everything. full: weights, gradients and optimizer state are split.
+    sharding: str = "none"
+    # Print JSON, in bytes, instead of a table.
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "num_processes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        if self.recompute is not None and not 0 <= self.recompute <= 1:
+            raise ValueError(f"--recompute must be 0 to 1, not {self.recompute}")
+        if self.images is not None and not 0 < self.images <= 100:
+            raise ValueError(f"--images must be above 0 and at most 100, not {self.images}")
+        if self.sharding not in SHARDINGS:
+            raise ValueError(f"--sharding={self.sharding} is none of {', '.join(SHARDINGS)}")
+
+
+def main(args: list[str]) -> int:
+    """Run `depi estimate`."""
+    config = parse_flags(EstimateConfig, args, "depi estimate", parse=_parse)
+    path = parser.get_path_arg("policy", args)
+    if path:
+        overrides = parser.get_cli_overrides("policy", args) or []
+        folder = resolve_checkpoint(path, parser.parse_arg("pretrained_revision", overrides))
+        config.policy = load_config(folder, overrides)
+    if not isinstance(config.policy, PI0Config):
+        raise UserError("depi estimate: no policy that DePi trains: give --policy.type=pi0 or --policy.path")
+    estimate = estimate_policy(
+        config.policy,
+        batch_size=config.batch_size,
+        images=config.images,
+        recompute=config.recompute,
+        peft=config.peft,
+        num_processes=config.num_processes,
+        sharding=config.sharding,
+    )
+    if config.json:
+        print(json.dumps(estimate.to_dict()))
+    else:
+        Console().print(_table(estimate))
+        print(", ".join(f"{card} GB: {'yes' if fits else 'no'}" for card, fits in estimate.fits().items()))
+    return 0
+
+
+def _parse(args: list[str]) -> EstimateConfig:
+    return draccus.parse(EstimateConfig, args=parser.filter_path_args(["policy"], args))
+
+
+def _table(estimate: Estimate) -> Table:
+    title = f"{estimate.parameters / 1e6:,.0f} M parameters, {estimate.trainable / 1e6:,.0f} M trained"
+    table = Table("per device", title=title)
+    table.add_column("GB", justify="right")
+    for name, size in estimate.parts.items():
+        table.add_row(name, f"{size / 1e9:.2f}")
+    table.add_section()
+    table.add_row("total", f"{estimate.total / 1e9:.2f}")
+    return table
