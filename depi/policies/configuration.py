@@ -81,9 +81,6 @@ def refuse_unsupported(config: PI0Config) -> None:
             config.paligemma_variant != "gemma_2b"
         ),
         "time_sampling_beta_beta other than 1 is not available": config.time_sampling_beta_beta != 1.0,
-        "rtc_config is not available yet; set it to null": (
-            config.rtc_config is not None and config.rtc_config.enabled
-        ),
         f"n_obs_steps {config.n_obs_steps} is not available; pi0 sees one observation": config.n_obs_steps
         != 1,
     }

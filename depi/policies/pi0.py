@@ -20,11 +20,15 @@ from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LAN
 from torch import Tensor
 
 from depi.errors import UserError
+from depi.models.capture import Captured
+from depi.models.inference import prepare_for_inference
 from depi.models.packing import pack
 from depi.models.pi0 import Observation, Pi0, sample_noise, sample_time
+from depi.models.sampling import sample_actions, trim
 from depi.policies.adapters import merged_state
 from depi.policies.configuration import DepiPi0Config, dimensions_of
 from depi.policies.convert import save_weights
+from depi.policies.sampling import Guidance, rtc_enabled, rtc_processor, sample_guided
 
 # The key of a batch under which `pack_batch` puts the packing.
 PACKING = "packing"
@@ -49,6 +53,9 @@ class Pi0Policy(PreTrainedPolicy):
         self._freeze()
         if config.compile_model:
             self.model.compile_layers(mode=config.compile_mode)
+        self._inference_only = False
+        self._captured = Captured(self._sample)
+        self.init_rtc_processor()
         self.reset()
 
     def _freeze(self) -> None:
@@ -63,6 +70,7 @@ class Pi0Policy(PreTrainedPolicy):
 
     def get_optim_params(self) -> list[torch.nn.Parameter]:
         """The parameters to train."""
+        self._refuse_after_for_inference("trained")
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def reset(self) -> None:
@@ -86,6 +94,7 @@ class Pi0Policy(PreTrainedPolicy):
         """
         if reduction not in ("mean", "none"):
             raise ValueError(f"reduction must be 'mean' or 'none', not {reduction!r}")
+        self._refuse_after_for_inference("trained")
         observation = self.observe(batch)
         action_dim = batch[ACTION].shape[-1]
         actions = pad_last(batch[ACTION], self.config.max_action_dim)
@@ -138,36 +147,126 @@ class Pi0Policy(PreTrainedPolicy):
             fitted = [to_float(image) for image in fitted]
         return torch.stack(fitted, dim=1), camera_mask(self.config, batch)
 
-    @torch.no_grad()
+    def for_inference(self) -> "Pi0Policy":
+        """Turn this policy, in place, into one that only samples, with low latency; returns itself.
+
+        With dtype bfloat16 the large matrices are rounded to bfloat16 once, which halves their memory and
+        gives the actions that autocast gives, up to rounding; norms and the layers around the action expert
+        stay in float32. What multiplies the same vectors becomes one matrix. With `config.compile_model` the
+        layers are compiled. On a CUDA device the first chunk of each shape is captured as a CUDA graph,
+        which later ones replay.
+
+        Afterwards it can neither be trained nor saved: no float32 weights are kept.
+
+        Raises:
+            UserError: the policy has adapters that are not merged.
+        """
+        if self._inference_only:
+            return self
+        dtype = torch.bfloat16 if self.config.dtype == "bfloat16" else torch.float32
+        try:
+            prepare_for_inference(self.model, dtype)
+        except TypeError as error:
+            raise UserError(f"for_inference: {error}") from None
+        self._inference_only = True
+        if self.config.compile_model:
+            # Graphs inside of graphs are not possible.
+            mode = {"max-autotune": "max-autotune-no-cudagraphs", "reduce-overhead": "default"}
+            self.model.compile_layers(mode=mode.get(self.config.compile_mode, self.config.compile_mode))
+        return self.eval()
+
+    def _refuse_after_for_inference(self, verb: str) -> None:
+        if self._inference_only:
+            raise UserError(
+                f"this policy cannot be {verb}: for_inference rounded its weights; load the checkpoint again"
+            )
+
     def predict_action_chunk(
-        self, batch: dict[str, Any], noise: Tensor | None = None, *, num_steps: int | None = None, **rtc: Any
+        self,
+        batch: dict[str, Any],
+        noise: Tensor | None = None,
+        *,
+        num_steps: int | None = None,
+        inference_delay: int | None = None,
+        prev_chunk_left_over: Tensor | None = None,
+        execution_horizon: int | None = None,
     ) -> Tensor:
-        """Sample normalised actions [B, H, D] for a processed batch.
+        """Sample normalised actions, float32 [B, H, D], for a processed batch.
+
+        Cameras that are absent in every sample, and words beyond the longest prompt, take no work.
 
         Args:
             batch: as for `forward`, without actions; `noise` in it is used when the argument is not given.
             noise: standard normal [B, H, A] to start from; drawn when absent.
             num_steps: Euler steps; `config.num_inference_steps` when absent.
-            rtc: real-time chunking inputs, which must be None.
+            inference_delay: for real-time chunking, how many steps the robot will have executed of the
+                previous chunk when this one is ready.
+            prev_chunk_left_over: the previous chunk's normalised actions [T, D] or [B, T, D] that are not
+                executed yet, T <= H; without them nothing guides the chunk.
+            execution_horizon: after this many steps they count no more; `config.rtc_config` says it when
+                absent.
+
+        Raises:
+            UserError: the batch does not fit the policy, or the last three arguments do not fit together or
+                are given to a policy without `rtc_config`.
         """
-        if any(value is not None for value in rtc.values()):
-            raise UserError(f"predict_action_chunk: {', '.join(rtc)} is not available yet")
+        guidance = Guidance(inference_delay, prev_chunk_left_over, execution_horizon)
+        guidance.check(self.config)
         self.eval()
-        observation = self.observe(batch)
-        if noise is None:
-            noise = batch.get("noise")
-        if noise is None:
-            shape = (len(observation.state), self.config.chunk_size, self.config.max_action_dim)
-            noise = sample_noise(shape, observation.state.device)
-        with self.autocast():
-            actions = self.model.sample_actions(
-                observation, noise, num_steps=num_steps or self.config.num_inference_steps
-            )
+        num_steps = num_steps or self.config.num_inference_steps
+        # A caller's inference mode could not be guided, and would compile everything once more.
+        with torch.inference_mode(False), torch.no_grad(), self.autocast():
+            observation = trim(self.observe(batch))
+            if noise is None:
+                noise = batch.get("noise")
+            if noise is None:
+                shape = (len(observation.state), self.config.chunk_size, self.config.max_action_dim)
+                noise = sample_noise(shape, observation.state.device)
+            if self.rtc_processor is not None:
+                actions = sample_guided(
+                    self.model,
+                    observation,
+                    noise,
+                    num_steps,
+                    processor=self.rtc_processor,
+                    enabled=rtc_enabled(self.config),
+                    guidance=guidance,
+                )
+            elif self._inference_only and noise.is_cuda and observation.packing is None:
+                actions = self._captured(*observation[:5], noise, variant=num_steps)
+            else:
+                actions = sample_actions(self.model, observation, noise, num_steps)
         return actions[..., : self.config.action_feature.shape[0]]
+
+    def _sample(self, *inputs: Any) -> Tensor:
+        """What is captured: `sample_actions` of an observation's tensors, noise, and the number of steps."""
+        *observation, noise, num_steps = inputs
+        # Casts must not outlive the capture, which reuses their memory.
+        with torch.autocast(noise.device.type, torch.bfloat16, self.config.dtype == "bfloat16", False):
+            return sample_actions(self.model, Observation(*observation), noise, num_steps)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "Pi0Policy":
+        """What moves or casts the weights; graphs of the old ones are worthless."""
+        self._captured.clear()
+        return super()._apply(*args, **kwargs)
+
+    def supports_rtc(self) -> bool:
+        """LeRobot asks before it chunks in real time."""
+        return True
+
+    def init_rtc_processor(self) -> None:
+        """Follow `config.rtc_config`, which LeRobot's commands set after loading."""
+        self.rtc_processor = rtc_processor(self.config)
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
-        """The next normalised action [B, D]; samples a new chunk every `config.n_action_steps` calls."""
+        """The next normalised action [B, D]; samples a new chunk every `config.n_action_steps` calls.
+
+        Raises:
+            UserError: real-time chunking is on, which needs to know what is left of the previous chunk.
+        """
+        if rtc_enabled(self.config):
+            raise UserError("select_action cannot chunk in real time: set rtc_config to null")
         if not self._queue:
             chunk = self.predict_action_chunk(batch, **kwargs)[:, : self.config.n_action_steps]
             self._queue.extend(chunk.transpose(0, 1))
@@ -183,6 +282,7 @@ class Pi0Policy(PreTrainedPolicy):
 
         Adapters are merged into the weights.
         """
+        self._refuse_after_for_inference("saved")
         self.config._save_pretrained(save_directory)
         state = merged_state(state_dict or self.state_dict(), self.model)
         save_weights(save_directory / "model.safetensors", state, self.model.dimensions)

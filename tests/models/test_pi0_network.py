@@ -10,6 +10,7 @@ from torch.distributions import Beta
 from depi.models.gemma import GemmaLayer, RMSNorm, attention, attention_bias, rotary_table, rotate
 from depi.models.packing import pad
 from depi.models.pi0 import Observation, Pi0, Pi0Dimensions, sample_time, suffix_mask, time_embedding
+from depi.models.sampling import sample_actions
 
 SIZES = Pi0Dimensions.tiny(
     image_size=28,
@@ -84,7 +85,7 @@ def test_sampling_is_euler_with_the_prefix_read_once(model, inputs):
             x_t = x_t - 0.25 * velocity(model, inputs, x_t, torch.full((2,), 1 - step / 4))
     calls = []
     model.vision.register_forward_hook(lambda *_: calls.append(1))
-    torch.testing.assert_close(model.sample_actions(observe(inputs), inputs["noise"], num_steps=4), x_t)
+    torch.testing.assert_close(sample_actions(model, observe(inputs), inputs["noise"], num_steps=4), x_t)
     assert len(calls) == 1
 
 

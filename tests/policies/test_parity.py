@@ -6,8 +6,10 @@ from contextlib import contextmanager
 import lerobot.policies.pi0.modeling_pi0 as lerobot_pi0
 import pytest
 import torch
-from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.configs import FeatureType, PolicyFeature, RTCAttentionSchedule
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
+from lerobot.policies.rtc.configuration_rtc import RTCConfig
+from lerobot.rollout.inference.rtc import supports_rtc_inference
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 
 from depi.models.pi0 import Pi0Dimensions
@@ -175,6 +177,33 @@ def test_same_actions(pair):
     theirs, ours = pair
     batch = make_batch()
     assert relative_error(ours.predict_action_chunk(batch), sample(theirs, batch)) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("settings", "left_over_shape", "delay"),
+    [
+        ({}, (3, 4, 6), 2),
+        ({"execution_horizon": 3, "prefix_attention_schedule": RTCAttentionSchedule.EXP}, (3, 6, 32), 1),
+        ({"max_guidance_weight": 2.0, "prefix_attention_schedule": RTCAttentionSchedule.ONES}, (5, 6), 0),
+        ({"prefix_attention_schedule": RTCAttentionSchedule.ZEROS}, (1, 6, 6), 4),
+    ],
+    ids=["linear", "exponential", "ones", "zeros"],
+)
+def test_same_guided_actions(pair, settings, left_over_shape, delay):
+    """Real-time chunking through the calls that LeRobot's robot commands make."""
+    batch = make_batch()
+    left_over = torch.randn(*left_over_shape)
+    arguments = {"inference_delay": delay, "prev_chunk_left_over": left_over}
+    chunks = []
+    for policy in pair:
+        assert supports_rtc_inference(policy)
+        policy.config.rtc_config = RTCConfig(**settings)
+        policy.init_rtc_processor()
+        chunks.append(policy.predict_action_chunk(batch, noise=batch["noise"], **arguments))
+        policy.config.rtc_config = None
+        policy.init_rtc_processor()
+    assert relative_error(chunks[1], chunks[0]) < TOLERANCE
+    assert relative_error(pair[1].predict_action_chunk(batch), chunks[0]) > 0.01
 
 
 def sample(policy, batch):

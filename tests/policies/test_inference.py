@@ -1,0 +1,303 @@
+"""Sampling: what takes work and how often, weights made for it alone, graphs, real-time chunking."""
+
+import copy
+
+import pytest
+import torch
+from lerobot.configs import RTCAttentionSchedule
+from lerobot.policies.rtc.configuration_rtc import RTCConfig
+from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+from peft import LoraConfig, inject_adapter_in_model
+
+from depi.errors import UserError
+from depi.models.inference import FusedLayer
+from depi.models.pi0 import Pi0
+from depi.models.sampling import sample_actions, trim
+from depi.policies import make_policy
+
+CAMERA = "observation.images.1"
+
+
+def counted(module):
+    """A list that grows with every call of `module`."""
+    calls = []
+    module.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+def relative_error(ours, theirs):
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+def longer(batch, length=48):
+    """The batch with prompts padded to `length` tokens, as the published tokenizer setting pads them."""
+    padding = length - batch[OBS_LANGUAGE_TOKENS].shape[1]
+    return batch | {
+        key: torch.nn.functional.pad(batch[key], (0, padding))
+        for key in (OBS_LANGUAGE_TOKENS, OBS_LANGUAGE_ATTENTION_MASK)
+    }
+
+
+def test_only_the_action_expert_runs_at_every_step(policy, batch):
+    model = policy.model
+    once = [counted(part) for part in (model.vision, model.prefix, model.prefix.last_layer, model.state_proj)]
+    every = [
+        counted(part) for part in (model.suffix.layers[0], model.suffix.layers[-1], model.action_out_proj)
+    ]
+    policy.predict_action_chunk(batch, num_steps=6)
+    assert [len(calls) for calls in once] == [1] * 4
+    assert [len(calls) for calls in every] == [6] * 3
+
+
+@pytest.mark.parametrize(("longest", "words"), [(3, 16), (16, 16), (17, 32), (33, 48), (48, 48)])
+def test_prompts_are_cut_to_the_longest(policy, batch, longest, words):
+    batch = longer(batch)
+    batch[OBS_LANGUAGE_ATTENTION_MASK] = torch.arange(48)[None] < torch.tensor([[1], [longest], [2], [1]])
+    whole = policy.observe(batch)
+    cut = trim(whole)
+    assert cut.tokens.shape == cut.token_mask.shape == (4, words)
+    expected = sample_actions(policy.model, whole, batch["noise"])
+    torch.testing.assert_close(policy.predict_action_chunk(batch), expected[..., :6])
+
+
+def test_cameras_that_no_sample_has_take_no_work(policy, batch):
+    absent = batch | {f"{CAMERA}_is_pad": torch.ones(4, dtype=torch.bool)}
+    whole = policy.observe(absent)
+    assert whole.images.shape[1] == 3
+    images = []
+    policy.model.vision.register_forward_hook(lambda _module, inputs, _out: images.append(len(inputs[0])))
+    chunk = policy.predict_action_chunk(absent)
+    assert images == [8]
+    expected = sample_actions(policy.model, whole, batch["noise"])
+    torch.testing.assert_close(chunk, expected[..., :6])
+    assert not torch.allclose(policy.predict_action_chunk(batch), chunk)
+
+
+def test_without_any_camera_the_prompt_still_counts(policy, batch):
+    for key in policy.config.image_features:
+        batch[f"{key}_is_pad"] = torch.ones(4, dtype=torch.bool)
+    chunk = policy.predict_action_chunk(batch)
+    assert chunk.isfinite().all()
+    batch[OBS_LANGUAGE_TOKENS] = batch[OBS_LANGUAGE_TOKENS] + 1
+    assert not torch.allclose(policy.predict_action_chunk(batch), chunk)
+
+
+def test_weights_for_inference_give_the_same_actions(policy, batch):
+    """In float32 nothing is rounded: only sums are in another order."""
+    prepared = copy.deepcopy(policy).for_inference()
+    assert all(isinstance(layer, FusedLayer) for layer in prepared.model.suffix.layers)
+    torch.testing.assert_close(
+        prepared.predict_action_chunk(batch), policy.predict_action_chunk(batch), rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(
+        prepared.select_action(batch), policy.select_action(batch), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_bfloat16_for_inference(make_config, data, batch):
+    """As near to full precision as autocast is, with every large matrix in bfloat16 and nothing else."""
+    policy = make_policy(make_config(dtype="bfloat16"), data)
+    exact = sample_actions(policy.model, policy.observe(batch), batch["noise"])[..., :6]
+    by_autocast = policy.predict_action_chunk(batch)
+    policy.for_inference()
+    chunk = policy.predict_action_chunk(batch)
+    assert chunk.dtype == torch.float32
+    rounding = relative_error(by_autocast, exact)
+    assert 0 < relative_error(chunk, exact) < max(2 * rounding, 0.02)
+    assert relative_error(chunk, by_autocast) < 0.03
+    in_float32 = {name for name, value in policy.model.named_parameters() if value.dtype == torch.float32}
+    heads = ("state_proj", "action_", "vision.position_embedding")
+    assert all("norm" in name or name.startswith(heads) for name in in_float32)
+
+
+def test_float32_stays_float32(policy):
+    policy.for_inference()
+    assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
+
+
+def test_for_inference_is_for_inference(policy, batch, tmp_path):
+    assert policy.for_inference() is policy.for_inference()
+    for action in (policy.get_optim_params, lambda: policy.forward(batch)):
+        with pytest.raises(UserError, match="cannot be trained: for_inference rounded its weights"):
+            action()
+    with pytest.raises(UserError, match="cannot be saved"):
+        policy.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert not any(parameter.requires_grad for parameter in policy.parameters())
+
+
+def test_adapters_are_not_dropped(policy, batch):
+    inject_adapter_in_model(LoraConfig(target_modules=["down_proj"], init_lora_weights=False), policy.model)
+    chunk = policy.predict_action_chunk(batch)
+    with pytest.raises(UserError, match=r"down_proj is a \w+; merge adapters"):
+        policy.for_inference()
+    torch.testing.assert_close(policy.predict_action_chunk(batch), chunk)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_layers_give_the_same_actions(make_config, data, batch, monkeypatch, backend):
+    """LeRobot's default mode would make CUDA graphs inside the one that is captured."""
+    modes, compile_layers = [], Pi0.compile_layers
+
+    def with_backend(model, mode):
+        modes.append(mode)
+        compile_layers(model, backend=backend)
+
+    monkeypatch.setattr(Pi0, "compile_layers", with_backend)
+    plain = make_policy(make_config(depth=2), data)
+    compiled = make_policy(make_config(depth=2, compile_model=True, compile_mode="max-autotune"), data)
+    compiled.load_state_dict(plain.state_dict())
+    compiled.for_inference()
+    assert modes == ["max-autotune", "max-autotune-no-cudagraphs"]
+    for each in (batch, {key: value[:1] for key, value in batch.items()}):
+        torch.testing.assert_close(
+            compiled.predict_action_chunk(each), plain.predict_action_chunk(each), rtol=1e-4, atol=1e-5
+        )
+
+
+def guided(policy, **changes):
+    policy.config.rtc_config = RTCConfig(**changes)
+    policy.init_rtc_processor()
+    return policy
+
+
+def test_left_over_actions_pull(policy, batch):
+    """Firmly before the inference delay, not at all after the horizon."""
+    plain = policy.predict_action_chunk(batch)
+    left_over = plain + 1
+    guided(policy, prefix_attention_schedule=RTCAttentionSchedule.LINEAR, max_guidance_weight=10.0)
+    with torch.inference_mode():
+        chunk = policy.predict_action_chunk(
+            batch, inference_delay=2, prev_chunk_left_over=left_over, execution_horizon=5
+        )
+    shift = (chunk - plain).mean(dim=(0, 2))
+    assert (shift[:2] > 0.9).all()
+    assert shift[:2].min() > shift[3] > shift[4] > 0.05
+    assert shift[5:].abs().max() < shift[4]
+
+
+def test_guidance_needs_no_copy_of_the_weights_for_training(policy, batch):
+    left_over = torch.randn(3, 6)
+    arguments = {"inference_delay": 1, "prev_chunk_left_over": left_over}
+    expected = guided(policy).predict_action_chunk(batch, **arguments)
+    policy.for_inference()
+    torch.testing.assert_close(
+        policy.predict_action_chunk(batch, **arguments), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_without_a_previous_chunk_nothing_guides(policy, batch):
+    plain = policy.predict_action_chunk(batch)
+    guided(policy)
+    torch.testing.assert_close(policy.predict_action_chunk(batch, inference_delay=0), plain)
+    guided(policy, enabled=False)
+    chunk = policy.predict_action_chunk(batch, inference_delay=2, prev_chunk_left_over=plain + 1)
+    torch.testing.assert_close(chunk, plain)
+    torch.testing.assert_close(policy.select_action(batch), plain[:, 0])
+
+
+def test_guidance_is_recorded_for_debugging(policy, batch):
+    guided(policy, debug=True)
+    policy.predict_action_chunk(batch, num_steps=4)
+    steps = policy.rtc_processor.get_all_debug_steps()
+    assert [step.time for step in steps] == pytest.approx([1, 0.75, 0.5, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prev_chunk_left_over": torch.zeros(3, 6)}, "needs an inference_delay"),
+        ({"prev_chunk_left_over": torch.zeros(3, 6), "inference_delay": -1}, "needs an inference_delay"),
+        ({"prev_chunk_left_over": torch.zeros(8, 6), "inference_delay": 1}, "at most 7 steps"),
+        ({"prev_chunk_left_over": torch.zeros(3, 33), "inference_delay": 1}, "of 32 numbers"),
+        ({"prev_chunk_left_over": torch.zeros(6), "inference_delay": 1}, r"shape \[6\]"),
+    ],
+)
+def test_guidance_that_does_not_fit(policy, batch, arguments, message):
+    guided(policy)
+    with pytest.raises(UserError, match=message):
+        policy.predict_action_chunk(batch, **arguments)
+
+
+def test_real_time_chunking_must_be_on(policy, batch):
+    with pytest.raises(
+        UserError, match=r"inference_delay, prev_chunk_left_over needs the policy's rtc_config"
+    ):
+        policy.predict_action_chunk(batch, inference_delay=1, prev_chunk_left_over=torch.zeros(3, 6))
+    with pytest.raises(UserError, match="select_action cannot chunk in real time"):
+        guided(policy).select_action(batch)
+
+
+@pytest.fixture
+def on_gpu(make_config, data, batch):
+    """A prepared bfloat16 policy and a batch on the GPU."""
+    policy = make_policy(make_config(dtype="bfloat16", device="cuda"), data).for_inference()
+    return policy, {key: value.to("cuda") for key, value in batch.items()}
+
+
+def plain_actions(policy, batch):
+    with policy.autocast():
+        return sample_actions(policy.model, trim(policy.observe(batch)), batch["noise"])[..., :6]
+
+
+@pytest.mark.gpu
+def test_a_captured_chunk_is_the_plain_one(on_gpu):
+    policy, batch = on_gpu
+    expected = plain_actions(policy, batch)
+    with torch.inference_mode():  # first capture as LeRobot's commands call it
+        first = policy.predict_action_chunk(batch)
+    torch.testing.assert_close(first, expected, rtol=0.02, atol=0.02)
+    kept = first.clone()
+    changed = batch | {
+        OBS_STATE: batch[OBS_STATE] + 1,
+        CAMERA: 255 - batch[CAMERA],
+        OBS_LANGUAGE_TOKENS: batch[OBS_LANGUAGE_TOKENS] + 1,
+        OBS_LANGUAGE_ATTENTION_MASK: batch[OBS_LANGUAGE_ATTENTION_MASK].flip(0),
+        "noise": -batch["noise"],
+    }
+    second = policy.predict_action_chunk(changed)
+    torch.testing.assert_close(second, plain_actions(policy, changed), rtol=0.02, atol=0.02)
+    assert relative_error(second, first) > 0.1
+    assert torch.equal(first, kept)  # replaying must not write into what was handed out
+    assert torch.equal(policy.predict_action_chunk(batch), first)
+
+
+@pytest.mark.gpu
+def test_one_graph_per_shape(on_gpu):
+    policy, batch = on_gpu
+    runs = counted(policy.model.vision)
+    one = {key: value[:1] for key, value in batch.items()}
+    fewer = {key: value for key, value in batch.items() if not key.startswith(CAMERA)}
+    for each in (batch, one, fewer):
+        policy.predict_action_chunk(each)
+        after_capture = len(runs)
+        expected = plain_actions(policy, each)
+        del runs[after_capture:]
+        torch.testing.assert_close(policy.predict_action_chunk(each), expected, rtol=0.02, atol=0.02)
+        assert len(runs) == after_capture  # replayed: no Python ran
+    policy.predict_action_chunk(batch, num_steps=3)
+    assert len(runs) > after_capture
+
+
+@pytest.mark.gpu
+def test_replaying_neither_waits_nor_allocates(on_gpu):
+    policy, batch = on_gpu
+    policy.predict_action_chunk(batch)
+    observation = trim(policy.observe(batch))
+    before = torch.cuda.memory_allocated()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        actions = policy._captured(
+            *observation[:5], batch["noise"], variant=policy.config.num_inference_steps
+        )
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.memory_allocated() - before <= 512 * (1 + actions.nbytes // 512)
+
+
+@pytest.mark.gpu
+def test_moved_weights_are_captured_again(on_gpu):
+    policy, batch = on_gpu
+    first = policy.predict_action_chunk(batch)
+    policy.to("cpu").to("cuda")
+    torch.testing.assert_close(policy.predict_action_chunk(batch), first, rtol=0.02, atol=0.02)
