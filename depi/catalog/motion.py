@@ -81,6 +81,7 @@ def _smoothness(pace: np.ndarray, window: int) -> float:
 
 def _lag(action: np.ndarray, state: np.ndarray, fps: float) -> tuple[float | None, float]:
     """The lag in seconds at which the state's steps resemble the action's most, and the correlation there."""
+    action, state = _without_jumps(action), _without_jumps(state)
     scale = float(np.sqrt((action**2).sum() * (state**2).sum()))
     if not scale:
         return None, 0.0
@@ -88,6 +89,14 @@ def _lag(action: np.ndarray, state: np.ndarray, fps: float) -> tuple[float | Non
     found = [(_product(action, state, lag) / scale, -abs(lag), lag) for lag in frames if -lag < len(action)]
     follow, _, lag = max(found)
     return lag / fps, follow
+
+
+def _without_jumps(steps: np.ndarray) -> np.ndarray:
+    """Steps no larger than nearly all others of that joint: one lost reading would outweigh the motion."""
+    size = np.abs(steps)
+    largest = np.quantile(size, 0.98, axis=0)
+    largest = np.where(largest > 0, largest, size.max(axis=0))
+    return np.clip(steps, -largest, largest)
 
 
 def _product(action: np.ndarray, state: np.ndarray, lag: int) -> float:
