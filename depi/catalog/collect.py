@@ -83,7 +83,7 @@ class CollectConfig(Thresholds):
     # Longest that the requests about one dataset may take together; it is then tried again next time.
     max_seconds: float = 900.0
     # Look at videos too: headers, and a few frames of the first and last file of each camera. Also writes
-    # thumbnails.parquet, one small picture per camera.
+    # thumbnails.parquet, one small picture per camera. What it refuses stays so until the dataset changes.
     deep: bool = False
     # Datasets whose videos are looked at at the same time; 0 for one per CPU.
     deep_workers: int = 0

@@ -6,6 +6,7 @@ elsewhere; what it had finished is kept per commit (see `depi.catalog.videos`).
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
@@ -16,7 +17,7 @@ from depi.catalog.order import settle
 from depi.catalog.store import ACCEPTED, FAILED, REJECTED, Row
 from depi.catalog.text import clean
 from depi.catalog.thumbnails import Thumbnail, read_thumbnails, write_thumbnails
-from depi.catalog.videos import Item, VideoFacts
+from depi.catalog.videos import Item, VideoFacts, remembered
 from depi.engine import Runner
 from depi.errors import DatasetError, UserError
 
@@ -137,7 +138,9 @@ def inspect_videos(
         Each row, and a picture of every camera that could be decoded.
     """
     by_item = {Item(row.repo_id, row.revision or ""): row for row in rows if row.verdict == ACCEPTED}
-    for item, outcome in run(look, list(by_item)):
+    known = {item: facts for item in by_item if (facts := remembered(item)) is not None}
+    waiting = [item for item in by_item if item not in known]
+    for item, outcome in chain(known.items(), run(look, waiting) if waiting else ()):
         row = by_item[item]
         if isinstance(outcome, DatasetError):
             row.verdict, row.reasons = REJECTED, [clean(f"videos_decodable: {outcome}", 500)]

@@ -211,10 +211,10 @@ def _fetch(facts: Facts, names: Sequence[str]) -> Path:
 def gather_metadata(facts: Facts, stack: ExitStack) -> None:
     """Download the lists of episodes and tasks, and name the files that they refer to."""
     wanted = formats.metadata_files(facts.files)
-    if sum(facts.files[name] or 0 for name in wanted) > HEAVY_META_MB * 1e6:
-        stack.enter_context(_heavy)
     try:
         root = _fetch(facts, wanted)
+        if sum(facts.files[name] or 0 for name in wanted) > HEAVY_META_MB * 1e6:
+            stack.enter_context(_heavy)
         meta = formats.load_meta(root, facts.repo_id, facts.revision)
         facts.data_files = tuple(formats.data_files(meta))
         facts.video_files = tuple(formats.video_files(meta))

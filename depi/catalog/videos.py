@@ -90,13 +90,14 @@ def look_at_videos(
         HubError: unreachable, missing, or it takes longer than `max_seconds`.
         DatasetError: the metadata cannot be read.
     """
-    memory = _memory(item)
-    if (known := _remembered(memory)) is not None:
+    if (known := remembered(item)) is not None:
         return known
     session.use(settings)
     with client.time_limit(max_seconds):
         facts = _look(item)
-    write_json(memory, {"version": FACTS_VERSION, "videos": [dataclasses.asdict(video) for video in facts]})
+    write_json(
+        _memory(item), {"version": FACTS_VERSION, "videos": [dataclasses.asdict(video) for video in facts]}
+    )
     return facts
 
 
@@ -106,9 +107,10 @@ def _memory(item: Item) -> Path:
     return cache_folder() / "videos" / folder / item.revision / dataset.inside("videos.json")
 
 
-def _remembered(path: Path) -> list[VideoFacts] | None:
+def remembered(item: Item) -> list[VideoFacts] | None:
+    """What `look_at_videos` found out before about the same commit, or None."""
     try:
-        known = read_json(path)
+        known = read_json(_memory(item))
         if known["version"] != FACTS_VERSION:
             return None
         return [VideoFacts(**video) for video in known["videos"]]
