@@ -125,3 +125,13 @@ def test_a_folder_with_too_many_files_is_a_reason(counted, tmp_path, make_datase
     collect(CollectConfig(output_dir=out))
     bad = json.loads((out / "bad_dataset_ids.json").read_text())
     assert bad[IDS[0]] == ["reachable: ann/so100_cups holds more than 3 files"]
+
+
+def test_one_dataset_with_a_boundless_file_list_is_a_reason(counted, tmp_path, make_dataset, monkeypatch):
+    folder = make_dataset(tmp_path / "in", seed=1)
+    client.upload_folder(folder, "mal/so100_endless", repo_type="dataset", commit_message="Add")
+    monkeypatch.setattr(fetch, "MAX_ANSWER", 1_000)
+    out = tmp_path / "out"
+    collect(CollectConfig(output_dir=out, search=["endless"]))
+    bad = json.loads((out / "bad_dataset_ids.json").read_text())
+    assert bad == {"mal/so100_endless": ["reachable: the Hub's answer is larger than 0 MB"]}
