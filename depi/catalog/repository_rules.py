@@ -35,7 +35,7 @@ def has_info(facts: Facts, limits: Thresholds) -> str | None:
         return None
     inner = sum(path.endswith("/" + INFO_FILE) for path in facts.files)
     if inner:
-        return f"no {INFO_FILE} at the top; a collection of {inner} datasets in folders is not read"
+        return f"no {INFO_FILE} at the top, and the {inner} folders with one have names that no id can hold"
     return f"no {INFO_FILE} among its {len(facts.files)} files"
 
 

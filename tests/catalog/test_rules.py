@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from catalog_facts import (
     barely_moving,
+    calibrated,
     changed,
     contradictory,
     frozen_state,
@@ -43,7 +44,7 @@ REFUSED = [
     (
         "has_info",
         changed(files={"a/one/meta/info.json": 5, "b/two/meta/info.json": 5}),
-        "no meta/info.json at the top; a collection of 2 datasets in folders is not read",
+        "no meta/info.json at the top, and the 2 folders with one have names that no id can hold",
     ),
     (
         "metadata_bounded",
@@ -426,6 +427,7 @@ FLAGGED = [
     ("junk_task_text", good_facts(), None),
     ("approximate_joints", good_facts(), "degrees right to about 2%"),
     ("approximate_joints", in_degrees(), None),
+    ("approximate_joints", calibrated(), None),
 ]
 
 
