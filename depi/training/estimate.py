@@ -36,7 +36,7 @@ from depi.policies.configuration import dimensions_of
 from depi.policies.convert import lerobot_name
 
 CARDS_GB = (24, 40, 48, 80, 141)
-# The CUDA context, its libraries' workspaces and what the allocator cannot use; a rule of thumb.
+# A rule of thumb for the CUDA context, workspaces, and what the allocator cannot use.
 RESERVE_GB = 1.5
 SHARDINGS = ("none", "full")
 # What LeRobot adapts in a pi0 when it is not told.
@@ -137,12 +137,9 @@ def estimate_memory(
     """
     sizes, matrices = _parameters(d)
     trainable = sum(size for name, size in sizes.items() if name not in frozen)
-    active = [stack for stack in STACKS if stack not in frozen]
     if adapters is not None:
         trainable = sum(adapters.values())
-        # Gradients reach an adapter through every layer behind it.
-        first = min((STACKS.index(stack) for stack in STACKS if adapters.get(stack)), default=len(STACKS))
-        active = list(STACKS[first:])
+    active = _active_stacks(frozen, adapters)
     extra = sum(adapters.values()) if adapters else 0
     weights = sum(sizes.values()) + extra
     shards = num_processes if sharding == "full" else 1
@@ -171,6 +168,14 @@ def estimate_memory(
         parameters=weights,
         trainable=trainable,
     )
+
+
+def _active_stacks(frozen: frozenset[str], adapters: Mapping[str, int] | None) -> list[str]:
+    """The stacks that gradients pass, on their way to whatever is trained."""
+    if adapters is None:
+        return [stack for stack in STACKS if stack not in frozen]
+    first = min((STACKS.index(stack) for stack in STACKS if adapters.get(stack)), default=len(STACKS))
+    return list(STACKS[first:])
 
 
 def _parameters(d: Pi0Dimensions) -> tuple[dict[str, int], dict[str, int]]:
@@ -329,7 +334,7 @@ class EstimateConfig:
     depi estimate --policy.type=pi0 --policy.dtype=bfloat16 --batch_size=8
     """
 
-    # --policy.type=pi0, or --policy.path=FOLDER_OR_REPO, with the flags that training takes.
+    # --policy.type=pi0 or --policy.path=FOLDER_OR_REPO, with the flags that training takes.
     policy: PreTrainedConfig | None = None
     # Samples per process and micro-batch.
     batch_size: int = 8
@@ -337,7 +342,7 @@ class EstimateConfig:
     images: float | None = None
     # Share, 0 to 1, of the layers that are computed again in the backward pass.
     recompute: float | None = None
-    # Adapters: --peft.r=16, and --peft.target_modules for other layers than LeRobot's.
+    # Adapters, as LeRobot names them: --peft.r=16, --peft.target_modules.
     peft: PeftConfig | None = None
     num_processes: int = 1
     # none: every process holds everything. full: weights, gradients and optimizer state are split.
@@ -359,7 +364,12 @@ class EstimateConfig:
 
 def main(args: list[str]) -> int:
     """Run `depi estimate`."""
-    config = parse_flags(EstimateConfig, args, "depi estimate", parse=_parse)
+    config = parse_flags(
+        EstimateConfig,
+        args,
+        "depi estimate",
+        parse=lambda flags: draccus.parse(EstimateConfig, args=parser.filter_path_args(["policy"], flags)),
+    )
     path = parser.get_path_arg("policy", args)
     if path:
         overrides = parser.get_cli_overrides("policy", args) or []
@@ -382,10 +392,6 @@ def main(args: list[str]) -> int:
         Console().print(_table(estimate))
         print(", ".join(f"{card} GB: {'yes' if fits else 'no'}" for card, fits in estimate.fits().items()))
     return 0
-
-
-def _parse(args: list[str]) -> EstimateConfig:
-    return draccus.parse(EstimateConfig, args=parser.filter_path_args(["policy"], args))
 
 
 def _table(estimate: Estimate) -> Table:

@@ -37,15 +37,19 @@ def meta_model():
     with torch.device("meta"):
         return Pi0(dimensions)
 
-def load():
-    model = meta_model()
-    result = measure(lambda: load_weights(path, model))
-    assert not any(parameter.is_meta for parameter in model.parameters())
+def plain_read():
     start = time.perf_counter()
     with path.open("rb", buffering=0) as file:
         while file.readinto(buffer):
             pass
-    return result | {"plain_read": time.perf_counter() - start, "file": path.stat().st_size}
+    return time.perf_counter() - start
+
+def load():
+    plain_read()  # both find the file as far in memory as it fits
+    model = meta_model()
+    result = measure(lambda: load_weights(path, model))
+    assert not any(parameter.is_meta for parameter in model.parameters())
+    return result | {"plain_read": plain_read(), "file": path.stat().st_size}
 
 path, dimensions = Path(sys.argv[1]), Pi0Dimensions(**json.loads(sys.argv[2]))
 buffer = bytearray(1 << 24)
