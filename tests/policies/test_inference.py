@@ -231,7 +231,7 @@ def test_real_time_chunking_must_be_on(policy, batch):
 @pytest.fixture
 def on_gpu(make_config, data, batch):
     """A prepared bfloat16 policy and a batch on the GPU."""
-    policy = make_policy(make_config(dtype="bfloat16", device="cuda"), data).for_inference()
+    policy = make_policy(make_config(dtype="bfloat16"), data, device="cuda").for_inference()
     return policy, {key: value.to("cuda") for key, value in batch.items()}
 
 
