@@ -90,4 +90,5 @@ def prepare_for_inference(model: Pi0, dtype: torch.dtype) -> None:
     wide = (model.vision.layers, model.image_proj, model.token_embedding, model.prefix.last_layer)
     for module in (model.vision.patch_embedding, *(inner for part in wide for inner in part.modules())):
         if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
-            module.to(dtype)
+            for name, parameter in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(parameter.to(dtype), requires_grad=False))
