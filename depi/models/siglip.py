@@ -43,8 +43,9 @@ class SiglipLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[I, N, W] -> [I, N, W]."""
-        x = x + self.attention(self.attention_norm(x))
-        return x + self.fc2(F.gelu(self.fc1(self.mlp_norm(x)), approximate="tanh"))
+        # Autocast leaves norms in float32; rounded here once, they are not kept once more for each reader.
+        x = x + self.attention(self.attention_norm(x).type_as(x))
+        return x + self.fc2(F.gelu(self.fc1(self.mlp_norm(x).type_as(x)), approximate="tanh"))
 
 
 class SiglipTower(nn.Module):

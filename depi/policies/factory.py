@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
+from torch import Tensor
 
 from depi.errors import UserError
 from depi.models.pi0 import Pi0
@@ -112,10 +113,20 @@ def _draw_missing(model: Pi0, device: str) -> None:
         part.load_state_dict(loaded, strict=False, assign=True)
 
 
-def save_checkpoint(folder: Path, policy: Pi0Policy, pre: Pipeline, post: Pipeline) -> None:
-    """Write config, weights and processors as LeRobot does: a `pretrained_model` folder."""
+def save_checkpoint(
+    folder: Path,
+    policy: Pi0Policy,
+    pre: Pipeline,
+    post: Pipeline,
+    *,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """Write config, weights and processors as LeRobot does: a `pretrained_model` folder.
+
+    `weights` are the policy's state dict, where it is not at hand in this process.
+    """
     folder = Path(folder)
-    policy.save_pretrained(folder)
+    policy.save_pretrained(folder, state_dict=weights)
     save_processors(folder, pre, post)
 
 

@@ -9,11 +9,12 @@ RUN/checkpoints/last                       link to the newest
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from lerobot.common.train_utils import get_step_identifier
 from lerobot.optim import (
-    load_optimizer_state,
+    load_optimizer_state_dict,
     load_scheduler_state,
     save_optimizer_state,
     save_scheduler_state,
@@ -29,6 +30,7 @@ from depi.policies import save_checkpoint as save_policy
 from depi.policies.adapters import add_adapters, load_adapters
 from depi.policies.factory import save_adapter_checkpoint
 from depi.training.config import TRAIN_CONFIG_NAME, TrainConfig, config_to_json
+from depi.training.sharding import distribute
 
 DATA_REPORT_NAME = "data_report.json"
 TRAINING_STEP_NAME = "training_step.json"
@@ -39,14 +41,16 @@ def save_checkpoint(
     config: TrainConfig,
     step: int,
     policy: Pi0Policy,
+    weights: dict[str, torch.Tensor],
     processors: tuple[PolicyProcessorPipeline, PolicyProcessorPipeline],
-    optimizer: torch.optim.Optimizer,
+    optimizer_state: dict[str, Any],
     scheduler: LRScheduler,
     model_card: str,
     global_batch: int,
 ) -> Path:
     """Write the checkpoint of `step` beside the others and let `last` point to it.
 
+    `weights` and `optimizer_state` are the whole state dicts of policy and optimizer; see `gather`.
     Everything is written to a temporary folder, synced and renamed, so a crash leaves the earlier
     checkpoints and `last` as they were. Returns the checkpoint's folder.
     """
@@ -59,14 +63,14 @@ def save_checkpoint(
     for folder in (pretrained, state):
         folder.mkdir(parents=True)
 
-    save_policy(pretrained, policy, *processors)
+    save_policy(pretrained, policy, *processors, weights=weights)
     if config.peft is not None:
         (temporary / ADAPTER_DIR).mkdir()
         save_adapter_checkpoint(temporary / ADAPTER_DIR, policy, *processors)
     write_text(pretrained / TRAIN_CONFIG_NAME, config_to_json(config))
     write_text(pretrained / "README.md", model_card)
     shutil.copyfile(config.output_dir / DATA_REPORT_NAME, pretrained / DATA_REPORT_NAME)
-    save_optimizer_state(optimizer, state)
+    save_optimizer_state(None, state, optimizer_state)
     save_scheduler_state(scheduler, state)
     write_json(state / TRAINING_STEP_NAME, {"step": step, "global_batch": global_batch})
 
@@ -93,11 +97,17 @@ def load_training_state(
             "keep batch_size x processes x gradient_accumulation_steps"
         )
     try:
-        load_optimizer_state(optimizer, state)
+        _load_optimizer(optimizer, state)
         load_scheduler_state(scheduler, state)
     except Exception as error:  # torn JSON, truncated safetensors, shapes of another model: all mean the same
         raise UserError(f"the training state in {state} is damaged: {error}") from error
     return saved["step"]
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    saved = load_optimizer_state_dict(folder)
+    state = distribute({int(number): values for number, values in saved["state"].items()}, optimizer)
+    optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
 
 
 def load_trained_policy(config: TrainConfig) -> Pi0Policy:

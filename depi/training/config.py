@@ -21,6 +21,7 @@ from depi.hub.client import download_file, repo_info
 from depi.policies import load_config, resolve_checkpoint
 
 TRAIN_CONFIG_NAME = "train_config.json"
+SHARDINGS = ("none", "full", "hybrid")
 
 
 @dataclass
@@ -134,6 +135,9 @@ class TrainConfig:
     # Compute only what is there of cameras and prompts, and give all processes as many images; the losses
     # of the samples are the same without.
     ragged: bool = True
+    # With several processes: none, each holds the whole network (DDP); full, each holds a part of weights,
+    # gradients and optimizer state (FSDP2); hybrid, the processes of a machine share one replica.
+    sharding: str = "none"
     # Share of the layers, 0 to 1, whose activations are computed again in the backward pass: less memory for
     # more time, up to a third.
     recompute: float = 0.0
@@ -145,6 +149,10 @@ class TrainConfig:
         for name in ("batch_size", "gradient_accumulation_steps", "steps", "log_freq"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        if self.sharding not in SHARDINGS:
+            raise ValueError(f"--sharding={self.sharding} is none of {', '.join(SHARDINGS)}")
+        if self.sharding != "none" and self.peft is not None:
+            raise ValueError("--peft does not go with --sharding: what it trains is small; use DDP")
         if not 0 <= self.recompute <= 1:
             raise ValueError(f"--recompute must be 0 to 1, not {self.recompute}")
         if self.seed < 0:

@@ -5,7 +5,7 @@ keeps for the backward pass when layers are not compiled (compiled ones keep les
 
 W is the width of a stack, M its MLP's size, Q query heads, G key-value heads, D the size of a head. Two-byte
 numbers that one layer keeps per token, as CUDA computes (and in brackets the CPU, whose norms keep more):
-    vision   12 W (8 W; CUDA's autocast takes LayerNorm to float32) + 2 M + 2 Q
+    vision   10 W (8 W; CUDA's autocast takes LayerNorm to float32) + 2 M + 2 Q
     prefix   6 W (10 W) for two norms: input in float32 and result; 4 M for the MLP;
              3 Q D for queries and attention's output, in rows and in a list; 2 G D for keys and values
     suffix   6 W (10 W) + 4 M + 2 Q D; and the keys and values of all its row, 2 G D per token there
@@ -210,7 +210,7 @@ def activation_bytes(
     prefix = patches + batch_size * words
     suffix = batch_size * (1 + d.chunk_size)
     queries, keys = d.num_heads * d.head_dim, 2 * d.num_kv_heads * d.head_dim
-    norms, vision_norms = (6, 12) if cuda else (10, 8)
+    norms, vision_norms = (6, 10) if cuda else (10, 8)
     # stack: name, layers, numbers that a layer keeps, numbers that a recomputed one keeps
     layers: dict[str, tuple[str, int, float, float]] = {
         "vision": (

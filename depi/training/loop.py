@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import DistributedDataParallelKwargs, send_to_device
 from lerobot.configs import PreTrainedConfig
 from lerobot.processor import PolicyProcessorPipeline
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
@@ -33,8 +34,10 @@ from depi.training.checkpoint import (
 )
 from depi.training.config import TrainConfig
 from depi.training.data import Collate, FlowStream, batches, dataset_sources, training_stream
+from depi.training.estimate import Estimate, estimate_policy
 from depi.training.metrics import MetricsWriter, StepMetrics
 from depi.training.optimizer import make_optimizer
+from depi.training.sharding import gather, shard, synchronize_gradients
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +74,13 @@ def train(config: TrainConfig) -> int:
     current step was finished and saved.
     """
     assert config.policy is not None
-    mixed_precision = "bf16" if config.policy.dtype == "bfloat16" else None
-    accelerator = Accelerator(cpu=config.policy.device == "cpu", mixed_precision=mixed_precision)
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+    accelerator = Accelerator(cpu=config.policy.device == "cpu", kwargs_handlers=[ddp])
     start_logging(main_process=accelerator.is_main_process)
+    if config.sharding != "none" and accelerator.num_processes == 1:
+        raise UserError(
+            f"--sharding={config.sharding} needs several processes: accelerate launch --num_processes=8 ..."
+        )
     run = prepare(config, accelerator)
     with stop_signals() as stop:
         status = fit(run, stop)
@@ -107,16 +114,35 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     if config.compile:
         policy.model.compile_layers()
 
+    if config.sharding == "none":
+        model = accelerator.prepare(policy)
+    else:
+        shard(policy, accelerator, config.sharding)
+        model = policy
     optimizer = make_optimizer(policy)
     scheduler = policy.config.get_scheduler_preset().build(optimizer, config.steps)
-    model, optimizer = accelerator.prepare(policy, optimizer)
     run = Run(config, accelerator, dataset, stream, policy, model, processors, optimizer, scheduler, step=0)
     if config.resume:
-        run.step = load_training_state(config, optimizer.optimizer, scheduler, run.global_batch)
+        run.step = load_training_state(config, optimizer, scheduler, run.global_batch)
         if run.step >= config.steps:
             raise UserError(f"the run has finished its {run.step} steps: ask for more with --steps")
     describe(run)
+    logger.info("%s", expected_memory(run).line())
     return run
+
+
+def expected_memory(run: Run) -> Estimate:
+    """What the run will need on each device, before it has allocated most of it."""
+    config = run.config
+    return estimate_policy(
+        run.policy.config,
+        batch_size=config.batch_size,
+        recompute=config.recompute or None,
+        peft=config.peft,
+        num_processes=run.accelerator.num_processes,
+        sharding=config.sharding,
+        cuda=run.accelerator.device.type == "cuda",
+    )
 
 
 def open_dataset(config: TrainConfig) -> MultiLeRobotDataset:
@@ -234,31 +260,45 @@ def train_step(run: Run, stream: Iterator[dict[str, Any]], meter: "Meter") -> No
     for micro_step in range(count):
         with meter.waiting_for_data():
             batch = send_to_device(next(stream), accelerator.device, non_blocking=True)
-        last = micro_step == count - 1
-        with contextlib.nullcontext() if last else accelerator.no_sync(run.model):
-            losses, _ = run.model(batch, reduction="none")
+        with gradients_added_up(run, micro_step == count - 1):
+            with run.policy.autocast():
+                losses, _ = run.model(batch, reduction="none")
             loss = losses.mean() / count
-            accelerator.backward(loss)
+            loss.backward()
         meter.add_loss(loss.detach())
-    clip = run.policy.config.optimizer_grad_clip_norm
-    meter.add_grad_norm(accelerator.clip_grad_norm_(run.model.parameters(), clip))
+    meter.add_grad_norm(clip_gradients(run.policy))
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     run.scheduler.step()
     run.step += 1
 
 
+@contextlib.contextmanager
+def gradients_added_up(run: Run, wanted: bool) -> Iterator[None]:
+    """Add gradients up over the processes in the body's backward pass, or leave that to a later one."""
+    synchronize_gradients(run.policy.model, wanted)
+    with contextlib.nullcontext() if wanted else run.accelerator.no_sync(run.model):
+        yield
+
+
+def clip_gradients(policy: Pi0Policy) -> torch.Tensor:
+    """Clip the norm of all gradients together, and return what it was, a scalar tensor."""
+    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), policy.config.optimizer_grad_clip_norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
 def save(run: Run) -> None:
     """Write a checkpoint from the main process while the others wait."""
-    run.accelerator.wait_for_everyone()
+    weights, optimizer_state = gather(run.policy.state_dict()), gather(run.optimizer.state_dict())
     if run.accelerator.is_main_process:
         report = count_replaced(run)
         folder = save_checkpoint(
             run.config,
             run.step,
             run.policy,
+            weights,
             run.processors,
-            getattr(run.optimizer, "optimizer", run.optimizer),
+            optimizer_state,
             run.scheduler,
             model_card(run.config, run.policy.config, report, run.step),
             run.global_batch,

@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 import subprocess
@@ -10,30 +9,12 @@ import numpy as np
 import pytest
 from huggingface_hub import HfApi, ModelCard
 from recordings import Recording, write_v2
+from runs import LAUNCH, SCRIPT, losses, metrics, replaced, weights
 from safetensors.torch import load_file, save_file
 
 from depi import cli
 from depi.files import read_json, write_json
 from depi.train import main as train
-
-SCRIPT = Path(__file__).parents[2] / "depi" / "train.py"
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision=no", "--dynamo_backend=no"]
-
-
-def metrics(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(run: Path) -> dict[int, float]:
-    return {line["step"]: line["loss"] for line in metrics(run)}
-
-
-def weights(run: Path) -> bytes:
-    return (run / "checkpoints" / "last" / "pretrained_model" / "model.safetensors").read_bytes()
-
-
-def replaced(flags: list[str], **changes) -> list[str]:
-    return [*flags, *(f"--{name}={value}" for name, value in changes.items())]
 
 
 @pytest.fixture(scope="module")
