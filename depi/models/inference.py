@@ -42,6 +42,8 @@ class FusedLayer(nn.Module):
         q, own_k = turned[..., : -self.kv_heads, :], turned[..., -self.kv_heads :, :]
         own_v = to_rows(heads[..., -self.kv_heads :, :], rows)
         if earlier is None:
+            # Kept by others: parts of larger tensors would look different to compiled code each time.
+            own_k, own_v = own_k.contiguous(), own_v.contiguous()
             mixed = attention(q.contiguous(), own_k, own_v, bias)
         else:
             k, v = torch.cat((earlier[0], own_k), dim=1), torch.cat((earlier[1], own_v), dim=1)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from depi.models.gemma import KeysValues, Rotation, attention_bias, rotary_table
-from depi.models.packing import pad, to_rows
+from depi.models.packing import any_length, pad, to_rows
 from depi.models.pi0 import Observation, Pi0, suffix_mask, time_embedding
 
 PROMPT_BUCKET = 16  # prompts are cut to a multiple of this, so that few shapes occur
@@ -68,7 +68,11 @@ def read_scene(model: Pi0, observation: Observation, num_steps: int) -> Scene:
     x = to_rows(model.embed_prefix(images, tokens, packing), packing.rows)
     rotation = rotary_table(filled.cumsum(dim=1) - 1, d.head_dim)
     bias = attention_bias(filled[:, None], heads_per_group, x.dtype)
-    keys_values = model.prefix(x, rotation, None, bias)
+    for tensor in (x, *rotation):
+        any_length(tensor, 1)
+    keys_values = model.prefix(x, rotation, None, any_length(bias, 3))
+    for tensor in (tensor for pair in keys_values for tensor in pair):
+        any_length(tensor, 1)
 
     suffix = 1 + d.chunk_size
     positions = filled.sum(dim=1, keepdim=True) + torch.arange(suffix, device=x.device)
@@ -78,7 +82,7 @@ def read_scene(model: Pi0, observation: Observation, num_steps: int) -> Scene:
         return Scene(
             keys_values,
             rotary_table(positions, d.head_dim),
-            attention_bias(visible, heads_per_group, keys_values[0][0].dtype),
+            any_length(attention_bias(visible, heads_per_group, keys_values[0][0].dtype), 3),
             model.state_proj(state)[:, None],
             _time_embeddings(model, num_steps, x.device),
         )

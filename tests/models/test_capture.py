@@ -1,7 +1,10 @@
 """Sampling as a graph: what can be told without a GPU about kernels that are launched blindly."""
 
+import itertools
+
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -96,6 +99,22 @@ def model():
     model.init_weights()
     prepare_for_inference(model, torch.float32)
     return model
+
+
+def test_other_shapes_compile_nothing_for_long(model):
+    """Whatever a robot or simulator comes with: code for one sample, and code for several."""
+    torch._dynamo.reset()
+    counters.clear()
+    model.compile_layers(backend="eager")
+    graphs = []
+    for batch, cameras, words in itertools.product((1, 3, 2), (2, 1), (16, 48, 32)):
+        images, image_mask, tokens, token_mask, state, noise = inputs(batch=batch)
+        tokens, token_mask = (each.repeat(1, 3)[:, :words] for each in (tokens, token_mask))
+        observed = (images[:, :cameras], image_mask[:, :cameras], tokens, token_mask, state)
+        sample(model, *observed, noise, 2)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert 0 < graphs[5] < graphs[11] == graphs[-1]
+    torch._dynamo.reset()
 
 
 def test_every_input_reaches_the_graph(model, captures):
