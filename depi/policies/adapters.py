@@ -283,28 +283,33 @@ def merge_adapters(model: Pi0, folder: Path) -> None:
     parameters = {lerobot_name(name, depth): value for name, value in model.named_parameters()}
     unused = unused_shapes(model.dimensions)
     for key, tensor in tensors.items():
-        name = key.removeprefix(_PREFIX)
-        stem, part, _ = name.partition(".lora_")
-        name = f"{stem}.weight" if part else name
+        stem, part, end = key.removeprefix(_PREFIX).partition(".lora_")
+        name = f"{stem}.weight" if part else stem
         if name in unused:
             continue  # LeRobot adapts layers that never influence its output
-        if name not in parameters:
+        if name not in parameters or (part and end not in ("A.weight", "B.weight")):
             raise UserError(f"{folder / ADAPTER_WEIGHTS} has {key}, which belongs nowhere in the policy")
-        target = parameters[name]
         if not part:
-            _same_shape(folder, key, tensor, target)
-            target.copy_(tensor)
-        elif key.endswith(".lora_A.weight"):
-            partner = key.replace(".lora_A.", ".lora_B.")
-            if partner not in tensors:
-                raise UserError(f"{folder / ADAPTER_WEIGHTS} has {key} without {partner}")
-            down, up = tensor.float(), tensors[partner].float()
-            if down.ndim != 2 or up.ndim != 2 or len(down) != up.shape[1]:
-                raise UserError(f"{folder / ADAPTER_WEIGHTS}: {key} and {partner} do not fit together")
-            rank = math.sqrt(len(down)) if config.get("use_rslora") else len(down)
-            change = up @ down * (config["lora_alpha"] / rank)
-            _same_shape(folder, key, change, target)
-            target.add_(change.to(target.device))
+            _same_shape(folder, key, list(tensor.shape), parameters[name])
+            parameters[name].copy_(tensor)
+            continue
+        partner = (
+            key.replace(".lora_A.", ".lora_B.") if end[0] == "A" else key.replace(".lora_B.", ".lora_A.")
+        )
+        if partner not in tensors:
+            raise UserError(f"{folder / ADAPTER_WEIGHTS} has {key} without {partner}")
+        if end[0] == "A":
+            _add(folder, key, parameters[name], tensor, tensors[partner], config)
+
+
+def _add(folder: Path, key: str, target: Tensor, down: Tensor, up: Tensor, config: Mapping[str, Any]) -> None:
+    """Add one adapter, [r, in] and [out, r], to its matrix [out, in]."""
+    if down.ndim != 2 or up.ndim != 2 or len(down) != up.shape[1] or not len(down):
+        raise UserError(f"{folder / ADAPTER_WEIGHTS}: {key} and its lora_B do not fit together")
+    _same_shape(folder, key, [len(up), down.shape[1]], target)
+    rank = math.sqrt(len(down)) if config.get("use_rslora") else len(down)
+    change = up.float() @ down.float() * (config["lora_alpha"] / rank)
+    target.add_(change.to(target.device))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -331,10 +336,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
         raise UserError(f"{path} is damaged or no safetensors file ({error})") from None
 
 
-def _same_shape(folder: Path, key: str, tensor: Tensor, target: Tensor) -> None:
-    if tensor.shape != target.shape:
+def _same_shape(folder: Path, key: str, shape: list[int], target: Tensor) -> None:
+    if shape != list(target.shape):
         raise UserError(
-            f"{folder / ADAPTER_WEIGHTS}: {key} has or makes shape {list(tensor.shape)}, "
+            f"{folder / ADAPTER_WEIGHTS}: {key} has or makes shape {shape}, "
             f"the policy needs {list(target.shape)}"
         )
 

@@ -254,6 +254,11 @@ def test_adapter_files_are_checked(adapted, stats, tokenizer, tmp_path, change, 
     ("damage", "message"),
     [
         (lambda tensors, key: tensors.pop(key), "without"),
+        (lambda tensors, key: tensors.pop(key.replace("lora_B", "lora_A")), "without"),
+        (
+            lambda tensors, key: tensors.update({key.replace("lora_B", "lora_C"): tensors.pop(key)}),
+            "nowhere|without",
+        ),
         (lambda tensors, key: tensors.update({key: tensors[key][:, :1].clone()}), "do not fit together"),
         (lambda tensors, key: tensors.update({key: tensors[key][:1]}), "shape"),
         (
