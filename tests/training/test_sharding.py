@@ -4,7 +4,6 @@ import subprocess
 
 import numpy as np
 import pytest
-import torch
 from runs import LAUNCH, SCRIPT, losses, metrics, replaced, weights
 from safetensors.torch import load
 
@@ -40,7 +39,8 @@ def test_sharded_training_is_that_of_one_process_and_either_resumes_the_other(fl
     written, expected = (load(weights(tmp_path / run)) for run in ("run", "sharded"))
     assert written.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(written[name], value, rtol=1e-3, atol=1e-4)
+        # Adam moves where the true gradient is zero too, by rounding errors: compare whole tensors.
+        assert (written[name] - value).norm() <= 1e-3 * (1 + value.norm()), name
 
 
 @pytest.mark.slow
