@@ -63,20 +63,9 @@ class SiglipTower(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Float images [I, 3, R, R] in -1..1 -> [I, N, W]."""
-        patches = self.embed_patches(images)
+        patches = self.patch_embedding(images).flatten(2).transpose(1, 2)  # [I, N, W], rows of patches first
         x = (patches + self.position_embedding.weight).type_as(patches)  # autocast leaves the sum in float32
         any_length(x, 0)
         for layer in planned(self.layers, self.recompute):
             x = layer(x)
         return self.norm(x)
-
-    def embed_patches(self, images: Tensor) -> Tensor:
-        """[I, 3, R, R] -> [I, N, W], rows of patches first.
-
-        A convolution whose windows do not overlap is a product of matrices, and runs faster as one.
-        """
-        weight, bias = self.patch_embedding.weight, self.patch_embedding.bias
-        side = weight.shape[-1]
-        grid = images.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # [I, 3, rows, side, columns, side]
-        patches = grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [I, N, 3 * side * side]
-        return F.linear(patches, weight.flatten(1), bias)
