@@ -1,70 +1,34 @@
-"""The training loop: prepare, step, log, save, stop cleanly, resume exactly."""
+"""The training loop: step, log, save, stop cleanly."""
 
 import contextlib
 import logging
 import signal
-import time
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, send_to_device
-from lerobot.configs import PreTrainedConfig
-from lerobot.processor import PolicyProcessorPipeline
 from torch.distributed.tensor import DTensor
-from torch.optim.lr_scheduler import LRScheduler
 
-from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
 from depi.errors import UserError
 from depi.files import read_json, write_json
-from depi.hub.client import go_offline
 from depi.log import start_logging
-from depi.policies import Pi0Policy, load_policy, make_policy, make_processors
-from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
+from depi.policies import Pi0Policy
 from depi.training.card import model_card
-from depi.training.checkpoint import (
-    DATA_REPORT_NAME,
-    load_trained_policy,
-    load_training_state,
-    save_checkpoint,
-)
+from depi.training.checkpoint import DATA_REPORT_NAME, save_checkpoint
 from depi.training.config import TrainConfig
-from depi.training.data import Collate, FlowStream, batches, dataset_sources, training_stream
-from depi.training.estimate import Estimate, estimate_policy
-from depi.training.metrics import MetricsWriter, StepMetrics
-from depi.training.optimizer import make_optimizer
-from depi.training.sharding import gather, shard, synchronize_gradients
+from depi.training.data import Collate, batches
+from depi.training.meter import Meter
+from depi.training.metrics import MetricsWriter
+from depi.training.run import Run, prepare
+from depi.training.sharding import gather, synchronize_gradients
 
 logger = logging.getLogger(__name__)
 
 # With several processes, agreeing on a stop costs a collective: they ask each other this often.
 STOP_CHECK_STEPS = 10
-
-
-@dataclass
-class Run:
-    """Everything that a training step touches."""
-
-    config: TrainConfig
-    accelerator: Accelerator
-    dataset: MultiLeRobotDataset
-    stream: FlowStream
-    policy: Pi0Policy
-    model: torch.nn.Module  # the policy as accelerate wraps it, for several processes
-    processors: tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]
-    optimizer: torch.optim.Optimizer
-    scheduler: LRScheduler
-    step: int
-
-    @property
-    def global_batch(self) -> int:
-        """Samples that one optimizer step sees, over processes and micro-batches."""
-        config = self.config
-        return config.batch_size * self.accelerator.num_processes * config.gradient_accumulation_steps
 
 
 def train(config: TrainConfig) -> int:
@@ -86,138 +50,6 @@ def train(config: TrainConfig) -> int:
         status = fit(run, stop)
     accelerator.end_training()
     return status
-
-
-def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
-    """Open the data, build or load the policy, and bring a resumed run to where it stopped."""
-    assert config.policy is not None
-    assert config.output_dir is not None
-    torch.manual_seed(config.seed)
-    if config.dataset.offline:
-        go_offline()
-    with accelerator.main_process_first():  # one process downloads, the others find the files
-        dataset = open_dataset(config)
-    check_same_data(accelerator, dataset)
-    with accelerator.main_process_first():  # likewise for checkpoints and the tokenizer
-        policy = build_policy(config, dataset).to(accelerator.device)
-        processors = make_processors(policy.config, dataset.stats)
-    stream = training_stream(dataset, config, policy.config)
-    # Nothing is written before all that the user named is known to fit; a resumed run keeps its report.
-    if accelerator.is_main_process and not config.resume:
-        report = {**dataset.report(), "stream": stream.samples.report()}
-        write_json(config.output_dir / DATA_REPORT_NAME, report)
-    policy.train()
-    if policy.config.dtype == "bfloat16":
-        hold_frozen_in_bfloat16(policy.model)
-    if config.recompute:
-        policy.model.set_recompute(config.recompute)
-    if config.compile:
-        policy.model.compile_layers()
-
-    if config.sharding == "none":
-        model = accelerator.prepare(policy)
-    else:
-        shard(policy, accelerator, config.sharding)
-        model = policy
-    optimizer = make_optimizer(policy)
-    scheduler = policy.config.get_scheduler_preset().build(optimizer, config.steps)
-    run = Run(config, accelerator, dataset, stream, policy, model, processors, optimizer, scheduler, step=0)
-    if config.resume:
-        run.step = load_training_state(config, optimizer, scheduler, run.global_batch)
-        if run.step >= config.steps:
-            raise UserError(f"the run has finished its {run.step} steps: ask for more with --steps")
-    describe(run)
-    logger.info("%s", expected_memory(run).line())
-    return run
-
-
-def expected_memory(run: Run) -> Estimate:
-    """What the run will need on each device, before it has allocated most of it."""
-    config = run.config
-    return estimate_policy(
-        run.policy.config,
-        batch_size=config.batch_size,
-        recompute=config.recompute or None,
-        peft=config.peft,
-        num_processes=run.accelerator.num_processes,
-        sharding=config.sharding,
-        cuda=run.accelerator.device.type == "cuda",
-    )
-
-
-def open_dataset(config: TrainConfig) -> MultiLeRobotDataset:
-    """Open the datasets that the flags name or, on resume, exactly those that the run began with."""
-    assert config.policy is not None
-    assert config.output_dir is not None
-    data = config.dataset
-    if config.resume:
-        used = read_json(config.output_dir / DATA_REPORT_NAME)["datasets"]
-        sources = [DatasetSource(entry["repo_id"], entry["revision"], data.root) for entry in used]
-    else:
-        sources = dataset_sources(config)
-    return MultiLeRobotDataset(
-        sources,
-        chunk_size=config.policy.chunk_size,
-        image_size=config.policy.image_resolution[0],
-        max_cameras=data.max_cameras,
-        action_freq=data.action_freq,
-        joint_convention=data.joint_convention,
-        max_bad_fraction=data.max_bad_fraction,
-        max_bad_datasets=data.max_bad_datasets,
-        episodes=data.episodes,
-        offline=data.offline,
-        prepared=data.prepared,
-    )
-
-
-def check_same_data(accelerator: Accelerator, dataset: MultiLeRobotDataset) -> None:
-    """Raise a UserError where the processes opened different data, as when the Hub failed one of them."""
-    facts = [(entry["repo_id"], entry["revision"], entry["frames"]) for entry in dataset.entries]
-    mine = torch.tensor([zlib.crc32(repr(facts).encode())], device=accelerator.device)
-    if len(accelerator.gather(mine).unique()) > 1:
-        raise UserError(
-            f"the processes opened different data (process {accelerator.process_index}: "
-            f"{dataset.num_datasets} datasets, {dataset.num_frames} frames): start the run again"
-        )
-
-
-def build_policy(config: TrainConfig, dataset: MultiLeRobotDataset) -> Pi0Policy:
-    """Return the policy of the last checkpoint, of `--policy.path`, or with random weights."""
-    policy_config: PreTrainedConfig = config.policy
-    if config.resume:
-        return load_trained_policy(config)
-    policy_config.action_feature_names = list(dataset.action_names or []) or None
-    if policy_config.pretrained_path is None:
-        return make_policy(policy_config, dataset)
-    policy = load_policy(
-        policy_config.pretrained_path, config=policy_config, data=dataset, strict=config.strict
-    )
-    if config.peft is not None:
-        add_adapters(policy.model, config.peft)
-    return policy
-
-
-def describe(run: Run) -> None:
-    """Log what is about to be trained on what."""
-    config, data = run.config, run.dataset
-    parameters = sum(parameter.numel() for parameter in run.policy.parameters())
-    logger.info(
-        "training %s (%.1f M parameters) on %s: %s datasets, %s episodes, %s frames; steps %s to %s, "
-        "each of %s samples (batch size %s, processes %s, accumulation %s); output in %s",
-        run.policy.config.type,
-        parameters / 1e6,
-        run.accelerator.device,
-        data.num_datasets,
-        data.num_episodes,
-        data.num_frames,
-        run.step + 1,
-        config.steps,
-        run.global_batch,
-        config.batch_size,
-        run.accelerator.num_processes,
-        config.gradient_accumulation_steps,
-        config.output_dir,
-    )
 
 
 def fit(run: Run, stop: list[int]) -> int:
@@ -254,7 +86,7 @@ def fit(run: Run, stop: list[int]) -> int:
     return status
 
 
-def train_step(run: Run, stream: Iterator[dict[str, Any]], meter: "Meter") -> None:
+def train_step(run: Run, stream: Iterator[dict[str, Any]], meter: Meter) -> None:
     """Take one optimizer step over `gradient_accumulation_steps` micro-batches."""
     accelerator, count = run.accelerator, run.config.gradient_accumulation_steps
     for micro_step in range(count):
@@ -314,60 +146,6 @@ def count_replaced(run: Run) -> dict[str, Any]:
     report = {**read_json(path), "decode_failures": run.dataset.report()["decode_failures"]}
     write_json(path, report)
     return report
-
-
-class Meter:
-    """Sums losses and norms on the device, so that the host waits for it at log steps only."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self._reset()
-
-    def _reset(self) -> None:
-        self.sums = torch.zeros(2, device=self.run.accelerator.device)
-        self.first_step = self.run.step
-        self.data_s = 0.0
-        self.started = time.perf_counter()
-
-    @contextlib.contextmanager
-    def waiting_for_data(self) -> Iterator[None]:
-        """Count the time of the body as waiting for data."""
-        started = time.perf_counter()
-        yield
-        self.data_s += time.perf_counter() - started
-
-    def add_loss(self, loss: torch.Tensor) -> None:
-        """Add a micro-batch's share of the step's loss, a scalar tensor."""
-        self.sums[0] += loss
-
-    def add_grad_norm(self, norm: torch.Tensor) -> None:
-        """Add the gradient norm of a step, a scalar tensor."""
-        self.sums[1] += norm
-
-    def read(self) -> StepMetrics:
-        """Return the averages since the last call, over all processes, and begin anew."""
-        run = self.run
-        loss, grad_norm = run.accelerator.reduce(self.sums, "mean").tolist()
-        replaced = sum(sum(counts.values()) for counts in run.dataset.decode_failures().values())
-        replaced_anywhere = torch.tensor(replaced, device=run.accelerator.device)
-        steps = run.step - self.first_step
-        elapsed = time.perf_counter() - self.started
-        samples = run.step * run.global_batch
-        metrics = StepMetrics(
-            step=run.step,
-            samples=samples,
-            episodes=samples * run.dataset.num_episodes / run.dataset.num_frames,
-            epochs=samples / run.stream.samples.mixture.num_frames,
-            loss=loss / steps,
-            grad_norm=grad_norm / steps,
-            lr=run.scheduler.get_last_lr()[0],
-            update_s=(elapsed - self.data_s) / steps,
-            data_s=self.data_s / steps,
-            samples_per_s=steps * run.global_batch / elapsed,
-            replaced=int(run.accelerator.reduce(replaced_anywhere, "sum")),
-        )
-        self._reset()
-        return metrics
 
 
 def agree_to_stop(run: Run, stop: list[int]) -> int:

@@ -15,7 +15,7 @@ from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
 from depi.errors import UserError
 from depi.training.config import DatasetConfig
 from depi.training.data import flow_draws, training_stream
-from depi.training.loop import check_same_data
+from depi.training.run import check_same_data
 
 POLICY = SimpleNamespace(
     chunk_size=3,

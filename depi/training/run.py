@@ -1,0 +1,180 @@
+"""A run before its first step: data, policy, optimizer, and what a checkpoint brings back."""
+
+import logging
+import zlib
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from lerobot.configs import PreTrainedConfig
+from lerobot.processor import PolicyProcessorPipeline
+from torch.optim.lr_scheduler import LRScheduler
+
+from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
+from depi.errors import UserError
+from depi.files import read_json, write_json
+from depi.hub.client import go_offline
+from depi.policies import Pi0Policy, load_policy, make_policy, make_processors
+from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
+from depi.training.checkpoint import DATA_REPORT_NAME, load_trained_policy, load_training_state
+from depi.training.config import TrainConfig
+from depi.training.data import FlowStream, dataset_sources, training_stream
+from depi.training.estimate import Estimate, estimate_policy
+from depi.training.optimizer import make_optimizer
+from depi.training.sharding import shard
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """Everything that a training step touches."""
+
+    config: TrainConfig
+    accelerator: Accelerator
+    dataset: MultiLeRobotDataset
+    stream: FlowStream
+    policy: Pi0Policy
+    model: torch.nn.Module  # the policy as accelerate wraps it, for several processes
+    processors: tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler
+    step: int
+
+    @property
+    def global_batch(self) -> int:
+        """Samples that one optimizer step sees, over processes and micro-batches."""
+        config = self.config
+        return config.batch_size * self.accelerator.num_processes * config.gradient_accumulation_steps
+
+
+def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
+    """Open the data, build or load the policy, and bring a resumed run to where it stopped."""
+    assert config.policy is not None
+    assert config.output_dir is not None
+    torch.manual_seed(config.seed)
+    if config.dataset.offline:
+        go_offline()
+    with accelerator.main_process_first():  # one process downloads, the others find the files
+        dataset = open_dataset(config)
+    check_same_data(accelerator, dataset)
+    with accelerator.main_process_first():  # likewise for checkpoints and the tokenizer
+        policy = build_policy(config, dataset).to(accelerator.device)
+        processors = make_processors(policy.config, dataset.stats)
+    stream = training_stream(dataset, config, policy.config)
+    # Nothing is written before all that the user named is known to fit; a resumed run keeps its report.
+    if accelerator.is_main_process and not config.resume:
+        report = {**dataset.report(), "stream": stream.samples.report()}
+        write_json(config.output_dir / DATA_REPORT_NAME, report)
+    policy.train()
+    if policy.config.dtype == "bfloat16":
+        hold_frozen_in_bfloat16(policy.model)
+    if config.recompute:
+        policy.model.set_recompute(config.recompute)
+    if config.compile:
+        policy.model.compile_layers()
+
+    if config.sharding == "none":
+        model = accelerator.prepare(policy)
+    else:
+        shard(policy, accelerator, config.sharding)
+        model = policy
+    optimizer = make_optimizer(policy)
+    scheduler = policy.config.get_scheduler_preset().build(optimizer, config.steps)
+    run = Run(config, accelerator, dataset, stream, policy, model, processors, optimizer, scheduler, step=0)
+    if config.resume:
+        run.step = load_training_state(config, optimizer, scheduler, run.global_batch)
+        if run.step >= config.steps:
+            raise UserError(f"the run has finished its {run.step} steps: ask for more with --steps")
+    describe(run)
+    logger.info("%s", expected_memory(run).line())
+    return run
+
+
+def expected_memory(run: Run) -> Estimate:
+    """What the run will need on each device, before it has allocated most of it."""
+    config = run.config
+    return estimate_policy(
+        run.policy.config,
+        batch_size=config.batch_size,
+        recompute=config.recompute or None,
+        peft=config.peft,
+        num_processes=run.accelerator.num_processes,
+        sharding=config.sharding,
+        cuda=run.accelerator.device.type == "cuda",
+    )
+
+
+def open_dataset(config: TrainConfig) -> MultiLeRobotDataset:
+    """Open the datasets that the flags name or, on resume, exactly those that the run began with."""
+    assert config.policy is not None
+    assert config.output_dir is not None
+    data = config.dataset
+    if config.resume:
+        used = read_json(config.output_dir / DATA_REPORT_NAME)["datasets"]
+        sources = [DatasetSource(entry["repo_id"], entry["revision"], data.root) for entry in used]
+    else:
+        sources = dataset_sources(config)
+    return MultiLeRobotDataset(
+        sources,
+        chunk_size=config.policy.chunk_size,
+        image_size=config.policy.image_resolution[0],
+        max_cameras=data.max_cameras,
+        action_freq=data.action_freq,
+        joint_convention=data.joint_convention,
+        max_bad_fraction=data.max_bad_fraction,
+        max_bad_datasets=data.max_bad_datasets,
+        episodes=data.episodes,
+        offline=data.offline,
+        prepared=data.prepared,
+    )
+
+
+def check_same_data(accelerator: Accelerator, dataset: MultiLeRobotDataset) -> None:
+    """Raise a UserError where the processes opened different data, as when the Hub failed one of them."""
+    facts = [(entry["repo_id"], entry["revision"], entry["frames"]) for entry in dataset.entries]
+    mine = torch.tensor([zlib.crc32(repr(facts).encode())], device=accelerator.device)
+    if len(accelerator.gather(mine).unique()) > 1:
+        raise UserError(
+            f"the processes opened different data (process {accelerator.process_index}: "
+            f"{dataset.num_datasets} datasets, {dataset.num_frames} frames): start the run again"
+        )
+
+
+def build_policy(config: TrainConfig, dataset: MultiLeRobotDataset) -> Pi0Policy:
+    """Return the policy of the last checkpoint, of `--policy.path`, or with random weights."""
+    policy_config: PreTrainedConfig = config.policy
+    if config.resume:
+        return load_trained_policy(config)
+    policy_config.action_feature_names = list(dataset.action_names or []) or None
+    if policy_config.pretrained_path is None:
+        return make_policy(policy_config, dataset)
+    policy = load_policy(
+        policy_config.pretrained_path, config=policy_config, data=dataset, strict=config.strict
+    )
+    if config.peft is not None:
+        add_adapters(policy.model, config.peft)
+    return policy
+
+
+def describe(run: Run) -> None:
+    """Log what is about to be trained on what."""
+    config, data = run.config, run.dataset
+    parameters = sum(parameter.numel() for parameter in run.policy.parameters())
+    logger.info(
+        "training %s (%.1f M parameters) on %s: %s datasets, %s episodes, %s frames; steps %s to %s, "
+        "each of %s samples (batch size %s, processes %s, accumulation %s); output in %s",
+        run.policy.config.type,
+        parameters / 1e6,
+        run.accelerator.device,
+        data.num_datasets,
+        data.num_episodes,
+        data.num_frames,
+        run.step + 1,
+        config.steps,
+        run.global_batch,
+        config.batch_size,
+        run.accelerator.num_processes,
+        config.gradient_accumulation_steps,
+        config.output_dir,
+    )
