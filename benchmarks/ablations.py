@@ -116,9 +116,8 @@ def padding_left_out(parts: Parts) -> Ablation:
             word=packing.word.to(parts.device),
             rows=Rows(*(tensor.to(parts.device) for tensor in packing.rows)),
         )
-        seen = Observation(
-            *(x.to(parts.device) for x in (images, image_mask, tokens, token_mask, state)), packing
-        )
+        seen = Observation(*(x.to(parts.device) for x in (images, image_mask, tokens, token_mask, state)))
+        seen = seen._replace(packing=packing)
         with torch.autocast(parts.device.type, torch.bfloat16, enabled=parts.cuda):
             errors = model(seen, *on)
         backward(errors)
@@ -138,7 +137,7 @@ def cameras_in_one_call(parts: Parts) -> Ablation:
     return Ablation(
         "one SigLIP call for all cameras",
         "1.0 to 1.1 by larger products",
-        lambda: [backward(tower(camera)) for camera in images],
+        lambda: backward(torch.cat([tower(camera) for camera in images])),
         lambda: backward(tower(images.flatten(0, 1))),
     )
 

@@ -1,50 +1,18 @@
 """Policy configurations: LeRobot's own for the published pi0, DePi's for every other size."""
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Protocol
 
-from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
+import torch
+from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.utils.constants import ACTION, OBS_STATE
 
 from depi.errors import UserError
-from depi.models.pi0 import Pi0Dimensions
+from depi.models.pi0 import Pi0, Pi0Dimensions
+from depi.policies.configuration_depi_pi0 import DepiPi0Config
 
 EXPERT_SIZES = {"gemma_300m": (1024, 4096), "gemma_2b": (2048, 16_384)}  # width, MLP size
-LARGEST_SIZE = 1 << 20  # no honest configuration has a larger number in it
-
-
-@PreTrainedConfig.register_subclass("depi_pi0")
-@dataclass
-class DepiPi0Config(PI0Config):
-    """pi0 in any size; the defaults train on a laptop's processor. LeRobot's `pi0` is the published size."""
-
-    image_resolution: tuple[int, int] = (84, 84)
-    patch_size: int = 14
-    vision_width: int = 128
-    vision_depth: int = 2
-    vision_heads: int = 4
-    vision_mlp_dim: int = 256
-    vocab_size: int = 1024
-    width: int = 128
-    mlp_dim: int = 256
-    expert_width: int = 128
-    expert_mlp_dim: int = 256
-    depth: int = 4
-    num_heads: int = 4
-    num_kv_heads: int = 1
-    head_dim: int = 32
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        sizes = {field.name for field in dataclasses.fields(Pi0Dimensions)} & set(vars(self))
-        for name in sorted(sizes - {"min_period", "max_period"}):
-            value = getattr(self, name)
-            if not 0 < value <= LARGEST_SIZE:
-                raise ValueError(f"{name} must be between 1 and {LARGEST_SIZE}, not {value}")
-        if max(self.depth, self.vision_depth) > 1000:
-            raise ValueError(f"{max(self.depth, self.vision_depth)} layers are too many: at most 1000")
 
 
 def dimensions_of(config: PI0Config) -> Pi0Dimensions:
@@ -87,6 +55,17 @@ def refuse_unsupported(config: PI0Config) -> None:
     for problem, present in problems.items():
         if present:
             raise UserError(f"policy configuration: {problem}")
+
+
+def freeze_parts(model: Pi0, config: PI0Config) -> None:
+    """Freeze what `freeze_vision_encoder` and `train_expert_only` say."""
+    frozen: list[torch.nn.Module] = []
+    if config.freeze_vision_encoder:
+        frozen = [model.vision]
+    if config.train_expert_only:
+        frozen = [model.vision, model.image_proj, model.token_embedding, model.prefix]
+    for part in frozen:
+        part.requires_grad_(False)
 
 
 class TrainingData(Protocol):

@@ -26,7 +26,7 @@ from depi.models.packing import pack
 from depi.models.pi0 import Observation, Pi0, sample_noise, sample_time
 from depi.models.sampling import sample_actions, trim
 from depi.policies.adapters import merged_state
-from depi.policies.configuration import DepiPi0Config, dimensions_of
+from depi.policies.configuration import DepiPi0Config, dimensions_of, freeze_parts
 from depi.policies.convert import save_weights
 from depi.policies.sampling import Guidance, rtc_enabled, rtc_processor, sample_guided
 
@@ -50,23 +50,13 @@ class Pi0Policy(PreTrainedPolicy):
         self.config: PI0Config = config
         self.model = Pi0(dimensions_of(config))
         self.model.set_recompute(float(config.gradient_checkpointing))
-        self._freeze()
+        freeze_parts(self.model, config)
         if config.compile_model:
             self.model.compile_layers(mode=config.compile_mode)
         self._inference_only = False
         self._captured = Captured(self._sample)
         self.init_rtc_processor()
         self.reset()
-
-    def _freeze(self) -> None:
-        model = self.model
-        frozen = []
-        if self.config.freeze_vision_encoder:
-            frozen = [model.vision]
-        if self.config.train_expert_only:
-            frozen = [model.vision, model.image_proj, model.token_embedding, model.prefix]
-        for part in frozen:
-            part.requires_grad_(False)
 
     def get_optim_params(self) -> list[torch.nn.Parameter]:
         """The parameters to train."""

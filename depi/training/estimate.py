@@ -15,7 +15,6 @@ again, one layer at a time, in the backward pass. Stacks that no gradient passes
 
 import json
 import math
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -31,19 +30,14 @@ from torch import nn
 from depi.errors import UserError
 from depi.flags import parse_flags
 from depi.models.pi0 import Pi0, Pi0Dimensions
+from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
 from depi.policies.checkpoint import load_config, resolve_checkpoint
-from depi.policies.configuration import dimensions_of
-from depi.policies.convert import lerobot_name
+from depi.policies.configuration import dimensions_of, freeze_parts
+from depi.training.config import SHARDINGS
 
 CARDS_GB = (24, 40, 48, 80, 141)
 # A rule of thumb for the CUDA context, workspaces, and what the allocator cannot use.
 RESERVE_GB = 1.5
-SHARDINGS = ("none", "full")
-# What LeRobot adapts in a pi0 when it is not told.
-LORA_TARGETS = (
-    r"(.*\.gemma_expert\..*\.self_attn\.(q|v)_proj|"
-    r"model\.(state_proj|action_in_proj|action_out_proj|action_time_mlp_in|action_time_mlp_out))"
-)
 STACKS = ("vision", "prefix", "suffix")
 
 
@@ -55,7 +49,6 @@ class Estimate:
     gradients: int
     optimizer: int
     compute_copies: int  # bfloat16
-    communication: int
     activations: Mapping[str, int]
     recomputed_layer: int  # the largest one, in the backward pass
     reserve: int
@@ -70,7 +63,6 @@ class Estimate:
             "gradients (float32)": self.gradients,
             "optimizer state": self.optimizer,
             "bfloat16 copies of weights": self.compute_copies,
-            "buffers for communication": self.communication,
             **{f"activations: {kind}": size for kind, size in self.activations.items()},
             "one layer in the backward pass": self.recomputed_layer,
             "reserve for the device": self.reserve,
@@ -105,16 +97,13 @@ class Estimate:
 
 
 def estimate_memory(
-    d: Pi0Dimensions,
+    model: Pi0,
     *,
     batch_size: int,
     images: float = 3,
     words: int = 48,
     recompute: float = 0.0,
-    frozen: frozenset[str] = frozenset(),
-    adapters: Mapping[str, int] | None = None,
-    num_processes: int = 1,
-    sharding: str = "none",
+    shards: int = 1,
     optimizer_bytes: int = 8,
     bfloat16: bool = True,
     cuda: bool = True,
@@ -122,72 +111,55 @@ def estimate_memory(
     """Bytes that a training step takes on each device.
 
     Args:
-        d: the network's sizes.
+        model: as it is trained, frozen parts and adapters included; the meta device suffices.
         batch_size: samples per device and micro-batch.
         images: real images per sample, on average if they are packed.
         words: prompt tokens per sample.
         recompute: share, 0..1, of the layers of each stack that are recomputed in the backward pass.
-        frozen: names of the network's parts that are not trained, such as "vision".
-        adapters: with adapters, their numbers of parameters by stack; nothing else is trained then.
-        num_processes: devices.
-        sharding: "none" (each device holds everything) or "full" (weights, gradients, optimizer are split).
+        shards: devices over which weights, gradients and optimizer state are split.
         optimizer_bytes: per trained parameter; AdamW in float32 takes 8.
         bfloat16: compute in bfloat16 beside float32 weights.
         cuda: fused norms; False counts what the CPU keeps.
     """
-    sizes, matrices = _parameters(d)
-    trainable = sum(size for name, size in sizes.items() if name not in frozen)
-    if adapters is not None:
-        trainable = sum(adapters.values())
-    active = _active_stacks(frozen, adapters)
-    extra = sum(adapters.values()) if adapters else 0
-    weights = sum(sizes.values()) + extra
-    shards = num_processes if sharding == "full" else 1
-    used = sum(matrices[stack] for stack in active)
-    if sharding == "full":  # what is gathered at a time: the embedding, and two layers of the language model
-        used = sizes["token_embedding"] + 2 * matrices["prefix"] // max(d.depth - 1, 1)
+    d, parameters = model.dimensions, list(model.parameters())
+    trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    # Autocast keeps a rounded copy of what is trained; what is frozen is held rounded.
+    copied = sum(p.numel() for p in parameters if p.requires_grad and p.ndim >= 2)
+    if shards > 1:  # what is gathered at a time: the embedding, and two layers of the language model
+        layers = sum(p.numel() for p in model.prefix.parameters())
+        copied = model.token_embedding.weight.numel() + 2 * layers // d.depth
     activations, largest = activation_bytes(
         d,
         batch_size=batch_size,
         images=images,
         words=words,
         recompute=recompute,
-        active=active,
+        active=_active_stacks(model),
         number_bytes=2 if bfloat16 else 4,
         cuda=cuda,
     )
     return Estimate(
-        weights=4 * weights // shards,
+        weights=sum(parameter.numel() * parameter.element_size() for parameter in parameters) // shards,
         gradients=4 * trainable // shards,
         optimizer=optimizer_bytes * trainable // shards,
-        compute_copies=2 * used if bfloat16 else 0,
-        communication=4 * trainable if num_processes > 1 and sharding == "none" else 0,
+        compute_copies=2 * copied if bfloat16 else 0,
         activations=activations,
         recomputed_layer=largest,
         reserve=int(RESERVE_GB * 1e9) if cuda else 0,
-        parameters=weights,
+        parameters=sum(parameter.numel() for parameter in parameters),
         trainable=trainable,
     )
 
 
-def _active_stacks(frozen: frozenset[str], adapters: Mapping[str, int] | None) -> list[str]:
+def _active_stacks(model: Pi0) -> list[str]:
     """The stacks that gradients pass, on their way to whatever is trained."""
-    if adapters is None:
-        return [stack for stack in STACKS if stack not in frozen]
-    first = min((STACKS.index(stack) for stack in STACKS if adapters.get(stack)), default=len(STACKS))
-    return list(STACKS[first:])
+    vision = _trained(model.vision)
+    prefix = vision or any(map(_trained, (model.image_proj, model.token_embedding, model.prefix)))
+    return [stack for stack, active in zip(STACKS, (vision, prefix, True), strict=True) if active]
 
 
-def _parameters(d: Pi0Dimensions) -> tuple[dict[str, int], dict[str, int]]:
-    """Numbers of parameters by part of the network, and those of the matrices in each stack."""
-    with torch.device("meta"):
-        model = Pi0(d)
-    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
-    matrices = {
-        stack: sum(p.numel() for p in model.get_submodule(stack).parameters() if p.ndim == 2)
-        for stack in STACKS
-    }
-    return sizes, matrices
+def _trained(part: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in part.parameters())
 
 
 def activation_bytes(
@@ -249,82 +221,20 @@ def activation_bytes(
     return {**kinds, "between layers": int(rest)}, int(largest)
 
 
-def estimate_policy(
-    config: PI0Config,
-    *,
-    batch_size: int,
-    images: float | None = None,
-    recompute: float | None = None,
-    peft: PeftConfig | None = None,
-    num_processes: int = 1,
-    sharding: str = "none",
-    cuda: bool = True,
-) -> Estimate:
-    """`estimate_memory` for a policy's configuration.
-
-    Args:
-        config: `train_expert_only` and `freeze_vision_encoder` are heeded.
-        batch_size: samples per device and micro-batch.
-        images: real images per sample; the configuration's cameras if None, or 3 where it names none.
-        recompute: share of layers; by `config.gradient_checkpointing` if None.
-        peft: adapters, LeRobot's usual ones unless it names their targets.
-        num_processes, sharding, cuda: as for `estimate_memory`.
+def model_to_train(config: PI0Config, peft: PeftConfig | None) -> Pi0:
+    """The network of a configuration as training would hold it, on the meta device.
 
     Raises:
-        UserError: the configuration is not available, or no adapter finds a target.
+        UserError: the configuration is not available, or adapters find no target.
     """
-    d = dimensions_of(config)
-    frozen: tuple[str, ...] = ()
-    if config.freeze_vision_encoder:
-        frozen = ("vision",)
-    if config.train_expert_only:
-        frozen = ("vision", "image_proj", "token_embedding", "prefix")
-    return estimate_memory(
-        d,
-        batch_size=batch_size,
-        images=(len(config.image_features) or 3) if images is None else images,
-        words=config.tokenizer_max_length,
-        recompute=float(config.gradient_checkpointing) if recompute is None else recompute,
-        frozen=frozenset(frozen),
-        adapters=None if peft is None else adapter_parameters(d, peft),
-        num_processes=num_processes,
-        sharding=sharding,
-        bfloat16=config.dtype == "bfloat16",
-        cuda=cuda,
-    )
-
-
-def adapter_parameters(d: Pi0Dimensions, peft: PeftConfig) -> dict[str, int]:
-    """Parameters that LoRA adds, by part of the network; targets go by LeRobot's names.
-
-    Raises:
-        UserError: it is another method, a pattern is malformed, or nothing matches.
-    """
-    if peft.method_type.upper() != "LORA":
-        raise UserError(f"--peft.method_type={peft.method_type}: only LORA can be estimated")
-    targets = LORA_TARGETS if peft.target_modules is None else peft.target_modules
     with torch.device("meta"):
-        model = Pi0(d)
-    found: dict[str, int] = {}
-    for name, module in model.named_modules():
-        lerobot = "model." + lerobot_name(name + ".", d.depth).removesuffix(".")
-        if isinstance(module, nn.Linear) and _is_target(lerobot, targets):
-            part = name.partition(".")[0]
-            found[part] = found.get(part, 0) + peft.r * (module.in_features + module.out_features)
-    if not found:
-        raise UserError(f"--peft.target_modules={targets} matches no layer of pi0")
-    return found
-
-
-def _is_target(name: str, targets: list[str] | str) -> bool:
-    if isinstance(targets, list):
-        return any(name == target or name.endswith("." + target) for target in targets)
-    if targets == "all-linear":
-        return True
-    try:
-        return re.fullmatch(targets, name) is not None
-    except re.error as error:
-        raise UserError(f"--peft.target_modules={targets} is no regular expression: {error}") from None
+        model = Pi0(dimensions_of(config))
+    freeze_parts(model, config)
+    if peft is not None:
+        add_adapters(model, peft)
+    if config.dtype == "bfloat16":
+        hold_frozen_in_bfloat16(model)
+    return model
 
 
 @dataclass
@@ -338,14 +248,15 @@ class EstimateConfig:
     policy: PreTrainedConfig | None = None
     # Samples per process and micro-batch.
     batch_size: int = 8
-    # Real images per sample, on average; by default as many as the policy has cameras, or 3.
-    images: float | None = None
+    # Real images per sample, on average.
+    images: float = 3.0
     # Share, 0 to 1, of the layers that are computed again in the backward pass.
-    recompute: float | None = None
+    recompute: float = 0.0
     # Adapters, as LeRobot names them: --peft.r=16, --peft.target_modules.
     peft: PeftConfig | None = None
     num_processes: int = 1
-    # none: every process holds everything. full: weights, gradients and optimizer state are split.
+    # none: every process holds everything. full: weights, gradients and optimizer state are split; so they
+    # are with hybrid, over the processes of one machine.
     sharding: str = "none"
     # Print JSON, in bytes, instead of a table.
     json: bool = False
@@ -354,9 +265,9 @@ class EstimateConfig:
         for name in ("batch_size", "num_processes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
-        if self.recompute is not None and not 0 <= self.recompute <= 1:
+        if not 0 <= self.recompute <= 1:
             raise ValueError(f"--recompute must be 0 to 1, not {self.recompute}")
-        if self.images is not None and not 0 < self.images <= 100:
+        if not 0 < self.images <= 100:
             raise ValueError(f"--images must be above 0 and at most 100, not {self.images}")
         if self.sharding not in SHARDINGS:
             raise ValueError(f"--sharding={self.sharding} is none of {', '.join(SHARDINGS)}")
@@ -377,14 +288,14 @@ def main(args: list[str]) -> int:
         config.policy = load_config(folder, overrides)
     if not isinstance(config.policy, PI0Config):
         raise UserError("depi estimate: no policy that DePi trains: give --policy.type=pi0 or --policy.path")
-    estimate = estimate_policy(
-        config.policy,
+    estimate = estimate_memory(
+        model_to_train(config.policy, config.peft),
         batch_size=config.batch_size,
         images=config.images,
+        words=config.policy.tokenizer_max_length,
         recompute=config.recompute,
-        peft=config.peft,
-        num_processes=config.num_processes,
-        sharding=config.sharding,
+        shards=1 if config.sharding == "none" else config.num_processes,
+        bfloat16=config.policy.dtype == "bfloat16",
     )
     if config.json:
         print(json.dumps(estimate.to_dict()))

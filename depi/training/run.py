@@ -1,6 +1,7 @@
 """A run before its first step: data, policy, optimizer, and what a checkpoint brings back."""
 
 import logging
+import os
 import zlib
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
 from depi.training.checkpoint import DATA_REPORT_NAME, load_trained_policy, load_training_state
 from depi.training.config import TrainConfig
 from depi.training.data import FlowStream, dataset_sources, training_stream
-from depi.training.estimate import Estimate, estimate_policy
+from depi.training.estimate import Estimate, estimate_memory
 from depi.training.optimizer import make_optimizer
 from depi.training.sharding import shard
 
@@ -93,14 +94,16 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
 
 def expected_memory(run: Run) -> Estimate:
     """What the run will need on each device, before it has allocated most of it."""
-    config = run.config
-    return estimate_policy(
-        run.policy.config,
+    config, policy, processes = run.config, run.policy.config, run.accelerator.num_processes
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return estimate_memory(
+        run.policy.model,
         batch_size=config.batch_size,
-        recompute=config.recompute or None,
-        peft=config.peft,
-        num_processes=run.accelerator.num_processes,
-        sharding=config.sharding,
+        images=max(run.stream.samples.images),
+        words=policy.tokenizer_max_length,
+        recompute=config.recompute or float(policy.gradient_checkpointing),
+        shards={"none": 1, "full": processes, "hybrid": local}[config.sharding],
+        bfloat16=policy.dtype == "bfloat16",
         cuda=run.accelerator.device.type == "cuda",
     )
 

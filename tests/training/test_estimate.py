@@ -7,12 +7,14 @@ from weakref import WeakSet
 import pytest
 import torch
 from lerobot.configs.default import PeftConfig
+from lerobot.policies.pi0.configuration_pi0 import PI0Config
 
 from depi.cli import main
-from depi.errors import UserError
 from depi.models.pi0 import Observation, Pi0, Pi0Dimensions
 from depi.policies import DepiPi0Config, make_policy
-from depi.training.estimate import activation_bytes, adapter_parameters, estimate_memory, estimate_policy
+from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
+from depi.training.estimate import activation_bytes, estimate_memory, model_to_train
+from depi.training.optimizer import make_optimizer
 
 SIZES = Pi0Dimensions.tiny(
     width=192, mlp_dim=640, expert_width=96, expert_mlp_dim=320, vision_width=160, vision_mlp_dim=480,
@@ -84,52 +86,61 @@ def test_activations(recompute, frozen):
     assert sum(kinds.values()) == pytest.approx(measured, rel=0.15), kinds
 
 
-def test_what_is_exact():
+@pytest.mark.parametrize(
+    ("flags", "peft"),
+    [
+        ({}, None),
+        ({"train_expert_only": True}, None),
+        ({"freeze_vision_encoder": True, "dtype": "bfloat16"}, None),
+        ({"dtype": "bfloat16"}, PeftConfig(r=4)),
+    ],
+)
+def test_what_is_exact(flags, peft):
     """Weights, gradients and optimizer state, against real ones."""
     data = SimpleNamespace(state_dim=6, action_dim=6, camera_slots=("observation.images.0",))
-    for flags in ({}, {"train_expert_only": True}, {"freeze_vision_encoder": True}):
-        policy = make_policy(DepiPi0Config(device="cpu", **flags), data)
-        optimizer = torch.optim.AdamW(policy.get_optim_params())
-        for parameter in policy.get_optim_params():
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-        state = [v for values in optimizer.state.values() for v in values.values() if v.ndim]
-        estimate = estimate_policy(policy.config, batch_size=2)
-        assert estimate.weights == sum(p.numel() * 4 for p in policy.parameters())
-        assert estimate.gradients == sum(p.grad.numel() * 4 for p in policy.get_optim_params())
-        assert estimate.optimizer == sum(v.numel() * 4 for v in state)
+    policy = make_policy(DepiPi0Config(device="cpu", **flags), data)
+    if peft is not None:
+        add_adapters(policy.model, peft)
+    if policy.config.dtype == "bfloat16":
+        hold_frozen_in_bfloat16(policy.model)
+    optimizer = make_optimizer(policy)
+    for parameter in policy.get_optim_params():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    state = [v for values in optimizer.state.values() for v in values.values() if v.ndim]
+    estimate = estimate_memory(model_to_train(policy.config, peft), batch_size=2)
+    assert estimate.weights == size(policy.parameters())
+    assert estimate.gradients == size(p.grad for p in policy.get_optim_params())
+    assert estimate.optimizer == size(state)
+
+
+def size(tensors):
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def estimate_full(shards=1, peft=None, **flags):
+    return estimate_memory(model_to_train(PI0Config(**flags), peft), batch_size=8, shards=shards)
 
 
 def test_sharding_splits_what_it_can():
-    alone = estimate_memory(Pi0Dimensions.full(), batch_size=8)
-    ddp = estimate_memory(Pi0Dimensions.full(), batch_size=8, num_processes=8)
-    full = estimate_memory(Pi0Dimensions.full(), batch_size=8, num_processes=8, sharding="full")
-    assert ddp.total == alone.total + alone.gradients
-    assert (full.weights, full.gradients, full.optimizer) == tuple(
+    alone, sharded = estimate_full(), estimate_full(shards=8)
+    assert (sharded.weights, sharded.gradients, sharded.optimizer) == tuple(
         size // 8 for size in (alone.weights, alone.gradients, alone.optimizer)
     )
-    assert full.activations == alone.activations
-    assert full.compute_copies < alone.compute_copies
+    assert sharded.activations == alone.activations
+    assert sharded.compute_copies < alone.compute_copies
 
 
-def test_adapters():
-    d = Pi0Dimensions.full()
-    per_layer = (1024 + 2048) + (1024 + 256)  # q and v of the expert
-    projections = (32 + 1024) * 3 + (2048 + 1024) + (1024 + 1024)
-    found = adapter_parameters(d, PeftConfig(r=16))
-    assert found["suffix"] == 16 * 18 * per_layer
-    assert sum(found.values()) == 16 * (18 * per_layer + projections)
-    expert = estimate_memory(d, batch_size=1, adapters=found)
+def test_adapters_and_frozen_parts():
+    whole = estimate_full(dtype="bfloat16")
+    adapted = estimate_full(dtype="bfloat16", peft=PeftConfig(r=16))
+    assert adapted.trainable < whole.trainable / 50
+    assert adapted.weights < 0.6 * whole.weights
+    assert adapted.activations["vision"] == 0 < adapted.activations["language model"]
+    expert = estimate_full(dtype="bfloat16", train_expert_only=True)
     assert expert.activations["language model"] == expert.activations["vision"] == 0
-    everywhere = adapter_parameters(d, PeftConfig(target_modules="all-linear"))
-    assert estimate_memory(d, batch_size=1, adapters=everywhere).activations["vision"] > 0
-    for peft, message in (
-        (PeftConfig(target_modules=["nothing"]), "matches no layer"),
-        (PeftConfig(target_modules="("), "no regular expression"),
-        (PeftConfig(method_type="MISS"), "only LORA"),
-    ):
-        with pytest.raises(UserError, match=message):
-            adapter_parameters(d, peft)
+    everywhere = estimate_full(peft=PeftConfig(target_modules="all-linear"))
+    assert everywhere.activations["vision"] > 0
 
 
 def test_command(capsys):
@@ -149,7 +160,7 @@ def test_command(capsys):
     ("flags", "message"),
     [
         ([], "no policy"),
-        (["--policy.type=act"], "no policy that DePi trains"),
+        (["--policy.type=act"], "pi0, depi_pi0"),
         (["--policy.type=pi0", "--sharding=half"], "none of none, full"),
         (["--policy.type=pi0", "--recompute=2"], "0 to 1"),
         (["--policy.type=pi0", "--batch_size=0"], "at least 1"),

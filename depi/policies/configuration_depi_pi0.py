@@ -1,0 +1,47 @@
+"""The configuration of pi0 in any size.
+
+LeRobot's factory finds what belongs to a policy type by module name: from `configuration_depi_pi0` it goes to
+`modeling_depi_pi0` for the policy and to `processor_depi_pi0` for its pipelines.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies.pi0.configuration_pi0 import PI0Config
+
+from depi.models.pi0 import Pi0Dimensions
+
+LARGEST_SIZE = 1 << 20  # no honest configuration has a larger number in it
+
+
+@PreTrainedConfig.register_subclass("depi_pi0")
+@dataclass
+class DepiPi0Config(PI0Config):
+    """pi0 in any size; the defaults train on a laptop's processor. LeRobot's `pi0` is the published size."""
+
+    image_resolution: tuple[int, int] = (84, 84)
+    patch_size: int = 14
+    vision_width: int = 128
+    vision_depth: int = 2
+    vision_heads: int = 4
+    vision_mlp_dim: int = 256
+    vocab_size: int = 1024
+    width: int = 128
+    mlp_dim: int = 256
+    expert_width: int = 128
+    expert_mlp_dim: int = 256
+    depth: int = 4
+    num_heads: int = 4
+    num_kv_heads: int = 1
+    head_dim: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sizes = {field.name for field in dataclasses.fields(Pi0Dimensions)} & set(vars(self))
+        for name in sorted(sizes - {"min_period", "max_period"}):
+            value = getattr(self, name)
+            if not 0 < value <= LARGEST_SIZE:
+                raise ValueError(f"{name} must be between 1 and {LARGEST_SIZE}, not {value}")
+        if max(self.depth, self.vision_depth) > 1000:
+            raise ValueError(f"{max(self.depth, self.vision_depth)} layers are too many: at most 1000")
