@@ -15,6 +15,7 @@ from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETR
 from depi.datasets.joints import SPACES
 from depi.datasets.stream import CAMERA_MODES
 from depi.errors import UserError
+from depi.evaluation.evaluate import EnvConfig, EpisodesConfig
 from depi.files import read_json
 from depi.flags import parse_flags
 from depi.hub.client import download_file, repo_info
@@ -102,6 +103,14 @@ class DatasetConfig:
 
 
 @dataclass
+@dataclass
+class EvalConfig(EpisodesConfig):
+    """How much an evaluation during training measures."""
+
+    # Held-out samples; the same ones, with the same noise and times, at every evaluation.
+    n_samples: int = 1024
+
+
 class TrainConfig:
     """Train pi0 on one or many LeRobot datasets.
 
@@ -111,6 +120,9 @@ class TrainConfig:
     Resume:  --resume=true with --config_path=RUN/checkpoints/last/pretrained_model
              or --output_dir=RUN
     """
+    Exit:    0 all steps done; 2 wrong flags, unusable data or too many bad steps, with one sentence why;
+             130 (SIGINT) or 143 (SIGTERM) stopped by a signal after finishing the step and saving it;
+             a second signal stops at once and saves nothing
 
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     policy: PreTrainedConfig | None = None
@@ -129,6 +141,18 @@ class TrainConfig:
     # 0 saves at the end only.
     save_freq: int = 20_000
     # Refuse a checkpoint of --policy.path whose keys do not match exactly.
+    # Every so many steps, and after the last: the loss on the episodes that --dataset.eval_split holds out,
+    # and rollouts in the simulator of --env.type. 0: never.
+    eval_freq: int = 20_000
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    env: EnvConfig | None = None
+    # A step leaves the weights as they are when its loss or gradient norm is not finite, or above these.
+    loss_threshold: float | None = None
+    grad_norm_threshold: float | None = None
+    # The run stops, at the next log line, once it has skipped more steps than this since its beginning.
+    max_bad_steps: int = 100
+    # Profile so many steps, from the fourth on, or those of a range, such as 100-109.
+    profile: str | None = None
     strict: bool = True
     # Compile the layers.
     compile: bool = False
@@ -150,6 +174,18 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
         if self.sharding not in SHARDINGS:
+        for name in ("eval_freq", "max_bad_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} must not be negative, not {getattr(self, name)}")
+        for name in ("loss_threshold", "grad_norm_threshold"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"--{name} must be positive, not {value}")
+        for name in ("n_episodes", "n_samples"):
+            if getattr(self.eval, name) < 1:
+                raise ValueError(f"--eval.{name} must be at least 1, not {getattr(self.eval, name)}")
+        if self.profile is not None:
+            steps_to_profile(self.profile, 0)
             raise ValueError(f"--sharding={self.sharding} is none of {', '.join(SHARDINGS)}")
         if self.sharding != "none" and self.peft is not None:
             raise ValueError("--peft does not go with --sharding: what it trains is small; use DDP")
@@ -174,6 +210,21 @@ class TrainConfig:
 
 
 def parse_train_config(args: Sequence[str]) -> TrainConfig:
+def steps_to_profile(wanted: str, start_step: int) -> range:
+    """The steps, numbered from 1, that `--profile` asks for in a process that starts after `start_step`.
+
+    Raises:
+        ValueError: it is neither a number of steps nor FIRST-LAST.
+    """
+    first, dash, last = wanted.partition("-")
+    if not first.isdecimal() or (dash and not last.isdecimal()):
+        raise ValueError(f"--profile={wanted} is neither a number of steps nor FIRST-LAST")
+    steps = range(int(first), int(last) + 1) if dash else range(start_step + 4, start_step + 4 + int(first))
+    if not steps or steps[0] < 1:
+        raise ValueError(f"--profile={wanted} names no step")
+    return steps
+
+
     """Turn the command line of `depi/train.py` into a checked configuration.
 
     Raises:
@@ -184,6 +235,7 @@ def parse_train_config(args: Sequence[str]) -> TrainConfig:
     if config.resume:
         _locate_resumed_run(config, args)
     else:
+        config.profile = parser.parse_arg("profile", args)  # what was profiled once is not every time
         _name_policy(config, args)
         _name_output_dir(config)
     check_data_source(config)
