@@ -1,0 +1,110 @@
+"""LeRobot's commands load DePi's checkpoints with nothing patched, drive a robot and record what it does."""
+
+import json
+
+import av
+import numpy as np
+import pytest
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+SLOTS = ("observation.images.0", "observation.images.1")
+# Where the policy sends the arm, up to a few degrees of noise: each joint somewhere else.
+TARGET = np.array([25.0, -70.0, 60.0, 45.0, -30.0, 60.0])
+TO_SLOTS = {"observation.images.wrist": SLOTS[0], "observation.images.front": SLOTS[1]}
+TASK = "Touch the red cube."
+
+
+@pytest.fixture(scope="module")
+def arm(module_hub, tmp_path_factory, write_checkpoint):
+    """A checkpoint for the arm."""
+    values = {"observation.state": (TARGET, np.full(6, 30.0)), "action": (TARGET, np.full(6, 2.0))}
+    return write_checkpoint(tmp_path_factory.mktemp("arm"), SLOTS, values)
+
+
+def rollout_flags(policy, *more: str) -> list[str]:
+    return [
+        f"--policy.path={policy}",
+        "--robot.type=sim_so101",
+        f"--rename_map={json.dumps(TO_SLOTS)}",
+        f"--task={TASK}",
+        "--fps=10",
+        "--device=cpu",
+        "--play_sounds=false",
+        "--return_to_initial_position=false",
+        *more,
+    ]
+
+
+def recording_flags(root, episodes: int, *more: str) -> list[str]:
+    return [
+        "--strategy.type=episodic",
+        "--dataset.repo_id=alice/rollout_touch",
+        "--dataset.no_stamp=true",
+        f"--dataset.root={root}",
+        f"--dataset.num_episodes={episodes}",
+        "--dataset.episode_time_s=4",
+        "--dataset.reset_time_s=0",
+        "--dataset.fps=10",
+        "--dataset.rgb_encoder.vcodec=h264",
+        "--dataset.push_to_hub=false",
+        *more,
+    ]
+
+
+def test_rollout_records_a_dataset_of_the_robot_that_the_policy_drives(arm, lerobot, tmp_path):
+    root = tmp_path / "recorded"
+    lerobot("rollout", *rollout_flags(arm), *recording_flags(root, 1))
+    dataset = LeRobotDataset("alice/rollout_touch", root=root)
+    assert (dataset.num_episodes, dataset.fps, dataset.meta.robot_type) == (1, 10, "sim_so101")
+    assert 5 <= dataset.num_frames <= 41
+    assert dataset.meta.features["action"]["names"][0] == "shoulder_pan.pos"
+    table = dataset.hf_dataset.with_format("numpy")[:]
+    actions, states = np.stack(table["action"]), np.stack(table["observation.state"])
+    assert np.abs(actions - TARGET).max() < 15
+    assert np.abs(actions[0] - states[0]).max() > 20
+    assert np.abs(states[-1] - TARGET).max() < 15, "the arm has not followed the policy"
+    first, last = dataset[0], dataset[dataset.num_frames - 1]
+    assert first["task"] == TASK
+    for view in ("front", "wrist"):
+        key = f"observation.images.{view}"
+        assert first[key].shape == (3, 48, 64)
+        assert (first[key] - last[key]).abs().max() > 0.2, view
+
+
+@pytest.fixture(scope="module")
+def pusher(module_hub, tmp_path_factory, write_checkpoint):
+    """A checkpoint for PushT, whose agent it sends to one corner."""
+    values = {
+        "observation.state": (np.full(2, 256.0), np.full(2, 100.0)),
+        "action": (np.array([450.0, 60.0]), np.full(2, 5.0)),
+    }
+    return write_checkpoint(tmp_path_factory.mktemp("pusher"), SLOTS[:1], values)
+
+
+def test_eval_runs_a_gym_environment(pusher, lerobot, tmp_path):
+    lerobot(
+        "eval",
+        f"--policy.path={pusher}",
+        "--policy.device=cpu",
+        "--env.type=pusht",
+        "--env.episode_length=12",
+        "--env.observation_width=96",
+        "--env.observation_height=96",
+        "--eval.n_episodes=2",
+        "--eval.batch_size=2",
+        "--eval.use_async_envs=false",
+        f"--rename_map={json.dumps({'observation.image': SLOTS[0]})}",
+        f"--output_dir={tmp_path}",
+    )
+    info = json.loads((tmp_path / "eval_info.json").read_text())
+    assert info["overall"]["n_episodes"] == 2
+    videos = sorted((tmp_path / "videos").rglob("*.mp4"))
+    assert len(videos) == 2
+    with av.open(str(videos[0])) as file:
+        frames = [frame.to_ndarray(format="rgb24").astype(int) for frame in file.decode(video=0)]
+    height, width, _ = frames[-1].shape
+    # The agent is the only thing that is blue; the block and the goal are grey and green.
+    red, _, blue = frames[-1].transpose(2, 0, 1)
+    rows, columns = np.nonzero(blue - red > 80)
+    assert abs(columns.mean() / width - 450 / 512) < 0.08
+    assert abs(rows.mean() / height - 60 / 512) < 0.08
