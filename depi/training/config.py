@@ -103,7 +103,6 @@ class DatasetConfig:
 
 
 @dataclass
-@dataclass
 class EvalConfig(EpisodesConfig):
     """How much an evaluation during training measures."""
 
@@ -111,6 +110,7 @@ class EvalConfig(EpisodesConfig):
     n_samples: int = 1024
 
 
+@dataclass
 class TrainConfig:
     """Train pi0 on one or many LeRobot datasets.
 
@@ -119,10 +119,10 @@ class TrainConfig:
     Policy:  --policy.type=pi0 (from scratch) or --policy.path=FOLDER_OR_REPO (fine-tuning)
     Resume:  --resume=true with --config_path=RUN/checkpoints/last/pretrained_model
              or --output_dir=RUN
-    """
     Exit:    0 all steps done; 2 wrong flags, unusable data or too many bad steps, with one sentence why;
              130 (SIGINT) or 143 (SIGTERM) stopped by a signal after finishing the step and saving it;
              a second signal stops at once and saves nothing
+    """
 
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     policy: PreTrainedConfig | None = None
@@ -140,7 +140,6 @@ class TrainConfig:
     log_freq: int = 200
     # 0 saves at the end only.
     save_freq: int = 20_000
-    # Refuse a checkpoint of --policy.path whose keys do not match exactly.
     # Every so many steps, and after the last: the loss on the episodes that --dataset.eval_split holds out,
     # and rollouts in the simulator of --env.type. 0: never.
     eval_freq: int = 20_000
@@ -153,6 +152,7 @@ class TrainConfig:
     max_bad_steps: int = 100
     # Profile so many steps, from the fourth on, or those of a range, such as 100-109.
     profile: str | None = None
+    # Refuse a checkpoint of --policy.path whose keys do not match exactly.
     strict: bool = True
     # Compile the layers.
     compile: bool = False
@@ -173,7 +173,6 @@ class TrainConfig:
         for name in ("batch_size", "gradient_accumulation_steps", "steps", "log_freq"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
-        if self.sharding not in SHARDINGS:
         for name in ("eval_freq", "max_bad_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} must not be negative, not {getattr(self, name)}")
@@ -186,6 +185,7 @@ class TrainConfig:
                 raise ValueError(f"--eval.{name} must be at least 1, not {getattr(self.eval, name)}")
         if self.profile is not None:
             steps_to_profile(self.profile, 0)
+        if self.sharding not in SHARDINGS:
             raise ValueError(f"--sharding={self.sharding} is none of {', '.join(SHARDINGS)}")
         if self.sharding != "none" and self.peft is not None:
             raise ValueError("--peft does not go with --sharding: what it trains is small; use DDP")
@@ -209,7 +209,6 @@ class TrainConfig:
         return self.output_dir / CHECKPOINTS_DIR
 
 
-def parse_train_config(args: Sequence[str]) -> TrainConfig:
 def steps_to_profile(wanted: str, start_step: int) -> range:
     """The steps, numbered from 1, that `--profile` asks for in a process that starts after `start_step`.
 
@@ -225,6 +224,7 @@ def steps_to_profile(wanted: str, start_step: int) -> range:
     return steps
 
 
+def parse_train_config(args: Sequence[str]) -> TrainConfig:
     """Turn the command line of `depi/train.py` into a checked configuration.
 
     Raises:
@@ -234,8 +234,8 @@ def steps_to_profile(wanted: str, start_step: int) -> range:
     config = parse_flags(TrainConfig, args, "depi/train.py", parse=_parse)
     if config.resume:
         _locate_resumed_run(config, args)
-    else:
         config.profile = parser.parse_arg("profile", args)  # what was profiled once is not every time
+    else:
         _name_policy(config, args)
         _name_output_dir(config)
     check_data_source(config)
