@@ -13,6 +13,9 @@ from depi.log import start_logging
 
 
 def _train(args: list[str]) -> int:
+    from depi.training.lerobot_flags import check_train_flags
+
+    check_train_flags(args)
     from depi.training.config import parse_train_config
     from depi.training.loop import train
 

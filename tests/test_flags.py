@@ -1,17 +1,35 @@
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from depi import train
 from depi.errors import UserError
-from depi.flags import parse_flags
+from depi.flags import check_flags, parse_flags
+from depi.training.lerobot_flags import ELSEWHERE
+
+TRAIN_SOURCE = Path(train.__file__).parent / "training" / "config.py"
+
+
+@dataclass
+class Inner:
+    """What is inside."""
+
+    # Which frames.
+    frames: list[int] | None = None
+    loud: bool = False
 
 
 @dataclass
 class Example:
     """An example."""
 
+    # Who it is,
+    # in two lines.
     name: str = "x"
+    inner: Inner = field(default_factory=Inner)
     list_rules: bool = False
     count: int = 1
     items: list[str] = field(default_factory=list)
@@ -32,6 +50,12 @@ class Example:
         (["--list-rules", "false"], Example()),
         (["--name", "a=b"], Example(name="a=b")),
         (["--items=[a,b]"], Example(items=["a", "b"])),
+        (["--items=a,b"], Example(items=["a", "b"])),
+        (["--items", "a", "b", "--count=2"], Example(items=["a", "b"], count=2)),
+        (["--items=a"], Example(items=["a"])),
+        (["--inner.frames=0,2"], Example(inner=Inner([0, 2]))),
+        (["--inner.frames", "0", "2", "--inner.loud"], Example(inner=Inner([0, 2], loud=True))),
+        (["--inner.frames=null", "--inner.loud=false"], Example()),
         (["first"], Example(name="first")),
         (["first", "--count", "3"], Example(name="first", count=3)),
     ],
@@ -43,11 +67,16 @@ def test_flags_and_positionals_fill_the_dataclass(args, expected):
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["--nmae=x"], "nmae"),
+        (["--nmae=x"], "unknown flag --nmae: did you mean --name?"),
+        (["--loud"], "did you mean --inner.loud?"),
+        (["--qqqq"], "none of a similar name; see `depi example --help`"),
+        (["--help=outer"], "--help=outer is none of inner"),
+        (["--inner.frames=a"], "inner.frames"),
         (["--count=many"], "--count: Couldn't parse 'many'"),
         (["--count=-1"], "count must not be negative, not -1"),
         (["--list-rules=7"], "7"),
-        (["--items=a"], "items"),
+        (["--count"], "--count"),
+        (["--count", "--list-rules"], "--count"),
         (["--name"], "--name"),
         (["--root="], "--root is empty"),
         (["--root", ""], "--root is empty"),
@@ -62,3 +91,85 @@ def test_wrong_flags_are_one_sentence(args, says):
     assert "\n" not in str(caught.value)
     assert says in str(caught.value)
     assert str(caught.value).startswith("depi example")
+
+
+def test_help_groups_the_flags_with_their_comments(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_flags(Example, ["first", "--help"], "depi example", positionals=("name",))
+    assert stop.value.code == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "usage: depi example NAME [--flag=value ...]",
+        "",
+        "An example.",
+        "",
+        "--name=x Who it is, in two lines.",
+        "--list_rules=false",
+        "--count=1",
+        "--items=[]",
+        "--root=PATH",
+        "",
+        "inner: What is inside.",
+        "--inner.frames=LIST[INT] Which frames.",
+        "--inner.loud=false",
+    ]
+
+
+def check_train(*args: str) -> None:
+    check_flags(TRAIN_SOURCE, "TrainConfig", args, "depi/train.py", elsewhere=ELSEWHERE)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--stepz=3"], "did you mean --steps?"),
+        (["--lr=1e-4"], "did you mean --policy.optimizer_lr?"),
+        (["--policy.type=act"], "--policy.type=act is none of pi0, depi_pi0"),
+        (["--policy.type=pi0", "--policy.vision_depth=2"], "goes with --policy.type=depi_pi0"),
+        (["--policy.chunk_size=many"], "--policy.chunk_size"),
+        (["--dataset.video_backend=pyav"], "not a flag here: the faster decoder is chosen"),
+        (["--optimizer.lr=1e-4"], "--policy.optimizer_lr"),
+        (["--device=cuda"], "use --policy.device"),
+        (["--dataset.streaming", "true"], "local cache"),
+    ],
+)
+def test_wrong_training_flags_say_what_to_use_instead(args, says):
+    with pytest.raises(UserError) as caught:
+        check_train(*args)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_lerobots_users_may_type_is_no_flag_of_ours_already():
+    for name in ELSEWHERE:
+        with pytest.raises(UserError, match="is not a flag here"):
+            check_train(f"--{name.replace('*', 'x')}=1")
+
+
+def test_training_help_is_short_and_has_every_flag(capsys):
+    texts = {}
+    for section in ("", "policy", "peft", "wandb"):
+        with pytest.raises(SystemExit):
+            check_train(f"--help={section}" if section else "--help")
+        texts[section] = capsys.readouterr().out
+    assert len(texts[""].splitlines()) < 200
+    assert "--help=policy" in texts[""]
+    assert "--dataset.repo_id=" in texts[""]
+    assert "--wandb.project=depi" in texts["wandb"]
+    assert "--peft.r=16" in texts["peft"]
+    from lerobot.policies.pi0.configuration_pi0 import PI0Config
+
+    for name in PI0Config.__dataclass_fields__:
+        assert f"--policy.{name}" in texts["policy"], name
+
+
+@pytest.mark.parametrize(("flag", "status"), [("--help", 0), ("--stepz=3", 2), ("--steps=x", 2)])
+def test_help_and_wrong_flags_import_nothing_heavy(flag, status):
+    code = (
+        "import sys; from depi.train import main\n"
+        f"try: status = main([{flag!r}])\n"
+        "except SystemExit as stop: status = stop.code\n"
+        "print([name for name in ('torch', 'lerobot', 'transformers') if name in sys.modules], status)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == f"[] {status}"

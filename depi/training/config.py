@@ -9,17 +9,21 @@ from typing import Any
 
 import draccus
 from lerobot.configs import PreTrainedConfig, parser
-from lerobot.configs.default import PeftConfig, WandBConfig
+from lerobot.configs.default import PeftConfig
+from lerobot.configs.default import WandBConfig as LeRobotWandBConfig
+from lerobot.envs.configs import EnvConfig
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 
+import depi.evaluation.environments  # noqa: F401  registers --env.type=so101
 from depi.datasets.joints import SPACES
 from depi.datasets.stream import CAMERA_MODES
 from depi.errors import UserError
-from depi.evaluation.evaluate import EnvConfig, EpisodesConfig
+from depi.evaluation.evaluate import EpisodesConfig
 from depi.files import read_json
 from depi.flags import parse_flags
 from depi.hub.client import download_file, repo_info
 from depi.policies import load_config, resolve_checkpoint
+from depi.training.lerobot_flags import COMMAND, ELSEWHERE
 
 TRAIN_CONFIG_NAME = "train_config.json"
 SHARDINGS = ("none", "full", "hybrid")
@@ -111,6 +115,13 @@ class EvalConfig(EpisodesConfig):
 
 
 @dataclass
+class WandBConfig(LeRobotWandBConfig):
+    """Metrics on Weights & Biases."""
+
+    project: str = "depi"
+
+
+@dataclass
 class TrainConfig:
     """Train pi0 on one or many LeRobot datasets.
 
@@ -144,6 +155,7 @@ class TrainConfig:
     # and rollouts in the simulator of --env.type. 0: never.
     eval_freq: int = 20_000
     eval: EvalConfig = field(default_factory=EvalConfig)
+    # The environment of the data, by LeRobot's types: --env.type=pusht, aloha, so101; --env.task and more.
     env: EnvConfig | None = None
     # A step leaves the weights as they are when its loss or gradient norm is not finite, or above these.
     loss_threshold: float | None = None
@@ -167,7 +179,7 @@ class TrainConfig:
     recompute: float = 0.0
     # LoRA: --peft.r=16 and further flags of LeRobot's; null trains the weights themselves.
     peft: PeftConfig | None = None
-    wandb: WandBConfig = field(default_factory=lambda: WandBConfig(project="depi"))
+    wandb: WandBConfig = field(default_factory=WandBConfig)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "gradient_accumulation_steps", "steps", "log_freq"):
@@ -231,7 +243,7 @@ def parse_train_config(args: Sequence[str]) -> TrainConfig:
         UserError: a flag is unknown or wrong, data or policy are not named exactly once, the output
             directory exists without `--resume`, or there is nothing to resume.
     """
-    config = parse_flags(TrainConfig, args, "depi/train.py", parse=_parse)
+    config = parse_flags(TrainConfig, args, COMMAND, parse=_parse, elsewhere=ELSEWHERE)
     if config.resume:
         _locate_resumed_run(config, args)
         config.profile = parser.parse_arg("profile", args)  # what was profiled once is not every time
@@ -284,6 +296,8 @@ def _name_policy(config: TrainConfig, args: Sequence[str]) -> None:
         )
     if config.peft is not None and config.policy.pretrained_path is None:
         raise UserError("--peft adapts a trained policy: name it with --policy.path")
+    if config.policy.use_amp:
+        raise UserError("--policy.use_amp is not done here: choose --policy.dtype=bfloat16")
     if not config.policy.optimizer_lr > 0:
         raise UserError(f"--policy.optimizer_lr must be positive, not {config.policy.optimizer_lr}")
 
@@ -302,7 +316,8 @@ def _locate_resumed_run(config: TrainConfig, args: Sequence[str]) -> None:
 
 def _name_output_dir(config: TrainConfig) -> None:
     assert config.policy is not None
-    config.job_name = config.job_name or config.policy.type
+    kinds = [part.type for part in (config.env, config.policy) if part is not None]
+    config.job_name = config.job_name or "_".join(kinds)
     if config.output_dir is None:
         now = datetime.datetime.now()
         config.output_dir = Path("outputs/train") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}_{config.job_name}"

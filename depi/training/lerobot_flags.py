@@ -1,0 +1,61 @@
+"""What LeRobot's users type that DePi calls something else: one clause each that says what to do."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from depi.flags import check_flags
+
+COMMAND = "depi/train.py"
+
+_PRESET = "the optimizer is set with --policy.optimizer_lr, --policy.optimizer_weight_decay and the like"
+_SCHEDULE = (
+    "the schedule is set with --policy.scheduler_warmup_steps, --policy.scheduler_decay_steps and "
+    "--policy.scheduler_decay_lr"
+)
+_DECODER = "the faster decoder is chosen for each video; drop it"
+_LOADER = "the loader needs no such setting: choose --num_workers, and drop it"
+
+ELSEWHERE = {
+    "dataset.video_backend": _DECODER,
+    "dataset.return_uint8": "images travel as uint8 always; drop it",
+    "dataset.image_transforms.*": (
+        "augmentation is set with --dataset.augment_color, --dataset.augment_hue, --dataset.augment_geometry"
+    ),
+    "dataset.use_imagenet_stats": "pi0 scales images to -1..1 and needs no statistics of them; drop it",
+    "dataset.streaming": "datasets are read from the local cache, which fills itself; drop it",
+    "dataset.repo_type": "only dataset repositories are read, no buckets",
+    "dataset.depth_output_unit": "depth images are not read",
+    "use_amp": "choose --policy.dtype=bfloat16 (float32 master weights are kept)",
+    "optimizer.*": _PRESET,
+    "scheduler.*": _SCHEDULE,
+    "use_policy_training_preset": f"{_PRESET}, and {_SCHEDULE}",
+    "prefetch_factor": _LOADER,
+    "persistent_workers": _LOADER,
+    "dataloader_multiprocessing_context": _LOADER,
+    "tolerance_s": "timestamps are checked when a dataset is opened, with limits of their own; drop it",
+    "save_checkpoint": "the last step is always saved; --save_freq=0 saves nothing before it",
+    "save_checkpoint_to_hub": "use --push_to_hub=true with --policy.repo_id=USER/NAME",
+    "cudnn_deterministic": "set --seed; on the CPU runs repeat bit by bit",
+    "rename_map": "cameras find their slots by name or view: see --dataset.cameras",
+    "reward_model.*": "reward models are trained with LeRobot's own lerobot-train",
+    "sample_weighting.*": "weights of datasets are set with --dataset.weights",
+    "job.*": "to train on other machines see configs/launch",
+    "env_eval_freq": "use --eval_freq, with --env.type and --env.task",
+    "eval_steps": "held-out loss is measured with --dataset.eval_split",
+    "eval.*": "roll-outs are set with --eval_freq and --env.type, or run `depi eval`",
+    "wandb.project_name": "use --wandb.project",
+    "hydra.*": "flags are --name=value; see --help",
+    "device": "use --policy.device",
+    "offline_steps": "use --steps",
+    "training.*": "flags have no such prefix: --batch_size, --steps, --save_freq, --log_freq",
+}
+
+
+def check_train_flags(args: Sequence[str]) -> None:
+    """Print the help or refuse wrong flags, before anything that takes seconds is imported.
+
+    Raises:
+        UserError: a flag is unknown, or a number is none.
+        SystemExit: `--help`, after printing it.
+    """
+    check_flags(Path(__file__).with_name("config.py"), "TrainConfig", args, COMMAND, elsewhere=ELSEWHERE)
