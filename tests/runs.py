@@ -13,7 +13,7 @@ def metrics(run: Path) -> list[dict]:
 
 
 def losses(run: Path) -> dict[int, float]:
-    return {line["step"]: line["loss"] for line in metrics(run)}
+    return {line["step"]: line["loss"] for line in metrics(run) if "loss" in line}
 
 
 def weights(run: Path) -> bytes:

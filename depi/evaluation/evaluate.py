@@ -19,7 +19,11 @@ from depi.files import atomic_write, read_json, write_json
 from depi.flags import parse_flags
 
 if TYPE_CHECKING:
+    import gymnasium as gym
+    from lerobot.processor import PolicyProcessorPipeline
+
     from depi.evaluation.rollout import Episode
+    from depi.policies import Pi0Policy
 
 
 DEVICES = ("cpu", "cuda", "mps")
@@ -69,25 +73,18 @@ class EvaluateConfig:
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Roll the policy out, write `eval.json` and videos, and return the result.
+    """Roll a checkpoint out, write `eval.json` and videos, and return the result.
 
     Raises:
         UserError: no or a damaged checkpoint, unknown environment or task, or one that does not fit.
     """
     if config.policy.path is None:
         raise UserError("no policy: give --policy.path=FOLDER_OR_REPO")
-    if config.env.type != "so101":
-        raise UserError(f"unknown environment --env.type={config.env.type}: this version has so101")
+    check_choices(config)
     if config.policy.device is not None and config.policy.device.partition(":")[0] not in DEVICES:
         raise UserError(f"--policy.device={config.policy.device} is none of {', '.join(DEVICES)}")
-    if config.eval.n_episodes < 1:
-        raise UserError(f"--eval.n_episodes must be at least 1, not {config.eval.n_episodes}")
 
-    from depi.evaluation.rollout import EnvMapping, camera_slots, rollout
     from depi.policies import load_policy, load_processors, resolve_checkpoint
-    from depi.sim.env import make_env
-    from depi.sim.setup import Camera, Setup
-    from depi.sim.tasks import find_task
 
     folder = resolve_checkpoint(config.policy.path, revision=config.policy.revision)
     policy = load_policy(folder, device=config.policy.device).eval()
@@ -96,20 +93,67 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             raise UserError(f"--policy.n_action_steps must be 1 to {policy.config.chunk_size}")
         policy.config.n_action_steps = config.policy.n_action_steps
     processors = load_processors(folder, device=policy.config.device)
-    setup = Setup(cameras=tuple(Camera(kind, kind) for kind in config.env.cameras), fps=config.env.fps)
-    env = make_env(config.env.task, setup, seed=config.seed)
     by_view, convention = training_choices(folder)
-    slots = camera_slots(policy, config.env.cameras, state_dim=6, action_dim=6, by_view=by_view)
+    return roll_out(config, policy, processors, by_view=by_view, convention=convention)
 
+
+def check_choices(config: EvaluateConfig) -> None:
+    """Raise a UserError for an unknown environment, or no episodes."""
+    if config.env.type != "so101":
+        raise UserError(f"unknown environment --env.type={config.env.type}: this version has so101")
+    if config.eval.n_episodes < 1:
+        raise UserError(f"--eval.n_episodes must be at least 1, not {config.eval.n_episodes}")
+
+
+def check_environment(config: EvaluateConfig, policy: "Pi0Policy", *, by_view: bool) -> None:
+    """Make and reset the environment once, so that whatever keeps `roll_out` from working is raised now.
+
+    Raises:
+        UserError: unknown environment or task, or one that does not fit the policy.
+    """
+    check_choices(config)
+    env, _, _ = _make(config, policy, by_view)
+    env.reset(seed=config.seed)
+    env.close()
+
+
+def roll_out(
+    config: EvaluateConfig,
+    policy: "Pi0Policy",
+    processors: "tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]",
+    *,
+    by_view: bool,
+    convention: str,
+    show_progress: bool = True,
+) -> dict[str, Any]:
+    """Roll a policy out, write `eval.json` and videos, and return the result.
+
+    Args:
+        config: environment, episodes, output directory; the policy's path is only written down.
+        policy: in evaluation mode.
+        processors: what comes before and after it.
+        by_view: whether its camera slots mean views.
+        convention: the joint convention that it was trained in.
+        show_progress: on the terminal.
+
+    Raises:
+        UserError: unknown environment or task, or one that does not fit the policy.
+    """
+    from depi.evaluation.rollout import EnvMapping, rollout
+
+    env, slots, instruction = _make(config, policy, by_view)
     episodes = []
+    console = Console(stderr=True)
     try:
-        for index in track(range(config.eval.n_episodes), "episodes", console=Console(stderr=True)):
+        for index in track(
+            range(config.eval.n_episodes), "episodes", console=console, disable=not show_progress
+        ):
             episode = rollout(
                 env,
                 policy,
                 processors,
                 EnvMapping(slots, convention),
-                task=find_task(config.env.task).instruction(setup),
+                task=instruction,
                 seed=config.seed + index,
                 keep_frames=index < config.eval.n_videos,
             )
@@ -122,6 +166,21 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     result = summarise(config, episodes)
     write_json(config.output_dir / "eval.json", result)
     return result
+
+
+def _make(
+    config: EvaluateConfig, policy: "Pi0Policy", by_view: bool
+) -> "tuple[gym.Env, dict[str, int | None], str]":
+    """The environment, the policy's slots of its cameras, and the instruction."""
+    from depi.evaluation.rollout import camera_slots
+    from depi.sim.env import make_env
+    from depi.sim.setup import Camera, Setup
+    from depi.sim.tasks import find_task
+
+    slots = camera_slots(policy, config.env.cameras, state_dim=6, action_dim=6, by_view=by_view)
+    setup = Setup(cameras=tuple(Camera(kind, kind) for kind in config.env.cameras), fps=config.env.fps)
+    env = make_env(config.env.task, setup, seed=config.seed)
+    return env, slots, find_task(config.env.task).instruction(setup)
 
 
 def training_choices(folder: Path) -> tuple[bool, str]:

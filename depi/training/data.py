@@ -88,7 +88,8 @@ def training_stream(
         dataset: as `open_dataset` opened it.
         config: of the run.
         policy: whose noise and time are drawn.
-        split: `train`, or `eval` for the episodes that `--dataset.eval_split` holds out.
+        split: `train`, or `eval` for the episodes that `--dataset.eval_split` holds out, whose images
+            are left as they are.
 
     Raises:
         UserError: weights, exclusions or annotations cannot be read or do not fit the datasets.
@@ -112,12 +113,13 @@ def training_stream(
     )
     # Views of cameras are a help where they are annotated; annotated tasks were asked for.
     wanted = data.use_annotated_tasks or (data.cameras == "view" and data.annotations.is_dir())
+    strength = (data.augment_color, data.augment_hue, data.augment_geometry) if split == "train" else ()
     stream = TrainingStream(
         dataset,
         mixture,
         seed=config.seed,
         cameras=data.cameras,
-        augmentation=Augmentation(data.augment_color, data.augment_hue, data.augment_geometry),
+        augmentation=Augmentation(*strength),
         annotations=annotated_episodes(dataset, data.annotations) if wanted else None,
         task_mix=data.task_mix if data.use_annotated_tasks else 0.0,
     )

@@ -4,31 +4,38 @@ import contextlib
 import logging
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, send_to_device
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, send_to_device
 from torch.distributed.tensor import DTensor
 
 from depi.errors import UserError
 from depi.files import read_json, write_json
 from depi.log import start_logging
 from depi.policies import Pi0Policy
+from depi.training.bad_steps import BadSteps, steps_skipped_before
 from depi.training.card import model_card
 from depi.training.checkpoint import DATA_REPORT_NAME, save_checkpoint
 from depi.training.config import TrainConfig
 from depi.training.data import Collate, batches
 from depi.training.meter import Meter
 from depi.training.metrics import MetricsWriter
+from depi.training.profiling import StepProfiler
 from depi.training.run import Run, prepare
 from depi.training.sharding import gather, synchronize_gradients
+from depi.training.validation import curves, describe, evaluate, is_due
 
 logger = logging.getLogger(__name__)
 
 # With several processes, agreeing on a stop costs a collective: they ask each other this often.
 STOP_CHECK_STEPS = 10
+# While the main process rolls out, or downloads, the others wait in a collective.
+LONGEST_WAIT = timedelta(hours=6)
 
 
 def train(config: TrainConfig) -> int:
@@ -39,7 +46,8 @@ def train(config: TrainConfig) -> int:
     """
     assert config.policy is not None
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
-    accelerator = Accelerator(cpu=config.policy.device == "cpu", kwargs_handlers=[ddp])
+    group = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
+    accelerator = Accelerator(cpu=config.policy.device == "cpu", kwargs_handlers=[ddp, group])
     start_logging(main_process=accelerator.is_main_process)
     if config.sharding != "none" and accelerator.num_processes == 1:
         raise UserError(
@@ -52,11 +60,33 @@ def train(config: TrainConfig) -> int:
     return status
 
 
+@dataclass
+class Watch:
+    """What looks on while steps are taken."""
+
+    meter: Meter
+    bad_steps: BadSteps
+    profiler: StepProfiler
+    skipped: int  # steps, as last read from the device
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        """Watch a run from its next step on."""
+        skipped = steps_skipped_before(run.optimizer, run.step)
+        accelerator = run.accelerator
+        return cls(
+            Meter(run),
+            BadSteps(run.config, accelerator, run.dataset.repo_ids, skipped),
+            StepProfiler(run.config, accelerator.device, run.step, wanted=accelerator.is_main_process),
+            skipped,
+        )
+
+
 def fit(run: Run, stop: list[int]) -> int:
     """Step until the end or a signal; save on `save_freq`, at the end, and when stopped."""
     config, accelerator = run.config, run.accelerator
     writer = MetricsWriter(config, run.step) if accelerator.is_main_process else None
-    meter = Meter(run)
+    watch = Watch.of(run)
     stream = batches(
         run.stream,
         config,
@@ -69,38 +99,87 @@ def fit(run: Run, stop: list[int]) -> int:
     status = 0
     try:
         while run.step < config.steps and not status:
-            train_step(run, stream, meter)
+            with watch.profiler.step(run.step + 1):
+                train_step(run, stream, watch)
             status = agree_to_stop(run, stop)
             finished = status or run.step == config.steps
             if run.step % config.log_freq == 0 or finished:
-                metrics = meter.read()
-                if writer:
-                    writer.write(metrics)
+                log(run, watch, writer)
+            if not status and is_due(run):
+                with watch.meter.not_training():
+                    measure(run, writer)
             if finished or (config.save_freq > 0 and run.step % config.save_freq == 0):
                 save(run)
             if writer:
                 writer.advance()
+        watch.profiler.finish(run.step)
     finally:
         if writer:
             writer.close()
     return status
 
 
-def train_step(run: Run, stream: Iterator[dict[str, Any]], meter: Meter) -> None:
-    """Take one optimizer step over `gradient_accumulation_steps` micro-batches."""
-    accelerator, count = run.accelerator, run.config.gradient_accumulation_steps
+def log(run: Run, watch: Watch, writer: MetricsWriter | None) -> None:
+    """Write metrics since the last log line.
+
+    Raises:
+        UserError: too many steps were skipped; the run is saved first.
+    """
+    skipped = watch.bad_steps.read()
+    metrics = watch.meter.read(skipped.steps)
+    if writer:
+        writer.write(metrics)
+    if skipped.steps > watch.skipped:
+        logger.warning(
+            "skipped %s steps of %s so far; samples in question: %s",
+            skipped.steps,
+            run.step,
+            skipped.offenders(),
+        )
+    watch.skipped = skipped.steps
+    if skipped.steps > run.config.max_bad_steps:
+        save(run)
+        raise UserError(
+            f"{skipped.steps} of {run.step} steps were skipped for their loss or gradient, more than "
+            f"--max_bad_steps={run.config.max_bad_steps}: look at the datasets {skipped.offenders()}"
+        )
+
+
+def measure(run: Run, writer: MetricsWriter | None) -> None:
+    """Evaluate the policy, and write what was measured."""
+    values = evaluate(run)
+    if writer:
+        writer.say(describe(run.step, values))
+        writer.write_evaluation(run.step, values, curves(run, values))
+
+
+def train_step(run: Run, stream: Iterator[dict[str, Any]], watch: Watch) -> None:
+    """Take one optimizer step over `gradient_accumulation_steps` micro-batches.
+
+    A bad step is taken too, for position and schedule, but leaves weights and moments as they were.
+    """
+    count, phase = run.config.gradient_accumulation_steps, watch.profiler.phase
+    all_losses, owners = [], []
     for micro_step in range(count):
-        with meter.waiting_for_data():
-            batch = send_to_device(next(stream), accelerator.device, non_blocking=True)
+        with watch.meter.waiting_for_data(), phase("data"):
+            batch = next(stream)
+            watch.meter.add_batch(batch)
+            batch = send_to_device(batch, run.accelerator.device, non_blocking=True)
         with gradients_added_up(run, micro_step == count - 1):
-            with run.policy.autocast():
+            with phase("forward"), run.policy.autocast():
                 losses, _ = run.model(batch, reduction="none")
-            loss = losses.mean() / count
-            loss.backward()
-        meter.add_loss(loss.detach())
-    meter.add_grad_norm(clip_gradients(run.policy))
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
+            with phase("backward"):
+                (losses.mean() / count).backward()
+        all_losses.append(losses.detach().float())
+        owners.append(batch["dataset_index"])
+    with phase("optimizer"):
+        losses = torch.cat(all_losses)
+        norm = clip_gradients(run.policy)
+        bad = watch.bad_steps.judge(losses, norm, torch.cat(owners))
+        watch.meter.add_step(losses.mean(), norm, bad)
+        run.optimizer.found_inf = bad  # AdamW's kernel then writes nothing
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
     run.scheduler.step()
     run.step += 1
 

@@ -3,11 +3,13 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from depi.training.metrics import StepMetrics
 from depi.training.run import Run
+from depi.training.utilisation import FlopsCounter, memory_gb, peak_flops
 
 
 class Meter:
@@ -15,12 +17,19 @@ class Meter:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self._reset()
+        self.peak = peak_flops(run.accelerator.device)
+        whole = all(parameter.requires_grad for parameter in run.policy.parameters())
+        self.flops = FlopsCounter(run.policy) if self.peak and whole else None
+        self.reset()
 
-    def _reset(self) -> None:
-        self.sums = torch.zeros(2, device=self.run.accelerator.device)
+    def reset(self) -> None:
+        """Begin anew with the next step."""
+        self.sums = torch.zeros(3, device=self.run.accelerator.device)
         self.first_step = self.run.step
         self.data_s = 0.0
+        self.other_s = 0.0
+        if self.flops:
+            self.flops.reset()
         self.started = time.perf_counter()
 
     @contextlib.contextmanager
@@ -30,35 +39,59 @@ class Meter:
         yield
         self.data_s += time.perf_counter() - started
 
-    def add_loss(self, loss: torch.Tensor) -> None:
-        """Add a micro-batch's share of the step's loss, a scalar tensor."""
-        self.sums[0] += loss
+    @contextlib.contextmanager
+    def not_training(self) -> Iterator[None]:
+        """Do not count the time of the body at all."""
+        started = time.perf_counter()
+        yield
+        self.other_s += time.perf_counter() - started
 
-    def add_grad_norm(self, norm: torch.Tensor) -> None:
-        """Add the gradient norm of a step, a scalar tensor."""
-        self.sums[1] += norm
+    def add_batch(self, batch: dict[str, Any]) -> None:
+        """Take note of a micro-batch while it is still on the CPU."""
+        if self.flops:
+            self.flops.add(batch)
 
-    def read(self) -> StepMetrics:
-        """Return the averages since the last call, over all processes, and begin anew."""
+    def add_step(self, loss: torch.Tensor, norm: torch.Tensor, bad: torch.Tensor) -> None:
+        """Add a step: its loss in this process, its gradient norm, and 1.0 if it was skipped; scalars."""
+        taken = bad == 0
+        self.sums += torch.stack([loss.where(taken, 0.0), norm.where(taken, 0.0), taken.float()])
+
+    def read(self, skipped: int) -> StepMetrics:
+        """Return the averages since the last call, over all processes, and begin anew.
+
+        Args:
+            skipped: steps skipped since the run began.
+        """
         run = self.run
-        loss, grad_norm = run.accelerator.reduce(self.sums, "mean").tolist()
-        replaced = sum(sum(counts.values()) for counts in run.dataset.decode_failures().values())
-        replaced_anywhere = torch.tensor(replaced, device=run.accelerator.device)
+        loss, norm, taken = run.accelerator.reduce(self.sums, "mean").tolist()
+        elapsed = time.perf_counter() - self.started - self.other_s
         steps = run.step - self.first_step
-        elapsed = time.perf_counter() - self.started
         samples = run.step * run.global_batch
+        replaced, memory, flops = self._of_all_processes()
         metrics = StepMetrics(
             step=run.step,
             samples=samples,
             episodes=samples * run.dataset.num_episodes / run.dataset.num_frames,
             epochs=samples / run.stream.samples.mixture.num_frames,
-            loss=loss / steps,
-            grad_norm=grad_norm / steps,
+            loss=loss / taken if taken else None,
+            grad_norm=norm / taken if taken else None,
             lr=run.scheduler.get_last_lr()[0],
             update_s=(elapsed - self.data_s) / steps,
             data_s=self.data_s / steps,
             samples_per_s=steps * run.global_batch / elapsed,
-            replaced=int(run.accelerator.reduce(replaced_anywhere, "sum")),
+            memory_gb=memory,
+            mfu=flops / (self.peak * elapsed) if self.flops and self.peak else None,
+            replaced=replaced,
+            skipped=skipped,
         )
-        self._reset()
+        self.reset()
         return metrics
+
+    def _of_all_processes(self) -> tuple[int, float, float]:
+        """Samples replaced in all, the largest memory in GB, and the mean operations of a process."""
+        run = self.run
+        replaced = sum(sum(counts.values()) for counts in run.dataset.decode_failures().values())
+        memory = memory_gb(run.accelerator.device)
+        mine = [replaced, memory, self.flops.total() if self.flops else 0.0]
+        every = run.accelerator.gather(torch.tensor([mine], device=run.accelerator.device))
+        return int(every[:, 0].sum()), float(every[:, 1].max()), float(every[:, 2].mean())

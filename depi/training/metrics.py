@@ -18,27 +18,53 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """Averages since the last log line, over all processes; counts are totals of the run."""
+    """Averages since the last log line, over all processes and the steps that were not skipped.
+
+    Counts are totals of the run. What is None is not known, and left out of the files.
+    """
 
     step: int
     samples: int
     episodes: float
     epochs: float
-    loss: float
-    grad_norm: float
+    loss: float | None
+    grad_norm: float | None
     lr: float
     update_s: float
     data_s: float
     samples_per_s: float
+    # The largest of the processes: peak of a GPU, or what is resident of a process on the CPU.
+    memory_gb: float
+    # Model FLOPs utilisation: operations that the mathematics asks for, as a share of the device's peak.
+    mfu: float | None
     # Samples drawn in place of ones that could not be decoded, since the run was started or resumed.
     replaced: int
+    # Steps that left the weights as they were; see `BadSteps`.
+    skipped: int
 
     def __str__(self) -> str:
-        return (
-            f"step:{_short(self.step)} smpl:{_short(self.samples)} ep:{_short(self.episodes)} "
-            f"epch:{self.epochs:.2f} loss:{self.loss:.3f} grdn:{self.grad_norm:.3f} lr:{self.lr:.1e} "
-            f"updt_s:{self.update_s:.3f} data_s:{self.data_s:.3f} smpl/s:{self.samples_per_s:.1f}"
-        )
+        numbers = {
+            "step": _short(self.step),
+            "smpl": _short(self.samples),
+            "ep": _short(self.episodes),
+            "epch": f"{self.epochs:.2f}",
+            "loss": "-" if self.loss is None else f"{self.loss:.3f}",
+            "grdn": "-" if self.grad_norm is None else f"{self.grad_norm:.3f}",
+            "lr": f"{self.lr:.1e}",
+            "updt_s": f"{self.update_s:.3f}",
+            "data_s": f"{self.data_s:.3f}",
+            "smpl/s": f"{self.samples_per_s:.1f}",
+            "mem_gb": f"{self.memory_gb:.1f}",
+        }
+        if self.mfu is not None:
+            numbers["mfu"] = f"{self.mfu:.1%}"
+        if self.skipped:
+            numbers["skip"] = _short(self.skipped)
+        return " ".join(f"{name}:{number}" for name, number in numbers.items())
+
+    def known(self) -> dict[str, float]:
+        """The values by name, but those that are not known."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def _short(number: float) -> str:
@@ -68,13 +94,32 @@ class MetricsWriter:
 
     def write(self, metrics: StepMetrics) -> None:
         """Write one line of metrics everywhere."""
-        with self.bar.external_write_mode(file=sys.stderr):
-            logger.info("%s", metrics)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**asdict(metrics), "time": time.time()}) + "\n")
+        self.say(str(metrics))
+        self._append(metrics.known())
         if self.wandb is not None:
-            values = {f"train/{name}": value for name, value in asdict(metrics).items()}
+            values = {f"train/{name}": value for name, value in metrics.known().items()}
             self.wandb.log(values, step=metrics.step)
+
+    def write_evaluation(self, step: int, values: dict[str, float], summary: dict[str, float]) -> None:
+        """Write what was measured after `step`.
+
+        Args:
+            step: optimizer steps taken.
+            values: by names that begin with `eval/`; all go to `metrics.jsonl`.
+            summary: those of them for W&B.
+        """
+        self._append({"step": step, **values})
+        if self.wandb is not None:
+            self.wandb.log(summary, step=step)
+
+    def say(self, line: str) -> None:
+        """Log a line, above the progress bar where there is one."""
+        with self.bar.external_write_mode(file=sys.stderr):
+            logger.info("%s", line)
+
+    def _append(self, values: dict[str, float]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**values, "time": time.time()}) + "\n")
 
     def close(self) -> None:
         """End the progress bar and the W&B run."""

@@ -23,6 +23,7 @@ from depi.training.data import FlowStream, dataset_sources, training_stream
 from depi.training.estimate import Estimate, estimate_memory
 from depi.training.optimizer import make_optimizer
 from depi.training.sharding import shard
+from depi.training.validation import check_simulator
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
     step: int
+    held_out: FlowStream | None = None  # samples that evaluations measure the loss on
 
     @property
     def global_batch(self) -> int:
@@ -63,6 +65,11 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
         policy = build_policy(config, dataset).to(accelerator.device)
         processors = make_processors(policy.config, dataset.stats)
     stream = training_stream(dataset, config, policy.config)
+    held_out = None
+    if config.dataset.eval_split and config.eval_freq:
+        held_out = training_stream(dataset, config, policy.config, "eval")
+    if accelerator.is_main_process:
+        check_simulator(config, policy, dataset)
     # Nothing is written before all that the user named is known to fit; a resumed run keeps its report.
     if accelerator.is_main_process and not config.resume:
         report = {**dataset.report(), "stream": stream.samples.report()}
@@ -83,6 +90,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     optimizer = make_optimizer(policy)
     scheduler = policy.config.get_scheduler_preset().build(optimizer, config.steps)
     run = Run(config, accelerator, dataset, stream, policy, model, processors, optimizer, scheduler, step=0)
+    run.held_out = held_out
     if config.resume:
         run.step = load_training_state(config, optimizer, scheduler, run.global_batch)
         if run.step >= config.steps:

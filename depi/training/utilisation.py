@@ -1,0 +1,76 @@
+"""What share of the device's speed, and how much of its memory, training takes."""
+
+from typing import Any
+
+import psutil
+import torch
+from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK
+
+from depi.models.flops import pi0_flops
+from depi.policies import Pi0Policy
+from depi.policies.configuration import dimensions_of
+from depi.policies.pi0 import camera_mask
+
+# Dense bfloat16 operations per second, by the vendor's datasheets; of names that contain one another the
+# longer one counts.
+BF16_PEAK = {
+    "A10": 125e12,
+    "A100": 312e12,
+    "H100": 989e12,
+    "H100 PCIe": 756e12,
+    "H200": 989e12,
+    "GH200": 989e12,
+    "B200": 2250e12,
+    "L4": 121e12,
+    "L40S": 362e12,
+    "RTX 3090": 71e12,
+    "RTX 4090": 165e12,
+    "RTX A6000": 155e12,
+    "RTX 5090": 209e12,
+}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bfloat16 operations per second of a device, None where that is not known."""
+    if device.type != "cuda":
+        return None
+    words = f" {torch.cuda.get_device_name(device)} ".replace("-", " ")
+    known = [name for name in BF16_PEAK if f" {name} " in words]
+    return BF16_PEAK[max(known, key=len)] if known else None
+
+
+def memory_gb(device: torch.device) -> float:
+    """The most memory that this process has had allocated on a GPU; else what it has resident now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return psutil.Process().memory_info().rss / 1e9
+
+
+class FlopsCounter:
+    """Counts the operations that the mathematics asks for: no padding, nothing computed twice.
+
+    Parts that are frozen need fewer than `pi0_flops` counts, so it is for policies that are trained whole.
+    """
+
+    def __init__(self, policy: Pi0Policy) -> None:
+        self.config, self.dimensions = policy.config, dimensions_of(policy.config)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew."""
+        # By number of cameras: samples and prompt tokens.
+        self.counts = torch.zeros(len(self.config.image_features) + 1, 2, dtype=torch.int64)
+
+    def add(self, batch: dict[str, Any]) -> None:
+        """Count the samples of a batch that is still on the CPU."""
+        cameras = camera_mask(self.config, batch).sum(dim=1)
+        tokens = batch[OBS_LANGUAGE_ATTENTION_MASK].sum(dim=1)
+        self.counts.index_add_(0, cameras, torch.stack([torch.ones_like(tokens), tokens], dim=1))
+
+    def total(self) -> float:
+        """Operations of forward and backward passes; prompts of a number of cameras count as their mean."""
+        return sum(
+            samples * float(pi0_flops(self.dimensions, cameras, round(tokens / samples)).training())
+            for cameras, (samples, tokens) in enumerate(self.counts.tolist())
+            if samples
+        )

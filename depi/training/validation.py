@@ -1,0 +1,194 @@
+"""Evaluation during training: the loss on held-out episodes, and rollouts in a simulator.
+
+Both leave training as it would be without them: random numbers, modes and the stream of samples.
+"""
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
+
+from depi.datasets.joints import CONVENTIONS
+from depi.datasets.multi import MultiLeRobotDataset
+from depi.errors import UserError
+from depi.evaluation.evaluate import EvaluateConfig, PolicyConfig, check_environment, roll_out
+from depi.policies import Pi0Policy
+from depi.training.config import TrainConfig
+from depi.training.data import Collate, FlowStream
+
+if TYPE_CHECKING:
+    from depi.training.run import Run
+
+# W&B gets curves for so many datasets; a log line names so many, those of the largest loss.
+CURVES, NAMED = 10, 3
+
+
+def check_simulator(config: TrainConfig, policy: Pi0Policy, dataset: MultiLeRobotDataset) -> None:
+    """Raise a UserError where `--env.type` is given, and policy or data do not fit that environment."""
+    if config.env is not None and config.eval_freq:
+        _convention(config, dataset)
+        choices = EvaluateConfig(env=config.env, eval=config.eval, seed=config.seed)
+        check_environment(choices, policy, by_view=config.dataset.cameras == "view")
+
+
+def is_due(run: "Run") -> bool:
+    """Whether the run is to be evaluated after the step that it has just taken."""
+    config = run.config
+    wanted = config.eval_freq > 0 and (run.held_out is not None or config.env is not None)
+    return wanted and (run.step % config.eval_freq == 0 or run.step == config.steps)
+
+
+def evaluate(run: "Run") -> dict[str, float]:
+    """Measure the policy as it is; every process must call this.
+
+    Returns:
+        by names that begin with `eval/`: `eval/loss` and `eval/loss/<repo id>`; `eval/success_rate`,
+        `eval/mean_length` and `eval/mean_reward`. Those of the rollouts on the main process alone.
+    """
+    values = {}
+    with undisturbed(run):
+        if run.held_out is not None:
+            values.update(held_out_loss(run, run.held_out))
+        if run.config.env is not None:
+            values.update(success(run))
+    return values
+
+
+@contextlib.contextmanager
+def undisturbed(run: "Run") -> Iterator[None]:
+    """Put the policy into evaluation mode; afterwards it, and random numbers, are as they were before."""
+    device = run.accelerator.device
+    numbers, arrays = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        run.policy.eval()
+        try:
+            yield
+        finally:
+            run.policy.train()
+            run.policy.reset()
+            if isinstance(run.policy.model, FSDPModule):
+                run.policy.model.reshard()
+            random.setstate(numbers)
+            np.random.set_state(arrays)
+
+
+def held_out_loss(run: "Run", stream: FlowStream) -> dict[str, float]:
+    """The mean loss over the first samples of the held-out stream, and over those of each dataset."""
+    config, accelerator = run.config, run.accelerator
+    count = min(config.eval.n_samples, stream.samples.mixture.num_frames)
+    # Sharded networks need as many forward passes in every process: what is seen twice is counted once.
+    processes = accelerator.num_processes
+    positions = range(accelerator.process_index, -(-count // processes) * processes, processes)
+    loader = DataLoader(
+        stream,
+        batch_size=config.batch_size,
+        sampler=[position % count for position in positions],
+        num_workers=config.num_workers,
+        collate_fn=Collate(run.processors[0], run.policy.config, ragged=config.ragged),
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    # By dataset: the sum of the losses, and the number of samples.
+    sums = torch.zeros(2, run.dataset.num_datasets, device=accelerator.device)
+    counted = torch.tensor([float(position < count) for position in positions], device=accelerator.device)
+    for batch, weight in zip(loader, counted.split(config.batch_size), strict=True):
+        batch = send_to_device(batch, accelerator.device, non_blocking=True)
+        with torch.no_grad(), run.policy.autocast():
+            losses, _ = run.policy(batch, reduction="none")
+        owner = batch["dataset_index"]
+        sums[0].index_add_(0, owner, losses.float() * weight)
+        sums[1].index_add_(0, owner, weight)
+    losses_of, samples_of = accelerator.reduce(sums, "sum").tolist()
+    triples = zip(run.dataset.repo_ids, losses_of, samples_of, strict=True)
+    by_dataset = {f"eval/loss/{repo_id}": loss / samples for repo_id, loss, samples in triples if samples}
+    return {"eval/loss": sum(losses_of) / sum(samples_of), **by_dataset}
+
+
+def success(run: "Run") -> dict[str, float]:
+    """Roll the policy out on the main process, into `eval/<step>/` of the run, while the others wait."""
+    policy = _whole_policy(run)
+    values: dict[str, float] = {}
+    if policy is not None:
+        result = roll_out(
+            _evaluate_config(run),
+            policy,
+            run.processors,
+            by_view=run.config.dataset.cameras == "view",
+            convention=_convention(run.config, run.dataset),
+            show_progress=False,
+        )
+        episodes = result["episodes"]
+        values["eval/success_rate"] = result["success_rate"]
+        for name in ("length", "reward"):
+            values[f"eval/mean_{name}"] = sum(episode[name] for episode in episodes) / len(episodes)
+    run.accelerator.wait_for_everyone()
+    return values
+
+
+def describe(step: int, values: dict[str, float]) -> str:
+    """The log line of an evaluation."""
+    parts = [f"eval step:{step}"]
+    if "eval/loss" in values:
+        worst = sorted(_by_dataset(values).items(), key=lambda pair: -pair[1])[:NAMED]
+        named = ", ".join(f"{name.removeprefix('eval/loss/')} {loss:.3f}" for name, loss in worst)
+        parts.append(f"loss:{values['eval/loss']:.3f} (largest: {named})")
+    if "eval/success_rate" in values:
+        parts.append(f"success:{values['eval/success_rate']:.0%} length:{values['eval/mean_length']:.1f}")
+    return " ".join(parts)
+
+
+def curves(run: "Run", values: dict[str, float]) -> dict[str, float]:
+    """What goes to W&B: of the datasets, those with the most frames, the same ones at every evaluation."""
+    frames = {f"eval/loss/{entry['repo_id']}": entry["frames"] for entry in run.dataset.entries}
+    by_dataset = _by_dataset(values)
+    largest = sorted(by_dataset, key=lambda name: (-frames[name], name))[:CURVES]
+    return {name: value for name, value in values.items() if name in largest or name not in by_dataset}
+
+
+def _by_dataset(values: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if name.startswith("eval/loss/")}
+
+
+def _evaluate_config(run: "Run") -> EvaluateConfig:
+    config = run.config
+    assert config.output_dir is not None
+    assert config.env is not None
+    return EvaluateConfig(
+        policy=PolicyConfig(path=f"{config.output_dir} step {run.step}"),
+        env=config.env,
+        eval=config.eval,
+        output_dir=config.output_dir / "eval" / f"{run.step:06d}",
+        seed=config.seed,
+    )
+
+
+def _convention(config: TrainConfig, dataset: MultiLeRobotDataset) -> str:
+    """The joint convention that the policy is trained in."""
+    convention = config.dataset.joint_convention
+    if convention == "native":
+        convention = dataset.entries[0]["convention"]
+    if convention not in CONVENTIONS or convention == "unknown":
+        raise UserError(f"--env.type needs joints in known units, these datasets have {convention!r}")
+    return convention
+
+
+def _whole_policy(run: "Run") -> Pi0Policy | None:
+    """The policy for rollouts: on the main process, a copy if it is sharded; None on the others."""
+    if not isinstance(run.policy.model, FSDPModule):
+        return run.policy if run.accelerator.is_main_process else None
+    weights = {}
+    for name, value in run.policy.state_dict().items():
+        whole = value.full_tensor() if isinstance(value, DTensor) else value  # a collective
+        if run.accelerator.is_main_process:
+            weights[name] = whole.cpu()
+    if not run.accelerator.is_main_process:
+        return None
+    policy = Pi0Policy(run.policy.config)
+    policy.load_state_dict(weights)
+    return policy.to(run.accelerator.device).eval()
