@@ -18,9 +18,11 @@ VERBS = {
     "report": ("depi.catalog.report", "write the catalogue as one web page"),
     "view": ("depi.catalog.view", "look at one episode: LeRobot's viewer, or an mp4"),
     "prepare": ("depi.training.prepare", "write training-ready images, so that training decodes no video"),
+    "plot": ("depi.training.plot", "draw loss, learning rate and throughput of runs"),
     "estimate": ("depi.training.estimate", "say what memory a training configuration needs"),
     "sim": ("depi.sim.record", "record simulated SO-101 datasets, test the scripted experts"),
     "eval": ("depi.evaluation.evaluate", "roll a checkpoint out in a simulator"),
+    "doctor": ("depi.doctor", "say what works on this machine, and what to type where it does not"),
     "upload": ("depi.training.upload", "publish a checkpoint with its model card"),
     "hub": ("depi.hub.local", "serve an embedded Hub, for offline machines"),
 }

@@ -1,0 +1,275 @@
+"""`depi doctor`: what works on this machine, and what to type where something does not."""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.text import Text
+
+from depi.engine import RayConfig
+from depi.flags import parse_flags
+
+Status = Literal["ok", "warn", "fail"]
+STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+PACKAGES = (
+    *("torch", "torchvision", "lerobot", "transformers", "accelerate"),
+    *("huggingface-hub", "torchcodec", "av"),
+)
+TOKENIZER = "google/paligemma-3b-pt-224"
+TOKEN_REFUSED = "the token is refused"
+HUB_SECONDS = 20.0
+SET_UP = "install DePi's dependencies: uv sync --extra sim"
+FFMPEG = "install FFmpeg's libraries (Debian: sudo apt-get install ffmpeg)"
+# Free bytes, and what takes them. One checkpoint of the full pi0 is written before the last one may go.
+ROOM_WANTED = {
+    "outputs": (100e9, "--output_dir", "a checkpoint of the full pi0 takes 45 GB with its optimizer's state"),
+    "Hub cache": (50e9, "HF_HOME", "weights of pi0 and videos of datasets are kept there"),
+    "DePi cache": (10e9, "DEPI_CACHE", "indexes of datasets are kept there"),
+}
+ROOM_NEEDED = 2e9
+# Docker gives 64 MB; a worker's batches of 32 samples with 3 cameras take 15 MB each, four at a time.
+SHARED_MEMORY_WANTED = 1e9
+
+
+@dataclass
+class DoctorConfig:
+    """Say what works on this machine, and what to type where something does not.
+
+    Exit status: 0, or 1 where something that training needs fails.
+    """
+
+    # Look at a Ray cluster too; without an address only where RAY_ADDRESS names one.
+    ray: RayConfig = field(default_factory=RayConfig)
+    # Seconds that one trial may take.
+    timeout: float = 60.0
+    # Print JSON instead of lines.
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.timeout > 0:
+            raise ValueError(f"--timeout must be above 0, not {self.timeout}")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, how it stands, and what to do unless that is well."""
+
+    name: str
+    status: Status
+    detail: str
+    remedy: str = ""
+
+
+def examine(config: DoctorConfig) -> list[Finding]:
+    """Look at everything, several things at a time; the order is fixed."""
+    checks: list[Callable[[], Iterator[Finding]]] = [
+        check_versions,
+        lambda: check_gpus(config.timeout),
+        lambda: check_codecs(config.timeout),
+        lambda: check_rendering(config.timeout),
+        lambda: check_hub(min(config.timeout, HUB_SECONDS)),
+        check_room,
+        lambda: check_ray(config.ray.address or os.environ.get("RAY_ADDRESS"), config.timeout),
+    ]
+    with ThreadPoolExecutor(len(checks)) as pool:
+        return [finding for findings in pool.map(lambda check: list(check()), checks) for finding in findings]
+
+
+def _probe(name: str, timeout: float, *args: str) -> dict[str, Any]:
+    """What `depi.probes` finds in a process of its own; {"error": ...} where it dies or takes too long."""
+    command = [sys.executable, "-m", "depi.probes", name, *args]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        return {"error": f"no answer within {timeout:g} s"}
+    lines = done.stdout.strip().splitlines()
+    try:
+        return json.loads(lines[-1])
+    except (IndexError, ValueError):
+        said = done.stderr.strip().splitlines()
+        return {"error": said[-1] if said else f"it ended with status {done.returncode}"}
+
+
+def check_versions() -> Iterator[Finding]:
+    """Python, the packages that training needs, and ffmpeg."""
+    supported = sys.version_info[:2] == (3, 12)
+    remedy = "" if supported else "use Python 3.12: uv python install 3.12"
+    yield Finding("python", "ok" if supported else "fail", platform.python_version(), remedy)
+    for package in PACKAGES:
+        try:
+            yield Finding(package, "ok", importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(package, "fail", "not installed", SET_UP)
+    if shutil.which("ffmpeg") is None:
+        yield Finding("ffmpeg", "warn", "not found", FFMPEG)
+        return
+    done = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True, check=False)
+    words = done.stdout.split()
+    yield Finding("ffmpeg", "ok", words[2] if len(words) > 2 else "found")
+
+
+def check_gpus(timeout: float) -> Iterator[Finding]:
+    """What PyTorch computes on."""
+    found = _probe("gpus", timeout)
+    if "error" in found:
+        yield Finding("gpu", "fail", f"PyTorch does not start: {found['error']}", SET_UP)
+        return
+    for number, device in enumerate(found["devices"]):
+        detail = f"{device['name']}, {device['free'] / 1e9:.0f} of {device['total'] / 1e9:.0f} GB free"
+        old = "" if device["bf16"] else "it computes no bfloat16: train with --policy.dtype=float32"
+        yield Finding(f"gpu {number}", "warn" if old else "ok", f"{detail}, CUDA {found['cuda']}", old)
+    if found["devices"]:
+        return
+    if found["mps"]:
+        yield Finding("gpu", "ok", "Apple's, by --policy.device=mps")
+    elif shutil.which("nvidia-smi"):
+        remedy = (
+            f"update the NVIDIA driver: this PyTorch wants CUDA {found['cuda']}; `nvidia-smi` shows yours"
+        )
+        yield Finding("gpu", "fail", "there is an NVIDIA driver, but PyTorch reaches no GPU", remedy)
+    else:
+        remedy = "small policies train on the processor: --policy.type=depi_pi0 --policy.device=cpu"
+        built = (
+            f"PyTorch is built for CUDA {found['cuda']}" if found["cuda"] else "PyTorch is built without CUDA"
+        )
+        yield Finding("gpu", "warn", f"none ({built})", remedy)
+
+
+def check_codecs(timeout: float) -> Iterator[Finding]:
+    """Whether videos that were encoded here are decoded here."""
+    with ThreadPoolExecutor(2) as pool:
+        names = ("pyav", "torchcodec")
+        pyav, torchcodec = pool.map(lambda name: _probe(name, timeout), names)
+    for codec, title in (("h264", "H.264"), ("av1", "AV1")):
+        problems = {
+            name: found.get("error") or found[codec]
+            for name, found in (("PyAV", pyav), ("torchcodec", torchcodec))
+        }
+        broken = {name: problem for name, problem in problems.items() if problem}
+        if not broken:
+            yield Finding(f"video {title}", "ok", "PyAV and torchcodec decode it")
+            continue
+        detail = "; ".join(f"{name} does not decode it ({problem})" for name, problem in broken.items())
+        status: Status = "fail" if len(broken) == 2 else "warn"
+        yield Finding(f"video {title}", status, detail, FFMPEG if "torchcodec" in broken else SET_UP)
+
+
+def check_rendering(timeout: float) -> Iterator[Finding]:
+    """Whether the simulator renders without a display."""
+    if importlib.util.find_spec("mujoco") is None:
+        yield Finding("rendering", "warn", "no simulator", "for simulated robots: uv sync --extra sim")
+        return
+    from depi.sim.gl import REMEDY
+
+    found = _probe("rendering", timeout)
+    problem = found.get("error") or found["problem"]
+    if problem:
+        yield Finding("rendering", "warn", f"MuJoCo renders nothing: {problem}", REMEDY)
+    else:
+        yield Finding("rendering", "ok", f"MuJoCo, by {found['backend']}")
+
+
+def check_hub(timeout: float) -> Iterator[Finding]:
+    """Who is logged in, and whether PaliGemma's tokenizer, which pi0 needs, can be had."""
+    found = _probe("hub", timeout, TOKENIZER)
+    if "error" in found or not found["reachable"]:
+        where = found.get("endpoint") or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+        problem = found.get("error") or found["problem"]
+        remedy = "check the network and HF_ENDPOINT; what is cached trains with --dataset.offline=true"
+        yield Finding("hub", "warn", f"{where} cannot be reached: {problem}", remedy)
+    elif found["user"] is None:
+        refused = found["problem"] == TOKEN_REFUSED
+        remedy = f"make a token at {found['endpoint']}/settings/tokens, then: hf auth login"
+        detail = f"{found['endpoint']}: {found['problem']}"
+        yield Finding("hub", "fail" if refused else "warn", detail, remedy)
+    elif found["role"] == "read":
+        remedy = "to publish, log in with a token that may write: hf auth login"
+        detail = f"{found['endpoint']}: {found['user']}, with a token that reads only"
+        yield Finding("hub", "ok", detail, remedy)
+    else:
+        yield Finding("hub", "ok", f"{found['endpoint']}: {found['user']}")
+    yield _tokenizer_finding(found)
+
+
+def _tokenizer_finding(found: dict[str, Any]) -> Finding:
+    if found.get("cached"):
+        return Finding("tokenizer", "ok", f"{TOKENIZER} is in the cache")
+    if "error" in found or not found["reachable"]:
+        return Finding(
+            "tokenizer", "warn", f"{TOKENIZER} is not in the cache", "pi0 needs it: get it online once"
+        )
+    if found["missing"]:
+        remedy = f"ask for access at {found['endpoint']}/{TOKENIZER}, then: hf auth login"
+        return Finding("tokenizer", "fail", f"{TOKENIZER}: {found['missing']}", remedy)
+    return Finding("tokenizer", "ok", f"{TOKENIZER} can be downloaded")
+
+
+def check_room() -> Iterator[Finding]:
+    """Space where runs, downloads and caches go, and in shared memory, through which loaders send batches."""
+    from huggingface_hub import constants
+
+    places = {
+        "outputs": Path("outputs"),
+        "Hub cache": Path(constants.HF_HUB_CACHE),
+        "DePi cache": Path(os.environ.get("DEPI_CACHE") or Path(constants.HF_HOME, "depi")),
+    }
+    for name, path in places.items():
+        folder = path.absolute()
+        while not folder.exists():
+            folder = folder.parent
+        free = shutil.disk_usage(folder).free
+        wanted, variable, reason = ROOM_WANTED[name]
+        if not os.access(folder, os.W_OK):
+            yield Finding(name, "fail", f"{path} cannot be written", f"choose another folder with {variable}")
+            continue
+        status: Status = "fail" if free < ROOM_NEEDED else "warn" if free < wanted else "ok"
+        remedy = "" if status == "ok" else f"{reason}: make room, or name another disk with {variable}"
+        yield Finding(name, status, f"{free / 1e9:.1f} GB free in {path}", remedy)
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        free = shutil.disk_usage(shared).free
+        remedy = "start the container with --shm-size=16g (or --ipc=host), or train with --num_workers=0"
+        enough = free >= SHARED_MEMORY_WANTED
+        detail = f"{free / 1e9:.1f} GB free in {shared}"
+        yield Finding("shared memory", "ok" if enough else "warn", detail, "" if enough else remedy)
+
+
+def check_ray(address: str | None, timeout: float) -> Iterator[Finding]:
+    """The cluster at an address, if there is one."""
+    if address is None:
+        return
+    found = _probe("ray", timeout, address)
+    if "error" in found:
+        remedy = "start it with `ray start --head`, or name another one with --ray.address=HOST:PORT"
+        yield Finding("ray", "fail", found["error"], remedy)
+    else:
+        detail = f"{address}: {found['nodes']} nodes, {found['cpus']:g} CPUs, {found['gpus']:g} GPUs"
+        yield Finding("ray", "ok", detail)
+
+
+def main(args: list[str]) -> int:
+    """Run `depi doctor`."""
+    config = parse_flags(DoctorConfig, args, "depi doctor")
+    findings = examine(config)
+    if config.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        console = Console(highlight=False, soft_wrap=True)
+        for finding in findings:
+            line = Text(f"{finding.status:<5}", style=STYLES[finding.status])
+            console.print(line + Text(f" {finding.name}: {finding.detail}", style="default"))
+            if finding.remedy:
+                console.print(Text(f"      {finding.remedy}"))
+    return 1 if any(finding.status == "fail" for finding in findings) else 0
