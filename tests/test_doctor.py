@@ -153,7 +153,7 @@ def test_a_decoder_that_is_missing_is_a_warning_and_both_a_failure(monkeypatch):
 
 def test_a_probe_that_crashes_or_hangs_is_a_finding(monkeypatch):
     assert doctor._probe("gpus", 0.01) == {"error": "no answer within 0.01 s"}
-    assert doctor._probe("no_such_probe", 60) == {"error": "KeyError: 'no_such_probe'"}
+    assert doctor._probe("no_such_probe", 60) == {"error": "'no_such_probe'"}
     monkeypatch.setattr(sys, "executable", "/bin/false")
     assert doctor._probe("gpus", 60) == {"error": "it ended with status 1"}
 
