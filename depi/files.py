@@ -1,5 +1,6 @@
 """The one way to write a file: whole or not at all."""
 
+import glob
 import json
 import os
 import secrets
@@ -30,6 +31,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_drafts(path: Path) -> None:
+    """Remove what processes that were killed while they wrote `path` have left beside it.
+
+    Only for whoever is the only one to write `path`.
+    """
+    for draft in Path(path).parent.glob(f".{glob.escape(Path(path).name)}.*.tmp"):
+        draft.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

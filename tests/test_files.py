@@ -8,7 +8,7 @@ import time
 import pytest
 
 from depi.errors import UserError
-from depi.files import atomic_write, read_json, write_json
+from depi.files import atomic_write, read_json, remove_drafts, write_json
 
 
 def test_a_failing_writer_leaves_the_old_content_and_no_rubbish(tmp_path):
@@ -87,3 +87,12 @@ def test_a_killed_writer_never_leaves_a_part(tmp_path):
         writer.wait()
     assert len(set(json.loads(path.read_text()))) == 1
     assert seen == sorted(seen)
+
+
+def test_drafts_of_killed_writers_are_removed_and_nothing_else(tmp_path):
+    kept = ["[a].json", ".[a].json.tmp", ".a.json.0.tmp", ".[a].jsonl.0.tmp", "[a].json.0.tmp"]
+    for name in [*kept, ".[a].json.0123456789abcdef.tmp", ".[a].json.1.tmp"]:
+        (tmp_path / name).write_text("")
+    remove_drafts(tmp_path / "[a].json")
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)
+    remove_drafts(tmp_path / "absent/list.json")

@@ -28,10 +28,12 @@ from depi.catalog.order import settle
 from depi.catalog.rules import CATALOGUE_FLAGS, CATALOGUE_RULES, FLAGS, RULES_VERSION, TIERS, check_disabled
 from depi.catalog.rules_file import parse_with_rules
 from depi.catalog.stats import count_by_rule
-from depi.catalog.store import ACCEPTED, FAILED, REJECTED, Row, read_rows, write_catalog
+from depi.catalog.store import ACCEPTED, CATALOG_FILES, FAILED, REJECTED, Row, read_rows, write_catalog
+from depi.catalog.thumbnails import THUMBNAILS_FILE
 from depi.catalog.videos import look_at_videos
 from depi.engine import ENGINES, RayConfig, make_runner
 from depi.errors import UserError
+from depi.files import remove_drafts
 from depi.flags import parse_flags
 from depi.hub import session
 from depi.hub.client import HubUnreachable
@@ -60,7 +62,7 @@ class CollectConfig(Thresholds):
     and the next call tries them again), 2 when the command cannot work at all.
     """
 
-    # Where the four files are written.
+    # Where the files are written.
     output_dir: Path = Path("data_ids")
     # Look for datasets tagged "LeRobot" and one of these, as in --tags=[so100,so101].
     tags: list[str] | None = None
@@ -189,7 +191,11 @@ def collect(config: CollectConfig) -> Summary:
     journal = Journal(config.output_dir, {**judged_by, "refresh": config.refresh})
     politeness = session.Settings(config.workers, config.max_requests_per_second)
     with closing(journal), session.limited(politeness):
-        rows, reused = inspect_found(config, disabled, [*earlier, *journal.rows], journal)
+        candidates = _find(config)
+        journal.open()
+        for name in (*CATALOG_FILES, THUMBNAILS_FILE):
+            remove_drafts(config.output_dir / name)
+        rows, reused = inspect_found(config, disabled, candidates, [*earlier, *journal.rows], journal)
         rows = settle(rows, disabled, config)
         if config.deep:
             run = make_runner(config.engine, workers=config.deep_workers, address=config.ray.address)
@@ -218,18 +224,27 @@ def _share(config: CollectConfig) -> session.Settings:
     return session.Settings(config.workers, None if rate is None else rate / processes)
 
 
-def inspect_found(
-    config: CollectConfig, disabled: frozenset[str], known: Sequence[Row], journal: Journal
-) -> tuple[list[Row], int]:
-    """Find, and inspect what is not known; a row for each dataset, and how many of them were known."""
-    candidates = find(
+def _find(config: CollectConfig) -> list[Candidate]:
+    named = (config.tags, config.search, config.author, config.ids_file)
+    only_robot_types = config.robot_types is not None and all(each is None for each in named)
+    return find(
         tags=config.tags,
         search=config.search,
         author=config.author,
         ids_file=config.ids_file,
-        wide=config.wide or _only_robot_types(config),
+        wide=config.wide or only_robot_types,
         limit=config.limit,
     )
+
+
+def inspect_found(
+    config: CollectConfig,
+    disabled: frozenset[str],
+    candidates: Sequence[Candidate],
+    known: Sequence[Row],
+    journal: Journal,
+) -> tuple[list[Row], int]:
+    """Inspect what is not known; a row for each dataset, and how many of them were known."""
     inspector = Inspector(config, disabled, {row.repo_id: row for row in known}, config.max_seconds)
     rows = inspect_all(inspector, candidates, config.workers, journal)
     if config.robot_types is not None:
@@ -238,11 +253,6 @@ def inspect_found(
             raise UserError(f"no dataset names one of these robots: {', '.join(config.robot_types)}")
     kept = {id(row) for row in known}
     return rows, sum(id(row) in kept for row in rows)
-
-
-def _only_robot_types(config: CollectConfig) -> bool:
-    others = (config.tags, config.search, config.author, config.ids_file)
-    return config.robot_types is not None and all(other is None for other in others)
 
 
 def inspect_all(
@@ -259,8 +269,8 @@ def inspect_all(
     rows: dict[str, Row] = {}
     silent = 0
     with _progress_bar() as progress:
-        bar = progress.add_task("Inspecting", total=len(candidates))
-        waiting = list(candidates)
+        waiting, total = list(candidates), len(candidates)
+        bar = progress.add_task("Inspecting", total=total)
         while waiting:
             opened: list[Candidate] = []
             for candidate, outcome in engine.run(inspector, waiting, workers=workers):
@@ -277,7 +287,8 @@ def inspect_all(
                 if row is not inspector.known.get(row.repo_id):
                     journal.add(row)
             waiting = [candidate for candidate in opened if candidate.repo_id not in rows]
-            progress.update(bar, total=len(rows) + len(waiting))
+            total += len(waiting)
+            progress.update(bar, total=total)
     return list(rows.values())
 
 

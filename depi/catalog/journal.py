@@ -1,8 +1,10 @@
 """What an interrupted call has found out, so that the next one goes on where it stopped.
 
 One line per inspected candidate, appended when it is known, beside the catalogue that will hold them all.
+Whoever has the journal open is the only one to write into that folder.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -27,46 +29,33 @@ _MOMENTS = ("created_at", "last_modified", "checked_at")
 class Journal:
     """Rows judged by the same rules and thresholds (`judged_by`) in a call that did not end.
 
-    The file is there from the first row on, until `finish`. A process that is killed while it writes leaves
-    half a line, which the next one drops.
+    The file is there from `open` to `finish`. A process that is killed while it writes leaves half a line,
+    which the next one drops.
     """
 
     def __init__(self, folder: Path, judged_by: Mapping[str, Any]):
         self._path = folder / JOURNAL_FILE
         self._header = json.dumps({"judged_by": judged_by}, sort_keys=True)
         self._file: Any = None
+        self._new_folder = not folder.exists()
         self._synced = 0.0
         self.rows: list[Row] = []
         if self._path.exists():
-            self._open()
+            self.open()
 
-    def add(self, row: Row) -> None:
-        """Keep a row; one that could not be inspected is not kept, and so tried again."""
-        if row.verdict == FAILED:
+    def open(self) -> None:
+        """Keep other calls out of the folder, which is made if it is not there.
+
+        Raises:
+            UserError: another call is at work there, or the folder cannot be written.
+        """
+        if self._file is not None:
             return
-        if self._file is None:
-            self._open()
-        self._write(json.dumps(_plain(row)))
-
-    def finish(self) -> None:
-        """Remove the file: the catalogue has everything now."""
-        if self._file is not None:
-            self._path.unlink(missing_ok=True)
-            self.close()
-
-    def close(self) -> None:
-        """Leave the file to the next call."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _open(self) -> None:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a+b")
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while not self._lock():
+                pass
         except BlockingIOError:
-            self._file.close()
             raise UserError(
                 f"another depi collect-ids writes into {self._path.parent}: wait for it, or choose another "
                 "--output_dir"
@@ -74,6 +63,46 @@ class Journal:
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror}") from None
         self._read()
+
+    def add(self, row: Row) -> None:
+        """Keep a row; one that could not be inspected is not kept, and so tried again."""
+        if row.verdict == FAILED:
+            return
+        self.open()
+        self.rows.append(row)
+        self._write(json.dumps(_plain(row)))
+
+    def finish(self) -> None:
+        """Remove the file: the catalogue has everything now."""
+        self.rows.clear()
+        self._new_folder = False
+        self.close()
+
+    def close(self) -> None:
+        """Leave the file to the next call; of a call that found out nothing, nothing is left."""
+        if self._file is None:
+            return
+        if not self.rows:
+            self._path.unlink(missing_ok=True)
+            if self._new_folder:
+                with contextlib.suppress(OSError):
+                    self._path.parent.rmdir()
+        self._file.close()
+        self._file = None
+
+    def _lock(self) -> bool:
+        """Open and lock the file; False where the one who had it locked has just removed it."""
+        file = self._path.open("a+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self._path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                self._file = file
+        except FileNotFoundError:
+            pass
+        finally:
+            if self._file is None:
+                file.close()
+        return self._file is not None
 
     def _read(self) -> None:
         self._file.seek(0)

@@ -5,7 +5,7 @@ joints, which way, how many frames lie between them, and roughly how the arm the
 loses only the runs that it cuts; rounding, and conversion from one joint convention to another, move few
 landmarks by a frame. People never repeat a movement to the frame: two halves of a real recording of one task
 had no run in common, while 86% of all runs outlived rounding to 0.1 degrees, and a quarter of them a
-calibration that was 2% off. Scripted motion repeats itself more: 2 to 4% at 30 fps, 4 to 13% at 10 fps.
+calibration that was 2% off. Scripted motion repeats itself more: 2 to 7% at 30 fps, 4 to 13% at 10 fps.
 """
 
 import hashlib

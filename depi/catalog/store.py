@@ -20,6 +20,7 @@ CANDIDATES_FILE = "dataset_list.json"
 VALID_FILE = "dataset_list_valid.json"
 BAD_FILE = "bad_dataset_ids.json"
 CATALOG_FILE = "catalog.parquet"
+CATALOG_FILES = (CANDIDATES_FILE, VALID_FILE, BAD_FILE, CATALOG_FILE)
 
 _MOMENT = pa.timestamp("us", tz="UTC")
 _TEXTS = pa.list_(pa.string())

@@ -149,7 +149,7 @@ def _video(item: Item, filename: str, declared: VideoFacts) -> VideoFacts:
     except (client.FileMissing, client.TooLarge) as error:
         return dataclasses.replace(declared, error=clean(error, 200))
     except (DatasetError, av.FFmpegError, ValueError, OSError, MemoryError) as error:
-        reason = str(error) or type(error).__name__
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return dataclasses.replace(declared, error=clean(f"cannot be decoded: {reason}", 200))
 
 

@@ -8,6 +8,7 @@ from huggingface_hub.utils import validate_repo_id
 
 _REF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+\-/]{0,199}")
 _SHA = re.compile(r"[0-9a-f]{40}")
+_UNSAFE = re.compile(r"[\\\x00-\x1f\x7f]")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -89,7 +90,7 @@ def path_problem(path: str) -> str | None:
         return "is empty or too long"
     if any(part in ("", ".", "..") for part in parts) or parts[0].endswith(":"):
         return "is not a plain relative path"
-    if "\\" in path or any(ord(character) < 32 or ord(character) == 127 for character in path):
+    if _UNSAFE.search(path):
         return "holds a backslash or a control character"
     if parts[0] == ".git":
         return "lies in .git"

@@ -1,6 +1,7 @@
 """Interruptions, faults, hostile sizes and finding widely, over the whole command."""
 
 import dataclasses
+import fcntl
 import importlib.util
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from huggingface_hub import constants
 from depi.catalog import inspect
 from depi.catalog.collect import CollectConfig, collect, main
 from depi.catalog.journal import JOURNAL_FILE, Journal
-from depi.catalog.store import Row, read_rows
+from depi.catalog.store import CATALOG_FILES, Row, read_rows
 from depi.errors import UserError
 from depi.hub.local import serve
 
@@ -98,9 +100,10 @@ def test_killed_at_any_moment_and_started_again_it_ends_the_same(slow_hub, tmp_p
         assert not [path.name for path in out.iterdir() if not path.name.startswith(".")]
     with (out / JOURNAL_FILE).open("ab") as file:
         file.write(b'{"repo_id": "user00/so10')  # as a kill in the middle of a write leaves it
+    (out / ".catalog.parquet.0123456789abcdef.tmp").write_bytes(b"PAR1")
     summary = collect(CollectConfig(output_dir=out, workers=2))
     assert summary.reused == kept - 1
-    assert not (out / JOURNAL_FILE).exists()
+    assert sorted(path.name for path in out.iterdir()) == sorted(CATALOG_FILES)
     slow_hub.check(out, 24)
 
     collect(CollectConfig(output_dir=whole, workers=4))
@@ -132,6 +135,43 @@ def test_a_journal_gives_back_what_was_judged_by_the_same_rules(tmp_path):
     other.add(rows("b")[0])
     other.close()
     assert [row.repo_id for row in Journal(tmp_path, {"rules": 2}).rows] == ["ann/b"]
+
+
+def test_one_call_at_a_time_writes_into_a_folder(slow_hub, tmp_path):
+    out = tmp_path / "out"
+    config = CollectConfig(output_dir=out)
+    with closing(Journal(out, {})) as other:
+        other.open()
+        with pytest.raises(UserError, match="another depi collect-ids writes into"):
+            collect(config)
+    assert not out.exists(), "a call that found out nothing leaves nothing"
+    collect(config)
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    with closing(Journal(out, {})) as other:
+        other.open()
+        with pytest.raises(UserError, match="another depi collect-ids writes into"):
+            collect(config)  # nothing has changed to be inspected, and still the lists would be written
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+def test_a_journal_that_is_removed_while_another_call_opens_it_is_made_anew(tmp_path, monkeypatch):
+    first = Journal(tmp_path, {})
+    first.open()
+    lock = fcntl.flock
+
+    def after_the_first_has_finished(file, flags):
+        monkeypatch.setattr(fcntl, "flock", lock)
+        first.finish()
+        lock(file, flags)
+
+    monkeypatch.setattr(fcntl, "flock", after_the_first_has_finished)
+    second = Journal(tmp_path, {})
+    second.open()
+    with pytest.raises(UserError, match="another depi collect-ids"):
+        Journal(tmp_path, {})
+    second.add(rows("a")[0])
+    second.close()
+    assert Journal(tmp_path, {}).rows == rows("a")
 
 
 @pytest.mark.parametrize("damage", [b"{}\n", b"not json\n", b'{"repo_id": "a/b"', b"\xff\xfe\n", b"[1]\n"])
