@@ -181,17 +181,23 @@ def merged_state(state: Mapping[str, Tensor], model: Pi0) -> dict[str, Tensor]:
     return merged
 
 
-def save_adapters(folder: Path, model: Pi0, base: str | Path | None) -> None:
+def save_adapters(
+    folder: Path, model: Pi0, base: str | Path | None, weights: Mapping[str, Tensor] | None = None
+) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors` in LeRobot's layout, float32.
 
     Args:
         folder: where to.
         model: with adapters.
         base: the checkpoint, folder or repository, to which they belong.
+        weights: the state dict of the model's policy at the moment to write, if that is not now.
     """
     layers = lora_layers(model)
     tensors = {
-        _saved_name(model, name): parameter.detach().float().cpu().contiguous()
+        _saved_name(model, name): (weights[f"model.{name}"] if weights else parameter.detach())
+        .float()
+        .cpu()
+        .contiguous()
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }

@@ -130,11 +130,19 @@ def save_checkpoint(
     save_processors(folder, pre, post)
 
 
-def save_adapter_checkpoint(folder: Path, policy: Pi0Policy, pre: Pipeline, post: Pipeline) -> None:
+def save_adapter_checkpoint(
+    folder: Path,
+    policy: Pi0Policy,
+    pre: Pipeline,
+    post: Pipeline,
+    *,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
     """Write config, adapters and processors: the small `pretrained_model` of LeRobot's `--peft`.
 
     It goes with the checkpoint that the policy was fine-tuned from, `policy.config.pretrained_path`.
+    `weights` are the policy's state dict at another moment than now.
     """
     dataclasses.replace(policy.config, use_peft=True)._save_pretrained(folder)
-    save_adapters(folder, policy.model, policy.config.pretrained_path)
+    save_adapters(folder, policy.model, policy.config.pretrained_path, weights)
     save_processors(folder, pre, post)

@@ -1,10 +1,15 @@
-"""The model card of a checkpoint: what it is, what it was trained on, how to run it."""
+"""The model card of a checkpoint: what it is, what it was trained on, how well it does, how to run it."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from lerobot.configs import PreTrainedConfig
 
+from depi.errors import UserError
+from depi.files import read_json
+from depi.hub.names import is_dataset_id, parse_dataset_id
 from depi.training.config import TrainConfig
 
 UNITS = {
@@ -17,9 +22,20 @@ SLOTS = {
     "view": "0 wrist, 1 front, 2 top, 3 side.",
     "shuffle": "any order; they were shuffled sample by sample.",
 }
+WEIGHTS_LINES = {
+    "raw": "- Weights: as they were trained, after the last of these steps.",
+    "ema": "- Weights: the exponential moving average of those that were trained.",
+}
+_SNAPSHOT = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})")
 
 
-def model_card(config: TrainConfig, policy: PreTrainedConfig, report: dict[str, Any], step: int) -> str:
+def model_card(
+    config: TrainConfig,
+    policy: PreTrainedConfig,
+    report: dict[str, Any],
+    step: int,
+    metrics: dict[str, Any],
+) -> str:
     """Return the README.md of a checkpoint.
 
     Args:
@@ -27,18 +43,23 @@ def model_card(config: TrainConfig, policy: PreTrainedConfig, report: dict[str, 
         policy: the configuration of the policy that is saved.
         report: the run's data report, as `MultiLeRobotDataset.report` gives it.
         step: optimizer steps taken.
+        metrics: the last line of the run's metrics, or nothing.
     """
     datasets = report["datasets"]
+    base, revision = _base(policy)
+    ids = [entry["repo_id"] for entry in datasets if is_dataset_id(entry["repo_id"])]
     data = ModelCardData(
         library_name="lerobot",
         pipeline_tag="robotics",
         license="apache-2.0",
         tags=["robotics", "lerobot", "pi0", "depi", "so101"],
-        datasets=[entry["repo_id"] for entry in datasets],
+        # A repository may hold many datasets: it is named once.
+        datasets=list(dict.fromkeys(parse_dataset_id(name).repo_id for name in ids)),
+        base_model=base if revision else None,
     )
-    base = f"fine-tuned from `{policy.pretrained_path}`" if policy.pretrained_path else "trained from scratch"
-    cameras = ", ".join(f"`{key}`" for key in policy.image_features)
-    names = policy.action_feature_names or []
+    origin = f"fine-tuned from `{base}`" if base else "trained from scratch"
+    if revision:
+        origin += f" at revision {revision}"
     lines = [
         "---",
         data.to_yaml(),
@@ -46,10 +67,33 @@ def model_card(config: TrainConfig, policy: PreTrainedConfig, report: dict[str, 
         "",
         f"# {config.job_name}",
         "",
-        f"A `{policy.type}` vision-language-action policy, {base} with DePi: {step} steps, "
+        f"A `{policy.type}` vision-language-action policy, {origin} with DePi: {step} steps, "
         f"seed {config.seed}, {len(datasets)} datasets, {report['num_episodes']} episodes, "
         f"{report['num_frames']} frames.",
         "",
+        *_interface_lines(config, policy),
+        *_run_lines(policy),
+        *_metrics_lines(metrics),
+        *_data_lines(datasets),
+    ]
+    return str(ModelCard("\n".join(lines), ignore_metadata_errors=True))
+
+
+def _base(policy: PreTrainedConfig) -> tuple[str | None, str | None]:
+    """The checkpoint that training began with: a repository and its revision, or a folder and None."""
+    if not policy.pretrained_path:
+        return None, None
+    path = Path(policy.pretrained_path).as_posix()
+    if match := _SNAPSHOT.search(path):
+        return f"{match[1]}/{match[2]}", match[3]
+    return path, None
+
+
+def _interface_lines(config: TrainConfig, policy: PreTrainedConfig) -> list[str]:
+    cameras = ", ".join(f"`{key}`" for key in policy.image_features)
+    names = policy.action_feature_names or []
+    averaged = config.ema.decay is not None and config.ema.export
+    return [
         "## Inputs and outputs",
         "",
         f"- Cameras: {cameras}, letterboxed to {policy.image_resolution[0]} px; any of them may be absent.",
@@ -57,17 +101,80 @@ def model_card(config: TrainConfig, policy: PreTrainedConfig, report: dict[str, 
         f"- Action: chunks of {policy.chunk_size} steps of {len(names)} joints: {', '.join(names)}.",
         f"- Units: {UNITS[config.dataset.joint_convention]}",
         f"- Camera slots: {SLOTS[config.dataset.cameras]}",
+        WEIGHTS_LINES["ema" if averaged else "raw"],
         "",
+    ]
+
+
+def _run_lines(policy: PreTrainedConfig) -> list[str]:
+    """How to run it on an SO-101, with LeRobot's command."""
+    cameras = ", ".join(
+        f'"{key.rpartition(".")[2]}": '
+        f"{{type: opencv, index_or_path: {number}, width: 640, height: 480, fps: 30}}"
+        for number, key in enumerate(policy.image_features)
+    )
+    plugin = [] if policy.type == "pi0" else ["pip install lerobot_policy_depi  # from DePi's plugins/", ""]
+    return [
+        "## On an SO-101",
+        "",
+        "```bash",
+        *plugin,
+        "lerobot-rollout --strategy.type=base \\",
+        "    --policy.path=THIS_REPOSITORY_OR_FOLDER \\",
+        "    --robot.type=so101_follower --robot.port=/dev/ttyACM0 --robot.id=my_arm \\",
+        f"    --robot.cameras='{{{cameras}}}' \\",
+        '    --task="what the arm shall do" --duration=60',
+        "```",
+        "",
+        "With `--strategy.type=episodic` it records a dataset of what happens. Name the cameras by their "
+        "slots, and leave out those that you have not got.",
+        "",
+    ]
+
+
+def _metrics_lines(metrics: dict[str, Any]) -> list[str]:
+    shown = {
+        name: value
+        for name, value in metrics.items()
+        if name in ("step", "samples", "epochs", "loss", "grad_norm", "lr") or name.startswith("eval")
+    }
+    if not shown:
+        return []
+    rows = [f"| {name} | {value:g} |" for name, value in shown.items() if isinstance(value, int | float)]
+    return ["## Training metrics", "", "| last logged | |", "|---|---|", *rows, ""]
+
+
+def _data_lines(datasets: list[dict[str, Any]]) -> list[str]:
+    return [
         "## Training data",
         "",
-        "| dataset | revision | episodes | frames | fps | joints as recorded |",
-        "|---|---|---|---|---|---|",
+        "| dataset | revision | licence | episodes | frames | fps | joints as recorded |",
+        "|---|---|---|---|---|---|---|",
         *(
-            f"| {entry['repo_id']} | {entry['revision'] or 'local'} | {entry['episodes']} "
-            f"| {entry['frames']} | {entry['fps']:g} | {entry['convention']} |"
+            f"| {entry['repo_id']} | {entry['revision'] or 'local'} | {entry.get('licence') or 'not stated'} "
+            f"| {entry['episodes']} | {entry['frames']} | {entry['fps']:g} | {entry['convention']} |"
             for entry in datasets
         ),
         "",
     ]
-    card = ModelCard("\n".join(lines), ignore_metadata_errors=True)
-    return str(card)
+
+
+def evaluation_lines(path: Path) -> list[str]:
+    """Return the card's lines about the `eval.json` of `depi eval`.
+
+    Raises:
+        UserError: it is missing or none.
+    """
+    try:
+        result = read_json(path)
+        low, high = result["success_interval_95"]
+        rate, episodes, env = result["success_rate"], len(result["episodes"]), result["env"]
+        return [
+            "",
+            "## Evaluation",
+            "",
+            f"Success rate {rate:.0%} (95% interval {low:.0%} to {high:.0%}) over {episodes} simulated "
+            f"episodes of `{env['type']}`, task `{env['task']}`.",
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is no result of `depi eval`: {error!r}") from None

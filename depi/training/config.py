@@ -12,7 +12,7 @@ from lerobot.configs import PreTrainedConfig, parser
 from lerobot.configs.default import PeftConfig
 from lerobot.configs.default import WandBConfig as LeRobotWandBConfig
 from lerobot.envs.configs import EnvConfig
-from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
+from lerobot.utils.constants import CHECKPOINTS_DIR, TRAINING_STATE_DIR
 
 import depi.evaluation.environments  # noqa: F401  registers --env.type=so101
 from depi.datasets.joints import SPACES
@@ -21,8 +21,10 @@ from depi.errors import UserError
 from depi.evaluation.evaluate import EpisodesConfig
 from depi.files import read_json
 from depi.flags import parse_flags
-from depi.hub.client import download_file, repo_info
+from depi.hub.client import download_file, repo_info, require_token
+from depi.hub.names import is_repo_id
 from depi.policies import load_config, resolve_checkpoint
+from depi.training.folders import fetch_checkpoint, last_checkpoint
 from depi.training.lerobot_flags import COMMAND, ELSEWHERE
 
 TRAIN_CONFIG_NAME = "train_config.json"
@@ -122,6 +124,16 @@ class WandBConfig(LeRobotWandBConfig):
 
 
 @dataclass
+class EmaConfig:
+    """An exponential moving average of the weights, float32, kept in every checkpoint."""
+
+    # 0.999, say: at each step the average moves by 1 - decay towards the weights. null: no average.
+    decay: float | None = None
+    # `pretrained_model` holds the average; the weights themselves lie in `training_state`. Else the reverse.
+    export: bool = False
+
+
+@dataclass
 class TrainConfig:
     """Train pi0 on one or many LeRobot datasets.
 
@@ -129,7 +141,7 @@ class TrainConfig:
              or --dataset.repo_id=USER/NAME
     Policy:  --policy.type=pi0 (from scratch) or --policy.path=FOLDER_OR_REPO (fine-tuning)
     Resume:  --resume=true with --config_path=RUN/checkpoints/last/pretrained_model
-             or --output_dir=RUN
+             or --output_dir=RUN, or --config_path=USER/RUN of the Hub
     Exit:    0 all steps done; 2 wrong flags, unusable data or too many bad steps, with one sentence why;
              130 (SIGINT) or 143 (SIGTERM) stopped by a signal after finishing the step and saving it;
              a second signal stops at once and saves nothing
@@ -151,6 +163,15 @@ class TrainConfig:
     log_freq: int = 200
     # 0 saves at the end only.
     save_freq: int = 20_000
+    # Once a checkpoint is complete, remove those before the newest N, but for steps that are multiples of
+    # keep_every; null keeps all.
+    keep_last: int | None = None
+    keep_every: int | None = None
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    # Publish each checkpoint as --policy.repo_id, in the background and with a tag for its step;
+    push_to_hub: bool = False
+    # with what it takes to go on from there: --resume=true --config_path=USER/NAME.
+    save_checkpoint_to_hub: bool = False
     # Every so many steps, and after the last: the loss on the episodes that --dataset.eval_split holds out,
     # and rollouts in the simulator of --env.type. 0: never.
     eval_freq: int = 20_000
@@ -179,6 +200,8 @@ class TrainConfig:
     recompute: float = 0.0
     # LoRA: --peft.r=16 and further flags of LeRobot's; null trains the weights themselves.
     peft: PeftConfig | None = None
+    # The `pretrained_model` folder of the checkpoint from which a resumed run goes on.
+    resume_from: Path | None = field(init=False, default=None)
     wandb: WandBConfig = field(default_factory=WandBConfig)
 
     def __post_init__(self) -> None:
@@ -203,6 +226,15 @@ class TrainConfig:
             raise ValueError("--peft does not go with --sharding: what it trains is small; use DDP")
         if not 0 <= self.recompute <= 1:
             raise ValueError(f"--recompute must be 0 to 1, not {self.recompute}")
+        for name in ("keep_last", "keep_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        if self.keep_every is not None and self.keep_last is None:
+            raise ValueError("--keep_every needs --keep_last: without it all checkpoints are kept")
+        if self.ema.decay is not None and not 0 <= self.ema.decay < 1:
+            raise ValueError(f"--ema.decay must be at least 0 and below 1, not {self.ema.decay}")
+        if self.ema.decay is not None and self.peft is not None:
+            raise ValueError("--ema.decay does not go with --peft: average the weights of full training")
         if self.seed < 0:
             raise ValueError(f"--seed must not be negative, not {self.seed}")
         if self.num_workers < 0:
@@ -212,7 +244,13 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON-able values."""
-        return draccus.encode(self)
+        encoded: dict[str, Any] = draccus.encode(self)
+        return {name: value for name, value in encoded.items() if name != "resume_from"}
+
+    @property
+    def pushes(self) -> bool:
+        """Whether checkpoints are published during training."""
+        return self.push_to_hub or self.save_checkpoint_to_hub
 
     @property
     def checkpoints_dir(self) -> Path:
@@ -251,6 +289,8 @@ def parse_train_config(args: Sequence[str]) -> TrainConfig:
         _name_policy(config, args)
         _name_output_dir(config)
     check_data_source(config)
+    if config.pushes:
+        _check_publishing(config)
     return config
 
 
@@ -259,13 +299,37 @@ def _parse(args: list[str]) -> TrainConfig:
     # A resumed run takes its policy from the checkpoint: the loaded configuration names its type.
     args = parser.filter_path_args(["policy"], args)
     config_path = parser.parse_arg("config_path", args)
-    if config_path is None and "--resume=true" in args and (run := parser.parse_arg("output_dir", args)):
-        config_path = str(Path(run) / CHECKPOINTS_DIR / LAST_CHECKPOINT_LINK / PRETRAINED_MODEL_DIR)
+    resumed = None
+    if "--resume=true" in args:
+        resumed = _find_resumed_checkpoint(config_path, parser.parse_arg("output_dir", args))
+        config_path = str(resumed)
     if config_path is None:
         return draccus.parse(TrainConfig, args=args)
     file = parser.extract_path_fields_from_config(str(_find_config_file(config_path)), ["policy"])
     with draccus.config_type("json" if file.endswith(".json") else "yaml"):
-        return draccus.parse(TrainConfig, file, args=parser.filter_arg("config_path", args))
+        config = draccus.parse(TrainConfig, file, args=parser.filter_arg("config_path", args))
+    config.resume_from = resumed
+    config.resume = resumed is not None  # a resumed run's own configuration says true, for ever
+    return config
+
+
+def _find_resumed_checkpoint(config_path: str | None, output_dir: str | None) -> Path:
+    """Return the `pretrained_model` folder that `--config_path` names, or the last one of `--output_dir`."""
+    if config_path is not None and Path(config_path).exists():
+        folder = (Path(config_path) if Path(config_path).is_dir() else Path(config_path).parent).resolve()
+        if not (folder.parent / TRAINING_STATE_DIR).is_dir():
+            raise UserError(
+                f"--config_path={config_path} is of no checkpoint: {TRAINING_STATE_DIR} is missing"
+            )
+        return folder
+    if config_path is not None and is_repo_id(config_path) and not Path(config_path).parent.exists():
+        return fetch_checkpoint(config_path)
+    if config_path is None and output_dir is not None:
+        return last_checkpoint(Path(output_dir) / CHECKPOINTS_DIR)
+    raise UserError(
+        "--resume=true needs the run to continue: "
+        "--config_path=RUN/checkpoints/last/pretrained_model or --output_dir=RUN"
+    )
 
 
 def _find_config_file(config_path: str) -> Path:
@@ -303,15 +367,22 @@ def _name_policy(config: TrainConfig, args: Sequence[str]) -> None:
 
 
 def _locate_resumed_run(config: TrainConfig, args: Sequence[str]) -> None:
-    given = parser.parse_arg("config_path", args)
-    if given and Path(given).exists():
-        folder = Path(given) if Path(given).is_dir() else Path(given).parent
-        config.output_dir = folder.resolve().parents[2]
-    if config.output_dir is None or not config.output_dir.is_dir():
-        raise UserError(
-            "--resume=true needs the run to continue: "
-            "--config_path=RUN/checkpoints/last/pretrained_model or --output_dir=RUN"
-        )
+    assert config.resume_from is not None
+    if (config.resume_from.parent / TRAINING_STATE_DIR).is_dir():
+        config.output_dir = config.resume_from.parents[2]
+    else:  # of a Hub repository: it becomes the beginning of another run
+        output_dir = parser.parse_arg("output_dir", args)
+        config.output_dir = None if output_dir is None else Path(output_dir)
+        _name_output_dir(config)
+
+
+def _check_publishing(config: TrainConfig) -> None:
+    assert config.policy is not None
+    if config.policy.repo_id is None or not is_repo_id(config.policy.repo_id):
+        raise UserError(f"publishing needs --policy.repo_id=USER/NAME, not {config.policy.repo_id}")
+    if config.dataset.offline:
+        raise UserError("--dataset.offline keeps off the network: leave out --push_to_hub")
+    require_token()
 
 
 def _name_output_dir(config: TrainConfig) -> None:

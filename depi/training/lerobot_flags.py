@@ -34,7 +34,6 @@ ELSEWHERE = {
     "dataloader_multiprocessing_context": _LOADER,
     "tolerance_s": "timestamps are checked when a dataset is opened, with limits of their own; drop it",
     "save_checkpoint": "the last step is always saved; --save_freq=0 saves nothing before it",
-    "save_checkpoint_to_hub": "use --push_to_hub=true with --policy.repo_id=USER/NAME",
     "cudnn_deterministic": "set --seed; on the CPU runs repeat bit by bit",
     "rename_map": "cameras find their slots by name or view: see --dataset.cameras",
     "reward_model.*": "reward models are trained with LeRobot's own lerobot-train",

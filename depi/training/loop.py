@@ -15,19 +15,17 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch.distributed.tensor import DTensor
 
 from depi.errors import UserError
-from depi.files import read_json, write_json
 from depi.log import start_logging
 from depi.policies import Pi0Policy
 from depi.training.bad_steps import BadSteps, steps_skipped_before
-from depi.training.card import model_card
-from depi.training.checkpoint import DATA_REPORT_NAME, save_checkpoint
 from depi.training.config import TrainConfig
 from depi.training.data import Collate, batches
 from depi.training.meter import Meter
 from depi.training.metrics import MetricsWriter
 from depi.training.profiling import StepProfiler
 from depi.training.run import Run, prepare
-from depi.training.sharding import gather, synchronize_gradients
+from depi.training.saving import Saver
+from depi.training.sharding import synchronize_gradients
 from depi.training.validation import curves, describe, evaluate, is_due
 
 logger = logging.getLogger(__name__)
@@ -67,6 +65,7 @@ class Watch:
     meter: Meter
     bad_steps: BadSteps
     profiler: StepProfiler
+    saver: Saver
     skipped: int  # steps, as last read from the device
 
     @classmethod
@@ -78,6 +77,7 @@ class Watch:
             Meter(run),
             BadSteps(run.config, accelerator, run.dataset.repo_ids, skipped),
             StepProfiler(run.config, accelerator.device, run.step, wanted=accelerator.is_main_process),
+            Saver(run),
             skipped,
         )
 
@@ -101,6 +101,7 @@ def fit(run: Run, stop: list[int]) -> int:
         while run.step < config.steps and not status:
             with watch.profiler.step(run.step + 1):
                 train_step(run, stream, watch)
+            watch.saver.look_after()
             status = agree_to_stop(run, stop)
             finished = status or run.step == config.steps
             if run.step % config.log_freq == 0 or finished:
@@ -109,11 +110,13 @@ def fit(run: Run, stop: list[int]) -> int:
                 with watch.meter.not_training():
                     measure(run, writer)
             if finished or (config.save_freq > 0 and run.step % config.save_freq == 0):
-                save(run)
+                watch.saver.save()
             if writer:
                 writer.advance()
         watch.profiler.finish(run.step)
+        watch.saver.finish(stopped=status != 0)
     finally:
+        watch.saver.close()
         if writer:
             writer.close()
     return status
@@ -138,7 +141,7 @@ def log(run: Run, watch: Watch, writer: MetricsWriter | None) -> None:
         )
     watch.skipped = skipped.steps
     if skipped.steps > run.config.max_bad_steps:
-        save(run)
+        watch.saver.save()
         raise UserError(
             f"{skipped.steps} of {run.step} steps were skipped for their loss or gradient, more than "
             f"--max_bad_steps={run.config.max_bad_steps}: look at the datasets {skipped.offenders()}"
@@ -179,6 +182,8 @@ def train_step(run: Run, stream: Iterator[dict[str, Any]], watch: Watch) -> None
         watch.meter.add_step(losses.mean(), norm, bad)
         run.optimizer.found_inf = bad  # AdamW's kernel then writes nothing
         run.optimizer.step()
+        if run.average is not None:
+            run.average.update()
         run.optimizer.zero_grad(set_to_none=True)
     run.scheduler.step()
     run.step += 1
@@ -196,35 +201,6 @@ def clip_gradients(policy: Pi0Policy) -> torch.Tensor:
     """Clip the norm of all gradients together, and return what it was, a scalar tensor."""
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), policy.config.optimizer_grad_clip_norm)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
-def save(run: Run) -> None:
-    """Write a checkpoint from the main process while the others wait."""
-    weights, optimizer_state = gather(run.policy.state_dict()), gather(run.optimizer.state_dict())
-    if run.accelerator.is_main_process:
-        report = count_replaced(run)
-        folder = save_checkpoint(
-            run.config,
-            run.step,
-            run.policy,
-            weights,
-            run.processors,
-            optimizer_state,
-            run.scheduler,
-            model_card(run.config, run.policy.config, report, run.step),
-            run.global_batch,
-        )
-        logger.info("saved %s", folder)
-    run.accelerator.wait_for_everyone()
-
-
-def count_replaced(run: Run) -> dict[str, Any]:
-    """Bring the data report up to date with the samples that could not be decoded, and return it."""
-    assert run.config.output_dir is not None
-    path = run.config.output_dir / DATA_REPORT_NAME
-    report = {**read_json(path), "decode_failures": run.dataset.report()["decode_failures"]}
-    write_json(path, report)
-    return report
 
 
 def agree_to_stop(run: Run, stop: list[int]) -> int:

@@ -20,7 +20,9 @@ from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
 from depi.training.checkpoint import DATA_REPORT_NAME, load_trained_policy, load_training_state
 from depi.training.config import TrainConfig
 from depi.training.data import FlowStream, dataset_sources, training_stream
+from depi.training.ema import MovingAverage
 from depi.training.estimate import Estimate, estimate_memory
+from depi.training.folders import check_checkpoint, remove_leftovers
 from depi.training.optimizer import make_optimizer
 from depi.training.sharding import shard
 from depi.training.validation import check_simulator
@@ -41,6 +43,7 @@ class Run:
     processors: tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
+    average: MovingAverage | None
     step: int
     held_out: FlowStream | None = None  # samples that evaluations measure the loss on
 
@@ -62,6 +65,8 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
         dataset = open_dataset(config)
     check_same_data(accelerator, dataset)
     with accelerator.main_process_first():  # likewise for checkpoints and the tokenizer
+        if config.resume_from and accelerator.is_main_process:
+            check_checkpoint(config.resume_from)
         policy = build_policy(config, dataset).to(accelerator.device)
         processors = make_processors(policy.config, dataset.stats)
     stream = training_stream(dataset, config, policy.config)
@@ -70,10 +75,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
         held_out = training_stream(dataset, config, policy.config, "eval")
     if accelerator.is_main_process:
         check_simulator(config, policy, dataset)
-    # Nothing is written before all that the user named is known to fit; a resumed run keeps its report.
-    if accelerator.is_main_process and not config.resume:
-        report = {**dataset.report(), "stream": stream.samples.report()}
-        write_json(config.output_dir / DATA_REPORT_NAME, report)
+        begin_output(config, dataset, stream)
     policy.train()
     if policy.config.dtype == "bfloat16":
         hold_frozen_in_bfloat16(policy.model)
@@ -87,17 +89,33 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     else:
         shard(policy, accelerator, config.sharding)
         model = policy
+    average = None if config.ema.decay is None else MovingAverage(policy, config.ema.decay)
     optimizer = make_optimizer(policy)
     scheduler = policy.config.get_scheduler_preset().build(optimizer, config.steps)
-    run = Run(config, accelerator, dataset, stream, policy, model, processors, optimizer, scheduler, step=0)
+    run = Run(
+        config, accelerator, dataset, stream, policy, model, processors, optimizer, scheduler, average, step=0
+    )
     run.held_out = held_out
-    if config.resume:
-        run.step = load_training_state(config, optimizer, scheduler, run.global_batch)
+    if config.resume_from:
+        run.step = load_training_state(
+            config.resume_from, optimizer, scheduler, average, policy, run.global_batch
+        )
         if run.step >= config.steps:
             raise UserError(f"the run has finished its {run.step} steps: ask for more with --steps")
     describe(run)
     logger.info("%s", expected_memory(run).line())
     return run
+
+
+def begin_output(config: TrainConfig, dataset: MultiLeRobotDataset, stream: FlowStream) -> None:
+    """Write the data report, now that all the user named is known to fit; a resumed run keeps its own."""
+    assert config.output_dir is not None
+    path = config.output_dir / DATA_REPORT_NAME
+    if config.resume_from is None:
+        write_json(path, {**dataset.report(), "stream": stream.samples.report()})
+    elif not path.exists():
+        write_json(path, read_json(config.resume_from / DATA_REPORT_NAME))
+    remove_leftovers(config.checkpoints_dir)
 
 
 def expected_memory(run: Run) -> Estimate:
@@ -121,8 +139,8 @@ def open_dataset(config: TrainConfig) -> MultiLeRobotDataset:
     assert config.policy is not None
     assert config.output_dir is not None
     data = config.dataset
-    if config.resume:
-        used = read_json(config.output_dir / DATA_REPORT_NAME)["datasets"]
+    if config.resume_from:
+        used = read_json(config.resume_from / DATA_REPORT_NAME)["datasets"]
         sources = [DatasetSource(entry["repo_id"], entry["revision"], data.root) for entry in used]
     else:
         sources = dataset_sources(config)
@@ -155,8 +173,8 @@ def check_same_data(accelerator: Accelerator, dataset: MultiLeRobotDataset) -> N
 def build_policy(config: TrainConfig, dataset: MultiLeRobotDataset) -> Pi0Policy:
     """Return the policy of the last checkpoint, of `--policy.path`, or with random weights."""
     policy_config: PreTrainedConfig = config.policy
-    if config.resume:
-        return load_trained_policy(config)
+    if config.resume_from:
+        return load_trained_policy(config, config.resume_from)
     policy_config.action_feature_names = list(dataset.action_names or []) or None
     if policy_config.pretrained_path is None:
         return make_policy(policy_config, dataset)

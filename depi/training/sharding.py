@@ -4,7 +4,6 @@ Parameters become DTensors whose parts are gathered layer by layer, in float32, 
 numbers are those of DDP. Checkpoints hold whole tensors, and know nothing of how they were sharded.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -54,31 +53,19 @@ def synchronize_gradients(model: torch.nn.Module, wanted: bool) -> None:
         model.set_requires_gradient_sync(wanted)
 
 
-def gather(state: Any) -> Any:
-    """A nested state with whole tensors on the CPU for every DTensor in it.
-
-    Every process must call this, and only the first gets the tensors; others get empty ones in their place.
-    """
-    if isinstance(state, Mapping):
-        return {key: gather(value) for key, value in state.items()}
-    if not isinstance(state, DTensor):
-        return state
-    whole = state.full_tensor()
-    return whole.cpu() if torch.distributed.get_rank() == 0 else torch.empty(0)
-
-
 def distribute(
     state: dict[int, dict[str, Any]], optimizer: torch.optim.Optimizer
 ) -> dict[int, dict[str, Any]]:
     """The `state` of an optimizer's state dict, with each tensor sharded as its parameter is."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {
-        number: {name: _like(value, parameters[number]) for name, value in values.items()}
+        number: {name: shard_like(value, parameters[number]) for name, value in values.items()}
         for number, values in state.items()
     }
 
 
-def _like(value: Any, parameter: torch.Tensor) -> Any:
+def shard_like(value: Any, parameter: torch.Tensor) -> Any:
+    """A whole tensor sharded as `parameter` is; anything that has not its shape is returned as it is."""
     if not isinstance(parameter, DTensor) or getattr(value, "shape", None) != parameter.shape:
         return value
     value = value.to(parameter.device)

@@ -1,17 +1,24 @@
 """`depi upload`: a checkpoint to the Hub, with its model card."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from lerobot.utils.constants import TRAINING_STATE_DIR
 
 from depi.errors import UserError
 from depi.flags import parse_flags
 from depi.hub.client import upload_folder
 from depi.policies import resolve_checkpoint
+from depi.policies.checkpoint import WEIGHTS
+from depi.training.card import WEIGHTS_LINES, evaluation_lines
+from depi.training.checkpoint import EMA, RAW, weights_file
+from depi.training.folders import ADAPTER_DIR, check_checkpoint, checkpoint_part
 
 REQUIRED = (
     "config.json",
-    "model.safetensors",
+    WEIGHTS,
     "policy_preprocessor.json",
     "policy_postprocessor.json",
     "README.md",
@@ -20,14 +27,31 @@ REQUIRED = (
 
 @dataclass
 class UploadConfig:
-    """Publish a checkpoint: depi upload RUN_OR_CHECKPOINT USER/NAME."""
+    """Publish a checkpoint: depi upload RUN_OR_CHECKPOINT USER/NAME.
+
+    The commit is tagged with its step, such as step-000200, so that every checkpoint published to the same
+    repository can be had again: --policy.path=USER/NAME with --policy.pretrained_revision=step-000200.
+    """
 
     # A run (its last checkpoint is taken), a checkpoint, or its pretrained_model folder.
     checkpoint: Path
     repo_id: str
     private: bool = False
-    # Also name the commit by this tag.
+    # The name of the commit; step-<step> if null.
     tag: str | None = None
+    # Of a run with --ema.decay: raw, the weights as they are trained, or ema, their average; null for what
+    # pretrained_model holds.
+    weights: str | None = None
+    # With the training state too, from which --resume=true --config_path=USER/NAME goes on.
+    all: bool = False
+    # The eval.json of `depi eval`, for the model card; null for one that lies in the checkpoint.
+    eval: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights not in (None, RAW, EMA):
+            raise ValueError(f"--weights={self.weights} is neither {RAW} nor {EMA}")
+        if self.weights and self.all:
+            raise ValueError("--all publishes a checkpoint as it is: leave out --weights")
 
 
 def find_pretrained_model(path: Path) -> Path:
@@ -45,21 +69,90 @@ def find_pretrained_model(path: Path) -> Path:
     return folder.resolve()
 
 
+def publish(
+    pretrained: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    tag: str | None = None,
+    weights: str | None = None,
+    with_state: bool = False,
+    evaluation: Path | None = None,
+) -> str:
+    """Upload a checkpoint, given its `pretrained_model` folder, and return the commit sha.
+
+    `UploadConfig` says what the arguments mean.
+
+    Raises:
+        UserError: there is no average or no training state to publish, no write token, no such user, or the
+            Hub is unreachable.
+    """
+    step = pretrained.parent.name
+    with tempfile.TemporaryDirectory(prefix="depi-upload-") as name:
+        staged = Path(name)
+        _link_files(pretrained, staged)
+        card = (pretrained / "README.md").read_text(encoding="utf-8")
+        if weights is not None:
+            (staged / WEIGHTS).unlink()
+            (staged / WEIGHTS).symlink_to(weights_file(pretrained, weights).resolve())
+            for line in WEIGHTS_LINES.values():
+                card = card.replace(line, WEIGHTS_LINES[weights])
+        if with_state:
+            _link_state(pretrained, staged)
+        if evaluation := evaluation or _find_evaluation(pretrained):
+            card += "\n".join(evaluation_lines(evaluation)) + "\n"
+        (staged / "README.md").unlink()
+        (staged / "README.md").write_text(card, encoding="utf-8")
+        return upload_folder(
+            staged,
+            repo_id,
+            repo_type="model",
+            commit_message=f"Upload checkpoint {step}" if step.isdigit() else "Upload checkpoint",
+            private=private,
+            tag=tag or (f"step-{step}" if step.isdigit() else None),
+        )
+
+
+def _link_files(source: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    for path in source.iterdir():
+        if path.is_file():
+            (target / path.name).symlink_to(path.resolve())
+
+
+def _link_state(pretrained: Path, staged: Path) -> None:
+    for part in (TRAINING_STATE_DIR, ADAPTER_DIR):
+        folder = checkpoint_part(pretrained, part)
+        if folder.is_dir():
+            _link_files(folder, staged / part)
+    if not (staged / TRAINING_STATE_DIR).is_dir():
+        raise UserError(f"{pretrained.parent} has no {TRAINING_STATE_DIR}: leave out --all")
+
+
+def _find_evaluation(pretrained: Path) -> Path | None:
+    for folder in (pretrained, pretrained.parent):
+        if (folder / "eval.json").is_file():
+            return folder / "eval.json"
+    return None
+
+
 def upload(config: UploadConfig) -> str:
     """Upload the checkpoint and return the commit sha.
 
     Raises:
-        UserError: not a complete checkpoint, no write token, no such user, Hub unreachable.
+        UserError: not a complete checkpoint, a damaged one, no write token, no such user, Hub unreachable.
     """
     folder = find_pretrained_model(config.checkpoint)
-    step = folder.parent.name
-    return upload_folder(
+    if config.all:
+        check_checkpoint(folder)
+    return publish(
         folder,
         config.repo_id,
-        repo_type="model",
-        commit_message=f"Upload checkpoint {step}" if step.isdigit() else "Upload checkpoint",
         private=config.private,
         tag=config.tag,
+        weights=config.weights,
+        with_state=config.all,
+        evaluation=config.eval,
     )
 
 

@@ -1,0 +1,52 @@
+"""The exponential moving average of the weights, in float32 on the device, without waiting for it."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from depi.policies import Pi0Policy
+from depi.policies.convert import load_weights
+from depi.training.sharding import shard_like
+
+
+class MovingAverage:
+    """The average of a policy's trainable parameters; where they are sharded, so is it.
+
+    It begins as the weights themselves. Frozen parameters are their own average.
+    """
+
+    def __init__(self, policy: Pi0Policy, decay: float) -> None:
+        self._parameters = {
+            name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad
+        }
+        self.average = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+        self._update = get_ema_multi_avg_fn(decay)
+
+    def update(self) -> None:
+        """Take one optimizer step into account: average = decay x average + (1 - decay) x weights."""
+        self._update(_local(self.average.values()), _local(self._parameters.values()), None)
+
+    @torch.no_grad()
+    def load(self, path: Path, policy: Pi0Policy) -> None:
+        """Go on from a file that `save_weights` wrote.
+
+        Raises:
+            UserError: the file is missing, damaged or of another network.
+        """
+        with torch.device("meta"):
+            saved = Pi0Policy(policy.config)
+        load_weights(path, saved.model)
+        values = dict(saved.named_parameters())
+        for name, average in self.average.items():
+            average.copy_(shard_like(values[name], average))
+
+
+def _local(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The parts that this process holds; nothing but views."""
+    return [
+        tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach() for tensor in tensors
+    ]

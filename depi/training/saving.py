@@ -1,0 +1,176 @@
+"""Saving while training goes on: a copy of the state in the loop, everything else in a thread."""
+
+import errno
+import json
+import logging
+import re
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from lerobot.utils.constants import PRETRAINED_MODEL_DIR
+from safetensors import SafetensorError
+
+from depi.errors import UserError
+from depi.files import read_json, write_json
+from depi.training.card import model_card
+from depi.training.checkpoint import DATA_REPORT_NAME, write_checkpoint
+from depi.training.folders import remove_old
+from depi.training.pushing import Pusher
+from depi.training.run import Run
+from depi.training.snapshot import HostMemory, Snapshot
+
+logger = logging.getLogger(__name__)
+
+NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "file size limit",
+}
+
+
+class Saver:
+    """Writes the checkpoints of a run, one at a time, in the background.
+
+    Every process makes one and calls its methods at the same steps; the main process writes.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.main = run.accelerator.is_main_process
+        self.memory = HostMemory(run.accelerator.device, self.main)
+        self.pusher = Pusher(run.config) if self.main and run.config.pushes else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        self._unsaved: str | None = None
+        config = run.config
+        self._reserved = not 0 < config.save_freq < config.steps - run.step
+
+    def look_after(self) -> None:
+        """To be called after every step: raise what a write that has ended failed with.
+
+        The first time the memory of snapshots is allocated, so that the first save pauses no longer than the
+        others; the optimizer has no state before.
+        """
+        if not self._reserved:
+            take_snapshot(self.run, self.memory)
+            self._reserved = True
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def save(self) -> None:
+        """Begin to write a checkpoint of the present step; a write that is still going on is waited for.
+
+        Raises:
+            Exception: what the earlier write failed with, a full disk excepted: that is logged.
+        """
+        started = time.perf_counter()
+        self.wait()
+        waited = time.perf_counter() - started
+        if waited > 1:
+            logger.warning("waited %.1f s for the write of the checkpoint before: save less often", waited)
+        started = time.perf_counter()
+        snapshot = take_snapshot(self.run, self.memory)
+        pause = time.perf_counter() - started
+        if self.main:
+            self._writing = self._thread.submit(self._write, snapshot, pause)
+
+    def wait(self) -> None:
+        """Wait until nothing is being written, and raise what the write failed with."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def finish(self, *, stopped: bool) -> None:
+        """Wait for the last checkpoint; and for its upload, unless the run was `stopped`.
+
+        Raises:
+            UserError: there was no room for it.
+        """
+        self.wait()
+        if self._unsaved:
+            raise UserError(self._unsaved)
+        if self.pusher and not stopped:
+            self.pusher.wait()
+        self.run.accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Let a write that goes on come to its end, whatever happened."""
+        self._thread.shutdown()
+        if self._writing is not None and (error := self._writing.exception()):
+            logger.error("the last checkpoint was not saved: %s", error)
+
+    def _write(self, snapshot: Snapshot, pause: float) -> None:
+        started, config = time.perf_counter(), self.run.config
+        self.memory.wait()
+        try:
+            folder = write_checkpoint(config, snapshot, self.run.policy, self.run.processors)
+        except (OSError, SafetensorError) as error:
+            reason = no_room(error)
+            if reason is None:
+                raise
+            self._unsaved = (
+                f"the checkpoint of step {snapshot.step} was not saved, {reason} "
+                f"in {config.checkpoints_dir}: make room there, or keep fewer checkpoints with --keep_last"
+            )
+            logger.error("%s; training goes on and saves again at the next time", self._unsaved)
+            return
+        self._unsaved = None
+        seconds = time.perf_counter() - started
+        logger.info("saved %s (written in %.1f s, training paused %.2f s)", folder, seconds, pause)
+        if self.pusher:
+            self.pusher.push(folder / PRETRAINED_MODEL_DIR)
+        busy = self.pusher.busy if self.pusher else set()
+        remove_old(folder, config.keep_last, config.keep_every, busy)
+
+
+def take_snapshot(run: Run, memory: HostMemory) -> Snapshot:
+    """Copy what a checkpoint of the present step holds; collective, and of use in the main process only."""
+    policy = run.policy
+    frozen = {name for name, parameter in policy.named_parameters() if not parameter.requires_grad}
+    weights = memory.copy(policy.state_dict(), "weights", shared=frozen)
+    average = None
+    if run.average is not None:
+        average = {**weights, **memory.copy(run.average.average, "average")}
+    optimizer = memory.copy(run.optimizer.state_dict(), "optimizer")
+    main = run.accelerator.is_main_process
+    report = count_replaced(run) if main else {}
+    return Snapshot(
+        step=run.step,
+        global_batch=run.global_batch,
+        weights=weights,
+        average=average,
+        optimizer=optimizer,
+        scheduler=memory.copy(run.scheduler.state_dict(), "scheduler"),
+        report=report,
+        model_card=model_card(run.config, policy.config, report, run.step, last_metrics(run)) if main else "",
+    )
+
+
+def count_replaced(run: Run) -> dict[str, Any]:
+    """Bring the data report up to date with the samples that could not be decoded, and return it."""
+    assert run.config.output_dir is not None
+    path = run.config.output_dir / DATA_REPORT_NAME
+    report = {**read_json(path), "decode_failures": run.dataset.report()["decode_failures"]}
+    write_json(path, report)
+    return report
+
+
+def last_metrics(run: Run) -> dict[str, Any]:
+    """Return the last line of the run's `metrics.jsonl`; empty where there is none."""
+    assert run.config.output_dir is not None
+    path = run.config.output_dir / "metrics.jsonl"
+    if not path.exists():
+        return {}
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - (1 << 16)))
+        lines = file.read().splitlines()
+    return json.loads(lines[-1]) if lines else {}
+
+
+def no_room(error: OSError | SafetensorError) -> str | None:
+    """Say why there is no room where an error says so; None for all other errors."""
+    number = error.errno if isinstance(error, OSError) else None
+    if match := re.search(r"os error (\d+)", str(error)):
+        number = int(match[1])
+    return NO_ROOM.get(number or 0)
