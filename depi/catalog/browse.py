@@ -49,8 +49,8 @@ class ShowConfig:
 
 @dataclass
 class StatsConfig:
-    """Count the catalogue's datasets by verdict, rule, format version, joint convention, fps, cameras,
-    licence and robot type, and the episodes, frames and hours of the accepted ones.
+    """Count the catalogue's datasets by verdict, rule, format version, joint convention, fps, cameras, arms,
+    evaluation runs, licence and robot type, and the episodes, frames and hours of the accepted ones.
     """
 
     # The folder that `depi collect-ids` wrote.

@@ -203,4 +203,4 @@ def _first(videos: Sequence[VideoFacts], wrong: Callable[[VideoFacts], str | Non
         return None
     video, reason = found[0]
     others = f" (and {len(found) - 1} more of {len(videos)})" if len(found) > 1 else ""
-    return f"{video.path}: {reason}{others}"
+    return f"{reason}: {video.path}{others}"

@@ -13,6 +13,8 @@ KINDS: dict[str, Callable[[Row], object]] = {
     "joint convention": lambda row: row.joint_convention,
     "fps": lambda row: None if row.fps is None else f"{row.fps:g}",
     "cameras": lambda row: row.num_cameras,
+    "arms": lambda row: None if row.bimanual is None else 2 if row.bimanual else 1,
+    "evaluation run": lambda row: None if row.evaluation is None else "yes" if row.evaluation else "no",
     "licence": lambda row: row.license,
     "robot type": lambda row: row.robot_type,
 }

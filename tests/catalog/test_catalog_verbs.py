@@ -33,6 +33,8 @@ ROWS = [
         frames=54_000,
         tasks=["Pick up the [bold]cube[/]."],
         license="apache-2.0",
+        bimanual=False,
+        evaluation=False,
         created_at=CREATED,
         action_min=[-30.0, -90, 0, 1, 2, 3],
         smoothness=0.9,
@@ -50,7 +52,12 @@ ROWS = [
         reasons=["not_duplicate: same actions as ann/cube, published earlier"],
         duplicate_of="ann/cube",
     ),
-    Row("dan/two", "rejected", reasons=["enough_cameras: 0 cameras", "so100_arm: robot type is '[x]'"]),
+    Row(
+        "dan/two",
+        "rejected",
+        bimanual=True,
+        reasons=["enough_cameras: 0 cameras", "so100_arm: robot type is '[x]'"],
+    ),
     Row("eve/away", "failed", reasons=["not inspected: the Hub broke off"]),
 ]
 
@@ -139,7 +146,16 @@ def test_stats_count_by_everything(data_ids, capsys, monkeypatch):
         "v3.0": {"accepted": 1, "all": 1},
     }
     assert found["kinds"]["fps"]["29.97"] == {"accepted": 1, "all": 1}
-    assert set(found["kinds"]) == {"version", "joint convention", "fps", "cameras", "licence", "robot type"}
+    assert found["kinds"]["arms"] == {
+        "not known": {"accepted": 1, "all": 3},
+        "1": {"accepted": 1, "all": 1},
+        "2": {"accepted": 0, "all": 1},
+    }
+    assert found["kinds"]["evaluation run"]["no"] == {"accepted": 1, "all": 1}
+    assert set(found["kinds"]) == {
+        *("version", "joint convention", "fps", "cameras"),
+        *("arms", "evaluation run", "licence", "robot type"),
+    }
     monkeypatch.setenv("COLUMNS", "120")
     assert depi("stats", f"--data_ids={data_ids}") == 0
     out = capsys.readouterr().out

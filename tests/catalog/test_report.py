@@ -205,6 +205,26 @@ def test_bars_and_menus_filter_alike(opened: Opened, rows: list[Row]):
     assert opened.count() == "60 datasets"
 
 
+def test_two_arms_and_evaluation_runs_are_told_apart(browser: Browser, tmp_path: Path):
+    rows = make_rows(6)
+    for row, (bimanual, evaluation) in zip(rows, [(False, False), (True, False), (True, True)], strict=False):
+        row.bimanual, row.evaluation = bimanual, evaluation
+    rows[3].evaluation = True
+    path = tmp_path / "report.html"
+    path.write_text(render(rows, {}, title="Kinds"), encoding="utf-8")
+    opened = Opened(browser, path)
+    for kind, expected in {
+        "one arm": [0],
+        "two arms": [1, 2],
+        "evaluation run": [2, 3],
+        "not known": [4, 5],
+    }.items():
+        opened.page.select_option('#facets select[name="kind"]', kind)
+        assert opened.ids() == [rows[number].repo_id for number in expected]
+    opened.page.close()
+    assert opened.complaints == []
+
+
 def test_pictures_and_joint_ranges_are_shown(opened: Opened, rows: list[Row]):
     page = opened.page
     page.locator("#datasets-heading").evaluate("heading => heading.scrollIntoView()")

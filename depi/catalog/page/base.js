@@ -57,6 +57,13 @@ function picture([name, jpeg], attributes) {
   });
 }
 
+/* Single-arm demonstrations are what is looked for; two arms and evaluation runs are told apart. */
+function kinds(row) {
+  if (row.bimanual === undefined && !row.evaluation) return [UNKNOWN];
+  const found = [row.bimanual ? "two arms" : null, row.evaluation ? "evaluation run" : null].filter(Boolean);
+  return found.length ? found : ["one arm"];
+}
+
 /* What can be filtered: `of` gives a row's values. */
 const FACETS = [
   { name: "verdict", label: "Verdict", of: (row) => [row.verdict] },
@@ -68,6 +75,7 @@ const FACETS = [
   { name: "camera", label: "Camera name", of: (row) => (row.cameras || []).map(camera) },
   { name: "robot", label: "Robot type", of: (row) => [row.robot_type || UNKNOWN] },
   { name: "licence", label: "Licence", of: (row) => [row.license || UNKNOWN] },
+  { name: "kind", label: "Kind", of: kinds },
   { name: "flag", label: "Remark", of: (row) => (row.flags || []).map(ruleOf) },
 ];
 
