@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+from depi.hub.client import upload_folder
+from depi.policies import load_policy, load_processors
+
 SLOTS = ("observation.images.0", "observation.images.1")
 # Where the policy sends the arm, up to a few degrees of noise: each joint somewhere else.
 TARGET = np.array([25.0, -70.0, 60.0, 45.0, -30.0, 60.0])
@@ -108,3 +111,43 @@ def test_eval_runs_a_gym_environment(pusher, lerobot, tmp_path):
     rows, columns = np.nonzero(blue - red > 80)
     assert abs(columns.mean() / width - 450 / 512) < 0.08
     assert abs(rows.mean() / height - 60 / 512) < 0.08
+
+
+@pytest.mark.slow
+def test_rollout_of_a_hub_repository_in_real_time_chunks(arm, lerobot, tmp_path):
+    upload_folder(arm, "alice/touch", repo_type="model", commit_message="Upload")
+    root = tmp_path / "recorded"
+    rtc = ("--inference.type=rtc", "--inference.rtc.execution_horizon=4", "--inference.queue_threshold=4")
+    lerobot("rollout", *rollout_flags("alice/touch"), *recording_flags(root, 2), *rtc)
+    dataset = LeRobotDataset("alice/rollout_touch", root=root)
+    assert dataset.num_episodes == 2
+    actions = np.stack(dataset.hf_dataset.with_format("numpy")[:]["action"])
+    assert len(actions) > 10
+    assert np.abs(actions - TARGET).max() < 15
+
+
+@pytest.mark.slow
+def test_train_makes_and_continues_policies(arm, lerobot, tmp_path):
+    root = tmp_path / "recorded"
+    lerobot("rollout", *rollout_flags(arm), *recording_flags(root, 1))
+    shared = [
+        "--policy.device=cpu",
+        "--policy.push_to_hub=false",
+        "--dataset.repo_id=alice/rollout_touch",
+        f"--dataset.root={root}",
+        "--steps=2",
+        "--batch_size=2",
+        "--num_workers=0",
+    ]
+    small = ("--policy.image_resolution=[28,28]", "--policy.depth=2", "--policy.chunk_size=4")
+    fresh, continued = tmp_path / "fresh", tmp_path / "continued"
+    new = ("--policy.type=depi_pi0", *small, "--policy.n_action_steps=4")
+    lerobot("train", *shared, *new, f"--output_dir={fresh}")
+    trained = fresh / "checkpoints" / "last" / "pretrained_model"
+    lerobot("train", *shared, f"--policy.path={trained}", f"--output_dir={continued}")
+    policy = load_policy(continued)
+    assert list(policy.config.image_features) == ["observation.images.front", "observation.images.wrist"]
+    # As DePi draws it: PyTorch itself draws them `sqrt(width)` times as large.
+    embedding = policy.model.token_embedding.weight
+    assert 0.8 < embedding.std() * embedding.shape[1] ** 0.5 < 1.2
+    load_processors(continued)
