@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from depi.catalog.store import CATALOG_FILE, Row, read_rows
+from depi.catalog.store import Row, load_catalog
 from depi.catalog.thumbnails import THUMBNAILS_FILE, read_thumbnails
 from depi.errors import UserError
 from depi.files import write_text
@@ -54,9 +54,7 @@ class ReportConfig:
 def main(args: list[str]) -> int:
     """Run `depi report`; returns the exit status."""
     config = parse_flags(ReportConfig, args, "depi report")
-    if not (config.data_ids / CATALOG_FILE).is_file():
-        raise UserError(f"{config.data_ids} has no {CATALOG_FILE}: write one with `depi collect-ids`")
-    rows = read_rows(config.data_ids)
+    rows = load_catalog(config.data_ids)
     pictures = read_pictures(config.data_ids)
     output = config.output or config.data_ids / "report.html"
     page = render(rows, pictures, title=config.title, max_picture_mb=config.max_picture_mb)

@@ -217,12 +217,16 @@ def _read_table(path: Path) -> pa.Table:
     try:
         return pq.read_table(path, partitioning=None)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); remove it or pass --refresh") from None
+        raise UserError(
+            f"{path} cannot be read ({error}); remove it or run `depi collect-ids --refresh`"
+        ) from None
 
 
 def _as_catalog(table: pa.Table, path: Path) -> pa.Table:
     """The table with today's columns: those that an earlier DePi did not write are null."""
-    strange = UserError(f"{path} has not the columns of a catalogue; remove it or pass --refresh")
+    strange = UserError(
+        f"{path} has not the columns of a catalogue; remove it or run `depi collect-ids --refresh`"
+    )
     if not {"repo_id", "verdict", "reasons", "flags"} <= set(table.column_names):
         raise strange
     columns = [

@@ -411,7 +411,7 @@ def test_an_empty_catalogue_makes_a_page(browser: Browser, tmp_path: Path):
 
 
 def test_errors_name_the_remedy(tmp_path: Path):
-    with pytest.raises(UserError, match=r"has no catalog.parquet: write one with `depi collect-ids`"):
+    with pytest.raises(UserError, match=r"there is no catalogue at .*: `depi collect-ids` writes one"):
         main([f"--data_ids={tmp_path}"])
     (tmp_path / "thumbnails.parquet").write_bytes(b"no parquet")
     with pytest.raises(UserError, match=r"thumbnails.parquet cannot be read"):
