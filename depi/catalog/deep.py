@@ -6,8 +6,10 @@ elsewhere; what it had finished is kept per commit (see `depi.catalog.videos`).
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -140,7 +142,7 @@ def inspect_videos(
     by_item = {Item(row.repo_id, row.revision or ""): row for row in rows if row.verdict == ACCEPTED}
     known = {item: facts for item in by_item if (facts := remembered(item)) is not None}
     waiting = [item for item in by_item if item not in known]
-    for item, outcome in chain(known.items(), run(look, waiting) if waiting else ()):
+    for item, outcome in chain(known.items(), _look_at_each(run, look, waiting)):
         row = by_item[item]
         if isinstance(outcome, DatasetError):
             row.verdict, row.reasons = REJECTED, [clean(f"videos_decodable: {outcome}", 500)]
@@ -154,6 +156,25 @@ def inspect_videos(
             if reasons := judge_videos(outcome, limits, disabled):
                 row.verdict, row.reasons = REJECTED, reasons
             yield row, _pictures(item, outcome)
+
+
+def _look_at_each(
+    run: Runner, look: Callable[[Item], list[VideoFacts]], items: Sequence[Item]
+) -> Iterator[tuple[Item, Any]]:
+    """What comes out of each; those that a dying process took along are looked at again, one at a time.
+
+    A video may make the decoder crash: it shall cost no other dataset, in this call or the next.
+    """
+    lost = []
+    for item, outcome in run(look, items) if items else ():
+        if isinstance(outcome, BrokenExecutor):
+            lost.append(item)
+        else:
+            yield item, outcome
+    for item in lost:
+        for _, outcome in run(look, [item]):
+            died = isinstance(outcome, BrokenExecutor)
+            yield item, UserError("the process that looked at them died") if died else outcome
 
 
 def look_deep(

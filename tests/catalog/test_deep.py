@@ -2,6 +2,7 @@
 
 import io
 import json
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import av
@@ -11,9 +12,9 @@ from PIL import Image
 
 from depi.catalog import videos
 from depi.catalog.collect import CollectConfig, collect, main
-from depi.catalog.deep import judge_videos, optional_rules
+from depi.catalog.deep import inspect_videos, judge_videos, optional_rules
 from depi.catalog.facts import Thresholds
-from depi.catalog.store import read_rows
+from depi.catalog.store import Row, read_rows
 from depi.catalog.thumbnails import HEIGHT, read_thumbnails, to_jpeg
 from depi.catalog.videos import Item, VideoFacts, look_at_videos
 from depi.errors import UserError
@@ -157,6 +158,30 @@ def test_only_parts_of_a_large_video_are_fetched_and_none_is_kept(hub, cache, tm
         pytest.raises(client.TooLarge, match="needs more than"),
     ):
         file.read(200_000)
+
+
+def test_a_video_that_kills_the_decoder_costs_no_other_dataset(cache, tmp_path):
+    rows = [Row(f"ann/{name}", "accepted", revision="1" * 40) for name in ("a", "crash", "b")]
+    alone = []
+
+    def run(look, items):
+        items = list(items)
+        alone.extend(items if len(items) == 1 else [])
+        for item in items:
+            dies = len(items) > 1 or item.repo_id == "ann/crash"
+            yield item, BrokenProcessPool("terminated abruptly") if dies else look(item)
+
+    found = {
+        row.repo_id: row
+        for row, _ in inspect_videos(rows, run, lambda _: [facts()], Thresholds(), frozenset())
+    }
+    assert [found[f"ann/{name}"].verdict for name in ("a", "crash", "b")] == [
+        "accepted",
+        "failed",
+        "accepted",
+    ]
+    assert found["ann/crash"].reasons == ["videos not inspected: the process that looked at them died"]
+    assert len(alone) == 3
 
 
 def test_facts_are_kept_per_commit(hub, cache, tmp_path, make_dataset, publish, monkeypatch):
