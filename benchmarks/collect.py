@@ -170,7 +170,7 @@ def build(root: Path, repos: int) -> None:
     """Write the repositories straight into the Hub's folder, which nobody serves yet."""
     from depi.hub.store import DEFAULT_BRANCH, Store
 
-    os.fsync = lambda file: None  # what is built here need not survive a power cut
+    os.fsync = lambda fd: None  # what is built here need not survive a power cut
     store = Store(root)
     for number in range(repos):
         repo = store.create("dataset", repo_id_of(number), "bench")
