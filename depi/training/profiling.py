@@ -34,7 +34,12 @@ class StepProfiler:
     def __init__(self, config: TrainConfig, device: torch.device, start_step: int, *, wanted: bool) -> None:
         assert config.output_dir is not None
         self.folder, self.device = config.output_dir / "profile", device
-        self.steps = steps_to_profile(config.profile, start_step) if wanted and config.profile else range(0)
+        self.steps = range(0)
+        if wanted and config.profile:
+            asked = steps_to_profile(config.profile, start_step)
+            self.steps = range(max(asked[0], start_step + 1), min(asked[-1], config.steps) + 1)
+            if not self.steps:
+                logger.warning("--profile=%s: this run takes no such step", config.profile)
         self.profiler: profile | None = None
         self.seconds = dict.fromkeys(PHASES, 0.0)
 
@@ -98,7 +103,7 @@ class StepProfiler:
             lines.append(f"  {name:<10} {seconds * 1e3:10.2f} ms {seconds * steps / elapsed:6.1%}")
         on_gpu = self.device.type == "cuda"
         attribute = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-        events = [event for event in profiler.key_averages() if event.key not in PHASES]
+        events = [event for event in profiler.key_averages() if not _is_range(event.key)]
         events.sort(key=lambda event: getattr(event, attribute), reverse=True)
         for event in events[:TOP_OPS]:
             seconds = getattr(event, attribute) / 1e6 / steps
@@ -107,6 +112,11 @@ class StepProfiler:
                 f"  {event.key[:60]}: {seconds * 1e3:.2f} ms {share:.1%}, {event.count // steps} calls"
             )
         return "\n".join(lines)
+
+
+def _is_range(name: str) -> bool:
+    """Whether an event is a part of the program, such as a phase, and no operation."""
+    return name in PHASES or "#" in name
 
 
 def _export(profiler: profile, path: Path) -> None:

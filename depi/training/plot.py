@@ -1,0 +1,125 @@
+"""`depi plot`: loss, learning rate and throughput of one or several runs."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise, takewhile
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from depi.errors import UserError
+from depi.files import atomic_write
+from depi.flags import parse_flags
+
+# What is drawn: name in `metrics.jsonl`, label, and whether its axis is logarithmic.
+CURVES = (
+    ("loss", "training loss", True),
+    ("eval/loss", "held-out loss", True),
+    ("lr", "learning rate", False),
+    ("samples_per_s", "samples per second", False),
+)
+BLOCKS = "▁▂▃▄▅▆▇█"
+SPARK_WIDTH = 40
+
+# Steps and values of one curve.
+Curve = tuple[list[int], list[float]]
+
+
+@dataclass
+class PlotConfig:
+    """Draw the metrics of runs: depi plot RUN... [--output=FILE.png]
+
+    RUN is the folder of a training run, finished or not. Several are drawn into the same axes.
+    """
+
+    runs: list[Path]
+    output: Path = Path("metrics.png")
+
+
+def read_curves(run: Path) -> dict[str, Curve]:
+    """The curves of a run by their names in `metrics.jsonl`, those that it has.
+
+    Raises:
+        UserError: there are no metrics, or they are none of DePi's.
+    """
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        raise UserError(f"{run} is no training run: it has no metrics.jsonl")
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a run that goes on may have begun another
+    curves: dict[str, Curve] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(line)
+            step = int(values["step"])
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path}: line {number} is no line of metrics") from None
+        for name, _, _ in CURVES:
+            value = values.get(name)
+            if isinstance(value, (int, float)) and math.isfinite(value):
+                steps, numbers = curves.setdefault(name, ([], []))
+                steps.append(step)
+                numbers.append(float(value))
+    if not curves:
+        raise UserError(f"{run} has not logged any step yet")
+    return curves
+
+
+def draw(runs: dict[str, dict[str, Curve]], output: Path) -> None:
+    """Draw curves by run and name as PNG, one panel below the other, written whole or not at all."""
+    shown = [curve for curve in CURVES if any(curve[0] in curves for curves in runs.values())]
+    figure = Figure(figsize=(9, 2.6 * len(shown)), layout="constrained")
+    panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    for panel, (name, label, logarithmic) in zip(panels, shown, strict=True):
+        for color, (run, curves) in enumerate(runs.items()):
+            if name in curves:
+                panel.plot(*curves[name], color=f"C{color % 10}", label=run, linewidth=1.2)
+        panel.set_ylabel(label)
+        panel.grid(alpha=0.3)
+        if logarithmic:
+            panel.set_yscale("log")
+    panels[-1].set_xlabel("step")
+    if len(runs) > 1:
+        panels[0].legend(fontsize="small")
+    with atomic_write(output) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def sparkline(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
+    """Values as a row of at most `width` blocks, each for the mean of its part."""
+    count = min(width, len(values))
+    bounds = [len(values) * part // count for part in range(count + 1)]
+    means = [sum(values[low:high]) / (high - low) for low, high in pairwise(bounds)]
+    low, extent = min(means), max(means) - min(means)
+    levels = [round((mean - low) / extent * (len(BLOCKS) - 1)) if extent else 0 for mean in means]
+    return "".join(BLOCKS[level] for level in levels)
+
+
+def show(runs: dict[str, dict[str, Curve]], console: Console) -> None:
+    """Print a line per run and curve."""
+    table = Table("run", "curve", "first", "steps", "last")
+    for run, curves in runs.items():
+        for name, label, _ in CURVES:
+            if name in curves:
+                steps, values = curves[name]
+                line = f"{steps[0]} {sparkline(values)} {steps[-1]}"
+                table.add_row(run, label, f"{values[0]:.4g}", line, f"{values[-1]:.4g}")
+                run = ""
+    console.print(table)
+
+
+def main(args: Sequence[str]) -> int:
+    """Run the `depi plot` verb."""
+    runs = list(takewhile(lambda arg: not arg.startswith("-"), args))
+    named = [f"--runs={json.dumps(runs)}"] if runs else []
+    config = parse_flags(PlotConfig, [*named, *args[len(runs) :]], "depi plot RUN...")
+    if not config.runs:
+        raise UserError("name a run: depi plot RUN...")
+    curves = {str(run): read_curves(run) for run in config.runs}
+    draw(curves, config.output)
+    show(curves, Console())
+    print(f"drawn in {config.output}")
+    return 0
