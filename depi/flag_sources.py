@@ -68,19 +68,18 @@ class _Source:
     path: Path
     text: str
     tree: ast.Module
+    classes: dict[str, ast.ClassDef]
+    imports: dict[str, tuple[ast.ImportFrom, str]]  # the name here -> where from, and the name there
 
     def find(self, name: str) -> "tuple[_Source, ast.ClassDef] | None":
         """A class by the name that it has in this file, imported or not."""
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.ClassDef) and node.name == name:
-                return self, node
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.ImportFrom):
-                for alias in node.names:
-                    if (alias.asname or alias.name) == name:
-                        path = self._imported(node)
-                        return _read(path).find(alias.name) if path else None
-        return None
+        if name in self.classes:
+            return self, self.classes[name]
+        if name not in self.imports:
+            return None
+        node, original = self.imports[name]
+        path = self._imported(node)
+        return _read(path).find(original) if path else None
 
     def _imported(self, node: ast.ImportFrom) -> Path | None:
         if not node.level:
@@ -92,7 +91,16 @@ class _Source:
 @lru_cache
 def _read(path: Path) -> _Source:
     text = path.read_text(encoding="utf-8")
-    return _Source(path, text, ast.parse(text))
+    tree = ast.parse(text)
+    nodes = list(ast.walk(tree))
+    classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
+    imports = {
+        alias.asname or alias.name: (node, alias.name)
+        for node in nodes
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    return _Source(path, text, tree, classes, imports)
 
 
 def module_path(name: str) -> Path | None:
@@ -109,6 +117,7 @@ def _file(module: Path) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
+@lru_cache
 def read_flags(path: Path, class_name: str) -> Flags:
     """Read the flags of the dataclass `class_name` in the file `path`."""
     found = _read(path).find(class_name)

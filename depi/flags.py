@@ -110,7 +110,11 @@ def check_flags(
             section = arg.partition("=")[2] or ("" if follower.startswith("-") else follower)
             print(help_text(flags, command, positionals, section, _chosen_types(flags, args)))
             raise SystemExit(0)
-    known = flags.known(_chosen_types(flags, args))
+    chosen = _chosen_types(flags, args)
+    for name, kind in chosen.items():
+        if kind not in flags.choices[name]:
+            raise UserError(f"{command}: --{name}.type={kind} is none of {', '.join(flags.choices[name])}")
+    known = flags.known(chosen)
     normalised = _normalise(known, args, positionals)
     for arg, follower in zip_longest(normalised, normalised[1:], fillvalue="--"):
         name, equals, value = arg.partition("=")
@@ -149,8 +153,9 @@ def _normalise(known: Mapping[str, Flag], args: Sequence[str], positionals: Sequ
             while rest and not rest[0].startswith("--") and not equals:
                 values.append(rest.pop(0))
             equals, value = "=", _as_list(values)
-        elif "bool" in types and not equals and (not rest or rest[0].lower() not in ("true", "false")):
-            equals, value = "=", "true"
+        elif "bool" in types and not equals:
+            has_value = bool(rest) and rest[0].lower() in ("true", "false")
+            equals, value = "=", rest.pop(0) if has_value else "true"
         normalised.append(name + equals + value)
     return normalised
 
@@ -172,9 +177,6 @@ def _check_flag(
     """Raise a UserError for a wrong flag; one without its value (None) is draccus's to refuse."""
     group, _, field = name.rpartition(".")
     if group in flags.choices and field in ("type", "path"):
-        kinds = flags.choices[group]
-        if field == "type" and value is not None and value not in kinds:
-            raise UserError(f"{command}: --{name}={value} is none of {', '.join(kinds)}")
         return
     if name == "config_path" or name in flags.sections or name in flags.choices:
         return

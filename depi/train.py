@@ -1,6 +1,10 @@
 """Train pi0 on many LeRobot datasets: `accelerate launch depi/train.py --num_datasets=1500`."""
 
+import json
+import logging
+import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,17 +13,35 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from depi.cli import run
+from depi.errors import UserError
+from depi.files import write_json
 from depi.log import start_logging
+
+logger = logging.getLogger("depi.train")
 
 
 def _train(args: list[str]) -> int:
     from depi.training.lerobot_flags import check_train_flags
 
-    check_train_flags(args)
-    from depi.training.config import parse_train_config
-    from depi.training.loop import train
+    try:
+        check_train_flags(args)
+        from depi.training.config import parse_train_config
+        from depi.training.loop import train
 
-    return train(parse_train_config(args))
+        config = parse_train_config(args)
+        if os.environ.get("RANK", "0") == "0":
+            logger.info("configuration: %s", json.dumps(config.to_dict(), indent=2))
+        return train(config)
+    except UserError as error:
+        _tell_launcher(f"error: {error}")
+        raise
+
+
+def _tell_launcher(sentence: str) -> None:
+    """Leave the sentence for the report with which torchrun and `accelerate launch` end."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        write_json(Path(path), {"message": sentence, "timestamp": int(time.time())})
 
 
 def main(argv: Sequence[str]) -> int:

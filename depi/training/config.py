@@ -2,17 +2,19 @@
 
 import datetime
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import draccus
+import yaml
 from lerobot.configs import PreTrainedConfig, parser
 from lerobot.configs.default import PeftConfig
 from lerobot.configs.default import WandBConfig as LeRobotWandBConfig
 from lerobot.envs.configs import EnvConfig
-from lerobot.utils.constants import CHECKPOINTS_DIR, TRAINING_STATE_DIR
+from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, TRAINING_STATE_DIR
 
 import depi.evaluation.environments  # noqa: F401  registers --env.type=so101
 from depi.datasets.joints import SPACES
@@ -25,7 +27,7 @@ from depi.hub.client import download_file, repo_info, require_token
 from depi.hub.names import is_repo_id
 from depi.policies import load_config, resolve_checkpoint
 from depi.training.folders import fetch_checkpoint, last_checkpoint
-from depi.training.lerobot_flags import COMMAND, ELSEWHERE
+from depi.training.lerobot_flags import COMMAND, ELSEWHERE, check_train_flags
 
 TRAIN_CONFIG_NAME = "train_config.json"
 SHARDINGS = ("none", "full", "hybrid")
@@ -281,6 +283,7 @@ def parse_train_config(args: Sequence[str]) -> TrainConfig:
         UserError: a flag is unknown or wrong, data or policy are not named exactly once, the output
             directory exists without `--resume`, or there is nothing to resume.
     """
+    args = _with_policy_of_file(check_train_flags(args))
     config = parse_flags(TrainConfig, args, COMMAND, parse=_parse, elsewhere=ELSEWHERE)
     if config.resume:
         _locate_resumed_run(config, args)
@@ -294,8 +297,38 @@ def parse_train_config(args: Sequence[str]) -> TrainConfig:
     return config
 
 
+def _with_policy_of_file(args: list[str]) -> list[str]:
+    """Add flags for `policy: {path: ...}` in the file of `--config_path`, where no flag says otherwise."""
+    path, kind = parser.get_path_arg("policy", args), parser.get_type_arg("policy", args)
+    if path and kind:
+        raise UserError(f"--policy.path={path} has its own type: leave out --policy.type={kind}")
+    config_path = parser.parse_arg("config_path", args)
+    if config_path is None or path or kind or "--resume=true" in args:
+        return args
+    policy = _read_config_file(_find_config_file(config_path)).get("policy")
+    if not isinstance(policy, dict) or "path" not in policy:
+        return args
+    typed = {arg.partition("=")[0] for arg in args}
+    found = {f"--policy.{name}": value for name, value in policy.items() if value is not None}
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in found.items()}
+    return [*(f"{name}={text}" for name, text in texts.items() if name not in typed), *args]
+
+
+def _read_config_file(path: Path) -> dict[str, Any]:
+    """The content of a YAML or JSON file.
+
+    Raises:
+        UserError: it holds no `name: value` lines.
+    """
+    content = read_json(path) if path.suffix == ".json" else yaml.safe_load(path.read_text("utf-8"))
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no `name: value` lines, as a configuration does")
+    return content
+
+
 def _parse(args: list[str]) -> TrainConfig:
     """Parse with LeRobot's conventions: `--config_path` is a file, its folder or a repo id."""
+    given = args
     # A resumed run takes its policy from the checkpoint: the loaded configuration names its type.
     args = parser.filter_path_args(["policy"], args)
     config_path = parser.parse_arg("config_path", args)
@@ -305,9 +338,14 @@ def _parse(args: list[str]) -> TrainConfig:
         config_path = str(resumed)
     if config_path is None:
         return draccus.parse(TrainConfig, args=args)
-    file = parser.extract_path_fields_from_config(str(_find_config_file(config_path)), ["policy"])
-    with draccus.config_type("json" if file.endswith(".json") else "yaml"):
-        config = draccus.parse(TrainConfig, file, args=parser.filter_arg("config_path", args))
+    content = _read_config_file(_find_config_file(config_path))
+    if "path" in (content.get("policy") or {}) or parser.get_path_arg("policy", given):
+        content.pop("policy", None)
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(content, file)
+        file.flush()
+        with draccus.config_type("json"):
+            config = draccus.parse(TrainConfig, file.name, args=parser.filter_arg("config_path", args))
     config.resume_from = resumed
     config.resume = resumed is not None  # a resumed run's own configuration says true, for ever
     return config
@@ -324,6 +362,8 @@ def _find_resumed_checkpoint(config_path: str | None, output_dir: str | None) ->
         return folder
     if config_path is not None and is_repo_id(config_path) and not Path(config_path).parent.exists():
         return fetch_checkpoint(config_path)
+    if config_path is not None and Path(config_path).parent.name == LAST_CHECKPOINT_LINK:
+        return last_checkpoint(Path(config_path).parents[1])  # which says what is wrong with it
     if config_path is None and output_dir is not None:
         return last_checkpoint(Path(output_dir) / CHECKPOINTS_DIR)
     raise UserError(
@@ -350,7 +390,7 @@ def _find_config_file(config_path: str) -> Path:
 def _name_policy(config: TrainConfig, args: Sequence[str]) -> None:
     path = parser.get_path_arg("policy", args)
     if path:
-        overrides = parser.get_yaml_overrides("policy") + (parser.get_cli_overrides("policy", args) or [])
+        overrides = parser.get_cli_overrides("policy", args) or []
         folder = resolve_checkpoint(path, parser.parse_arg("pretrained_revision", overrides))
         config.policy = load_config(folder, overrides)
         config.policy.pretrained_path = folder

@@ -40,8 +40,9 @@ ELSEWHERE = {
     "sample_weighting.*": "weights of datasets are set with --dataset.weights",
     "job.*": "to train on other machines see configs/launch",
     "env_eval_freq": "use --eval_freq, with --env.type and --env.task",
-    "eval_steps": "held-out loss is measured with --dataset.eval_split",
-    "eval.*": "roll-outs are set with --eval_freq and --env.type, or run `depi eval`",
+    "eval_steps": "use --eval_freq, with --dataset.eval_split",
+    "max_eval_samples": "use --eval.n_samples",
+    "eval.*": "evaluations are set with --eval_freq, --eval.n_episodes, --eval.n_videos, --eval.n_samples",
     "wandb.project_name": "use --wandb.project",
     "hydra.*": "flags are --name=value; see --help",
     "device": "use --policy.device",
@@ -50,11 +51,16 @@ ELSEWHERE = {
 }
 
 
-def check_train_flags(args: Sequence[str]) -> None:
+def check_train_flags(args: Sequence[str]) -> list[str]:
     """Print the help or refuse wrong flags, before anything that takes seconds is imported.
+
+    Returns:
+        the flags as `depi.flags.check_flags` normalises them.
 
     Raises:
         UserError: a flag is unknown, or a number is none.
         SystemExit: `--help`, after printing it.
     """
-    check_flags(Path(__file__).with_name("config.py"), "TrainConfig", args, COMMAND, elsewhere=ELSEWHERE)
+    return check_flags(
+        Path(__file__).with_name("config.py"), "TrainConfig", args, COMMAND, elsewhere=ELSEWHERE
+    )
