@@ -11,6 +11,7 @@ from contextvars import copy_context
 
 from huggingface_hub.file_download import repo_folder_name
 
+from depi.catalog.repository_rules import INFO_FILE
 from depi.datasets.sources import cache_folder
 from depi.errors import UserError
 from depi.files import read_json, write_json
@@ -19,7 +20,6 @@ from depi.hub.names import DatasetId, is_dataset_id
 
 logger = logging.getLogger(__name__)
 
-INFO_FILE = "meta/info.json"
 MAX_DEPTH = 3
 MAX_FOLDERS = 5_000
 _THREADS = 8

@@ -1,9 +1,6 @@
 """The whole command against the embedded Hub: real uploads, real downloads, hostile datasets among them."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +11,7 @@ from huggingface_hub import HfApi
 
 from depi.catalog import collect as collecting
 from depi.catalog.collect import CollectConfig, collect, main
-from depi.catalog.store import SCHEMA, Row, read_rows, write_catalog
-from depi.errors import UserError
+from depi.catalog.store import SCHEMA, read_rows
 from depi.hub import client
 
 LISTS = ("dataset_list.json", "dataset_list_valid.json", "bad_dataset_ids.json")
@@ -328,148 +324,3 @@ def test_only_what_changed_is_inspected_again(hub, tmp_path, make_dataset, publi
     assert (summary.accepted, summary.rejected, summary.reused) == (2, 1, 2)
     bad = json.loads((out / "bad_dataset_ids.json").read_text())
     assert bad == {"ann/so101_two": ["fps_in_range: 300 fps, expected 5 to 120"]}
-
-
-def test_what_cannot_be_fetched_is_failed_and_not_bad(
-    hub, tmp_path, make_dataset, publish, monkeypatch, capsys
-):
-    publish(make_dataset(tmp_path / "good", seed=1), "ann/so101_good")
-    publish(make_dataset(tmp_path / "cut", seed=2), "bob/so101_cut")
-    download = client.download_files
-
-    def cut_off(repo_id, *args, **kwargs):
-        if repo_id == "bob/so101_cut":
-            raise client.HubUnreachable("the Hub broke off")
-        return download(repo_id, *args, **kwargs)
-
-    monkeypatch.setattr(client, "download_files", cut_off)
-    out = tmp_path / "out"
-    assert main([f"--output_dir={out}"]) == 3
-    assert "not inspected: the Hub broke off" in capsys.readouterr().out
-    assert json.loads((out / "bad_dataset_ids.json").read_text()) == {}
-    assert json.loads((out / "dataset_list_valid.json").read_text()) == ["ann/so101_good"]
-    assert [row.verdict for row in read_rows(out)] == ["accepted", "failed"]
-    monkeypatch.setattr(client, "download_files", download)
-    assert main([f"--output_dir={out}"]) == 0
-    assert len(json.loads((out / "dataset_list_valid.json").read_text())) == 2
-
-
-def test_a_bug_in_a_rule_is_loud_and_costs_one_dataset(
-    hub, tmp_path, make_dataset, publish, monkeypatch, caplog
-):
-    for number, name in enumerate(("one", "two")):
-        publish(make_dataset(tmp_path / name, seed=number), f"ann/so101_{name}")
-    detect = collecting.Inspector._reasons
-
-    def stumble(self, facts):
-        if facts.repo_id == "ann/so101_two":
-            raise KeyError("forgotten")
-        return detect(self, facts)
-
-    monkeypatch.setattr(collecting.Inspector, "_reasons", stumble)
-    assert main([f"--output_dir={tmp_path / 'out'}"]) == 3
-    (failed,) = [row for row in read_rows(tmp_path / "out") if row.verdict == "failed"]
-    assert failed.reasons == ["not inspected: internal error, KeyError: 'forgotten'"]
-    assert "Traceback" in caplog.text
-    assert json.loads((tmp_path / "out/bad_dataset_ids.json").read_text()) == {}
-
-
-def test_user_errors_leave_the_files_alone(hub, tmp_path, make_dataset, publish):
-    publish(make_dataset(tmp_path / "one"), "ann/so101_one")
-    out = tmp_path / "out"
-    collect(CollectConfig(output_dir=out))
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
-    broken = tmp_path / "broken.json"
-    broken.write_text('["a/b"')
-    strange = tmp_path / "ids.txt"
-    strange.write_text("# mine\nann/so101_one\n../../etc/passwd\n")
-    empty = tmp_path / "empty.json"
-    empty.write_text("[]")
-    for flags, message in [
-        ([f"--ids_file={broken}"], "is not valid JSON"),
-        ([f"--ids_file={strange}"], "'../../etc/passwd', which is no dataset id"),
-        ([f"--ids_file={empty}"], "names no dataset"),
-        ([f"--ids_file={tmp_path / 'absent.json'}"], "does not exist"),
-        (["--author=nobody"], "no dataset was found"),
-        (["--disable_rules=[no_such]"], "no rule no_such"),
-        (["--workers=0"], "at least 1"),
-        (["--limit=0"], "at least 1"),
-        (["--min_fps=nan"], "--min_fps is NaN"),
-        (["--no_such_flag=1"], "no_such_flag"),
-    ]:
-        with pytest.raises(UserError, match=message.replace("[", r"\[")):
-            main([f"--output_dir={out}", *flags])
-    with pytest.raises(UserError, match="is a file"):
-        main([f"--output_dir={broken}"])
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-
-
-def test_a_folder_that_cannot_be_written_is_refused_before_the_hub_is_asked(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr(collecting, "find", lambda **_: pytest.fail("asked the Hub"))
-    with pytest.raises(UserError, match="is a file"):
-        main([f"--output_dir={tmp_path / 'file' / 'below'}"])
-    if os.geteuid() != 0:
-        tmp_path.chmod(0o500)
-        with pytest.raises(UserError, match="does not let you"):
-            main([f"--output_dir={tmp_path / 'out'}"])
-
-
-def test_an_unreachable_hub_is_a_user_error(tmp_path, monkeypatch):
-    ids = tmp_path / "ids.txt"
-    ids.write_text("".join(f"ann/so101_{number}\n" for number in range(20)))
-
-    def no_answer(*args, **kwargs):
-        raise client.HubUnreachable("no answer from the Hub")
-
-    monkeypatch.setattr(client, "repo_info", no_answer)
-    with pytest.raises(UserError, match="no answer"):
-        main([f"--output_dir={tmp_path / 'out'}", f"--ids_file={ids}"])
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_damaged_catalogue_is_named(hub, tmp_path, make_dataset, publish):
-    publish(make_dataset(tmp_path / "one"), "ann/so101_one")
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "catalog.parquet").write_bytes(b"no parquet")
-    with pytest.raises(UserError, match="remove it or run `depi collect-ids --refresh`"):
-        collect(CollectConfig(output_dir=out))
-    assert collect(CollectConfig(output_dir=out, refresh=True)).accepted == 1
-
-
-def test_rules_are_listed_without_a_hub(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    assert main(["--list-rules"]) == 0
-    out = capsys.readouterr().out
-    for name in ("has_info", "finite_values", "not_duplicate", "junk_task_text", "catalogue", "listing"):
-        assert name in out
-    assert "No NaN and no infinity in action, state and timestamps." in out
-
-
-def test_a_kill_while_writing_leaves_the_old_files(tmp_path):
-    write_catalog(tmp_path, [Row("ann/old", "accepted")], {})
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    script = (
-        "import os, signal, sys\n"
-        "from pathlib import Path\n"
-        "from depi.catalog.store import Row, write_catalog\n"
-        "Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "write_catalog(Path(sys.argv[1]), [Row('ann/new', 'rejected', reasons=['x: y'])], {})\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script, tmp_path], env=os.environ, check=False)
-    assert done.returncode == -9
-    assert {name: (tmp_path / name).read_bytes() for name in before} == before
-
-
-def test_a_full_disk_leaves_the_old_files(tmp_path, monkeypatch):
-    write_catalog(tmp_path, [Row("ann/old", "accepted")], {})
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(pq, "write_table", full)
-    with pytest.raises(UserError, match="No space left"):
-        write_catalog(tmp_path, [Row("ann/new", "accepted")], {})
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
