@@ -68,7 +68,9 @@ class HostMemory:
     def _copy(self, state: Any, path: tuple[Any, ...], shared: Collection[str] = ()) -> Any:
         if isinstance(state, Mapping):
             return {
-                key: value.detach() if key in shared else self._copy(value, (*path, key))
+                key: value.detach()
+                if key in shared and not isinstance(value, DTensor)
+                else self._copy(value, (*path, key))
                 for key, value in state.items()
             }
         if not isinstance(state, Tensor):
