@@ -49,10 +49,13 @@ def launch(rank: int, nodes: int, processes: int, host: str, port: int, root: st
 
 
 def resumed(flags: list[str]) -> list[str]:
-    """The flags that go on with the run, if it has a checkpoint."""
+    """The flags that go on with the run, if it has a checkpoint: its own, and the number of steps of now."""
     folders = [flag.partition("=")[2] for flag in flags if flag.startswith("--output_dir=")]
     last = Path(folders[-1], "checkpoints", "last", "pretrained_model") if folders else None
-    return ["--resume=true", f"--config_path={last}"] if last and last.exists() else flags
+    if last is None or not last.exists():
+        return flags
+    steps = [flag for flag in flags if flag.startswith("--steps=")]
+    return ["--resume=true", f"--config_path={last}", *steps]
 
 
 def main() -> int:
