@@ -1,12 +1,13 @@
 """Candidates: which datasets to look at."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import DatasetInfo
-
+from depi import engine
 from depi.errors import UserError
 from depi.files import read_json
 from depi.hub import client
@@ -22,6 +23,7 @@ DEFAULT_TAGS = (
 )
 # Many uploads lack the tags and have the robot in their name. The last one names the community's collections.
 DEFAULT_SEARCH = ("so100", "so101", "community_dataset")
+LISTINGS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,8 @@ def find(
     found: dict[str, Candidate] = {}
     if ids_file is not None:
         found.update((repo_id, Candidate(repo_id)) for repo_id in read_ids(ids_file))
-    for info in _listings(tags or (), search or (), author, wide):
-        if "/" not in info.id:
-            continue  # names without a user are of a time before LeRobot
-        if not is_repo_id(info.id):
-            logger.warning("left out: the Hub lists %s, which its own client refuses", ascii(info.id)[:100])
-            continue
-        gated = None if info.gated is None else bool(info.gated)
-        found[info.id] = Candidate(info.id, info.sha, gated)
+    for candidate in _listed(tags or (), search or (), author, wide):
+        found[candidate.repo_id] = candidate
     if not found:
         raise UserError("no dataset was found; widen --tags, --search or --author, or name --ids_file")
     candidates = [found[repo_id] for repo_id in sorted(found)]
@@ -107,16 +103,30 @@ def read_ids(path: Path) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
-def _listings(
+def _listed(
     tags: Sequence[str], search: Sequence[str], author: str | None, wide: bool
-) -> Iterator[DatasetInfo]:
-    listings: list[Iterable[DatasetInfo]] = [
-        client.list_datasets(tags=(BASE_TAG, tag), author=author) for tag in tags
-    ]
-    listings += [client.list_datasets(search=text, author=author) for text in search]
+) -> Iterator[Candidate]:
+    """What the Hub lists, in any order; one listing that is slow or has to be tried again delays no other."""
+    listings: list[dict[str, Any]] = [{"tags": (BASE_TAG, tag)} for tag in tags]
+    listings += [{"search": text} for text in search]
     if wide:
-        listings.append(client.list_datasets(tags=(BASE_TAG,), author=author))
+        listings.append({"tags": (BASE_TAG,)})
     if author is not None and not listings:
-        listings.append(client.list_datasets(author=author))
-    for listing in listings:
-        yield from listing
+        listings.append({})
+    for _, outcome in engine.run(partial(_one_listing, author=author), listings, workers=LISTINGS_AT_ONCE):
+        if isinstance(outcome, Exception):
+            raise outcome
+        yield from outcome
+
+
+def _one_listing(listing: dict[str, Any], author: str | None) -> list[Candidate]:
+    candidates = []
+    for info in client.list_datasets(author=author, **listing):
+        if "/" not in info.id:
+            continue  # names without a user are of a time before LeRobot
+        if not is_repo_id(info.id):
+            logger.warning("left out: the Hub lists %s, which its own client refuses", ascii(info.id)[:100])
+            continue
+        gated = None if info.gated is None else bool(info.gated)
+        candidates.append(Candidate(info.id, info.sha, gated))
+    return candidates

@@ -1,4 +1,5 @@
 import json
+import threading
 
 import pytest
 from huggingface_hub import DatasetInfo
@@ -6,6 +7,7 @@ from huggingface_hub import DatasetInfo
 from depi.catalog.find import Candidate, find, read_ids
 from depi.errors import UserError
 from depi.hub import client
+from depi.hub.client import HubUnreachable
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +116,19 @@ def test_malformed_ids_files(tmp_path, name, content, message):
 def test_an_absent_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"absent\.txt"):
         read_ids(tmp_path / "absent.txt")
+
+
+def test_listings_are_asked_at_once_and_a_failing_one_is_an_error(monkeypatch):
+    both = threading.Barrier(2, timeout=20)
+
+    def listing(tags=(), search=None, author=None):
+        both.wait()
+        if search == "down":
+            raise HubUnreachable("no answer")
+        yield from ()
+
+    monkeypatch.setattr(client, "list_datasets", listing)
+    with pytest.raises(UserError, match="no dataset was found"):
+        find(tags=["so100"], search=["so101"])
+    with pytest.raises(HubUnreachable, match="no answer"):
+        find(tags=["so100"], search=["down"])
