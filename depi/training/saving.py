@@ -104,6 +104,8 @@ class Saver:
         started, config = time.perf_counter(), self.run.config
         self.memory.wait()
         try:
+            assert config.output_dir is not None
+            write_json(config.output_dir / DATA_REPORT_NAME, snapshot.report)
             folder = write_checkpoint(config, snapshot, self.run.policy, self.run.processors)
         except (OSError, SafetensorError) as error:
             reason = no_room(error)
@@ -134,7 +136,7 @@ def take_snapshot(run: Run, memory: HostMemory) -> Snapshot:
         average = {**weights, **memory.copy(run.average.average, "average")}
     optimizer = memory.copy(run.optimizer.state_dict(), "optimizer")
     main = run.accelerator.is_main_process
-    report = count_replaced(run) if main else {}
+    report = data_report(run) if main else {}
     return Snapshot(
         step=run.step,
         global_batch=run.global_batch,
@@ -147,13 +149,11 @@ def take_snapshot(run: Run, memory: HostMemory) -> Snapshot:
     )
 
 
-def count_replaced(run: Run) -> dict[str, Any]:
-    """Bring the data report up to date with the samples that could not be decoded, and return it."""
+def data_report(run: Run) -> dict[str, Any]:
+    """Return the run's data report, up to date with the samples that could not be decoded."""
     assert run.config.output_dir is not None
-    path = run.config.output_dir / DATA_REPORT_NAME
-    report = {**read_json(path), "decode_failures": run.dataset.report()["decode_failures"]}
-    write_json(path, report)
-    return report
+    failures = run.dataset.report()["decode_failures"]
+    return {**read_json(run.config.output_dir / DATA_REPORT_NAME), "decode_failures": failures}
 
 
 def last_metrics(run: Run) -> dict[str, Any]:
