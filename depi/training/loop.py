@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -54,6 +55,10 @@ def train(config: TrainConfig) -> int:
     run = prepare(config, accelerator)
     with stop_signals() as stop:
         status = fit(run, stop)
+    accelerator.wait_for_everyone()
+    # Gloo's threads need the interpreter to let go of their last tensors; ending them from here, while they
+    # wait for it, would never end.
+    time.sleep(0.1)
     accelerator.end_training()
     return status
 

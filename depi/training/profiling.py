@@ -116,7 +116,7 @@ class StepProfiler:
 
 def _is_range(name: str) -> bool:
     """Whether an event is a part of the program, such as a phase, and no operation."""
-    return name in PHASES or "#" in name
+    return name in PHASES or "#" in name or name.startswith("autograd::engine")
 
 
 def _export(profiler: profile, path: Path) -> None:

@@ -1,0 +1,141 @@
+"""Evaluation during training: what it measures, and that training does not notice."""
+
+import json
+
+import pytest
+import torch
+from runs import losses, metrics, replaced, weights
+
+from depi.files import read_json
+from depi.train import main as train
+from depi.training import validation
+
+EVAL = {"dataset.eval_split": 0.5, "eval.n_samples": 5}
+# Weights that hardly move.
+STILL = {"policy.optimizer_lr": 1e-12, "policy.scheduler_decay_lr": 1e-12}
+
+
+@pytest.fixture
+def short_episodes(monkeypatch):
+    """The same environment, ended after a few steps: software rendering is slow."""
+    from depi.sim import env
+
+    make = env.make_env
+
+    def make_short(*args, **settings):
+        made = make(*args, **settings)
+        step, made.taken = made.step, 0
+
+        def counted(action):
+            made.taken += 1
+            observation, reward, terminated, truncated, info = step(action)
+            return observation, reward, terminated, truncated or made.taken % 3 == 0, info
+
+        made.step = counted
+        return made
+
+    monkeypatch.setattr(env, "make_env", make_short)
+
+
+def evaluations(run) -> dict[int, dict]:
+    return {line["step"]: line for line in metrics(run) if any(name.startswith("eval/") for name in line)}
+
+
+def test_training_is_the_same_to_the_bit_with_and_without(flags, tmp_path, short_episodes):
+    flags = replaced(flags, save_freq=6, **EVAL)
+    assert train(replaced(flags, eval_freq=0)) == 0
+    simulator = {"env.type": "so101", "env.task": "touch", "eval.n_episodes": 2, "eval.n_videos": 1}
+    run = tmp_path / "evaluated"
+    assert train(replaced(flags, eval_freq=4, output_dir=run, **simulator)) == 0
+    assert not evaluations(tmp_path / "run")
+    assert losses(run) == losses(tmp_path / "run")
+    assert weights(run) == weights(tmp_path / "run")
+
+    found = evaluations(run)
+    assert list(found) == [4, 6]  # and after the last step
+    for step, line in found.items():
+        result = read_json(run / "eval" / f"{step:06d}" / "eval.json")
+        assert line["eval/success_rate"] == result["success_rate"]
+        assert line["eval/mean_length"] == 3
+        assert [episode["seed"] for episode in result["episodes"]] == [1000, 1001]
+        videos = list((run / "eval" / f"{step:06d}" / "videos").iterdir())
+        assert [video.name for video in videos] == ["episode_000.mp4"]
+        assert 0 < line["eval/loss"] < 10
+
+
+def test_the_loss_on_held_out_episodes_by_dataset(flags, tmp_path, monkeypatch):
+    seen = []
+    held_out_loss = validation.held_out_loss
+
+    def spy(run, stream):
+        episodes = run.stream.samples.mixture, stream.samples.mixture
+        seen.append([{side[position] for position in range(60)} for side in episodes])
+        return held_out_loss(run, stream)
+
+    monkeypatch.setattr(validation, "held_out_loss", spy)
+    still = {**STILL, "eval_freq": 2, "eval.n_samples": 100}
+    assert train(replaced(flags, save_freq=0, **(EVAL | still))) == 0
+    trained_on, held_out = seen[0]
+    assert held_out
+    assert not trained_on & held_out
+    first, second, third = evaluations(tmp_path / "run").values()
+    by_dataset = {name: value for name, value in first.items() if name.startswith("eval/loss/")}
+    assert by_dataset.keys() <= {"eval/loss/alice/pick", "eval/loss/bob/place"}
+    assert min(by_dataset.values()) <= first["eval/loss"] <= max(by_dataset.values())
+    # The same frames, noise and times every time: with weights that stand still, the same losses.
+    for name in ("eval/loss", *by_dataset):
+        assert second[name] == pytest.approx(first[name], rel=1e-6)
+        assert third[name] == pytest.approx(first[name], rel=1e-6)
+
+
+def test_it_does_not_depend_on_the_batch_size(flags, tmp_path):
+    for batch_size in (1, 4):
+        changes = {"batch_size": batch_size, "output_dir": tmp_path / str(batch_size), "eval_freq": 1}
+        assert train(replaced(flags, steps=1, save_freq=0, **(EVAL | changes | STILL))) == 0
+    one, four = (evaluations(tmp_path / name)[1] for name in ("1", "4"))
+    assert one.keys() == four.keys()
+    for name in one.keys() - {"time"}:
+        assert one[name] == pytest.approx(four[name], rel=1e-5)
+
+
+def test_random_numbers_and_modes_are_put_back(flags, tmp_path, monkeypatch):
+    at_evaluation = []
+
+    def disturbing(run, stream):
+        at_evaluation.append(run.policy.training)
+        torch.manual_seed(1)
+        torch.rand(5)
+        return {"eval/loss": 1.0}
+
+    evaluate = validation.evaluate
+
+    def watched(run):
+        before = torch.get_rng_state()
+        values = evaluate(run)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert run.policy.training
+        return values
+
+    from depi.training import loop
+
+    monkeypatch.setattr(validation, "held_out_loss", disturbing)
+    monkeypatch.setattr(loop, "evaluate", watched)
+    assert train(replaced(flags, steps=1, save_freq=0, eval_freq=1, **EVAL)) == 0
+    assert at_evaluation == [False]
+    assert json.dumps(evaluations(tmp_path / "run")[1]["eval/loss"]) == "1.0"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["--env.type=mars"], "mars"),
+        (["--env.type=so101", "--env.task=juggle"], "juggle"),
+        (["--env.type=so101", "--eval.n_episodes=0"], "--eval.n_episodes"),
+        (["--dataset.eval_split=0.000001"], "no frame is left"),
+        (["--eval_freq=-1"], "--eval_freq"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said_before_the_run_begins(flags, tmp_path, capfd, wrong, says):
+    assert train([*flags, *wrong]) == 2
+    assert says in capfd.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
