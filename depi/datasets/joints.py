@@ -329,7 +329,10 @@ def _calibrated_steps(values: np.ndarray) -> int | None:
         return None
     some = levels[np.linspace(0, len(levels) - 1, _FEWEST_LEVELS).astype(int)]
     candidates = np.arange(_CALIBRATED_STEPS[0], _CALIBRATED_STEPS[1] + 1)
-    likely = candidates[_distance_to_levels(some, candidates) < 0.05]
+    # A few levels rule out nearly all of them: what is within 0.05 over all is within sqrt(5) times that
+    # over every fifth.
+    likely = candidates[_distance_to_levels(some[::5], candidates) < 0.05 * 5**0.5]
+    likely = likely[_distance_to_levels(some, likely) < 0.05]
     fitting = likely[[_distance_to_levels(levels, count[None])[0] < 0.02 for count in likely]].tolist()
     # Levels of N are also levels of its multiples; anything else that fits leaves N open.
     return fitting[0] if fitting and not any(count % fitting[0] for count in fitting) else None

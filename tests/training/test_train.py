@@ -126,10 +126,15 @@ def test_two_processes_see_the_same_samples_and_losses_as_one(flags, tmp_path):
 
 
 def test_compiled_training_gives_the_same_losses(flags, tmp_path):
+    """With accumulation, recomputed layers, and resumed."""
     assert train(replaced(flags, steps=3, save_freq=0)) == 0
-    assert train(replaced(flags, steps=3, save_freq=0, compile=True, output_dir=tmp_path / "compiled")) == 0
-    expected, compiled = losses(tmp_path / "run"), losses(tmp_path / "compiled")
+    run = tmp_path / "compiled"
+    changes = {"batch_size": 2, "gradient_accumulation_steps": 2, "recompute": 0.5, "compile": True}
+    assert train(replaced(flags, steps=3, save_freq=2, output_dir=run, **changes)) == 0
+    expected, compiled = losses(tmp_path / "run"), losses(run)
     np.testing.assert_allclose(list(compiled.values()), list(expected.values()), rtol=1e-4)
+    assert train(["--resume=true", f"--config_path={run}/checkpoints/000002/pretrained_model"]) == 0
+    assert losses(run) == compiled
 
 
 def test_fine_tuning_starts_from_the_checkpoint_and_takes_overrides(flags, tmp_path):
@@ -173,7 +178,7 @@ def test_wrong_commands_are_one_sentence_status_2_and_write_nothing(flags, tmp_p
         (policy, "no policy"),
         ([*policy, "--policy.path=nobody/nothing"], "nobody/nothing"),
         ([*policy, f"--policy.path={tmp_path}"], "no checkpoint"),
-        (["--resume=true", *flags], "train_config.json"),
+        (["--resume=true", *flags], "no complete checkpoint"),
         ([*flags, "--policy.vocab_size=16"], "vocab_size"),
     ]:
         assert train(wrong) == 2, says
