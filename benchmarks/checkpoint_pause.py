@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -24,6 +25,7 @@ from depi.training import saving
 from depi.training.config import EmaConfig, TrainConfig
 from depi.training.ema import MovingAverage
 from depi.training.optimizer import make_optimizer
+from depi.training.run import Run
 from depi.training.saving import Saver
 
 
@@ -90,7 +92,7 @@ def measure(run: SimpleNamespace, saves: int) -> dict[str, float]:
     saving.write_checkpoint = timed
     for parameter in run.policy.parameters():
         parameter.grad = torch.randn_like(parameter)
-    saver = Saver(run)
+    saver = Saver(cast(Run, run))
     take_step(run)
     saver.look_after()
     alone = min(take_step(run) for _ in range(4))
@@ -99,7 +101,7 @@ def measure(run: SimpleNamespace, saves: int) -> dict[str, float]:
         started = time.perf_counter()
         saver.save()
         pauses.append(time.perf_counter() - started)
-        while not saver._writing.done():
+        while saver._writing is not None and not saver._writing.done():
             during.append(take_step(run))
         saver.wait()
         print(f"pause {pauses[-1]:.3f} s, write {writes[-1]:.2f} s")
