@@ -25,7 +25,7 @@ def _train(args: list[str]) -> int:
 
     try:
         check_train_flags(args)
-        from depi.training.config import parse_train_config
+        from depi.training.command_line import parse_train_config
         from depi.training.loop import train
 
         config = parse_train_config(args)

@@ -16,7 +16,8 @@ from depi.engine import ENGINES, make_runner
 from depi.errors import UserError
 from depi.files import write_json
 from depi.flags import parse_flags
-from depi.training.config import DatasetConfig, TrainConfig, check_data_source
+from depi.training.command_line import check_data_source
+from depi.training.config import DatasetConfig, TrainConfig
 from depi.training.data import dataset_sources
 
 REPORT_NAME = "report.json"

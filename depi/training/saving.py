@@ -157,15 +157,15 @@ def data_report(run: Run) -> dict[str, Any]:
 
 
 def last_metrics(run: Run) -> dict[str, Any]:
-    """Return the last line of the run's `metrics.jsonl`; empty where there is none."""
+    """Return the newest value of everything in the run's `metrics.jsonl`; empty where there is none."""
     assert run.config.output_dir is not None
     path = run.config.output_dir / "metrics.jsonl"
-    if not path.exists():
-        return {}
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - (1 << 16)))
-        lines = file.read().splitlines()
-    return json.loads(lines[-1]) if lines else {}
+    newest: dict[str, Any] = {}
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                newest.update(json.loads(line))
+    return newest
 
 
 def no_room(error: OSError | SafetensorError) -> str | None:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from huggingface_hub import HfApi
 
 from depi.policies import DepiPi0Config, load_policy, make_policy
-from depi.training.config import parse_train_config
+from depi.training.command_line import parse_train_config
 
 
 def test_an_older_revision_is_fine_tuned(hub, tmp_path):

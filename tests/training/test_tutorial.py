@@ -18,7 +18,8 @@ from depi.files import read_json
 from depi.hub.client import upload_folder
 from depi.policies.configuration import set_features
 from depi.train import main as train
-from depi.training.config import config_to_json, parse_train_config
+from depi.training.command_line import parse_train_config
+from depi.training.config import config_to_json
 
 FROM_DATA = ("input_features", "output_features", "action_feature_names")
 LAST = "checkpoints/last/pretrained_model"
