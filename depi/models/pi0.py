@@ -255,6 +255,8 @@ class Pi0(nn.Module):
         Masks, rotary tables, noise and time are made outside, once per step. Lengths of lists and rows are
         symbols in the compiled code, so that other ones compile nothing.
         """
+        # Training, evaluation and sampling each have their own code of a layer: more than the usual 8 in all.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         for layer in (
             *self.vision.layers,
             *self.prefix.layers,

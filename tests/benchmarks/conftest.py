@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -9,4 +10,6 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def benchmarks(monkeypatch):
     """The folder of the scripts, importable as they import one another."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return BENCHMARKS
+    threads = torch.get_num_threads()  # which they may change
+    yield BENCHMARKS
+    torch.set_num_threads(threads)
