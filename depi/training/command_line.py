@@ -1,0 +1,203 @@
+"""From the command line of `depi/train.py`, a file and a checkpoint to one checked configuration."""
+
+import datetime
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import draccus
+import yaml
+from lerobot.configs import parser
+from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, TRAINING_STATE_DIR
+
+from depi.errors import UserError
+from depi.files import read_json
+from depi.flags import parse_flags
+from depi.hub.client import download_file, repo_info, require_token
+from depi.hub.names import is_repo_id
+from depi.policies import load_config, resolve_checkpoint
+from depi.training.config import TRAIN_CONFIG_NAME, TrainConfig
+from depi.training.folders import fetch_checkpoint, last_checkpoint
+from depi.training.lerobot_flags import COMMAND, ELSEWHERE, check_train_flags
+
+
+def parse_train_config(args: Sequence[str]) -> TrainConfig:
+    """Turn the command line of `depi/train.py` into a checked configuration.
+
+    Raises:
+        UserError: a flag is unknown or wrong, data or policy are not named exactly once, the output
+            directory exists without `--resume`, or there is nothing to resume.
+    """
+    args = _with_policy_of_file(check_train_flags(args))
+    config = parse_flags(TrainConfig, args, COMMAND, parse=_parse, elsewhere=ELSEWHERE)
+    if config.resume:
+        _locate_resumed_run(config, args)
+        config.profile = parser.parse_arg("profile", args)  # what was profiled once is not every time
+    else:
+        _name_policy(config, args)
+        _name_output_dir(config)
+    check_data_source(config)
+    if config.pushes:
+        _check_publishing(config)
+    return config
+
+
+def _with_policy_of_file(args: list[str]) -> list[str]:
+    """Add flags for `policy: {path: ...}` in the file of `--config_path`, where no flag says otherwise."""
+    path, kind = parser.get_path_arg("policy", args), parser.get_type_arg("policy", args)
+    if path and kind:
+        raise UserError(f"--policy.path={path} has its own type: leave out --policy.type={kind}")
+    config_path = parser.parse_arg("config_path", args)
+    if config_path is None or path or kind or "--resume=true" in args:
+        return args
+    policy = _read_config_file(_find_config_file(config_path)).get("policy")
+    if not isinstance(policy, dict) or "path" not in policy:
+        return args
+    typed = {arg.partition("=")[0] for arg in args}
+    found = {f"--policy.{name}": value for name, value in policy.items() if value is not None}
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in found.items()}
+    return [*(f"{name}={text}" for name, text in texts.items() if name not in typed), *args]
+
+
+def _read_config_file(path: Path) -> dict[str, Any]:
+    """The content of a YAML or JSON file.
+
+    Raises:
+        UserError: it holds no `name: value` lines.
+    """
+    content = read_json(path) if path.suffix == ".json" else yaml.safe_load(path.read_text("utf-8"))
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no `name: value` lines, as a configuration does")
+    return content
+
+
+def _parse(args: list[str]) -> TrainConfig:
+    """Parse with LeRobot's conventions: `--config_path` is a file, its folder or a repo id."""
+    given = args
+    # A resumed run takes its policy from the checkpoint: the loaded configuration names its type.
+    args = parser.filter_path_args(["policy"], args)
+    config_path = parser.parse_arg("config_path", args)
+    resumed = None
+    if "--resume=true" in args:
+        resumed = _find_resumed_checkpoint(config_path, parser.parse_arg("output_dir", args))
+        config_path = str(resumed)
+    if config_path is None:
+        return draccus.parse(TrainConfig, args=args)
+    content = _read_config_file(_find_config_file(config_path))
+    if "path" in (content.get("policy") or {}) or parser.get_path_arg("policy", given):
+        content.pop("policy", None)
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(content, file)
+        file.flush()
+        with draccus.config_type("json"):
+            config = draccus.parse(TrainConfig, file.name, args=parser.filter_arg("config_path", args))
+    config.resume_from = resumed
+    config.resume = resumed is not None  # a resumed run's own configuration says true, for ever
+    return config
+
+
+def _find_resumed_checkpoint(config_path: str | None, output_dir: str | None) -> Path:
+    """Return the `pretrained_model` folder that `--config_path` names, or the last one of `--output_dir`."""
+    if config_path is not None and Path(config_path).exists():
+        folder = (Path(config_path) if Path(config_path).is_dir() else Path(config_path).parent).resolve()
+        if not (folder.parent / TRAINING_STATE_DIR).is_dir():
+            raise UserError(
+                f"--config_path={config_path} is of no checkpoint: {TRAINING_STATE_DIR} is missing"
+            )
+        return folder
+    if config_path is not None and is_repo_id(config_path) and not Path(config_path).parent.exists():
+        return fetch_checkpoint(config_path)
+    if config_path is not None and Path(config_path).parent.name == LAST_CHECKPOINT_LINK:
+        return last_checkpoint(Path(config_path).parents[1])  # which says what is wrong with it
+    if config_path is None and output_dir is not None:
+        return last_checkpoint(Path(output_dir) / CHECKPOINTS_DIR)
+    raise UserError(
+        "--resume=true needs the run to continue: "
+        "--config_path=RUN/checkpoints/last/pretrained_model or --output_dir=RUN"
+    )
+
+
+def _find_config_file(config_path: str) -> Path:
+    path = Path(config_path)
+    if path.is_dir():
+        path = path / TRAIN_CONFIG_NAME
+    if path.is_file():
+        if path.suffix == ".json":
+            read_json(path)
+        return path
+    if config_path.count("/") == 1 and not path.parent.exists():
+        revision = repo_info(config_path, repo_type="model").sha
+        assert revision is not None
+        return download_file(config_path, TRAIN_CONFIG_NAME, revision=revision, repo_type="model")
+    raise UserError(f"--config_path={config_path} is neither a file, nor a folder with {TRAIN_CONFIG_NAME}")
+
+
+def _name_policy(config: TrainConfig, args: Sequence[str]) -> None:
+    path = parser.get_path_arg("policy", args)
+    if path:
+        overrides = parser.get_cli_overrides("policy", args) or []
+        folder = resolve_checkpoint(path, parser.parse_arg("pretrained_revision", overrides))
+        config.policy = load_config(folder, overrides)
+        config.policy.pretrained_path = folder
+    if config.policy is None:
+        raise UserError(
+            "no policy: give --policy.type=pi0 to start from scratch or --policy.path to fine-tune"
+        )
+    if config.peft is not None and config.policy.pretrained_path is None:
+        raise UserError("--peft adapts a trained policy: name it with --policy.path")
+    if config.policy.use_amp:
+        raise UserError("--policy.use_amp is not done here: choose --policy.dtype=bfloat16")
+    if not config.policy.optimizer_lr > 0:
+        raise UserError(f"--policy.optimizer_lr must be positive, not {config.policy.optimizer_lr}")
+
+
+def _locate_resumed_run(config: TrainConfig, args: Sequence[str]) -> None:
+    assert config.resume_from is not None
+    if (config.resume_from.parent / TRAINING_STATE_DIR).is_dir():
+        config.output_dir = config.resume_from.parents[2]
+    else:  # of a Hub repository: it becomes the beginning of another run
+        output_dir = parser.parse_arg("output_dir", args)
+        config.output_dir = None if output_dir is None else Path(output_dir)
+        _name_output_dir(config)
+
+
+def _check_publishing(config: TrainConfig) -> None:
+    assert config.policy is not None
+    if config.policy.repo_id is None or not is_repo_id(config.policy.repo_id):
+        raise UserError(f"publishing needs --policy.repo_id=USER/NAME, not {config.policy.repo_id}")
+    if config.dataset.offline:
+        raise UserError("--dataset.offline keeps off the network: leave out --push_to_hub")
+    require_token()
+
+
+def _name_output_dir(config: TrainConfig) -> None:
+    assert config.policy is not None
+    kinds = [part.type for part in (config.env, config.policy) if part is not None]
+    config.job_name = config.job_name or "_".join(kinds)
+    if config.output_dir is None:
+        now = datetime.datetime.now()
+        config.output_dir = Path("outputs/train") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}_{config.job_name}"
+    if config.output_dir.exists() and (not config.output_dir.is_dir() or any(config.output_dir.iterdir())):
+        raise UserError(
+            f"output directory {config.output_dir} already exists: choose another --output_dir, or continue "
+            f"that run with --resume=true --output_dir={config.output_dir}"
+        )
+
+
+def check_data_source(config: TrainConfig) -> None:
+    """Raise a UserError unless the flags name the data once, and choices of one dataset go with one."""
+    data = config.dataset
+    flags = {
+        "--num_datasets": config.num_datasets,
+        "--dataset.repo_ids": data.repo_ids,
+        "--dataset.repo_id": data.repo_id,
+    }
+    named = [flag for flag, value in flags.items() if value is not None]
+    if len(named) != 1:
+        found = f"not {' and '.join(named)} together" if named else "none was given"
+        raise UserError(f"name the data with one of {', '.join(flags)}: {found}")
+    for flag, value in (("root", data.root), ("revision", data.revision), ("episodes", data.episodes)):
+        if value is not None and data.repo_id is None:
+            raise UserError(f"--dataset.{flag} goes with --dataset.repo_id, not with {named[0]}")
