@@ -59,7 +59,7 @@ class Estimate:
     def parts(self) -> dict[str, int]:
         """What adds up to the total."""
         return {
-            "weights (float32)": self.weights,
+            "weights": self.weights,
             "gradients (float32)": self.gradients,
             "optimizer state": self.optimizer,
             "bfloat16 copies of weights": self.compute_copies,
