@@ -4,6 +4,7 @@ Both leave training as it would be without them: random numbers, modes and the s
 """
 
 import contextlib
+import logging
 import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -26,22 +27,34 @@ from depi.training.data import Collate, FlowStream
 if TYPE_CHECKING:
     from depi.training.run import Run
 
+logger = logging.getLogger(__name__)
+
 # W&B gets curves for so many datasets; a log line names so many, those of the largest loss.
 CURVES, NAMED = 10, 3
 
 
 def check_simulator(config: TrainConfig, policy: Pi0Policy, dataset: MultiLeRobotDataset) -> None:
-    """Raise a UserError where `--env.type` is given, and policy or data do not fit that environment."""
-    if config.env is not None and config.eval_freq:
+    """Raise a UserError where the policy or the data do not fit the environment of `--env.type`."""
+    if config.env is not None and config.eval_freq and not rolls_out(config):
+        logger.warning(
+            "no rollouts during training: --env.type=%s is rolled out with lerobot-eval", config.env.type
+        )
+    if rolls_out(config):
+        assert config.env is not None
         _convention(config, dataset)
         choices = EvaluateConfig(env=config.env, eval=config.eval, seed=config.seed)
         check_environment(choices, policy, by_view=config.dataset.cameras == "view")
 
 
+def rolls_out(config: TrainConfig) -> bool:
+    """Whether the policy is rolled out during training: in DePi's own simulator."""
+    return config.eval_freq > 0 and config.env is not None and config.env.type == "so101"
+
+
 def is_due(run: "Run") -> bool:
     """Whether the run is to be evaluated after the step that it has just taken."""
     config = run.config
-    wanted = config.eval_freq > 0 and (run.held_out is not None or config.env is not None)
+    wanted = config.eval_freq > 0 and (run.held_out is not None or rolls_out(config))
     return wanted and (run.step % config.eval_freq == 0 or run.step == config.steps)
 
 
@@ -56,7 +69,7 @@ def evaluate(run: "Run") -> dict[str, float]:
     with undisturbed(run):
         if run.held_out is not None:
             values.update(held_out_loss(run, run.held_out))
-        if run.config.env is not None:
+        if rolls_out(run.config):
             values.update(success(run))
     return values
 

@@ -66,7 +66,7 @@ def one(flags) -> list[str]:
 def test_a_gym_dataset_with_its_environment(one, gym_data, tmp_path, monkeypatch, repo_id, env, dim):
     monkeypatch.chdir(tmp_path)
     flags = [flag for flag in one if not flag.startswith(("--output_dir", "--job_name"))]
-    assert train([*flags, f"--dataset.repo_id={repo_id}", f"--env.type={env}", "--eval_freq=0"]) == 0
+    assert train([*flags, f"--dataset.repo_id={repo_id}", f"--env.type={env}"]) == 0
     (run,) = Path("outputs/train").glob("*/*")
     assert re.fullmatch(rf"\d\d-\d\d-\d\d_{env}_depi_pi0", run.name)
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", run.parent.name)
