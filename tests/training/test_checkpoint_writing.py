@@ -89,6 +89,7 @@ def test_what_a_write_fails_with_reaches_the_loop(tmp_path, monkeypatch):
 
 def write_slowly(run, sync, seed) -> None:
     """Write one checkpoint after the other, until killed."""
+    torch.set_num_threads(1)  # a forked process has none of the other threads, and would wait for them
     folders._sync_path = lambda path: (time.sleep(0.002), sync(path))
     checksum = folders._checksum
     folders._checksum = lambda path: (time.sleep(0.002), checksum(path))[1]
@@ -140,6 +141,7 @@ def small_files(folder) -> None:
 
 
 def save_without_room(run, shrink, queue) -> None:
+    torch.set_num_threads(1)
     records: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: records.append(record.getMessage())
