@@ -43,7 +43,7 @@ def model_card(
         policy: the configuration of the policy that is saved.
         report: the run's data report, as `MultiLeRobotDataset.report` gives it.
         step: optimizer steps taken.
-        metrics: the last line of the run's metrics, or nothing.
+        metrics: see `last_metrics`.
     """
     datasets = report["datasets"]
     base, revision = _base(policy)
@@ -136,7 +136,8 @@ def _metrics_lines(metrics: dict[str, Any]) -> list[str]:
     shown = {
         name: value
         for name, value in metrics.items()
-        if name in ("step", "samples", "epochs", "loss", "grad_norm", "lr") or name.startswith("eval")
+        if name in ("step", "samples", "epochs", "loss", "grad_norm", "lr")
+        or (name.startswith("eval/") and not name.startswith("eval/loss/"))  # of 1,500 datasets
     }
     if not shown:
         return []

@@ -19,6 +19,7 @@ from depi.policies.adapters import add_adapters, load_adapters
 from depi.policies.checkpoint import WEIGHTS
 from depi.policies.convert import load_weights, save_weights
 from depi.policies.factory import save_adapter_checkpoint
+from depi.training.card import model_card
 from depi.training.config import TRAIN_CONFIG_NAME, TrainConfig, config_to_json
 from depi.training.ema import MovingAverage
 from depi.training.folders import (
@@ -29,6 +30,7 @@ from depi.training.folders import (
     read_training_step,
     write_manifest,
 )
+from depi.training.metrics import last_metrics
 from depi.training.sharding import distribute
 from depi.training.snapshot import Snapshot
 
@@ -58,7 +60,9 @@ def write_checkpoint(
             folder.mkdir(parents=True)
         _write_model(config, snapshot, policy, processors, temporary)
         write_text(pretrained / TRAIN_CONFIG_NAME, config_to_json(config))
-        write_text(pretrained / "README.md", snapshot.model_card)
+        metrics = last_metrics(config, snapshot.step)
+        card = model_card(config, policy.config, snapshot.report, snapshot.step, metrics)
+        write_text(pretrained / "README.md", card)
         write_json(pretrained / DATA_REPORT_NAME, snapshot.report)
         save_optimizer_state(None, state, snapshot.optimizer)
         write_json(state / SCHEDULER_STATE, snapshot.scheduler)

@@ -15,6 +15,8 @@ from depi.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
 
+METRICS_NAME = "metrics.jsonl"
+
 
 @dataclass(frozen=True)
 class StepMetrics:
@@ -81,7 +83,7 @@ class MetricsWriter:
 
     def __init__(self, config: TrainConfig, start_step: int) -> None:
         assert config.output_dir is not None
-        self.path = config.output_dir / "metrics.jsonl"
+        self.path = config.output_dir / METRICS_NAME
         _forget_lines_after(self.path, start_step)
         self.bar = tqdm(
             total=config.steps, initial=start_step, unit="step", desc="train", disable=not sys.stderr.isatty()
@@ -128,14 +130,28 @@ class MetricsWriter:
             self.wandb.finish()
 
 
+def last_metrics(config: TrainConfig, step: int) -> dict[str, Any]:
+    """The newest value of everything in the run's metrics, up to `step`; empty where there is none."""
+    assert config.output_dir is not None
+    newest: dict[str, Any] = {}
+    for line in _lines_until(config.output_dir / METRICS_NAME, step):
+        newest.update(json.loads(line))
+    return newest
+
+
 def _forget_lines_after(path: Path, step: int) -> None:
     """Drop what a killed run logged beyond the checkpoint from which it goes on, and a torn last line."""
+    kept = "".join(_lines_until(path, step))
+    if path.exists() and path.stat().st_size != len(kept.encode()):
+        write_text(path, kept)
+
+
+def _lines_until(path: Path, step: int) -> list[str]:
+    """The complete lines up to `step`; the last one of a killed run may be torn."""
     if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-    if kept != lines:
-        write_text(path, "".join(line + "\n" for line in kept))
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
 
 
 def _start_wandb(config: TrainConfig) -> Any:

@@ -67,7 +67,7 @@ class Pusher:
             try:
                 publish(pretrained, self.repo_id, private=self.private, with_state=self.with_state)
                 logger.info("published %s as %s", pretrained.parent, self.repo_id)
-            except Exception as error:
+            except Exception as error:  # whatever the network does must not end training
                 self._failed = pretrained
                 logger.warning(
                     "%s was not published: %s; the next checkpoint will be tried", pretrained.parent, error

@@ -1,7 +1,6 @@
 """Saving while training goes on: a copy of the state in the loop, everything else in a thread."""
 
 import errno
-import json
 import logging
 import re
 import time
@@ -13,7 +12,6 @@ from safetensors import SafetensorError
 
 from depi.errors import UserError
 from depi.files import read_json, write_json
-from depi.training.card import model_card
 from depi.training.checkpoint import DATA_REPORT_NAME, write_checkpoint
 from depi.training.folders import remove_old
 from depi.training.pushing import Pusher
@@ -135,8 +133,6 @@ def take_snapshot(run: Run, memory: HostMemory) -> Snapshot:
     if run.average is not None:
         average = {**weights, **memory.copy(run.average.average, "average")}
     optimizer = memory.copy(run.optimizer.state_dict(), "optimizer")
-    main = run.accelerator.is_main_process
-    report = data_report(run) if main else {}
     return Snapshot(
         step=run.step,
         global_batch=run.global_batch,
@@ -144,8 +140,7 @@ def take_snapshot(run: Run, memory: HostMemory) -> Snapshot:
         average=average,
         optimizer=optimizer,
         scheduler=memory.copy(run.scheduler.state_dict(), "scheduler"),
-        report=report,
-        model_card=model_card(run.config, policy.config, report, run.step, last_metrics(run)) if main else "",
+        report=data_report(run) if run.accelerator.is_main_process else {},
     )
 
 
@@ -154,18 +149,6 @@ def data_report(run: Run) -> dict[str, Any]:
     assert run.config.output_dir is not None
     failures = run.dataset.report()["decode_failures"]
     return {**read_json(run.config.output_dir / DATA_REPORT_NAME), "decode_failures": failures}
-
-
-def last_metrics(run: Run) -> dict[str, Any]:
-    """Return the newest value of everything in the run's `metrics.jsonl`; empty where there is none."""
-    assert run.config.output_dir is not None
-    path = run.config.output_dir / "metrics.jsonl"
-    newest: dict[str, Any] = {}
-    if path.exists():
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                newest.update(json.loads(line))
-    return newest
 
 
 def no_room(error: OSError | SafetensorError) -> str | None:

@@ -28,7 +28,6 @@ class Snapshot:
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
     report: dict[str, Any]
-    model_card: str
 
 
 class HostMemory:
