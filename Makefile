@@ -45,8 +45,9 @@ lint: setup
 
 test test-slow: BROWSER = yes
 
+# As many processes as there are cores, each with one thread.
 test: lint
-	uv run --no-sync pytest
+	OMP_NUM_THREADS=1 uv run --no-sync pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 test-slow: setup
 	uv run --no-sync pytest -m slow
