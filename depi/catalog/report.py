@@ -2,16 +2,11 @@
 
 import base64
 import dataclasses
-import hashlib
-import html
-import json
 import logging
 import math
-import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +16,7 @@ from depi.errors import UserError
 from depi.files import write_text
 from depi.flags import parse_flags
 from depi.hub.client import endpoint
+from depi.page import document
 
 logger = logging.getLogger(__name__)
 
@@ -87,9 +83,6 @@ def read_pictures(folder: Path) -> Pictures:
 def render(rows: Sequence[Row], pictures: Pictures, *, title: str, max_picture_mb: float = 64.0) -> str:
     """Return the page.
 
-    What strangers wrote stands in it only as JSON without `<`, `>` and `&`, and comes into the document as
-    text; besides, the page's Content-Security-Policy lets nothing run but its own script.
-
     Args:
         rows: the catalogue, in its order.
         pictures: those of another revision than the row's are left out.
@@ -108,28 +101,7 @@ def render(rows: Sequence[Row], pictures: Pictures, *, title: str, max_picture_m
         "pictures_left_out": left_out,
         "rows": [_record(row, chosen.get(row.repo_id, [])) for row in rows],
     }
-    style, script = _part("report.css"), "\n".join(_part(name) for name in SCRIPTS)
-    policy = (
-        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    return string.Template(_part("report.html")).substitute(
-        title=html.escape(title), policy=policy, style=style, script=script, data=_embed(data)
-    )
-
-
-def _part(name: str) -> str:
-    return resources.files("depi.catalog").joinpath("page", name).read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _embed(value: Any) -> str:
-    """JSON that may stand in a script element: no character in it can end the element."""
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return document.render(data, package="depi.catalog", name="report", scripts=SCRIPTS, title=title)
 
 
 def _choose(

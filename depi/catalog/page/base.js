@@ -1,6 +1,3 @@
-"use strict";
-
-const DATA = JSON.parse(document.getElementById("data").textContent);
 const ROWS = DATA.rows;
 const VERDICTS = ["accepted", "rejected", "failed"];
 const JOINTS = ["shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"];
@@ -8,29 +5,7 @@ const SHORT_JOINTS = ["pan", "lift", "elbow", "flex", "roll", "gripper"];
 const REACH = [[-120, 120], [-120, 120], [-120, 120], [-120, 120], [-180, 180], [0, 100]];
 const UNKNOWN = "not known";
 
-const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
-const fine = new Intl.NumberFormat("en", { maximumFractionDigits: 2 });
-const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
-
-const byId = (id) => document.getElementById(id);
-
-function fill(node, attributes, children) {
-  for (const [name, value] of Object.entries(attributes || {})) {
-    if (value === null || value === undefined || value === false) continue;
-    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else node.setAttribute(name, value === true ? "" : String(value));
-  }
-  // Strings become text nodes: nothing that a dataset says is ever parsed as markup.
-  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
-  return node;
-}
-
-const el = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
-const svg = (tag, attributes, ...children) =>
-  fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
-
 const day = (moment) => (moment ? moment.slice(0, 10) : "");
-const camera = (key) => key.replace(/^observation\.images?\./, "");
 const ruleOf = (reason) => reason.split(":", 1)[0];
 const textOf = (reason) => reason.slice(ruleOf(reason).length + 1).trim();
 const seconds = (row) => (row.frames && row.fps ? row.frames / row.fps : 0);
@@ -45,16 +20,6 @@ function hubLink(row) {
 
 function badge(verdict) {
   return el("span", { class: `badge ${VERDICTS.includes(verdict) ? verdict : "failed"}` }, verdict);
-}
-
-function picture([name, jpeg], attributes) {
-  return el("img", {
-    src: `data:image/jpeg;base64,${jpeg}`,
-    alt: `camera ${camera(name)}`,
-    title: camera(name),
-    decoding: "async",
-    ...attributes,
-  });
 }
 
 /* Single-arm demonstrations are what is looked for; two arms and evaluation runs are told apart. */

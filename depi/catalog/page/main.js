@@ -16,9 +16,7 @@ function drawFacets() {
   byId("facets").replaceChildren(...FACETS.map((facet) => {
     const options = countBy(facet.name).slice(0, 60).map(([value, [accepted, others]]) =>
       el("option", { value }, `${facet.name === "rule" ? words(value) : value} (${whole.format(accepted + others)})`));
-    return el("label", {}, facet.label,
-      el("select", { name: facet.name, onchange: (event) => toggleFacet(facet.name, event.target.value) },
-        el("option", { value: "" }, "all"), options));
+    return menu(facet.label, facet.name, options, (value) => toggleFacet(facet.name, value));
   }));
 }
 
@@ -57,11 +55,6 @@ function listen() {
     apply();
   });
   byId("clear").addEventListener("click", () => { state.search = ""; state.facets.clear(); apply(); });
-  byId("theme").addEventListener("click", () => {
-    const dark = getComputedStyle(document.documentElement).colorScheme === "dark" ||
-      (!document.documentElement.dataset.theme && matchMedia("(prefers-color-scheme: dark)").matches);
-    document.documentElement.dataset.theme = dark ? "light" : "dark";
-  });
 }
 
 drawTotals();

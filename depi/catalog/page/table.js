@@ -131,15 +131,6 @@ function apply() {
   showState();
 }
 
-/* What is not known comes last, whichever way; equals stay in the catalogue's order. */
-function sorted(rows, key, down) {
-  const known = [], unknown = [];
-  for (const row of rows) (key(row) === undefined ? unknown : known).push([key(row), row]);
-  const sign = down ? -1 : 1;
-  known.sort(([a], [b]) => (a < b ? -sign : a > b ? sign : 0));
-  return [...known, ...unknown].map(([, row]) => row);
-}
-
 function showState() {
   for (const button of document.querySelectorAll("[data-facet]")) {
     button.setAttribute("aria-pressed", state.facets.get(button.dataset.facet) === button.dataset.value);

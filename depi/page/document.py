@@ -1,0 +1,63 @@
+"""One file that holds a whole page: its data, style, script and pictures. It needs no network."""
+
+import base64
+import hashlib
+import html
+import json
+import string
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+_HERE = "depi.page"
+
+
+def render(
+    data: dict[str, Any],
+    *,
+    package: str,
+    name: str,
+    scripts: Sequence[str],
+    title: str,
+    may_save: bool = False,
+) -> str:
+    """Return the page `page/NAME.html` of a package with its `page/NAME.css` and scripts.
+
+    What strangers wrote stands in it only as JSON without `<`, `>` and `&`, and comes into the document as
+    text; besides, the page's Content-Security-Policy lets nothing run but its own script.
+
+    Args:
+        data: JSON values, which the script finds in `DATA`.
+        package: the package that has a folder `page`.
+        name: of the HTML (what stands in the body, with `$title`) and of the CSS, without suffix.
+        scripts: files of that folder, run in order after `elements.js`.
+        title: the heading, any text.
+        may_save: let the script send requests to the server that the page came from.
+    """
+    style = _part(_HERE, "page.css") + _part(f"{package}.page", f"{name}.css")
+    script = "\n".join(
+        [_part(_HERE, "elements.js"), *(_part(f"{package}.page", script) for script in scripts)]
+    )
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        f"connect-src {"'self'" if may_save else "'none'"}; base-uri 'none'; form-action 'none'"
+    )
+    heading = html.escape(title)
+    body = string.Template(_part(f"{package}.page", f"{name}.html")).substitute(title=heading)
+    return string.Template(_part(_HERE, "page.html")).substitute(
+        title=heading, policy=policy, style=style, body=body, data=_embed(data), script=script
+    )
+
+
+def _part(package: str, name: str) -> str:
+    return resources.files(package).joinpath(name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _embed(value: Any) -> str:
+    """JSON that may stand in a script element: no character in it can end the element."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
