@@ -55,7 +55,7 @@ def load_policy(
 ) -> Pi0Policy:
     """A policy from a checkpoint folder or a Hub repository, in evaluation mode.
 
-    It may be DePi's, LeRobot's `pi0` of any version, or openpi's in its PyTorch layout. Of LoRA adapters the
+    It may be DePi's, LeRobot's `pi0`, also of versions before 0.4, or openpi's in its PyTorch layout. Of LoRA adapters the
     base is loaded, and they are merged into it.
 
     Args:
