@@ -12,7 +12,8 @@ Random weights, one sample, from a processed batch on the device to actions on t
 
 each in its own process, one after the other, in bfloat16 on a GPU and float32 elsewhere. Both implementations
 have exactly the cameras of the row, so LeRobot encodes no black images. Of DePi's time, what one more Euler
-step costs, and what remains of a chunk without them (`prefix`), come from chunks of few and of all steps.
+step costs, and what remains of a chunk without them (`prefix`), come from chunks of few and of all steps;
+`mfu` is the share of a known GPU's bfloat16 peak that the mathematics of a chunk takes.
 
 The last line is JSON: device; implementation, DePi's fastest at the most cameras; latency_ms, its medians by
 number of cameras; lerobot_latency_ms, those of LeRobot's fastest setting; speedup_vs_lerobot, their ratio at
@@ -40,7 +41,7 @@ type Row = dict[str, Any]
 IMPLEMENTATIONS = "depi_plain,depi_fused,depi,lerobot,lerobot_compiled"
 PROMPT_TOKENS = 12
 WARMUP = 3
-COLUMNS = ("median_ms", "p95_ms", "prefix_ms", "step_ms", "peak_mem_gb", "warmup_s")
+COLUMNS = ("median_ms", "p95_ms", "prefix_ms", "step_ms", "mfu", "peak_mem_gb", "warmup_s")
 
 
 def parse(args: list[str] | None = None) -> argparse.Namespace:
@@ -136,6 +137,7 @@ def work(options: argparse.Namespace) -> None:
             short = milliseconds(partial(chunk, 1), options)
             row["step_ms"] = (row["median_ms"] - quantile(short, 0.5)) / (options.steps - 1)
             row["prefix_ms"] = row["median_ms"] - options.steps * row["step_ms"]
+            row["mfu"] = share_of_peak(policy, options, int(cameras), row["median_ms"] / 1e3)
         row = {
             key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in row.items()
         }
@@ -193,6 +195,18 @@ def milliseconds(chunk: Callable[[], Any], options: argparse.Namespace) -> list[
             torch.cuda.synchronize()
         times.append((time.perf_counter() - started) * 1e3)
     return sorted(times)
+
+
+def share_of_peak(policy: Any, options: argparse.Namespace, cameras: int, seconds: float) -> float | None:
+    """Of the device's bfloat16 speed, the share that a chunk in so much time takes; None if not known."""
+    import torch
+
+    from depi.models.flops import sampling_flops
+    from depi.training.utilisation import peak_flops
+
+    peak = peak_flops(torch.device(options.device))
+    needed = sampling_flops(policy.model.dimensions, cameras, PROMPT_TOKENS, options.steps)
+    return needed / seconds / peak if peak else None
 
 
 def quantile(times: list[float], share: float) -> float:

@@ -83,7 +83,7 @@ def make_lerobot(d: Pi0Dimensions, device: str, **settings: Any) -> PI0Policy:
     )
     config.device = device
     # Made where they stay: 4 B parameters drawn on a processor and moved take minutes.
-    with _sizes(d), torch.device(device):
+    with lerobot_sizes(d), torch.device(device):
         return PI0Policy(config).train()
 
 
@@ -144,7 +144,7 @@ def for_lerobot(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _sizes(d: Pi0Dimensions) -> Iterator[None]:
+def lerobot_sizes(d: Pi0Dimensions) -> Iterator[None]:
     """Inside, LeRobot builds `pi0` in the sizes `d`."""
     if d == SIZES["full"]:
         yield

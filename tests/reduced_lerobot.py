@@ -1,8 +1,9 @@
 """LeRobot's own pi0 at reduced size: its classes, patched, and a configuration and a batch for them."""
 
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 
-import lerobot.policies.pi0.modeling_pi0 as lerobot_pi0
 import pytest
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
@@ -10,6 +11,10 @@ from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 
 from depi.models.pi0 import Pi0Dimensions
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+from lerobot_pi0 import lerobot_sizes
 
 CAMERAS = tuple(f"observation.images.{slot}" for slot in range(3))
 
@@ -37,32 +42,8 @@ REDUCED = Pi0Dimensions(
 @contextmanager
 def reduced_sizes():
     """Inside, `pi0` has the sizes of `REDUCED`, both in LeRobot and in DePi."""
-    d = REDUCED
-    vlm_class = lerobot_pi0.PaliGemmaForConditionalGenerationWithPiGemma
-    expert_class = lerobot_pi0.PiGemmaForCausalLM
-
-    def gemma_config(variant):
-        width, mlp_dim = (d.width, d.mlp_dim) if variant == "gemma_2b" else (d.expert_width, d.expert_mlp_dim)
-        return lerobot_pi0.GemmaConfig(width, d.depth, mlp_dim, d.num_heads, d.num_kv_heads, d.head_dim)
-
-    def reduced_vlm(config):
-        config.text_config.vocab_size = d.vocab_size
-        config.vision_config.num_hidden_layers = d.vision_depth
-        config.vision_config.num_attention_heads = d.vision_heads
-        config.vision_config.hidden_size = d.vision_width
-        config.vision_config.intermediate_size = d.vision_mlp_dim
-        config.vision_config.projection_dim = d.width
-        return vlm_class(config)
-
-    def reduced_expert(config):
-        config.vocab_size = d.vocab_size
-        return expert_class(config)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lerobot_pi0, "get_gemma_config", gemma_config)
-        patch.setattr(lerobot_pi0, "PaliGemmaForConditionalGenerationWithPiGemma", reduced_vlm)
-        patch.setattr(lerobot_pi0, "PiGemmaForCausalLM", reduced_expert)
-        patch.setattr(Pi0Dimensions, "full", lambda **_: d)
+    with lerobot_sizes(REDUCED), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pi0Dimensions, "full", lambda **_: REDUCED)
         yield
 
 

@@ -23,6 +23,7 @@ from depi.models.gemma import (
     GemmaSuffix,
     KeysValues,
     RMSNorm,
+    Rotation,
     attention_bias,
     rotary_table,
 )
@@ -216,10 +217,14 @@ class Pi0(nn.Module):
 
     def velocity(self, prefix: Prefix, state: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
         """Predicted `noise - actions`, float32 [B, H, A], from state [B, X], x_t [B, H, A] and time [B]."""
-        d, filled, steps = self.dimensions, prefix.filled, x_t.shape[1]
+        embeddings = self.embed_suffix(self.embed_state(state), x_t, self.embed_time(time))
+        rotation, bias = self.suffix_view(prefix, x_t.shape[1])
+        return self.read_suffix(embeddings, rotation, bias, prefix.keys_values)
+
+    def suffix_view(self, prefix: Prefix, steps: int) -> tuple[Rotation, Tensor]:
+        """Rotary table of a suffix with so many action steps, and its `attention_bias` over P + S keys."""
+        d, filled = self.dimensions, prefix.filled
         positions = filled.sum(dim=1, keepdim=True) + torch.arange(1 + steps, device=filled.device)
-        rotation = rotary_table(positions, d.head_dim)
-        compute_dtype = prefix.keys_values[0][0].dtype
         visible = torch.cat(
             (
                 filled[:, None, :].expand(-1, 1 + steps, -1),
@@ -227,22 +232,40 @@ class Pi0(nn.Module):
             ),
             dim=2,
         )  # [B, S, P + S]
-        bias = any_length(attention_bias(visible, d.num_heads // d.num_kv_heads, compute_dtype), 3)
-        embeddings = self.embed_suffix(state, x_t, time)
-        out = self.suffix(embeddings.to(compute_dtype), rotation, bias, prefix.keys_values)
+        bias = attention_bias(visible, d.num_heads // d.num_kv_heads, prefix.keys_values[0][0].dtype)
+        return rotary_table(positions, d.head_dim), any_length(bias, 3)
+
+    def embed_state(self, state: Tensor) -> Tensor:
+        """State [B, X] -> float32 [B, 1, E]."""
+        with torch.autocast(state.device.type, enabled=False):
+            return self.state_proj(state)[:, None]
+
+    def embed_time(self, time: Tensor) -> Tensor:
+        """Time [B] -> float32 [B, 1, E]."""
+        d = self.dimensions
+        return time_embedding(time, d.expert_width, d.min_period, d.max_period)[:, None]
+
+    def embed_suffix(self, state: Tensor, x_t: Tensor, moment: Tensor) -> Tensor:
+        """Suffix tokens, float32 [B, S, E]; there is too little work for less precision.
+
+        Args:
+            state: `embed_state`, [B, 1, E].
+            x_t: noisy actions, [B, H, A].
+            moment: `embed_time`, [B or 1, 1, E].
+        """
+        with torch.autocast(x_t.device.type, enabled=False):
+            actions = self.action_in_proj(x_t)  # [B, H, E]
+            both = torch.cat((actions, moment.expand_as(actions)), dim=2)
+            hidden = F.silu(self.action_time_mlp_in(both))
+            return torch.cat((state, self.action_time_mlp_out(hidden)), dim=1)
+
+    def read_suffix(
+        self, embeddings: Tensor, rotation: Rotation, bias: Tensor, keys_values: list[KeysValues]
+    ) -> Tensor:
+        """Velocity, float32 [B, H, A], that the expert gives for suffix [B, S, E]; see `suffix_view`."""
+        out = self.suffix(embeddings.to(keys_values[0][0].dtype), rotation, bias, keys_values)
         with torch.autocast(out.device.type, enabled=False):  # velocities and the loss stay in float32
             return self.action_out_proj(out[:, 1:].float())
-
-    def embed_suffix(self, state: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
-        """State [B, X], noisy actions [B, H, A], time [B] -> float32 [B, S, E]; too little work for less."""
-        with torch.autocast(state.device.type, enabled=False):
-            d = self.dimensions
-            actions = self.action_in_proj(x_t)  # [B, H, E]
-            moment = time_embedding(time, d.expert_width, d.min_period, d.max_period)[:, None].expand_as(
-                actions
-            )
-            hidden = F.silu(self.action_time_mlp_in(torch.cat((actions, moment), dim=2)))
-            return torch.cat((self.state_proj(state)[:, None], self.action_time_mlp_out(hidden)), dim=1)
 
     def set_recompute(self, share: float) -> None:
         """Recompute this share, 0..1, of each stack's layers in the backward pass; see `planned`."""

@@ -10,12 +10,11 @@ Letters in shapes as in `pi0`; K = P + S keys, Z Euler steps.
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from depi.models.gemma import KeysValues, Rotation, attention_bias, rotary_table
 from depi.models.packing import any_length, pad, to_rows
-from depi.models.pi0 import Observation, Pi0, suffix_mask, time_embedding
+from depi.models.pi0 import Observation, Pi0, Prefix
 
 PROMPT_BUCKET = 16  # prompts are cut to a multiple of this, so that few shapes occur
 
@@ -27,7 +26,7 @@ class Scene(NamedTuple):
     rotation: Rotation  # of the suffix
     bias: Tensor  # `attention_bias` of the suffix, [B, 1, S * Q / G, K]
     state: Tensor  # embedded, float32 [B, 1, E]
-    moments: Tensor  # embedded time of each step, float32 [Z, E]
+    moments: Tensor  # embedded time of each step, float32 [Z, 1, E]
 
 
 def trim(observation: Observation) -> Observation:
@@ -74,34 +73,12 @@ def read_scene(model: Pi0, observation: Observation, num_steps: int) -> Scene:
     for tensor in (tensor for pair in keys_values for tensor in pair):
         any_length(tensor, 1)
 
-    suffix = 1 + d.chunk_size
-    positions = filled.sum(dim=1, keepdim=True) + torch.arange(suffix, device=x.device)
-    inner = suffix_mask(d.chunk_size, x.device).expand(len(filled), -1, -1)
-    visible = torch.cat((filled[:, None].expand(-1, suffix, -1), inner), dim=2)
-    with torch.autocast(x.device.type, enabled=False):
-        return Scene(
-            keys_values,
-            rotary_table(positions, d.head_dim),
-            any_length(attention_bias(visible, heads_per_group, keys_values[0][0].dtype), 3),
-            model.state_proj(state)[:, None],
-            _time_embeddings(model, num_steps, x.device),
-        )
-
-
-def _time_embeddings(model: Pi0, num_steps: int, device: torch.device) -> Tensor:
-    d = model.dimensions
-    time = 1.0 - torch.arange(num_steps, device=device, dtype=torch.float32) / num_steps
-    return time_embedding(time, d.expert_width, d.min_period, d.max_period)
+    rotation, bias = model.suffix_view(Prefix(keys_values, filled), d.chunk_size)
+    time = 1.0 - torch.arange(num_steps, device=x.device, dtype=torch.float32) / num_steps
+    return Scene(keys_values, rotation, bias, model.embed_state(state), model.embed_time(time))
 
 
 def velocity(model: Pi0, scene: Scene, x_t: Tensor, step: int) -> Tensor:
     """What `Pi0.velocity` predicts, float32 [B, H, A], at x_t [B, H, A] and the time of an Euler step."""
-    with torch.autocast(x_t.device.type, enabled=False):
-        actions = model.action_in_proj(x_t)
-        moment = scene.moments[step].expand_as(actions)
-        hidden = F.silu(model.action_time_mlp_in(torch.cat((actions, moment), dim=2)))
-        embeddings = torch.cat((scene.state, model.action_time_mlp_out(hidden)), dim=1)
-    compute_dtype = scene.keys_values[0][0].dtype
-    out = model.suffix(embeddings.to(compute_dtype), scene.rotation, scene.bias, scene.keys_values)
-    with torch.autocast(x_t.device.type, enabled=False):
-        return model.action_out_proj(out[:, 1:].float())
+    embeddings = model.embed_suffix(scene.state, x_t, scene.moments[step])
+    return model.read_suffix(embeddings, scene.rotation, scene.bias, scene.keys_values)

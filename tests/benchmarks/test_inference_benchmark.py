@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from depi.models.flops import sampling_flops
+
 
 @pytest.fixture
 def script(benchmarks):
@@ -52,6 +54,15 @@ def test_only_the_robots_cameras_are_encoded(script, implementation):
         images.clear()
         script.chunk_of(policy, options, cameras)(2)
         assert sum(images) == cameras
+
+
+def test_share_of_the_peak_is_of_what_the_chunk_needs(script, monkeypatch):
+    options = script.parse(["--device=cpu", "--size=smoke", "--implementations=depi_plain", "--steps=4"])
+    policy = script.make_policy(options)
+    assert script.share_of_peak(policy, options, 2, 0.5) is None
+    monkeypatch.setattr("depi.training.utilisation.peak_flops", lambda _: 1e12)
+    needed = sampling_flops(policy.model.dimensions, 2, script.PROMPT_TOKENS, 4)
+    assert script.share_of_peak(policy, options, 2, 0.5) == pytest.approx(needed / 0.5e12)
 
 
 def test_what_is_not_measured_is_a_row_too(script):

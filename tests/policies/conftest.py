@@ -5,29 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+from small_pi0 import SIZES
 from transformers import AutoTokenizer
 
 from depi.hub.tokenizer import write_tokenizer
 from depi.policies import DepiPi0Config, make_policy
 
 CAMERAS = tuple(f"observation.images.{slot}" for slot in range(3))
-SMALL = {
-    "image_resolution": (28, 28),
-    "vision_width": 32,
-    "vision_mlp_dim": 48,
-    "vision_heads": 2,
-    "width": 48,
-    "mlp_dim": 80,
-    "expert_width": 40,
-    "expert_mlp_dim": 56,
-    "depth": 3,
-    "num_heads": 4,
-    "num_kv_heads": 2,
-    "head_dim": 16,
-    "chunk_size": 7,
-    "n_action_steps": 5,
-    "tokenizer_max_length": 16,
-}
+SMALL = {**SIZES, "chunk_size": 7, "n_action_steps": 5, "tokenizer_max_length": 16}
 
 
 @pytest.fixture(autouse=True)
