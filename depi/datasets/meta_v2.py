@@ -15,7 +15,7 @@ MAX_LINE = 4_000_000
 def read_tasks(root: Path) -> dict[int, str]:
     """`meta/tasks.jsonl` as task_index -> text."""
     tasks, texts = {}, TaskTexts()
-    for row in _read_lines(root, "meta/tasks.jsonl"):
+    for row in read_lines(root, "meta/tasks.jsonl"):
         index = whole_number(row.get("task_index"), "task_index", 0, MAX_EPISODES)
         tasks[index] = texts.check(row.get("task"))
     return tasks
@@ -23,7 +23,7 @@ def read_tasks(root: Path) -> dict[int, str]:
 
 def read_episodes(root: Path, info: DatasetInfo) -> Episodes:
     """`meta/episodes.jsonl` in ascending episode_index, with the paths of its files."""
-    rows = _read_lines(root, "meta/episodes.jsonl")
+    rows = read_lines(root, "meta/episodes.jsonl")
     index = [whole_number(row.get("episode_index"), "episode_index", 0, 10_000_000) for row in rows]
     length = [whole_number(row.get("length"), "length of an episode", 1, MAX_FRAMES) for row in rows]
     texts = TaskTexts()
@@ -64,7 +64,8 @@ def _episode_tasks(value: Any, texts: TaskTexts) -> tuple[str, ...]:
     return tuple(texts.check(text) for text in value)
 
 
-def _read_lines(root: Path, relative: str) -> list[dict[str, Any]]:
+def read_lines(root: Path, relative: str) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; DatasetError where it is too long or holds anything else."""
     text = read_text(root, relative, limit=64_000_000)
     lines = [line for line in text.split("\n") if line.strip()]
     if len(lines) > MAX_EPISODES:
