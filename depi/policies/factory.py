@@ -55,8 +55,8 @@ def load_policy(
 ) -> Pi0Policy:
     """A policy from a checkpoint folder or a Hub repository, in evaluation mode.
 
-    It may be DePi's, LeRobot's `pi0`, also of versions before 0.4, or openpi's in its PyTorch layout. Of LoRA adapters the
-    base is loaded, and they are merged into it.
+    It may be DePi's, LeRobot's `pi0`, also of versions before 0.4, or openpi's in its PyTorch layout. Of LoRA
+    adapters the base is loaded, and they are merged into it.
 
     Args:
         path_or_repo_id: folder, or `user/name` on the Hub.
