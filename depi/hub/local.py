@@ -6,15 +6,12 @@ The unmodified huggingface_hub client talks to it through HF_ENDPOINT, and so do
 import asyncio
 import logging
 import os
-import signal
 import socket
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
@@ -31,6 +28,7 @@ from depi.hub.routes import READ_ROUTES
 from depi.hub.store import Store
 from depi.hub.tokenizer import TOKENIZER_REPO, write_tokenizer
 from depi.hub.writes import WRITE_ROUTES
+from depi.serving import listen, make_server, serving, stop_on_signals
 
 logger = logging.getLogger(__name__)
 
@@ -142,19 +140,6 @@ def _open_store(root: Path) -> tuple[Store, Access]:
         raise
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    if not 0 <= port <= 65535:
-        raise UserError(f"{port} is no port: choose one from 0 to 65535")
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        sock = socket.create_server((host, port), family=family, backlog=512)
-        # Connections inherit it; without it each answer waits 40 ms for the client's acknowledgement.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return sock
-    except OSError as error:
-        raise UserError(f"the Hub cannot listen on {host}:{port}: {error.strerror}") from None
-
-
 def _endpoint(host: str, sock: socket.socket) -> str:
     reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{reachable}:{sock.getsockname()[1]}"
@@ -164,22 +149,13 @@ def _endpoint(host: str, sock: socket.socket) -> str:
 def _prepare(
     root: Path, host: str, port: int, page_size: int, faults: Faults | None, latency: float = 0.0
 ) -> Iterator[tuple[LocalHub, uvicorn.Server, socket.socket]]:
-    sock = _listen(host, port)
+    sock = listen(host, port, "the Hub")
     try:
         store, access = _open_store(root)
         try:
-            config = uvicorn.Config(
-                build_app(store, access, page_size=page_size, faults=faults, latency=latency),
-                log_config=None,
-                log_level="warning",
-                access_log=False,
-                lifespan="off",
-                ws="none",
-                timeout_keep_alive=30,
-                timeout_graceful_shutdown=2,
-            )
+            app = build_app(store, access, page_size=page_size, faults=faults, latency=latency)
             hub = LocalHub(_endpoint(host, sock), access.write_token, access.read_token, store.root)
-            yield hub, uvicorn.Server(config), sock
+            yield hub, make_server(app), sock
         finally:
             store.close()
     finally:
@@ -205,14 +181,11 @@ def serve(
     Raises:
         UserError: the port is taken, or the folder cannot be written or is served already.
     """
-    with _prepare(root, host, port, page_size, faults, latency) as (hub, server, sock):
-        thread = threading.Thread(target=server.run, args=([sock],), name="embedded-hub", daemon=True)
-        thread.start()
-        try:
-            yield hub
-        finally:
-            server.should_exit = True
-            thread.join(timeout=10)
+    with (
+        _prepare(root, host, port, page_size, faults, latency) as (hub, server, sock),
+        serving(server, sock, "embedded-hub"),
+    ):
+        yield hub
 
 
 @dataclass(frozen=True)
@@ -237,13 +210,7 @@ def main(args: list[str]) -> int:
     if config.root is None:
         raise UserError("the Hub needs a folder: add --root DIR")
     with _prepare(config.root, config.host, config.port, PAGE_SIZE, None) as (hub, server, sock):
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            server.should_exit = True
-
-        # uvicorn installs its own handlers, and once it has stopped raises the signal again for ours.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, stop)
+        stop_on_signals(server)
         print(_greeting(hub), flush=True)
         server.run([sock])
     print("Hub stopped.")
