@@ -11,45 +11,30 @@ Letters in shapes:
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.init import normal_, ones_, zeros_
 
 from depi.models.gemma import (
     GemmaPrefix,
     GemmaSuffix,
     KeysValues,
-    RMSNorm,
     Rotation,
     attention_bias,
     rotary_table,
 )
-from depi.models.packing import Packing, any_length, pad
-from depi.models.siglip import SiglipTower
+from depi.models.packing import any_length, pad
+from depi.models.scene import Observation, SceneDimensions, SceneReader, place_prefix
 
 
 @dataclass(frozen=True)
-class Pi0Dimensions:
+class Pi0Dimensions(SceneDimensions):
     """Every size of the network. Prefix and suffix meet in attention: they share depth, heads, head size."""
 
-    image_size: int
-    patch_size: int
-    vision_width: int
-    vision_depth: int
-    vision_heads: int
-    vision_mlp_dim: int
-    vocab_size: int
-    width: int
-    mlp_dim: int
     expert_width: int
     expert_mlp_dim: int
-    depth: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
     chunk_size: int = 50
     state_dim: int = 32
     action_dim: int = 32
@@ -57,25 +42,9 @@ class Pi0Dimensions:
     max_period: float = 4.0
 
     def __post_init__(self) -> None:
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"image size {self.image_size} is not a multiple of patch size {self.patch_size}"
-            )
-        if self.vision_width % self.vision_heads:
-            raise ValueError(
-                f"vision width {self.vision_width} is not a multiple of its {self.vision_heads} heads"
-            )
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"{self.num_heads} heads cannot share {self.num_kv_heads} key-value heads evenly"
-            )
-        if self.head_dim % 2 or self.expert_width % 2:
-            raise ValueError(f"head size {self.head_dim} and expert width {self.expert_width} must be even")
-
-    @property
-    def patches(self) -> int:
-        """Patches per image."""
-        return (self.image_size // self.patch_size) ** 2
+        super().__post_init__()
+        if self.expert_width % 2:
+            raise ValueError(f"expert width {self.expert_width} must be even")
 
     @classmethod
     def full(cls, **changes: float) -> "Pi0Dimensions":
@@ -122,17 +91,6 @@ class Pi0Dimensions:
         return cls(**{**sizes, **changes})  # type: ignore[arg-type]
 
 
-class Observation(NamedTuple):
-    """What the network sees."""
-
-    images: Tensor  # [B, C, 3, R, R], uint8 0..255 or float 0..1
-    image_mask: Tensor  # bool [B, C], False where the camera is absent; its pixels are then ignored
-    tokens: Tensor  # int64 [B, L]
-    token_mask: Tensor  # bool [B, L], False where padded
-    state: Tensor  # normalised, float32 [B, X]
-    packing: Packing | None = None  # of both masks, on the same device; None computes what is masked as well
-
-
 class Prefix(NamedTuple):
     """What the suffix needs to know about images and language."""
 
@@ -140,22 +98,12 @@ class Prefix(NamedTuple):
     filled: Tensor  # bool [B, P], False where no token stands or nobody may look at it
 
 
-class Pi0(nn.Module):
+class Pi0(SceneReader):
     """The network; float32 parameters, computing in bfloat16 where the caller turns autocast on."""
 
     def __init__(self, dimensions: Pi0Dimensions):
-        super().__init__()
+        super().__init__(dimensions)
         d = self.dimensions = dimensions
-        self.vision = SiglipTower(
-            image_size=d.image_size,
-            patch_size=d.patch_size,
-            width=d.vision_width,
-            depth=d.vision_depth,
-            num_heads=d.vision_heads,
-            mlp_dim=d.vision_mlp_dim,
-        )
-        self.image_proj = nn.Linear(d.vision_width, d.width)
-        self.token_embedding = nn.Embedding(d.vocab_size, d.width)
         heads = {
             "depth": d.depth,
             "num_heads": d.num_heads,
@@ -190,30 +138,11 @@ class Pi0(nn.Module):
     def encode_prefix(self, observation: Observation) -> Prefix:
         """Read images and prompt once."""
         images, image_mask, tokens, token_mask, _, packing = observation
-        d = self.dimensions
-        packing = packing or pad(image_mask, token_mask, d.patches)
+        packing = packing or pad(image_mask, token_mask, self.dimensions.patches)
         x = self.embed_prefix(images, tokens, packing)
+        rotation, bias = place_prefix(x, packing.rows, self.dimensions)
         rows = packing.rows
-        # Absent tokens take no position: the others are numbered as if they were alone.
-        positions = (rows.filled.cumsum(dim=1) - 1).flatten()[rows.place]
-        rotation = rotary_table(positions, d.head_dim)
-        # Every prefix token sees every real one of its sample.
-        bias = attention_bias(rows.filled[:, None], d.num_heads // d.num_kv_heads, x.dtype)
-        for tensor in (x, *rotation, rows.place, rows.used):
-            any_length(tensor, 0)
-        for tensor in (rows.source, rows.filled):
-            any_length(tensor, 1)
-        any_length(bias, 3)
         return Prefix(self.prefix(x, rotation, rows, bias), rows.filled)
-
-    def embed_prefix(self, images: Tensor, tokens: Tensor, packing: Packing) -> Tensor:
-        """Images [B, C, 3, R, R] and tokens [B, L] -> list of tokens [T, W]: patches, then words."""
-        scale = 127.5 if images.dtype == torch.uint8 else 0.5
-        # All cameras of all samples in one call; in -1..1.
-        pixels = images.flatten(0, 1).index_select(0, packing.image).float() / scale - 1.0
-        patches = self.image_proj(self.vision(pixels)).flatten(0, 1)  # [I * N, W]
-        words = self.token_embedding(tokens.flatten()[packing.word]) * math.sqrt(self.dimensions.width)
-        return torch.cat((patches, words.type_as(patches)))
 
     def velocity(self, prefix: Prefix, state: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
         """Predicted `noise - actions`, float32 [B, H, A], from state [B, X], x_t [B, H, A] and time [B]."""
@@ -232,7 +161,7 @@ class Pi0(nn.Module):
             ),
             dim=2,
         )  # [B, S, P + S]
-        bias = attention_bias(visible, d.num_heads // d.num_kv_heads, prefix.keys_values[0][0].dtype)
+        bias = attention_bias(visible, d.heads_per_group, prefix.keys_values[0][0].dtype)
         return rotary_table(positions, d.head_dim), any_length(bias, 3)
 
     def embed_state(self, state: Tensor) -> Tensor:
@@ -267,45 +196,13 @@ class Pi0(nn.Module):
         with torch.autocast(out.device.type, enabled=False):  # velocities and the loss stay in float32
             return self.action_out_proj(out[:, 1:].float())
 
-    def set_recompute(self, share: float) -> None:
-        """Recompute this share, 0..1, of each stack's layers in the backward pass; see `planned`."""
-        for part in (self.vision, self.prefix, self.suffix):
-            part.recompute = share
+    def stacks(self) -> tuple[nn.Module, ...]:
+        """Vision tower, language model, action expert."""
+        return self.vision, self.prefix, self.suffix
 
-    def compile_layers(self, **options: Any) -> None:
-        """Compile every layer in place, with `torch.compile`'s options: equal layers share their code.
-
-        Masks, rotary tables, noise and time are made outside, once per step. Lengths of lists and rows are
-        symbols in the compiled code, so that other ones compile nothing.
-        """
-        # Training, evaluation and sampling each have their own code of a layer: more than the usual 8 in all.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-        for layer in (
-            *self.vision.layers,
-            *self.prefix.layers,
-            self.prefix.last_layer,
-            *self.suffix.layers,
-        ):
-            layer.compile(fullgraph=True, **options)
-
-    @torch.no_grad()
-    def init_weights(self) -> None:
-        """Random weights: normal with variance 1 / inputs for matrices, zero biases, unit norms.
-
-        Token and position vectors have length about 1 (tokens are scaled by sqrt(width) when they are read).
-        """
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-                if module.bias is not None:
-                    zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                normal_(module.weight, std=module.embedding_dim**-0.5)
-            elif isinstance(module, nn.LayerNorm):
-                ones_(module.weight)
-                zeros_(module.bias)
-            elif isinstance(module, RMSNorm):
-                zeros_(module.weight)
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """Every layer of the stacks."""
+        return *self.vision.layers, *self.prefix.layers, self.prefix.last_layer, *self.suffix.layers
 
 
 def suffix_mask(steps: int, device: torch.device) -> Tensor:

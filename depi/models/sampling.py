@@ -60,7 +60,7 @@ def sample_actions(model: Pi0, observation: Observation, noise: Tensor, num_step
 def read_scene(model: Pi0, observation: Observation, num_steps: int) -> Scene:
     """Everything about an observation that does not depend on the actions."""
     images, image_mask, tokens, token_mask, state, packing = observation
-    d, heads_per_group = model.dimensions, model.dimensions.num_heads // model.dimensions.num_kv_heads
+    d, heads_per_group = model.dimensions, model.dimensions.heads_per_group
     packing = packing or pad(image_mask, token_mask, d.patches)
     filled = packing.rows.filled
     # Little is padded here: tokens go through the layers in rows, and need no copying for attention.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from depi.errors import UserError
 from depi.models.pi0 import Pi0
+from depi.models.scene import draw_weights
 from depi.policies.adapters import base_of, is_adapter, merge_adapters, save_adapters
 from depi.policies.checkpoint import WEIGHTS, load_config, resolve_checkpoint
 from depi.policies.configuration import TrainingData, set_features
@@ -109,7 +110,7 @@ def _draw_missing(model: Pi0, device: str) -> None:
             continue
         loaded = {name: parameter for name, parameter in own.items() if not parameter.is_meta}
         part.to_empty(device=device, recurse=False)
-        Pi0.init_weights(part)
+        draw_weights(part)
         part.load_state_dict(loaded, strict=False, assign=True)
 
 

@@ -29,8 +29,7 @@ def shard(policy: Pi0Policy, accelerator: Accelerator, sharding: str) -> None:
     """
     mesh = _mesh(accelerator, sharding)
     model = policy.model
-    parts = (*model.vision.layers, *model.prefix.layers, model.prefix.last_layer, *model.suffix.layers)
-    for part in (*parts, model.token_embedding):
+    for part in (*model.blocks(), model.token_embedding):
         fully_shard(part, mesh=mesh)
     fully_shard(model, mesh=mesh)
 

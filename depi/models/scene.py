@@ -1,0 +1,167 @@
+"""What every network of the house begins with: images and prompt become the tokens of a language model.
+
+Letters in shapes:
+    B batch   C camera slots   R image side in pixels   N patches per image   L prompt tokens
+    T tokens of all samples in one list   X padded size of state   W width of the language model
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.init import normal_, ones_, zeros_
+
+from depi.models.gemma import RMSNorm, Rotation, attention_bias, rotary_table
+from depi.models.packing import Packing, Rows, any_length
+from depi.models.siglip import SiglipTower
+
+
+class Observation(NamedTuple):
+    """What a network sees."""
+
+    images: Tensor  # [B, C, 3, R, R], uint8 0..255 or float 0..1
+    image_mask: Tensor  # bool [B, C], False where the camera is absent; its pixels are then ignored
+    tokens: Tensor  # int64 [B, L]
+    token_mask: Tensor  # bool [B, L], False where padded
+    state: Tensor  # normalised, float32 [B, X]
+    packing: Packing | None = None  # of both masks, on the same device; None computes what is masked as well
+
+
+@dataclass(frozen=True)
+class SceneDimensions:
+    """Sizes of a vision tower and a language model."""
+
+    image_size: int
+    patch_size: int
+    vision_width: int
+    vision_depth: int
+    vision_heads: int
+    vision_mlp_dim: int
+    vocab_size: int
+    width: int
+    mlp_dim: int
+    depth: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image size {self.image_size} is not a multiple of patch size {self.patch_size}"
+            )
+        if self.vision_width % self.vision_heads:
+            raise ValueError(
+                f"vision width {self.vision_width} is not a multiple of its {self.vision_heads} heads"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"{self.num_heads} heads cannot share {self.num_kv_heads} key-value heads evenly"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head size {self.head_dim} must be even")
+
+    @property
+    def patches(self) -> int:
+        """Patches per image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def heads_per_group(self) -> int:
+        """Query heads that share a key-value head."""
+        return self.num_heads // self.num_kv_heads
+
+
+class SceneReader(nn.Module):
+    """A network that reads images and a prompt; its parts know no order among the tokens but positions."""
+
+    def __init__(self, d: SceneDimensions):
+        super().__init__()
+        self.vision = SiglipTower(
+            image_size=d.image_size,
+            patch_size=d.patch_size,
+            width=d.vision_width,
+            depth=d.vision_depth,
+            num_heads=d.vision_heads,
+            mlp_dim=d.vision_mlp_dim,
+        )
+        self.image_proj = nn.Linear(d.vision_width, d.width)
+        self.token_embedding = nn.Embedding(d.vocab_size, d.width)
+
+    def embed_prefix(self, images: Tensor, tokens: Tensor, packing: Packing) -> Tensor:
+        """Images [B, C, 3, R, R] and tokens [B, L] -> list of tokens [T, W]: patches, then words."""
+        scale = 127.5 if images.dtype == torch.uint8 else 0.5
+        # All cameras of all samples in one call; in -1..1.
+        pixels = images.flatten(0, 1).index_select(0, packing.image).float() / scale - 1.0
+        patches = self.image_proj(self.vision(pixels)).flatten(0, 1)  # [I * N, W]
+        embedding = self.token_embedding
+        words = embedding(tokens.flatten()[packing.word]) * math.sqrt(embedding.embedding_dim)
+        return torch.cat((patches, words.type_as(patches)))
+
+    def stacks(self) -> tuple[nn.Module, ...]:
+        """Its transformers, which know a share `recompute` of their layers; see `planned`."""
+        raise NotImplementedError
+
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """The layers of all transformers: what is compiled, and sharded, one by one."""
+        raise NotImplementedError
+
+    def set_recompute(self, share: float) -> None:
+        """Recompute this share, 0..1, of each stack's layers in the backward pass; see `planned`."""
+        for part in self.stacks():
+            part.recompute = share  # type: ignore[assignment]
+
+    def compile_layers(self, **options: Any) -> None:
+        """Compile every layer in place, with `torch.compile`'s options: equal layers share their code.
+
+        Masks, rotary tables and what is random are made outside, once per step. Lengths of lists and rows are
+        symbols in the compiled code, so that other ones compile nothing.
+        """
+        # Training, evaluation and sampling each have their own code of a layer: more than the usual 8 in all.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+        for layer in self.blocks():
+            layer.compile(fullgraph=True, **options)
+
+    def init_weights(self) -> None:
+        """Random weights; see `draw_weights`."""
+        draw_weights(self)
+
+
+@torch.no_grad()
+def draw_weights(part: nn.Module) -> None:
+    """Random weights: normal with variance 1 / inputs for matrices, zero biases, unit norms.
+
+    Token and position vectors have length about 1 (tokens are scaled by sqrt(width) when they are read).
+    """
+    for module in part.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            if module.bias is not None:
+                zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            normal_(module.weight, std=module.embedding_dim**-0.5)
+        elif isinstance(module, nn.LayerNorm):
+            ones_(module.weight)
+            zeros_(module.bias)
+        elif isinstance(module, RMSNorm):
+            zeros_(module.weight)
+
+
+def place_prefix(x: Tensor, rows: Rows, d: SceneDimensions) -> tuple[Rotation, Tensor]:
+    """Positions of the tokens [T, W] that `embed_prefix` lists, and who sees whom among them.
+
+    Returns:
+        The rotary table of the list, and an `attention_bias` for rows. Compiled code takes any lengths.
+    """
+    # Absent tokens take no position: the others are numbered as if they were alone.
+    positions = (rows.filled.cumsum(dim=1) - 1).flatten()[rows.place]
+    rotation = rotary_table(positions, d.head_dim)
+    # Every prefix token sees every real one of its sample.
+    bias = attention_bias(rows.filled[:, None], d.heads_per_group, x.dtype)
+    for tensor in (x, *rotation, rows.place, rows.used):
+        any_length(tensor, 0)
+    for tensor in (rows.source, rows.filled):
+        any_length(tensor, 1)
+    return rotation, any_length(bias, 3)
