@@ -6,11 +6,8 @@ Whoever has the journal open is the only one to write into that folder.
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import logging
-import os
-import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -18,11 +15,11 @@ from typing import Any
 
 from depi.catalog.store import FAILED, Row
 from depi.errors import UserError
+from depi.journal import LineFile
 
 logger = logging.getLogger(__name__)
 
 JOURNAL_FILE = ".journal.jsonl"
-_SYNC_SECONDS = 1.0
 _MOMENTS = ("created_at", "last_modified", "checked_at")
 
 
@@ -36,25 +33,22 @@ class Journal:
     def __init__(self, folder: Path, judged_by: Mapping[str, Any]):
         self._path = folder / JOURNAL_FILE
         self._header = json.dumps({"judged_by": judged_by}, sort_keys=True)
-        self._file: Any = None
+        self._file: LineFile | None = None
         self._new_folder = not folder.exists()
-        self._synced = 0.0
         self.rows: list[Row] = []
         if self._path.exists():
             self.open()
 
-    def open(self) -> None:
+    def open(self) -> LineFile:
         """Keep other calls out of the folder, which is made if it is not there.
 
         Raises:
             UserError: another call is at work there, or the folder cannot be written.
         """
         if self._file is not None:
-            return
+            return self._file
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            while not self._lock():
-                pass
+            self._file = LineFile(self._path)
         except BlockingIOError:
             raise UserError(
                 f"another depi collect-ids writes into {self._path.parent}: wait for it, or choose another "
@@ -62,15 +56,16 @@ class Journal:
             ) from None
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror}") from None
-        self._read()
+        self._read(self._file)
+        return self._file
 
     def add(self, row: Row) -> None:
         """Keep a row; one that could not be inspected is not kept, and so tried again."""
         if row.verdict == FAILED:
             return
-        self.open()
+        file = self.open()
         self.rows.append(row)
-        self._write(json.dumps(_plain(row)))
+        file.add(json.dumps(_plain(row)))
 
     def finish(self) -> None:
         """Remove the file: the catalogue has everything now."""
@@ -83,48 +78,20 @@ class Journal:
         if self._file is None:
             return
         if not self.rows:
-            self._path.unlink(missing_ok=True)
+            self._file.remove()
             if self._new_folder:
                 with contextlib.suppress(OSError):
                     self._path.parent.rmdir()
         self._file.close()
         self._file = None
 
-    def _lock(self) -> bool:
-        """Open and lock the file; False where the one who had it locked has just removed it."""
-        file = self._path.open("a+b")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if self._path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-                self._file = file
-        except FileNotFoundError:
-            pass
-        finally:
-            if self._file is None:
-                file.close()
-        return self._file is not None
-
-    def _read(self) -> None:
-        self._file.seek(0)
-        whole = 0
-        for number, line in enumerate(self._file):
-            if not line.endswith(b"\n"):
-                break
-            if number == 0 and line.decode(errors="replace").strip() != self._header:
-                break
-            if number > 0 and (row := _row(line)) is not None:
-                self.rows.append(row)
-            whole += len(line)
-        self._file.truncate(whole)
-        if whole == 0:
-            self._write(self._header)
-
-    def _write(self, line: str) -> None:
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
-        if time.monotonic() - self._synced > _SYNC_SECONDS:
-            os.fsync(self._file.fileno())
-            self._synced = time.monotonic()
+    def _read(self, file: LineFile) -> None:
+        lines = file.lines()
+        if next(lines, b"").decode(errors="replace").strip() != self._header:
+            file.clear()
+            file.add(self._header)
+            return
+        self.rows += [row for line in lines if (row := _row(line)) is not None]
 
 
 def _plain(row: Row) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from depi.datasets.cameras import VIEWS
+from depi.datasets.cameras import UNUSABLE, VIEWS
 from depi.datasets.checks import check_relative, short
 from depi.errors import DatasetError, UserError
 from depi.files import atomic_write, write_json
@@ -30,10 +30,12 @@ SCHEMA = pa.schema(
         pa.field("camera_views", pa.list_(pa.struct([("camera", pa.string()), ("view", pa.string())]))),
         pa.field("flags", pa.list_(pa.string())),
         pa.field("refinements", pa.int32()),
+        pa.field("confidence", pa.float32()),  # 0..1, null where unknown
     ]
 )
+_OPTIONAL = ("confidence",)  # sidecars written before there was such a column are read too
 
-ANNOTATED_VIEWS = (*VIEWS, "other")
+ANNOTATED_VIEWS = (*VIEWS, "other", UNUSABLE)
 
 MAX_TEXT = 1000
 _MAX_NAME = 200
@@ -50,6 +52,7 @@ class EpisodeAnnotation:
     camera_views: camera key -> one of ANNOTATED_VIEWS
     flags: remarks of the annotator
     refinements: how often the text was improved
+    confidence: of the task, 0..1, as the float32 nearest to it; None where unknown
     """
 
     episode_index: int
@@ -58,6 +61,7 @@ class EpisodeAnnotation:
     camera_views: Mapping[str, str] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     refinements: int = 0
+    confidence: float | None = None
 
 
 def annotation_path(folder: Path, repo_id: str) -> Path:
@@ -112,12 +116,14 @@ def _read_table(path: Path) -> pa.Table:
                     f"{path.name} holds {metadata.num_rows} rows of {sum(groups)} bytes: too much"
                 )
             for column in SCHEMA:
+                if column.name in _OPTIONAL and column.name not in schema.names:
+                    continue
                 if column.name not in schema.names:
                     raise DatasetError(f"{path.name} has no column {column.name}")
                 if schema.field(column.name).type != column.type:
                     found = short(str(schema.field(column.name).type))
                     raise DatasetError(f"{path.name}: column {column.name} is {found}, not {column.type}")
-            return file.read(columns=SCHEMA.names)
+            return file.read(columns=[name for name in SCHEMA.names if name in schema.names])
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DatasetError(f"{path.name} cannot be read: {short(str(error))}") from None
 
@@ -128,6 +134,9 @@ def _checked(row: Mapping[str, Any]) -> EpisodeAnnotation:
         raise DatasetError(f"episode_index is {index}")
     if len(views) > _MAX_ITEMS or len(flags) > _MAX_ITEMS:
         raise DatasetError(f"episode {index} has {len(views)} cameras and {len(flags)} flags")
+    confidence = row.get("confidence")
+    if confidence is not None and not 0 <= confidence <= 1:
+        raise DatasetError(f"episode {index}: confidence is {short(confidence)}, expected 0 to 1")
     named: dict[str, str] = {}
     for view in views:
         if view is None or view["view"] not in ANNOTATED_VIEWS:
@@ -141,6 +150,7 @@ def _checked(row: Mapping[str, Any]) -> EpisodeAnnotation:
         camera_views=named,
         flags=tuple(_text(flag, f"episode {index}: a flag", _MAX_NAME) or "" for flag in flags),
         refinements=row["refinements"] or 0,
+        confidence=confidence,
     )
 
 

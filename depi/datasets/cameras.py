@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 VIEWS = ("wrist", "front", "top", "side")
+UNUSABLE = "unusable"
+"""The annotated view of a camera that shows nothing of use: dark, covered, pointed at a wall."""
 
 
 def slot_order(camera_keys: Iterable[str]) -> tuple[str, ...]:
@@ -38,8 +40,8 @@ def slots_by_view(
 
     A camera's view is the annotated one, or else what its name tells. The first camera of a view gets its
     slot. The others (of no known view, of one that is taken, or that has no slot) fill the slots that are
-    left over, save the wrist's, which no other camera enters unless it is the only slot. So a camera may stay
-    without a slot, but never all of them.
+    left over, save the wrist's, which no other camera enters unless it is the only slot. A camera that is
+    annotated UNUSABLE gets no slot, unless all are. So a camera may stay without a slot, but never all of them.
 
     Args:
         camera_keys: a dataset's cameras.
@@ -51,8 +53,11 @@ def slots_by_view(
     """
     slots: list[int | None] = [None] * num_slots
     waiting = []
+    none_usable = all(views.get(key) == UNUSABLE for key in camera_keys)
     for camera, key in enumerate(camera_keys):
         view = views.get(key) or view_in_name(key)
+        if view == UNUSABLE and not none_usable:
+            continue
         slot = VIEWS.index(view) if view in VIEWS else num_slots
         if slot < num_slots and slots[slot] is None:
             slots[slot] = camera

@@ -1,0 +1,1 @@
+"""`depi annotate`: instructions and camera views by a vision-language model, checked, as sidecars."""

@@ -1,0 +1,298 @@
+"""What is known of a dataset's episodes: a journal of everything that was found out, and the sidecar.
+
+Beside the sidecar `FOLDER/<user>/<name>.parquet` (see `depi.datasets.annotations`) lies its journal,
+`FOLDER/<user>/<name>.jsonl`, which is only added to. A line is a JSON object of one of three kinds:
+
+    {"kind": "result", ...}      the fields of `Result`: an episode is through
+    {"kind": "failure", ...}     the fields of `Failure`: it was tried, and is tried again next time
+    {"kind": "review", "episode": 3, "revision": ..., "at": ..., "review": {"verdict": "edited", "task": ...}}
+                                 a person's decision, which wins over the model's text
+
+Of results for the same episode and revision the last one counts, except that one without a model (`rules`)
+never takes the place of a model's. Lines that are damaged are passed over with a warning. The sidecar is
+made from the journal alone, as often as one likes.
+"""
+
+import dataclasses
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from depi.annotate.consistency import majority_views, unify
+from depi.datasets.annotations import EpisodeAnnotation, annotation_path, write_annotations
+from depi.journal import LineFile, read_lines
+
+logger = logging.getLogger(__name__)
+
+RULES = "rules"
+"""The `backend` and `model` of results that no model gave."""
+VERDICTS = ("accepted", "rejected", "edited")
+MAX_LINE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one annotator found out about one episode.
+
+    episode: as recorded
+    revision: the commit, or for a local folder "local-" and a digest of its metadata
+    backend, model: who said it; both RULES without a model
+    prompts: stage -> version of the prompt that it was asked with; see `depi.annotate.templates`
+    recorded: the recorded task text, on one line
+    proposed: the new text, whether or not it is trusted; None where there is none
+    task: the text to train on; None keeps the recorded one, and a flag says why
+    confidence: of `proposed`, 0..1, None where nobody can say
+    flags: remarks; see `depi.annotate.checks`
+    instruction: the checked answer of the first stage, None where it was not asked or not given
+    refinements: the checked answers of the second stage, in order
+    views: camera key -> view that this episode's frames were said to show; empty where not asked
+    frames: camera key -> numbers of the frames (from 0 in the episode) that the model saw
+    tokens: "prompt" and "completion", as the server counts them, over all requests of this line
+    requests: how many were answered
+    seconds: from the first request to the last answer
+    at: when, ISO 8601 in UTC
+    """
+
+    episode: int
+    revision: str | None
+    backend: str
+    model: str
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    recorded: str = ""
+    proposed: str | None = None
+    task: str | None = None
+    confidence: float | None = None
+    flags: tuple[str, ...] = ()
+    instruction: Mapping[str, Any] | None = None
+    refinements: tuple[Mapping[str, Any], ...] = ()
+    views: Mapping[str, str] = field(default_factory=dict)
+    frames: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    requests: int = 0
+    seconds: float = 0.0
+    at: str = ""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an episode has no result; `reason` is one sentence, the rest as in `Result`."""
+
+    episode: int
+    revision: str | None
+    backend: str
+    model: str
+    reason: str
+    at: str = ""
+
+
+@dataclass(frozen=True)
+class Review:
+    """A person's decision about an episode; `task` is the text of an edit.
+
+    revision: that was looked at; None for whatever revision is annotated
+    """
+
+    episode: int
+    verdict: str
+    task: str | None = None
+    revision: str | None = None
+    at: str = ""
+
+    def __post_init__(self) -> None:
+        if self.verdict not in VERDICTS:
+            raise ValueError(f"verdict {self.verdict!r} is none of {', '.join(VERDICTS)}")
+        if self.verdict == "edited" and not (self.task or "").strip():
+            raise ValueError("an edit needs a text")
+
+
+@dataclass
+class Journal:
+    """A dataset's journal, read.
+
+    results: episode -> the result that counts, of `revision`
+    failures: episode -> its failure, where it has no result
+    reviews: episode -> the last decision about it, of `revision`
+    everything: all results of all revisions, models and prompts, in order
+    revision: of the newest result or, without one, the newest failure
+    """
+
+    results: dict[int, Result] = field(default_factory=dict)
+    failures: dict[int, Failure] = field(default_factory=dict)
+    reviews: dict[int, Review] = field(default_factory=dict)
+    everything: list[Result] = field(default_factory=list)
+    revision: str | None = None
+
+
+def journal_path(folder: Path, repo_id: str) -> Path:
+    """Where a dataset's journal is; DatasetError where the repo id would lead out of the folder."""
+    return annotation_path(folder, repo_id).with_suffix(".jsonl")
+
+
+def now() -> str:
+    """The time, for `at`."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def append(folder: Path, repo_id: str, *items: Result | Failure | Review) -> None:
+    """Add to a dataset's journal; several processes may do so at a time.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with LineFile(journal_path(folder, repo_id), wait=True) as file:
+        for item in items:
+            file.add(to_line(item))
+
+
+def to_line(item: Result | Failure | Review) -> str:
+    """The JSON of a journal's line."""
+    values = dataclasses.asdict(item)
+    if isinstance(item, Review):
+        decision = {"verdict": values.pop("verdict"), "task": values.pop("task")}
+        values |= {"review": decision}
+    kind = type(item).__name__.lower()
+    return json.dumps({"kind": kind, **values}, ensure_ascii=False, allow_nan=False)
+
+
+def from_line(line: bytes) -> Result | Failure | Review:
+    """What a journal's line holds; ValueError, KeyError or TypeError where it is none."""
+    if len(line) > MAX_LINE:
+        raise ValueError("the line is too long")
+    values = json.loads(line)
+    kind = values.pop("kind")
+    if not isinstance(values["episode"], int) or values["episode"] < 0:
+        raise ValueError("episode is no number")
+    if kind == "review":
+        return Review(**values.pop("review"), **values)
+    if kind == "failure":
+        return Failure(**values)
+    if kind != "result":
+        raise ValueError(f"kind is {kind!r}")
+    values["flags"] = tuple(map(str, values["flags"]))
+    values["refinements"] = tuple(map(dict, values["refinements"]))
+    values["frames"] = {key: tuple(map(int, frames)) for key, frames in values["frames"].items()}
+    values["views"] = {str(key): str(view) for key, view in values["views"].items()}
+    return Result(**values)
+
+
+def read_results(folder: Path, repo_id: str, revision: str | None = None) -> Journal:
+    """Read a dataset's journal, also while another process adds to it; empty where there is none.
+
+    Args:
+        folder: of the annotations.
+        repo_id: of the dataset.
+        revision: whose results count; by default the one annotated last.
+    """
+    journal, path = Journal(), journal_path(folder, repo_id)
+    items: list[Result | Failure | Review] = []
+    damaged = 0
+    for line in read_lines(path):
+        try:
+            items.append(from_line(line))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            damaged += 1
+    if damaged:
+        logger.warning("%s of %s lines of %s are damaged and not used", damaged, damaged + len(items), path)
+    journal.everything = [item for item in items if isinstance(item, Result)]
+    tried: Sequence[Result | Failure] = journal.everything
+    if not tried:
+        tried = [item for item in items if isinstance(item, Failure)]
+    journal.revision = revision or (tried[-1].revision if tried else None)
+    for item in items:
+        if isinstance(item, Review):
+            if item.revision in (None, journal.revision):
+                journal.reviews[item.episode] = item
+        elif item.revision == journal.revision:
+            _count(journal, item)
+    return journal
+
+
+def _count(journal: Journal, item: Result | Failure) -> None:
+    before = journal.results.get(item.episode)
+    if isinstance(item, Failure):
+        if before is None:
+            journal.failures[item.episode] = item
+    elif before is None or item.backend != RULES or before.backend == RULES:
+        journal.results[item.episode] = item
+        journal.failures.pop(item.episode, None)
+
+
+def rows_of(journal: Journal) -> list[EpisodeAnnotation]:
+    """The rows of a sidecar: made consistent over the dataset, with the reviewers' decisions on top."""
+    results = [journal.results[episode] for episode in sorted(journal.results)]
+    views = majority_views(result.views for result in results)
+    tasks = unify([(result.recorded, result.task, result.confidence) for result in results])
+    return [
+        _row(result, task, views, journal.reviews.get(result.episode))
+        for result, task in zip(results, tasks, strict=True)
+    ]
+
+
+def _row(
+    result: Result, task: str | None, views: Mapping[str, str], review: Review | None
+) -> EpisodeAnnotation:
+    flags, confidence = list(result.flags), result.confidence
+    if task != result.task:
+        flags.append("unified")
+    if review is not None:
+        chosen = {"accepted": result.proposed or result.task, "edited": review.task, "rejected": None}
+        task = chosen[review.verdict]
+        confidence = confidence if review.verdict == "rejected" else 1.0
+        flags = [flag for flag in flags if flag != "unified"] + [review.verdict]
+    return EpisodeAnnotation(
+        episode_index=result.episode,
+        original_task=result.recorded or None,
+        task=task,
+        camera_views=dict(views),
+        flags=tuple(flags),
+        refinements=len(result.refinements),
+        confidence=confidence,
+    )
+
+
+def write_sidecar(folder: Path, repo_id: str, revision: str | None = None) -> Path | None:
+    """Write a dataset's sidecar, and the JSON beside it, from its journal; None where that has no result.
+
+    The JSON: `revision` (None for a local folder, then `state` is its digest), `model`, `backend`,
+    `prompts` (stage -> version) of most episodes, `models` (name -> episodes), `counts`, `tokens`,
+    `written_at`.
+    """
+    journal = read_results(folder, repo_id, revision)
+    if not journal.results:
+        return None
+    rows = rows_of(journal)
+    return write_annotations(folder, repo_id, rows, _provenance(journal, rows))
+
+
+def _provenance(journal: Journal, rows: Iterable[EpisodeAnnotation]) -> dict[str, Any]:
+    results, rows = journal.results.values(), list(rows)
+    models = Counter((result.backend, result.model) for result in results)
+    (backend, model), _ = models.most_common(1)[0]
+    newest = [result for result in results if (result.backend, result.model) == (backend, model)][-1]
+    state = journal.revision
+    counts = {
+        "episodes": len(rows),
+        "with_task": sum(row.task is not None for row in rows),
+        "failed": len(journal.failures),
+        "reviewed": len(journal.reviews),
+        "flags": dict(Counter(flag.partition(":")[0] for row in rows for flag in row.flags)),
+    }
+    tokens = {
+        kind: sum(result.tokens.get(kind, 0) for result in results) for kind in ("prompt", "completion")
+    }
+    return {
+        "revision": None if state is None or state.startswith("local-") else state,
+        "state": state,
+        "backend": backend,
+        "model": model,
+        "prompts": dict(newest.prompts),
+        "models": {f"{name[0]}:{name[1]}": count for name, count in models.items()},
+        "counts": counts,
+        "tokens": tokens,
+        "written_at": now(),
+    }
