@@ -148,7 +148,7 @@ def _normalise(known: Mapping[str, Flag], args: Sequence[str], positionals: Sequ
         name = "--" + name[2:].replace("-", "_")
         flag = known.get(name[2:])
         types = flag.types if flag else set()
-        if types & {"list", "tuple"}:
+        if types & {"list", "tuple"} and "Path" not in types:
             values = [value] if equals else []
             while rest and not rest[0].startswith("--") and not equals:
                 values.append(rest.pop(0))

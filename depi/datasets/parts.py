@@ -58,7 +58,7 @@ class Options:
     """What is wanted of each dataset.
 
     max_cameras: camera slots; the videos of further cameras are not fetched.
-    episodes: recorded episode indices, ascending; None for all.
+    episodes: recorded episode indices, ascending, where the source itself chooses none; None for all.
     joint_convention: the units of state and action, one of `depi.datasets.joints.SPACES`.
     offline: ask no Hub.
     """
@@ -76,11 +76,12 @@ def open_part(source: LocalFiles | HubFiles, options: Options) -> Part:
         DatasetError: the dataset cannot be used; the message is the reason.
         UserError: the Hub does not give it, or an episode is chosen that does not exist.
     """
-    key = index_key(source.key, options.episodes, options.joint_convention)
+    episodes = options.episodes if source.episodes is None else source.episodes
+    key = index_key(source.key, episodes, options.joint_convention)
     folder = cache_folder() / "index" / "datasets" / key
     index = read_index(folder)
     if index is None:
-        _write(folder, open_dataset(source, options.episodes, options.joint_convention), source.licence)
+        _write(folder, open_dataset(source, episodes, options.joint_convention), source.licence)
         index = read_index(folder)
     if index is None:
         raise DatasetError(f"its index {folder} cannot be read back")

@@ -28,11 +28,13 @@ class DatasetSource:
     """Where a dataset is: on the Hub at a revision (None: its newest), or, with `root`, in a local folder.
 
     repo_id: "user/name", or "user/name:path/inside" for a dataset in a folder of a collection
+    episodes: recorded episode indices to use, None for all
     """
 
     repo_id: str
     revision: str | None = None
     root: Path | None = None
+    episodes: tuple[int, ...] | None = None
 
 
 def cache_folder() -> Path:
@@ -63,7 +65,9 @@ class LocalFiles:
         self.revision = source.revision
         if not self.root.is_dir():
             raise DatasetError(f"there is no folder {self.root}")
+        self.episodes = source.episodes
         self.key = f"{source.repo_id}\n{source.revision}\n{self.root}\n{fingerprint(self.root)}"
+        self.key += _chosen(self.episodes)
 
     @property
     def licence(self) -> str | None:
@@ -91,7 +95,8 @@ class HubFiles:
         self.revision = self._commit(source.revision)
         folder = repo_folder_name(repo_id=self.dataset.repo_id, repo_type="dataset")
         self.root = Path(constants.HF_HUB_CACHE, folder, "snapshots", self.revision, self.dataset.path)
-        self.key = f"{source.repo_id}\n{self.revision}"
+        self.episodes = source.episodes
+        self.key = f"{source.repo_id}\n{self.revision}{_chosen(self.episodes)}"
 
     def _commit(self, revision: str | None) -> str:
         if revision is not None and _COMMIT.fullmatch(revision):
@@ -173,6 +178,10 @@ class HubFiles:
             raise DatasetError(f"{missing[0]} is missing ({len(missing)} of {len(names)} files are)")
         inside = [self.dataset.inside(name) for name in wanted]
         client.download_files(self.dataset.repo_id, inside, revision=self.revision)
+
+
+def _chosen(episodes: tuple[int, ...] | None) -> str:
+    return "" if episodes is None else f"\nepisodes {sorted(set(episodes))}"
 
 
 def fingerprint(root: Path) -> str:

@@ -19,6 +19,7 @@ from depi.hub.client import download_file, repo_info, require_token
 from depi.hub.names import is_repo_id
 from depi.policies import load_config, resolve_checkpoint
 from depi.training.config import TRAIN_CONFIG_NAME, TrainConfig
+from depi.training.data import weighted_mixture
 from depi.training.folders import fetch_checkpoint, last_checkpoint
 from depi.training.lerobot_flags import COMMAND, ELSEWHERE, check_train_flags
 
@@ -192,6 +193,7 @@ def check_data_source(config: TrainConfig) -> None:
     flags = {
         "--num_datasets": config.num_datasets,
         "--dataset.repo_ids": data.repo_ids,
+        "--dataset.mixture": data.mixture,
         "--dataset.repo_id": data.repo_id,
     }
     named = [flag for flag, value in flags.items() if value is not None]
@@ -201,3 +203,5 @@ def check_data_source(config: TrainConfig) -> None:
     for flag, value in (("root", data.root), ("revision", data.revision), ("episodes", data.episodes)):
         if value is not None and data.repo_id is None:
             raise UserError(f"--dataset.{flag} goes with --dataset.repo_id, not with {named[0]}")
+    if weighted_mixture(data) and data.weights != "proportional":
+        raise UserError("the datasets of --dataset.mixture have weights: leave out --dataset.weights")

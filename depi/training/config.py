@@ -12,10 +12,11 @@ from lerobot.configs.default import WandBConfig as LeRobotWandBConfig
 from lerobot.envs.configs import EnvConfig
 from lerobot.utils.constants import CHECKPOINTS_DIR
 
-import depi.evaluation.environments  # noqa: F401  registers --env.type=so101
+import depi.evaluation.registered  # noqa: F401  registers --env.type=so101
 from depi.datasets.joints import SPACES
 from depi.datasets.stream import CAMERA_MODES
-from depi.evaluation.evaluate import EpisodesConfig
+from depi.evaluation.config import EpisodesConfig
+from depi.training.mixture import MixtureSource, read_mixture
 
 TRAIN_CONFIG_NAME = "train_config.json"
 SHARDINGS = ("none", "full", "hybrid")
@@ -32,6 +33,8 @@ class DatasetConfig:
     episodes: list[int] | None = None
     # Several datasets: a JSON file with a list of repo ids.
     repo_ids: Path | None = None
+    # Or a list of {repo_id, root, revision, episodes, weight}, here or in a JSON or YAML file.
+    mixture: list[MixtureSource] | Path | None = None
     # Where `--num_datasets` finds `dataset_list_valid.json` and `catalog.parquet`.
     data_ids: Path = Path("data_ids")
     # No network: everything must have been fetched by an earlier run.
@@ -69,6 +72,12 @@ class DatasetConfig:
     # Hold this share of the episodes out of training.
     eval_split: float = 0.0
 
+    # Which episodes succeeded, where the recording does not say: a JSON file {repo_id: {episode: true}} or
+    # {repo_id: true}.
+    success: Path | None = None
+    # Take episodes of which nothing is known for successes.
+    assume_success: bool = False
+
     # Take task texts from annotation sidecars, for this share of the samples.
     use_annotated_tasks: bool = False
     task_mix: float = 1.0
@@ -76,6 +85,8 @@ class DatasetConfig:
     annotations: Path = Path("so100_data/annotations")
 
     def __post_init__(self) -> None:
+        if self.mixture is not None:
+            self.mixture = read_mixture(self.mixture)
         for name, choices in (("joint_convention", SPACES), ("cameras", CAMERA_MODES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"--dataset.{name}={getattr(self, name)} is none of {', '.join(choices)}")
@@ -127,8 +138,8 @@ class EmaConfig:
 class TrainConfig:
     """Train pi0 on one or many LeRobot datasets.
 
-    Data:    --num_datasets=N (the best N of data_ids/), --dataset.repo_ids=FILE.json
-             or --dataset.repo_id=USER/NAME
+    Data:    --num_datasets=N (the best N of data_ids/), --dataset.repo_ids=FILE.json,
+             --dataset.mixture=FILE.yaml or --dataset.repo_id=USER/NAME
     Policy:  --policy.type=pi0 (from scratch) or --policy.path=FOLDER_OR_REPO (fine-tuning)
     Resume:  --resume=true with --config_path=RUN/checkpoints/last/pretrained_model
              or --output_dir=RUN, or --config_path=USER/RUN of the Hub

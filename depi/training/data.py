@@ -2,7 +2,8 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,7 +25,8 @@ from depi.datasets.stream import TrainingStream, annotated_episodes
 from depi.errors import UserError
 from depi.files import read_json
 from depi.policies import on_cpu, pack_batch, preprocess
-from depi.training.config import TrainConfig
+from depi.training.config import DatasetConfig, TrainConfig
+from depi.training.mixture import MixtureSource
 
 # The stream of samples draws with other purposes; see `position_generator`.
 _FLOW = 0
@@ -41,6 +43,8 @@ def dataset_sources(config: TrainConfig) -> list[DatasetSource]:
         return [DatasetSource(data.repo_id, data.revision, data.root)]
     if data.repo_ids is not None:
         return [DatasetSource(repo_id) for repo_id in _read_id_list(data.repo_ids)]
+    if data.mixture is not None:
+        return [_source_of(entry) for entry in mixture_of(data)]
     assert config.num_datasets is not None
     path = data.data_ids / "dataset_list_valid.json"
     ids = _read_id_list(path)
@@ -52,6 +56,31 @@ def dataset_sources(config: TrainConfig) -> list[DatasetSource]:
     catalog = data.data_ids / "catalog.parquet"
     revisions = _catalogued(catalog, "revision") if catalog.exists() else {}
     return [DatasetSource(repo_id, revisions.get(repo_id)) for repo_id in ids[: config.num_datasets]]
+
+
+def resumed_sources(config: TrainConfig, used: Sequence[Mapping[str, Any]]) -> list[DatasetSource]:
+    """Return the datasets that a run began with, by their entries in its `data_report.json`."""
+    data = config.dataset
+    if data.mixture is None:
+        return [DatasetSource(entry["repo_id"], entry["revision"], data.root) for entry in used]
+    named = {entry.repo_id: _source_of(entry) for entry in mixture_of(data)}
+    return [replace(named[entry["repo_id"]], revision=entry["revision"]) for entry in used]
+
+
+def mixture_of(data: DatasetConfig) -> list[MixtureSource]:
+    """Return the datasets of `--dataset.mixture`, none without."""
+    assert not isinstance(data.mixture, Path)  # the configuration has read it
+    return data.mixture or []
+
+
+def weighted_mixture(data: DatasetConfig) -> dict[str, float]:
+    """Return the weights of `--dataset.mixture` by repo id, none where it has none."""
+    return {entry.repo_id: entry.weight for entry in mixture_of(data) if entry.weight is not None}
+
+
+def _source_of(entry: MixtureSource) -> DatasetSource:
+    episodes = None if entry.episodes is None else tuple(entry.episodes)
+    return DatasetSource(entry.repo_id, entry.revision, entry.root, episodes)
 
 
 def _read_id_list(path: Path) -> list[str]:
@@ -105,7 +134,8 @@ def training_stream(
     )
     mixture = make_mixture(
         dataset,
-        weights=data.weights if data.weights in WEIGHTS else _read_weights(Path(data.weights)),
+        weights=weighted_mixture(data)
+        or (data.weights if data.weights in WEIGHTS else _read_weights(Path(data.weights))),
         scores=_catalogued(data.data_ids / "catalog.parquet", "score") if data.weights == "score" else None,
         balance_tasks=data.balance_tasks,
         filters=filters,

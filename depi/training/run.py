@@ -11,7 +11,7 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.processor import PolicyProcessorPipeline
 from torch.optim.lr_scheduler import LRScheduler
 
-from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
+from depi.datasets.multi import MultiLeRobotDataset
 from depi.errors import UserError
 from depi.files import read_json, write_json
 from depi.hub.client import go_offline
@@ -19,7 +19,7 @@ from depi.policies import Pi0Policy, load_policy, make_policy, make_processors
 from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
 from depi.training.checkpoint import DATA_REPORT_NAME, load_trained_policy, load_training_state
 from depi.training.config import TrainConfig
-from depi.training.data import FlowStream, dataset_sources, training_stream
+from depi.training.data import FlowStream, dataset_sources, resumed_sources, training_stream
 from depi.training.ema import MovingAverage
 from depi.training.estimate import Estimate, estimate_memory
 from depi.training.folders import check_checkpoint, remove_leftovers
@@ -140,8 +140,7 @@ def open_dataset(config: TrainConfig) -> MultiLeRobotDataset:
     assert config.output_dir is not None
     data = config.dataset
     if config.resume_from:
-        used = read_json(config.resume_from / DATA_REPORT_NAME)["datasets"]
-        sources = [DatasetSource(entry["repo_id"], entry["revision"], data.root) for entry in used]
+        sources = resumed_sources(config, read_json(config.resume_from / DATA_REPORT_NAME)["datasets"])
     else:
         sources = dataset_sources(config)
     return MultiLeRobotDataset(
