@@ -92,8 +92,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Review:
-    """A person's decision about an episode; `task` is the text of an edit.
+    """A person's decision about an episode.
 
+    task: the text of an edit, or the one that was accepted; of a rejection the proposed text, so that
+        another one may be used, or None to use none whatever is proposed later
     revision: that was looked at; None for whatever revision is annotated
     """
 
@@ -239,8 +241,11 @@ def _row(
     flags, confidence = list(result.flags), result.confidence
     if task != result.task:
         flags.append("unified")
+    if review is not None and review.verdict == "rejected" and review.task not in (None, result.proposed):
+        review = None
     if review is not None:
-        chosen = {"accepted": result.proposed or result.task, "edited": review.task, "rejected": None}
+        accepted = review.task or result.proposed or result.task
+        chosen = {"accepted": accepted, "edited": review.task, "rejected": None}
         task = chosen[review.verdict]
         confidence = confidence if review.verdict == "rejected" else 1.0
         flags = [flag for flag in flags if flag != "unified"] + [review.verdict]
@@ -262,11 +267,16 @@ def write_sidecar(folder: Path, repo_id: str, revision: str | None = None) -> Pa
     `prompts` (stage -> version) of most episodes, `models` (name -> episodes), `counts`, `tokens`,
     `written_at`.
     """
-    journal = read_results(folder, repo_id, revision)
-    if not journal.results:
+    path = journal_path(folder, repo_id)
+    if not path.exists():
         return None
-    rows = rows_of(journal)
-    return write_annotations(folder, repo_id, rows, _provenance(journal, rows))
+    # Locked, so that no older state of the journal takes the place of a newer one.
+    with LineFile(path, wait=True):
+        journal = read_results(folder, repo_id, revision)
+        if not journal.results:
+            return None
+        rows = rows_of(journal)
+        return write_annotations(folder, repo_id, rows, _provenance(journal, rows))
 
 
 def _provenance(journal: Journal, rows: Iterable[EpisodeAnnotation]) -> dict[str, Any]:

@@ -142,19 +142,19 @@ def _checked(row: Mapping[str, Any]) -> EpisodeAnnotation:
         if view is None or view["view"] not in ANNOTATED_VIEWS:
             found = short(view and view["view"])
             raise DatasetError(f"episode {index}: view {found} is none of {', '.join(ANNOTATED_VIEWS)}")
-        named[_text(view["camera"], f"episode {index}: a camera's name", _MAX_NAME) or ""] = view["view"]
+        named[check_text(view["camera"], f"episode {index}: a camera's name", _MAX_NAME) or ""] = view["view"]
     return EpisodeAnnotation(
         episode_index=index,
         original_task=row["original_task"] and row["original_task"][:MAX_TEXT],
-        task=_text(row["task"], f"episode {index}: the task", MAX_TEXT),
+        task=check_text(row["task"], f"episode {index}: the task", MAX_TEXT),
         camera_views=named,
-        flags=tuple(_text(flag, f"episode {index}: a flag", _MAX_NAME) or "" for flag in flags),
+        flags=tuple(check_text(flag, f"episode {index}: a flag", _MAX_NAME) or "" for flag in flags),
         refinements=row["refinements"] or 0,
         confidence=confidence,
     )
 
 
-def _text(text: str | None, name: str, limit: int) -> str | None:
+def check_text(text: str | None, name: str, limit: int = MAX_TEXT) -> str | None:
     """Text on one line, None where there is none; DatasetError for what is too long or not printable."""
     text = " ".join((text or "").split())
     if len(text) > limit:
