@@ -19,6 +19,7 @@ from depi.evaluation.config import EpisodesConfig
 from depi.training.mixture import MixtureSource, read_mixture
 
 TRAIN_CONFIG_NAME = "train_config.json"
+ADVANTAGE_MODES = ("off", "on", "use")
 SHARDINGS = ("none", "full", "hybrid")
 
 
@@ -135,6 +136,26 @@ class EmaConfig:
 
 
 @dataclass
+class AdvantageConfig:
+    """RECAP: tell the policy in its prompt whether what is recorded is better than usual."""
+
+    # off: nothing is told; on: everything is good, for the first training; use: as --advantage.path says.
+    mode: str = "off"
+    # The folder that `depi advantage` has written.
+    path: Path | None = None
+    # This share of the samples is told nothing, which makes guidance possible when the policy runs.
+    dropout: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.mode not in ADVANTAGE_MODES:
+            raise ValueError(f"--advantage.mode={self.mode} is none of {', '.join(ADVANTAGE_MODES)}")
+        if (self.mode == "use") != (self.path is not None):
+            raise ValueError("--advantage.mode=use and --advantage.path=FOLDER go together")
+        if not 0 <= self.dropout <= 1:
+            raise ValueError(f"--advantage.dropout must be 0 to 1, not {self.dropout}")
+
+
+@dataclass
 class TrainConfig:
     """Train pi0 on one or many LeRobot datasets.
 
@@ -151,6 +172,7 @@ class TrainConfig:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     policy: PreTrainedConfig | None = None
     num_datasets: int | None = None
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     output_dir: Path | None = None
     job_name: str | None = None
     resume: bool = False
