@@ -28,7 +28,7 @@ from accelerate.utils import send_to_device
 from lerobot_pi0 import CAMERAS, SIZES, make_batch, make_depi
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from depi.policies.pi0 import pack_batch
+from depi.policies.batches import pack_batch
 from depi.training import loop
 from depi.training.config import TrainConfig
 from depi.training.optimizer import make_optimizer

@@ -21,7 +21,7 @@ from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
 from depi.models.flops import lerobot_flops, pi0_flops
-from depi.policies.pi0 import pack_batch
+from depi.policies.batches import pack_batch
 
 # How many samples have 1, 2 and 3 cameras.
 MIXES = {

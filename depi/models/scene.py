@@ -111,7 +111,7 @@ class SceneReader(nn.Module):
     def set_recompute(self, share: float) -> None:
         """Recompute this share, 0..1, of each stack's layers in the backward pass; see `planned`."""
         for part in self.stacks():
-            part.recompute = share  # type: ignore[assignment]
+            part.recompute = share
 
     def compile_layers(self, **options: Any) -> None:
         """Compile every layer in place, with `torch.compile`'s options: equal layers share their code.

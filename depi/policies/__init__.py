@@ -4,10 +4,11 @@
 translates weights between DePi's names and LeRobot's, `checkpoint` finds folders, `factory` makes policies.
 """
 
+from depi.policies.batches import pack_batch
 from depi.policies.checkpoint import load_config, resolve_checkpoint
 from depi.policies.configuration import DepiPi0Config, set_features
 from depi.policies.factory import load_policy, make_policy, save_checkpoint
-from depi.policies.pi0 import Pi0Policy, pack_batch
+from depi.policies.pi0 import Pi0Policy
 from depi.policies.processors import load_processors, make_processors, on_cpu, preprocess
 
 __all__ = [

@@ -1,7 +1,7 @@
 """Policy configurations: LeRobot's own for the published pi0, DePi's for every other size."""
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, overload
 
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
@@ -10,17 +10,25 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 
 from depi.errors import UserError
 from depi.models.pi0 import Pi0, Pi0Dimensions
+from depi.models.value import ValueDimensions, ValueNetwork
 from depi.policies.configuration_depi_pi0 import DepiPi0Config
+from depi.policies.configuration_value import SIZE_NAMES, ValueConfig
 
 EXPERT_SIZES = {"gemma_300m": (1024, 4096), "gemma_2b": (2048, 16_384)}  # width, MLP size
 
 
-def dimensions_of(config: PI0Config) -> Pi0Dimensions:
-    """The network's sizes for either configuration class.
+@overload
+def dimensions_of(config: ValueConfig) -> ValueDimensions: ...
+@overload
+def dimensions_of(config: PI0Config) -> Pi0Dimensions: ...
+def dimensions_of(config: PI0Config | ValueConfig) -> Pi0Dimensions | ValueDimensions:
+    """The network's sizes for any configuration class.
 
     Raises:
         UserError: the configuration asks for something that DePi does not do.
     """
+    if isinstance(config, ValueConfig):
+        return _value_dimensions(config)
     refuse_unsupported(config)
     shared = {
         "image_size": config.image_resolution[0],
@@ -36,6 +44,19 @@ def dimensions_of(config: PI0Config) -> Pi0Dimensions:
             return Pi0Dimensions(**shared, **{name: getattr(config, name) for name in names})
         width, mlp_dim = EXPERT_SIZES[config.action_expert_variant]
         return Pi0Dimensions.full(**shared, expert_width=width, expert_mlp_dim=mlp_dim)
+    except ValueError as error:
+        raise UserError(f"the policy configuration does not fit together: {error}") from None
+
+
+def _value_dimensions(config: ValueConfig) -> ValueDimensions:
+    height, width = config.image_resolution
+    if height != width:
+        raise UserError(f"policy configuration: image_resolution {height}x{width} is not square")
+    sizes = {name: getattr(config, name) for name in SIZE_NAMES}
+    try:
+        return ValueDimensions(
+            image_size=height, state_dim=config.max_state_dim, bins=config.number_of_bins, **sizes
+        )
     except ValueError as error:
         raise UserError(f"the policy configuration does not fit together: {error}") from None
 
@@ -57,12 +78,12 @@ def refuse_unsupported(config: PI0Config) -> None:
             raise UserError(f"policy configuration: {problem}")
 
 
-def freeze_parts(model: Pi0, config: PI0Config) -> None:
+def freeze_parts(model: Pi0 | ValueNetwork, config: PI0Config | ValueConfig) -> None:
     """Freeze what `freeze_vision_encoder` and `train_expert_only` say."""
     frozen: list[torch.nn.Module] = []
     if config.freeze_vision_encoder:
         frozen = [model.vision]
-    if config.train_expert_only:
+    if isinstance(model, Pi0) and config.train_expert_only:
         frozen = [model.vision, model.image_proj, model.token_embedding, model.prefix]
     for part in frozen:
         part.requires_grad_(False)
@@ -76,25 +97,28 @@ class TrainingData(Protocol):
     camera_slots: tuple[str, ...]  # batch keys
 
 
-def set_features(config: PI0Config, data: TrainingData) -> None:
+def set_features(config: PI0Config | ValueConfig, data: TrainingData) -> None:
     """Tell `config` what the data looks like.
 
-    pi0's weights do not depend on it: a checkpoint keeps working with other cameras and other vectors.
+    Weights do not depend on it: a checkpoint keeps working with other cameras and other vectors. A value
+    function sees no actions.
 
     Raises:
         UserError: state or action have more numbers than the policy has room for, or there is no camera.
     """
-    for name, size, room in (
-        ("state", data.state_dim, config.max_state_dim),
-        ("action", data.action_dim, config.max_action_dim),
-    ):
+    rooms = [("state", data.state_dim, config.max_state_dim)]
+    outputs = {}
+    if isinstance(config, PI0Config):
+        rooms.append(("action", data.action_dim, config.max_action_dim))
+        outputs[ACTION] = PolicyFeature(type=FeatureType.ACTION, shape=(data.action_dim,))
+    for name, size, room in rooms:
         if not 0 < size <= room:
             raise UserError(f"the data's {name} has {size} numbers, the policy has room for 1 to {room}")
     if not data.camera_slots:
-        raise UserError("pi0 needs at least one camera, and the data has none")
+        raise UserError("the policy needs at least one camera, and the data has none")
     visual = PolicyFeature(type=FeatureType.VISUAL, shape=(3, *config.image_resolution))
     config.input_features = {
         **dict.fromkeys(data.camera_slots, visual),
         OBS_STATE: PolicyFeature(type=FeatureType.STATE, shape=(data.state_dim,)),
     }
-    config.output_features = {ACTION: PolicyFeature(type=FeatureType.ACTION, shape=(data.action_dim,))}
+    config.output_features = outputs

@@ -6,32 +6,26 @@ Letters in shapes:
 """
 
 from collections import deque
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from lerobot.policies.common.vla_utils import resize_with_pad_torch
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.policies.pretrained import PreTrainedPolicy
-from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+from lerobot.utils.constants import ACTION
 from torch import Tensor
 
 from depi.errors import UserError
 from depi.models.capture import Captured
 from depi.models.inference import prepare_for_inference
-from depi.models.packing import pack
 from depi.models.pi0 import Observation, Pi0, sample_noise, sample_time
 from depi.models.sampling import sample_actions, trim
 from depi.policies.adapters import merged_state
+from depi.policies.batches import observe, pad_last
 from depi.policies.configuration import DepiPi0Config, dimensions_of, freeze_parts
 from depi.policies.convert import save_weights
 from depi.policies.sampling import Guidance, rtc_enabled, rtc_processor, sample_guided
-
-# The key of a batch under which `pack_batch` puts the packing.
-PACKING = "packing"
 
 
 class Pi0Policy(PreTrainedPolicy):
@@ -119,23 +113,7 @@ class Pi0Policy(PreTrainedPolicy):
 
     def observe(self, batch: dict[str, Any]) -> Observation:
         """Gather the network's inputs from a processed batch; see `forward` for its keys."""
-        images, image_mask = self._gather_images(batch)
-        return Observation(
-            images,
-            image_mask,
-            batch[OBS_LANGUAGE_TOKENS],
-            batch[OBS_LANGUAGE_ATTENTION_MASK].bool(),
-            pad_last(batch[OBS_STATE].float(), self.config.max_state_dim),
-            batch.get(PACKING),
-        )
-
-    def _gather_images(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Images [B, C, 3, R, R] and bool [B, C] of the C cameras that the batch has."""
-        keys = present_cameras(self.config, batch)
-        fitted = [letterbox(batch[key], self.config.image_resolution) for key in keys]
-        if len({image.dtype for image in fitted}) > 1:
-            fitted = [to_float(image) for image in fitted]
-        return torch.stack(fitted, dim=1), camera_mask(self.config, batch)
+        return observe(self.config, batch)
 
     def for_inference(self) -> "Pi0Policy":
         """Turn this policy, in place, into one that only samples, with low latency; returns itself.
@@ -292,60 +270,3 @@ class Pi0Policy(PreTrainedPolicy):
         return load_policy(
             pretrained_name_or_path, revision=revision, strict=strict, config=kwargs.get("config")
         )
-
-
-def present_cameras(config: PI0Config, batch: Mapping[str, Any]) -> list[str]:
-    """Which of the policy's cameras a batch has, in the policy's order.
-
-    Raises:
-        UserError: none of them.
-    """
-    keys = list(config.image_features)
-    present = [key for key in keys if key in batch]
-    if not present:
-        found = ", ".join(key for key in batch if key.startswith("observation.image")) or "none"
-        raise UserError(f"the batch has none of the policy's cameras ({', '.join(keys)}); it has: {found}")
-    return present
-
-
-def camera_mask(config: PI0Config, batch: Mapping[str, Any]) -> Tensor:
-    """Which samples have which of the `present_cameras`: bool [B, C]."""
-    masks = []
-    for key in present_cameras(config, batch):
-        padding = batch.get(f"{key}_is_pad")
-        if padding is None:
-            padding = torch.zeros(len(batch[key]), dtype=torch.bool, device=batch[key].device)
-        masks.append(~padding.reshape(-1))
-    return torch.stack(masks, dim=1)
-
-
-def pack_batch(config: PI0Config, batch: dict[str, Any]) -> dict[str, Any]:
-    """A processed batch on the CPU with its packing, so that `Pi0Policy.forward` skips what is absent."""
-    token_mask = batch[OBS_LANGUAGE_ATTENTION_MASK].bool()
-    patches = dimensions_of(config).patches
-    return {**batch, PACKING: pack(camera_mask(config, batch), token_mask, patches)}
-
-
-def pad_last(values: Tensor, size: int) -> Tensor:
-    """Pad the last dimension with zeros up to `size`.
-
-    Raises:
-        UserError: it is already larger.
-    """
-    if values.shape[-1] > size:
-        raise UserError(f"a vector of {values.shape[-1]} numbers does not fit into the policy's {size}")
-    return F.pad(values, (0, size - values.shape[-1]))
-
-
-def to_float(images: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 0..1; floats stay as they are."""
-    return images.float() / 255.0 if images.dtype == torch.uint8 else images.float()
-
-
-def letterbox(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Fit [B, 3, h, w] into `size` undistorted, with black around it; images of that size are left alone."""
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise UserError(f"camera images must have shape [batch, 3, height, width], not {list(images.shape)}")
-    if tuple(images.shape[-2:]) == tuple(size):
-        return images
-    return resize_with_pad_torch(to_float(images), *size)

@@ -9,7 +9,7 @@ from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK
 from depi.models.flops import pi0_flops
 from depi.policies import Pi0Policy
 from depi.policies.configuration import dimensions_of
-from depi.policies.pi0 import camera_mask
+from depi.policies.batches import camera_mask
 
 # Dense bfloat16 operations per second, by the vendor's datasheets; of names that contain one another the
 # longer one counts.

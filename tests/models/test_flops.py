@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from depi.models.flops import lerobot_flops, pi0_flops, sampling_flops
 from depi.models.pi0 import Pi0Dimensions
-from depi.policies.pi0 import pack_batch
+from depi.policies.batches import pack_batch
 
 SMALL = Pi0Dimensions.tiny(image_size=28, depth=3, num_heads=8, chunk_size=7)
 
