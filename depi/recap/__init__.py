@@ -1,0 +1,1 @@
+"""RECAP: reinforcement learning from the successes and failures that were recorded."""
