@@ -25,6 +25,7 @@ from typing import Any
 
 from depi.annotate.consistency import majority_views, unify
 from depi.datasets.annotations import EpisodeAnnotation, annotation_path, write_annotations
+from depi.hub.names import is_dataset_id
 from depi.journal import LineFile, read_lines
 
 logger = logging.getLogger(__name__)
@@ -133,6 +134,16 @@ class Journal:
 def journal_path(folder: Path, repo_id: str) -> Path:
     """Where a dataset's journal is; DatasetError where the repo id would lead out of the folder."""
     return annotation_path(folder, repo_id).with_suffix(".jsonl")
+
+
+def annotated_datasets(folder: Path) -> list[str]:
+    """The repo ids of all datasets that have a sidecar or a journal in a folder, sorted."""
+    names = {
+        path.relative_to(folder).with_suffix("").as_posix()
+        for suffix in ("parquet", "jsonl")
+        for path in folder.glob(f"*/**/*.{suffix}")
+    }
+    return sorted(filter(is_dataset_id, names))
 
 
 def now() -> str:
