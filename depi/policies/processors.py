@@ -26,6 +26,7 @@ from depi.files import read_json
 from depi.policies.checkpoint import POSTPROCESSOR, PREPROCESSOR, load_config, resolve_checkpoint
 from depi.policies.configuration import dimensions_of
 from depi.policies.foreign import stored_stats
+from depi.policies.indicator import AdvantageTokenizerStep, conditioned
 
 type Pipeline = PolicyProcessorPipeline[Any, Any]
 
@@ -43,14 +44,19 @@ KNOWN_STEPS = {
     "normalizer_processor",
     "unnormalizer_processor",
 }
+# The one step that LeRobot has not: it finds it by this name.
+OWN_STEP = f"{AdvantageTokenizerStep.__module__}.{AdvantageTokenizerStep.__name__}"
 
 
-def make_processors(config: PI0Config, stats: Mapping[str, Mapping[str, Any]]) -> tuple[Pipeline, Pipeline]:
+def make_processors(
+    config: PI0Config, stats: Mapping[str, Mapping[str, Any]], *, indicator: bool = False
+) -> tuple[Pipeline, Pipeline]:
     """Fresh pipelines: (batch -> batch for the policy, normalised actions -> actions).
 
     Args:
         config: with features set; see `set_features`.
-        stats: `{"observation.state": {"mean": ..., "std": ...}, "action": ...}`, arrays or tensors .
+        stats: `{"observation.state": {"mean": ..., "std": ...}, "action": ...}`, arrays or tensors.
+        indicator: prompts say that the advantage is positive, where they do not say what it is.
 
     Raises:
         UserError: the tokenizer cannot be had, or knows more tokens than the policy.
@@ -63,7 +69,12 @@ def make_processors(config: PI0Config, stats: Mapping[str, Mapping[str, Any]]) -
         key: {name: torch.as_tensor(np.asarray(value)) for name, value in values.items()}
         for key, values in stats.items()
     }
-    pre, post = _with_tokenizer(lambda: make_pi0_pre_post_processors(config, tensors))
+
+    def make() -> tuple[Pipeline, Pipeline]:
+        pre, post = make_pi0_pre_post_processors(config, tensors)
+        return conditioned(pre) if indicator else pre, post
+
+    pre, post = _with_tokenizer(make)
     _fit_tokenizer(pre, config)
     return pre, post
 
@@ -145,9 +156,9 @@ def _check_steps(path: Path) -> None:
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         raise UserError(f"{path} is no LeRobot processor file: it has no list of steps")
     for step in steps:
-        name = step.get("registry_name")
-        if name not in KNOWN_STEPS or "class" in step:
-            raise UserError(f"{path} has a step that is not part of pi0: {name or step.get('class')}")
+        name, imported = step.get("registry_name"), step.get("class")
+        if (name, imported) != (None, OWN_STEP) and (name not in KNOWN_STEPS or imported is not None):
+            raise UserError(f"{path} has a step that is not part of pi0: {name or imported}")
         state = step.get("state_file")
         if state is not None and (not isinstance(state, str) or Path(state).name != state):
             raise UserError(f"{path}: state file {state!r} is not a plain file name")
