@@ -1,21 +1,269 @@
-"""DePi's simulated SO-101 among the environments that LeRobot's `--env.type` chooses from."""
+"""The environments' side of an evaluation: one table for each, checked against policies and simulators.
 
-from dataclasses import dataclass, field
+The table says under which names the environment's cameras, state and actions appear in a dataset recorded in
+it. Training on such a dataset and rolling a policy out therefore agree on names, sizes and units.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from lerobot.envs.configs import EnvConfig
+import numpy as np
+
+from depi.errors import UserError
+from depi.evaluation.config import SETUPS, EnvConfig
+from depi.sim.setup import JOINTS, Camera, Setup, random_setup
+from depi.sim.tasks import find_task
+
+ALOHA_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
+# What to install where a simulator's package is missing.
+EXTRAS = {
+    "so101": "pip install 'depi[sim]'",
+    "pusht": "pip install 'lerobot[pusht]'",
+    "aloha": "pip install 'lerobot[aloha]'",
+    "libero": "pip install 'lerobot[libero]'",
+    "metaworld": "pip install 'lerobot[metaworld]'",
+}
 
 
-@EnvConfig.register_subclass("so101")
-@dataclass
-class So101EnvConfig(EnvConfig):
-    """The tasks of `depi sim`, with cameras by their kind: front, wrist, top or side."""
+@dataclass(frozen=True)
+class EnvTable:
+    """How an environment's observations and actions are called in datasets, and what they hold.
 
-    task: str | None = "touch"
-    fps: int = 10
-    cameras: list[str] = field(default_factory=lambda: ["front", "wrist"])
+    Attributes:
+        cameras: dataset key, such as `observation.images.top` -> path in the environment's observation, such
+            as `pixels/top`: uint8 (H, W, 3).
+        state: paths whose values, one after another, are `observation.state`.
+        state_names, action_names: of every number; their counts are the dimensions.
+        convention: units: `degrees` (canonical joints of an SO-101) or `native`, the environment's own.
+        fps: control steps per second.
+        success: the key of `info` that says whether the task is done.
+        max_steps: an episode is truncated after so many.
+        instruction: the task's text, None where the environment tells it at each reset.
+        robot_type: as datasets name it.
+        recorded_convention: the units in which this rig's owner would record; `degrees` or as `convention`.
+    """
+
+    cameras: Mapping[str, str]
+    state: tuple[str, ...]
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    fps: int
+    max_steps: int
+    instruction: str | None = None
+    convention: str = "native"
+    success: str = "is_success"
+    robot_type: str = "unknown"
+    recorded_convention: str | None = None
 
     @property
-    def gym_kwargs(self) -> dict[str, Any]:
-        """Nothing: `depi.sim.env.make_env` makes it, not gymnasium."""
-        return {}
+    def state_dim(self) -> int:
+        """How many numbers the state has."""
+        return len(self.state_names)
+
+    @property
+    def action_dim(self) -> int:
+        """How many numbers an action has."""
+        return len(self.action_names)
+
+    def features(self, images: Mapping[str, tuple[int, int, int]]) -> dict[str, dict[str, Any]]:
+        """LeRobot's features of a dataset recorded here; `images` are shapes (H, W, 3) by camera key."""
+        vectors = {"observation.state": self.state_names, "action": self.action_names}
+        features: dict[str, dict[str, Any]] = {
+            key: {"dtype": "float32", "shape": (len(names),), "names": list(names)}
+            for key, names in vectors.items()
+        }
+        for key in self.cameras:
+            axes = ["height", "width", "channels"]
+            features[key] = {"dtype": "video", "shape": tuple(images[key]), "names": axes}
+        return features
+
+
+def resolve(env: Any) -> EnvConfig:
+    """The environment's choices with nothing left open: from `depi eval`'s flags, or LeRobot's `EnvConfig`.
+
+    Raises:
+        UserError: unknown task or setups.
+    """
+    if not isinstance(env, EnvConfig):
+        env = _from_lerobot(env)
+    defaults: dict[str, Any] = {
+        "so101": {"task": "touch", "fps": 10},
+        "pusht": {"task": "PushT-v0", "fps": 10, "episode_length": 300},
+        "aloha": {"task": "AlohaTransferCube-v0", "fps": 50, "episode_length": 400},
+    }.get(env.type, {})
+    if env.type in ("pusht", "aloha"):
+        size = (384, 384) if env.type == "pusht" else (480, 640)
+        defaults |= {"observation_height": size[0], "observation_width": size[1]}
+    env = dataclasses.replace(
+        env, **{name: value for name, value in defaults.items() if getattr(env, name) is None}
+    )
+    if env.setups not in SETUPS:
+        raise UserError(f"--env.setups={env.setups} is none of {', '.join(SETUPS)}")
+    if env.setups != "standard" and env.type != "so101":
+        raise UserError(f"--env.setups goes with --env.type=so101, not {env.type}")
+    for name in ("episode_length", "fps", "observation_height", "observation_width"):
+        value = getattr(env, name)
+        if value is not None and value < 1:
+            raise UserError(f"--env.{name} must be at least 1, not {value}")
+    if env.type == "so101":
+        find_task(env.task or "")
+        so101_setup(env, 0)
+    elif env.type in TABLES and env.task not in TABLES[env.type]:
+        raise UserError(f"--env.task={env.task} is none of {', '.join(TABLES[env.type])}")
+    return env
+
+
+def _from_lerobot(env: Any) -> EnvConfig:
+    """LeRobot's configuration of an environment as `depi eval` would have it."""
+    import draccus
+
+    kind = env.type
+    names = {field.name for field in dataclasses.fields(EnvConfig)} - {"options"}
+    known = {name: getattr(env, name) for name in names - {"type"} if hasattr(env, name)}
+    if kind == "so101":
+        return EnvConfig(type=kind, **known)
+    if kind in TABLES:
+        if env.obs_type != "pixels_agent_pos":
+            raise UserError(f"--env.obs_type={env.obs_type} has no cameras or no state: use pixels_agent_pos")
+        return EnvConfig(type=kind, **known)
+    encoded = draccus.encode(env)
+    options = {name: value for name, value in encoded.items() if name not in ("type", "features", "task")}
+    return EnvConfig(type=kind, task=env.task, options=options)
+
+
+def so101_setup(env: EnvConfig, seed: int) -> Setup:
+    """The rig of one episode of so101: the standard one, or drawn from the seed.
+
+    A drawn rig is controlled at `--env.fps` too: the rate belongs to the policy.
+
+    Raises:
+        UserError: an impossible camera, rate or size.
+    """
+    fps = env.fps or 10
+    size: dict[str, Any] = {}
+    if env.observation_height is not None:
+        size["height"] = env.observation_height
+    if env.observation_width is not None:
+        size["width"] = env.observation_width
+    if env.setups != "standard":
+        return dataclasses.replace(random_setup(seed, env.setups), fps=fps, **size)
+    if not env.cameras:
+        raise UserError("the environment has no camera, the policy needs at least one: --env.cameras")
+    return Setup(cameras=tuple(Camera(kind, kind) for kind in env.cameras), fps=fps, **size)
+
+
+def so101_table(env: EnvConfig, seed: int) -> EnvTable:
+    """The table of one episode of so101."""
+    setup = so101_setup(env, seed)
+    task = find_task(env.task or "")
+    names = tuple(f"{joint}.pos" for joint in JOINTS)
+    return EnvTable(
+        cameras={f"observation.images.{camera.name}": f"images/{camera.name}" for camera in setup.cameras},
+        state=("state",),
+        state_names=names,
+        action_names=names,
+        fps=setup.fps,
+        max_steps=env.episode_length or round(task.max_seconds * setup.fps),
+        instruction=env.instruction or task.instruction(setup),
+        convention="degrees",
+        robot_type=setup.robot_type,
+        recorded_convention=setup.convention if env.setups != "standard" else "degrees",
+    )
+
+
+_PUSHT = EnvTable(
+    cameras={"observation.image": "pixels"},
+    state=("agent_pos",),
+    state_names=("motor_0", "motor_1"),
+    action_names=("motor_0", "motor_1"),
+    fps=10,
+    max_steps=300,
+    instruction="Push the T-shaped block onto the T-shaped target.",
+)
+_ALOHA = EnvTable(
+    cameras={"observation.images.top": "pixels/top"},
+    state=("agent_pos",),
+    state_names=tuple(f"{side}_{joint}" for side in ("left", "right") for joint in ALOHA_JOINTS),
+    action_names=tuple(f"{side}_{joint}" for side in ("left", "right") for joint in ALOHA_JOINTS),
+    fps=50,
+    max_steps=400,
+    robot_type="aloha",
+)
+# Environments whose table is known beforehand: type -> task -> table. so101's depends on the rig.
+TABLES: dict[str, dict[str, EnvTable]] = {
+    "pusht": {"PushT-v0": _PUSHT},
+    "aloha": {
+        "AlohaTransferCube-v0": dataclasses.replace(
+            _ALOHA, instruction="Pick up the cube with the right arm and transfer it to the left arm."
+        ),
+        "AlohaInsertion-v0": dataclasses.replace(_ALOHA, instruction="Insert the peg into the socket."),
+    },
+}
+
+
+def find_table(env: EnvConfig, seed: int = 0) -> EnvTable | None:
+    """The table of an episode, or None where only the environment itself tells (LeRobot's others, gym ids).
+
+    Args:
+        env: as `resolve` gives it.
+        seed: of the episode; so101's rigs depend on it with `--env.setups=seen` or `unseen`.
+    """
+    if env.type == "so101":
+        return so101_table(env, seed)
+    table = TABLES.get(env.type, {}).get(env.task or "")
+    if table is None:
+        return None
+    return dataclasses.replace(
+        table,
+        fps=env.fps or table.fps,
+        max_steps=env.episode_length or table.max_steps,
+        instruction=env.instruction or table.instruction,
+    )
+
+
+def look_up(observation: Any, path: str) -> Any:
+    """The value at a path such as `pixels/top`; the empty path is the observation itself.
+
+    Raises:
+        UserError: the observation has no such thing.
+    """
+    value = observation
+    for part in path.split("/") if path else ():
+        try:
+            value = value[part]
+        except (KeyError, TypeError, IndexError):
+            raise UserError(
+                f"the environment's observation has no {path!r}; it has {_names(observation)}"
+            ) from None
+    return value
+
+
+def _names(observation: Any) -> str:
+    if isinstance(observation, Mapping) or hasattr(observation, "keys"):
+        return ", ".join(map(str, observation.keys())) or "nothing"
+    return f"one {type(observation).__name__}"
+
+
+def images_of(table: EnvTable, observation: Any) -> dict[str, np.ndarray]:
+    """The cameras' pictures, uint8 (H, W, 3), by dataset key."""
+    return {key: np.ascontiguousarray(look_up(observation, path)) for key, path in table.cameras.items()}
+
+
+def state_of(table: EnvTable, observation: Any) -> np.ndarray:
+    """The state, float32 (state_dim,)."""
+    parts = [np.asarray(look_up(observation, path), np.float32).ravel() for path in table.state]
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def check_observation(table: EnvTable, observation: Any) -> None:
+    """Raise a UserError that names what an environment's first observation has not as its table says."""
+    for key, image in images_of(table, observation).items():
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise UserError(
+                f"the environment's camera {key} gives {image.dtype} {image.shape}, not uint8 (H, W, 3)"
+            )
+    size = len(state_of(table, observation))
+    if size != table.state_dim:
+        raise UserError(f"the environment's state has {size} values, its table says {table.state_dim}")

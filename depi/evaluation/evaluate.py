@@ -1,82 +1,44 @@
 """`depi eval`: how often does a checkpoint do the task in a simulator."""
 
+import dataclasses
 import json
-import shutil
+import os
 import sys
-import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from depi.datasets.joints import CONVENTIONS
 from depi.errors import UserError
-from depi.files import atomic_write, read_json, write_json
+from depi.evaluation.config import EnvConfig, EpisodesConfig, EvaluateConfig, PolicyConfig
+from depi.evaluation.environments import EnvTable, find_table, resolve
+from depi.files import read_json, write_json
 from depi.flags import parse_flags
 
 if TYPE_CHECKING:
-    import gymnasium as gym
     from lerobot.processor import PolicyProcessorPipeline
 
-    from depi.evaluation.rollout import Episode
+    from depi.evaluation.actors import Actor
+    from depi.evaluation.messages import Trajectory
+    from depi.evaluation.rollout import Rollouts
     from depi.policies import Pi0Policy
 
+__all__ = ["EnvConfig", "EpisodesConfig", "EvaluateConfig", "PolicyConfig", "evaluate", "roll_out"]
 
 DEVICES = ("cpu", "cuda", "mps")
-
-
-@dataclass
-class PolicyConfig:
-    """Which checkpoint."""
-
-    # A local folder or a Hub repo id.
-    path: str | None = None
-    revision: str | None = None
-    device: str | None = None
-    # Actions of a chunk that are played out before the next chunk is computed; null: as saved.
-    n_action_steps: int | None = None
-
-
-@dataclass
-class EnvConfig:
-    """Which environment."""
-
-    type: str = "so101"
-    task: str = "touch"
-    fps: int = 10
-    cameras: list[str] = field(default_factory=lambda: ["front", "wrist"])
-
-
-@dataclass
-class EpisodesConfig:
-    """How many episodes, and how many of them as videos."""
-
-    n_episodes: int = 50
-    n_videos: int = 10
-
-
-@dataclass
-class EvaluateConfig:
-    """Roll a policy out: depi eval --policy.path=FOLDER_OR_REPO --env.type=so101 --env.task=touch."""
-
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
-    env: EnvConfig = field(default_factory=EnvConfig)
-    eval: EpisodesConfig = field(default_factory=EpisodesConfig)
-    output_dir: Path = Path("outputs/eval")
-    seed: int = 1000
-    # Print the result as JSON instead of a table.
-    json: bool = False
+EXPERT = "expert"
+MAX_PLACES = 16
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Roll a checkpoint out, write `eval.json` and videos, and return the result.
 
     Raises:
-        UserError: no or a damaged checkpoint, unknown environment or task, or one that does not fit.
+        UserError: no or a damaged checkpoint, unknown environment or task, one that does not fit, or an
+            `output_dir` of another evaluation.
     """
     if config.policy.path is None:
         raise UserError("no policy: give --policy.path=FOLDER_OR_REPO")
@@ -84,103 +46,201 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if config.policy.device is not None and config.policy.device.partition(":")[0] not in DEVICES:
         raise UserError(f"--policy.device={config.policy.device} is none of {', '.join(DEVICES)}")
 
-    from depi.policies import load_policy, load_processors, resolve_checkpoint
+    from depi.evaluation.loading import load_actor
 
-    folder = resolve_checkpoint(config.policy.path, revision=config.policy.revision)
-    policy = load_policy(folder, device=config.policy.device).eval()
-    if config.policy.n_action_steps is not None:
-        if not 1 <= config.policy.n_action_steps <= policy.config.chunk_size:
-            raise UserError(f"--policy.n_action_steps must be 1 to {policy.config.chunk_size}")
-        policy.config.n_action_steps = config.policy.n_action_steps
-    processors = load_processors(folder, device=policy.config.device)
-    by_view, convention = training_choices(folder)
-    return roll_out(config, policy, processors, by_view=by_view, convention=convention)
+    actor, identity = load_actor(config)
+    return _roll_out(config, actor, identity, resume=True, show_progress=True, on_episode=None)
 
 
-def check_choices(config: EvaluateConfig) -> None:
-    """Raise a UserError for an unknown environment, or no episodes."""
-    if config.env.type != "so101":
-        raise UserError(f"unknown environment --env.type={config.env.type}: this version has so101")
-    if config.eval.n_episodes < 1:
-        raise UserError(f"--eval.n_episodes must be at least 1, not {config.eval.n_episodes}")
+def check_choices(config: EvaluateConfig) -> EnvConfig:
+    """Return the environment's choices with nothing left open.
+
+    Raises:
+        UserError: unknown environment or task, or impossible numbers.
+    """
+    for name, low in (("n_episodes", 1), ("n_videos", 0), ("batch_size", 1), ("policy_batch", 1)):
+        value = getattr(config.eval, name)
+        if value is not None and value < low:
+            raise UserError(f"--eval.{name} must be at least {low}, not {value}")
+    if not config.eval.timeout > 0:
+        raise UserError(f"--eval.timeout must be above 0, not {config.eval.timeout}")
+    if config.seed < 0:
+        raise UserError(f"--seed must not be negative, not {config.seed}")
+    return resolve(config.env)
 
 
-def check_environment(config: EvaluateConfig, policy: "Pi0Policy", *, by_view: bool) -> None:
+def check_environment(
+    config: EvaluateConfig, policy: "Pi0Policy | Actor", *, by_view: bool = False, convention: str = "degrees"
+) -> None:
     """Make and reset the environment once, so that whatever keeps `roll_out` from working is raised now.
 
     Raises:
         UserError: unknown environment or task, or one that does not fit the policy.
     """
-    check_choices(config)
-    env, _, _ = _make(config, policy, by_view)
-    env.reset(seed=config.seed)
-    env.close()
+    from depi.evaluation.messages import Begin
+    from depi.evaluation.rollout import Rollouts
+
+    env = check_choices(config)
+    actor = as_actor(policy, None, config, by_view=by_view, convention=convention)
+    with Rollouts(env, config.seed, 1, config.eval.timeout) as rollouts:
+        actor.fit(_tables(config, env, rollouts.table()))
+        rollouts.try_reset(Begin(0, config.seed, expert=actor.expert_steps))
 
 
 def roll_out(
     config: EvaluateConfig,
-    policy: "Pi0Policy",
-    processors: "tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]",
+    policy: "Pi0Policy | Actor",
+    processors: "tuple[PolicyProcessorPipeline, PolicyProcessorPipeline] | None" = None,
     *,
-    by_view: bool,
-    convention: str,
+    by_view: bool = False,
+    convention: str = "degrees",
     show_progress: bool = True,
+    resume: bool = False,
+    on_episode: "Callable[[Trajectory], None] | None" = None,
 ) -> dict[str, Any]:
     """Roll a policy out, write `eval.json` and videos, and return the result.
 
     Args:
         config: environment, episodes, output directory; the policy's path is only written down.
-        policy: in evaluation mode.
+        policy: in evaluation mode; or an `depi.evaluation.actors.Actor`, which has its own processors.
         processors: what comes before and after it.
         by_view: whether its camera slots mean views.
-        convention: the joint convention that it was trained in.
+        convention: the joint convention that the policy was trained in; `native`: that of each rig.
         show_progress: on the terminal.
+        resume: go on with the episodes that `output_dir` has; else they are forgotten.
+        on_episode: called with everything that happened in an episode, before the episode is written down;
+            in the order in which they end. Not called for errors.
 
     Raises:
-        UserError: unknown environment or task, or one that does not fit the policy.
+        UserError: unknown environment or task, one that does not fit the policy, or an `output_dir` of
+            another evaluation.
     """
-    from depi.evaluation.rollout import EnvMapping, rollout
+    actor = as_actor(policy, processors, config, by_view=by_view, convention=convention)
+    return _roll_out(config, actor, {}, resume=resume, show_progress=show_progress, on_episode=on_episode)
 
-    env, slots, instruction = _make(config, policy, by_view)
-    episodes = []
-    console = Console(stderr=True)
-    try:
-        for index in track(
-            range(config.eval.n_episodes), "episodes", console=console, disable=not show_progress
-        ):
-            episode = rollout(
-                env,
-                policy,
-                processors,
-                EnvMapping(slots, convention),
-                task=instruction,
-                seed=config.seed + index,
-                keep_frames=index < config.eval.n_videos,
-            )
-            if episode.frames:
-                save_video(config.output_dir / "videos" / f"episode_{index:03d}.mp4", episode, config.env.fps)
-                episode.frames = []
-            episodes.append(episode)
-    finally:
-        env.close()
-    result = summarise(config, episodes)
-    write_json(config.output_dir / "eval.json", result)
+
+def as_actor(
+    policy: "Pi0Policy | Actor",
+    processors: "tuple[PolicyProcessorPipeline, PolicyProcessorPipeline] | None",
+    config: EvaluateConfig,
+    *,
+    by_view: bool,
+    convention: str,
+) -> "Actor":
+    """A policy as what acts in environments; an Actor stays as it is."""
+    from depi.evaluation.actors import Pi0Actor
+    from depi.policies import Pi0Policy
+
+    if not isinstance(policy, Pi0Policy):
+        return policy
+    return Pi0Actor(
+        policy,
+        processors,
+        by_view=by_view,
+        convention=convention,
+        batch=config.eval.policy_batch,
+        rename=config.rename_map,
+    )
+
+
+def _tables(config: EvaluateConfig, env: EnvConfig, first: EnvTable) -> list[EnvTable]:
+    """The tables of all episodes."""
+    seeds = range(config.seed, config.seed + config.eval.n_episodes)
+    return [find_table(env, seed) or first for seed in seeds] if env.setups != "standard" else [first]
+
+
+def _roll_out(
+    config: EvaluateConfig,
+    actor: "Actor",
+    identity: dict[str, Any],
+    *,
+    resume: bool,
+    show_progress: bool,
+    on_episode: "Callable[[Trajectory], None] | None",
+) -> dict[str, Any]:
+    from depi.evaluation.messages import Begin
+    from depi.evaluation.results import RESULT, Journal, contact_sheet, summarise
+    from depi.evaluation.rollout import Rollouts
+
+    env = check_choices(config)
+    head = {
+        "policy": config.policy.path,
+        "revision": config.policy.revision,
+        **identity,
+        "n_action_steps": config.policy.n_action_steps,
+        "env": dataclasses.asdict(env),
+        "seed": config.seed,
+    }
+    wanted = range(config.eval.n_episodes)
+    journal: Journal | None = None
+    if (config.output_dir / "eval_config.json").exists():
+        journal = Journal(config.output_dir, _fingerprint(config, head), fresh=not resume)
+    missing = [index for index in wanted if journal is None or index not in journal.episodes]
+    timing: dict[str, Any] = {}
+    if missing:
+        places = min(config.eval.batch_size or min(os.cpu_count() or 1, MAX_PLACES), len(missing))
+        with Rollouts(env, config.seed + missing[0], places, config.eval.timeout) as rollouts:
+            actor.fit(_tables(config, env, rollouts.table()))
+            journal = journal or Journal(config.output_dir, _fingerprint(config, head), fresh=not resume)
+            requests = [
+                Begin(
+                    index,
+                    config.seed + index,
+                    keep=on_episode is not None,
+                    video=config.output_dir / "videos" / f"episode_{index:03d}.mp4"
+                    if index < config.eval.n_videos
+                    else None,
+                    expert=actor.expert_steps,
+                )
+                for index in missing
+            ]
+            _play(rollouts, requests, actor, journal, config, show_progress, on_episode)
+            timing = rollouts.timing.to_dict()
+    elif (config.output_dir / RESULT).exists():
+        timing = read_json(config.output_dir / RESULT).get("timing", {})
+    assert journal is not None
+    result = summarise(head, [journal.episodes[index] for index in wanted], timing)
+    contact_sheet(config.output_dir, [journal.episodes[index] for index in wanted])
+    write_json(config.output_dir / RESULT, result)
     return result
 
 
-def _make(
-    config: EvaluateConfig, policy: "Pi0Policy", by_view: bool
-) -> "tuple[gym.Env, dict[str, int | None], str]":
-    """The environment, the policy's slots of its cameras, and the instruction."""
-    from depi.evaluation.rollout import camera_slots
-    from depi.sim.env import make_env
-    from depi.sim.setup import Camera, Setup
-    from depi.sim.tasks import find_task
+def _fingerprint(config: EvaluateConfig, head: dict[str, Any]) -> dict[str, Any]:
+    """Everything on which episodes and videos depend."""
+    return {
+        **head,
+        "n_videos": config.eval.n_videos,
+        "policy_batch": config.eval.policy_batch,
+        "device": config.policy.device,
+        "rename_map": config.rename_map,
+    }
 
-    slots = camera_slots(policy, config.env.cameras, state_dim=6, action_dim=6, by_view=by_view)
-    setup = Setup(cameras=tuple(Camera(kind, kind) for kind in config.env.cameras), fps=config.env.fps)
-    env = make_env(config.env.task, setup, seed=config.seed)
-    return env, slots, find_task(config.env.task).instruction(setup)
+
+def _play(
+    rollouts: "Rollouts",
+    requests: Sequence[Any],
+    actor: "Actor",
+    journal: Any,
+    config: EvaluateConfig,
+    show_progress: bool,
+    on_episode: "Callable[[Trajectory], None] | None",
+) -> None:
+    from rich.progress import Progress
+
+    from depi.evaluation.results import save_frame
+
+    with Progress(console=Console(stderr=True), disable=not show_progress) as bar:
+        line = bar.add_task("episodes", total=len(requests))
+
+        def on_end(episode: Any, frame: Any, trajectory: Any) -> None:
+            if trajectory is not None and on_episode is not None:
+                on_episode(trajectory)
+            if frame is not None:
+                save_frame(config.output_dir, episode.index, frame)
+            journal.append(episode)
+            bar.advance(line)
+
+        rollouts.play(requests, actor, on_end)
 
 
 def training_choices(folder: Path) -> tuple[bool, str]:
@@ -208,32 +268,29 @@ def training_choices(folder: Path) -> tuple[bool, str]:
     return data.get("cameras") == "view", convention
 
 
-def save_video(path: Path, episode: "Episode", fps: int) -> None:
-    """Write the kept frames of an episode as mp4, whole or not at all."""
-    from lerobot.utils.io_utils import write_video
-
-    with tempfile.TemporaryDirectory(prefix="depi-video-") as folder:
-        video = Path(folder) / path.name  # the writer chooses the container by the name
-        write_video(video, episode.frames, fps)
-        with atomic_write(path) as temporary:
-            shutil.copyfile(video, temporary)
-
-
-def summarise(config: EvaluateConfig, episodes: Sequence["Episode"]) -> dict[str, Any]:
-    """Return the success rate with its 95% Wilson interval, and what each episode did."""
-    from scipy.stats import binomtest
-
-    successes = sum(episode.success for episode in episodes)
-    interval = binomtest(successes, len(episodes)).proportion_ci(method="wilson")
-    return {
-        "policy": config.policy.path,
-        "env": asdict(config.env),
-        "success_rate": successes / len(episodes),
-        "success_interval_95": [float(interval.low), float(interval.high)],
-        "episodes": [
-            {"seed": e.seed, "success": e.success, "length": e.length, "reward": e.reward} for e in episodes
-        ],
+def print_table(result: dict[str, Any]) -> None:
+    """Print the result for people."""
+    table = Table(
+        title=f"{result['env']['type']} {result['env']['task'] or ''}, {len(result['episodes'])} episodes"
+    )
+    interval, timing = result["success_interval_95"], result["timing"]
+    rows = {
+        "success rate": "-" if interval is None else f"{result['success_rate']:.0%}",
+        "95% interval": "-" if interval is None else f"{interval[0]:.0%} to {interval[1]:.0%}",
+        "errors": str(result["n_errors"]),
+        "mean length": "-" if interval is None else f"{result['mean_length']:.1f}",
+        "mean reward": "-" if interval is None else f"{result['mean_reward']:.2f}",
     }
+    if timing.get("latency_ms_median") is not None:
+        rows["ms per chunk"] = f"{timing['latency_ms_median']:.0f} (p95 {timing['latency_ms_p95']:.0f})"
+        rows["steps/s"] = f"{timing['env_steps_per_s']:.0f}"
+        rows["inference"] = f"{timing['inference_share']:.0%}"
+    for name in rows:
+        table.add_column(name)
+    table.add_row(*rows.values())
+    Console().print(table)
+    for reason, count in result["errors"].items():
+        print(f"{count} episodes ended in an error: {reason}")
 
 
 def main(args: Sequence[str]) -> int:
@@ -244,15 +301,6 @@ def main(args: Sequence[str]) -> int:
         json.dump(result, sys.stdout, indent=2)
         print()
         return 0
-    low, high = result["success_interval_95"]
-    table = Table(title=f"{config.env.task}, {len(result['episodes'])} episodes")
-    table.add_column("success rate")
-    table.add_column("95% interval")
-    table.add_column("mean length")
-    lengths = [episode["length"] for episode in result["episodes"]]
-    table.add_row(
-        f"{result['success_rate']:.0%}", f"{low:.0%} to {high:.0%}", f"{sum(lengths) / len(lengths):.1f}"
-    )
-    Console().print(table)
+    print_table(result)
     print(f"details and videos in {config.output_dir}")
     return 0

@@ -1,122 +1,244 @@
-"""One episode of a policy in an environment."""
+"""Episodes of one policy in many environments at once.
 
+Each environment has a process of its own, which plays out a whole chunk of actions by itself. The policy is
+called for the environments that wait for a chunk, while the others play theirs.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
-import torch
-from lerobot.processor import PolicyProcessorPipeline
-from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
+from numpy.typing import NDArray
 
-from depi.datasets.cameras import slot_order, slots_by_view
-from depi.datasets.joints import from_degrees, to_degrees
 from depi.errors import UserError
-from depi.policies import Pi0Policy, preprocess
+from depi.evaluation.actors import Actor, Observation
+from depi.evaluation.config import EnvConfig
+from depi.evaluation.environments import EnvTable
+from depi.evaluation.messages import Begin, Failed, Play, Played, Refused, Seen, Trajectory
+from depi.evaluation.workers import Worker, wait_for
+
+# How long the first that waits for a chunk waits for others to share the call.
+PATIENCE = 0.05
 
 
-@dataclass
+@dataclass(frozen=True)
 class Episode:
-    """What happened in one rollout; `frames` are RGB uint8 (H, W, 3), empty unless asked for."""
+    """What happened in one episode: an `error` is neither success nor failure."""
 
+    index: int
     seed: int
     success: bool
     length: int
     reward: float
-    frames: list[np.ndarray] = field(default_factory=list, repr=False)
+    error: str | None
+    seconds: float
 
 
-@dataclass(frozen=True)
-class EnvMapping:
-    """How an environment's observations and actions become the policy's, as in its training.
+@dataclass
+class Timing:
+    """Where the time went."""
 
-    Attributes:
-        slots: camera slot of each camera name; None for one that the policy has no slot for.
-        convention: the joint convention that the policy was trained in; environments speak degrees.
-    """
+    wall: float = 0.0
+    calls: list[float] = field(default_factory=list)
+    chunks: int = 0
+    steps: int = 0
 
-    slots: dict[str, int | None]
-    convention: str = "degrees"
+    def to_dict(self) -> dict[str, float | int | None]:
+        """JSON-able figures; latencies in milliseconds."""
+        latencies = np.array(self.calls) * 1000
+        return {
+            "seconds": round(self.wall, 3),
+            "policy_calls": len(self.calls),
+            "chunks": self.chunks,
+            "latency_ms_median": float(np.median(latencies)) if self.calls else None,
+            "latency_ms_p95": float(np.percentile(latencies, 95)) if self.calls else None,
+            "env_steps_per_s": self.steps / self.wall if self.wall else None,
+            "inference_share": float(sum(self.calls) / self.wall) if self.wall else None,
+        }
 
 
-def observe(observation: dict[str, Any], task: str, mapping: EnvMapping) -> dict[str, Any]:
-    """Turn an environment's observation into a batch of one sample, as training on its data sees it.
+@dataclass
+class Place:
+    """Where one episode after another is played."""
+
+    number: int
+    worker: Worker
+    request: Begin | None = None
+    table: EnvTable | None = None
+    seen: Seen | None = None
+    opening: bool = True
+    chunk: int = 0
+    rewards: list[float] = field(default_factory=list)
+    began: float = 0.0
+    waits_since: float = 0.0
+
+
+type OnEnd = Callable[[Episode, NDArray[np.uint8] | None, Trajectory | None], None]
+
+
+class Rollouts:
+    """Plays episodes; use it as a context, which ends the environments' processes.
 
     Args:
-        observation: `images`, camera name -> uint8 (H, W, 3), and `state`, float32 (state_dim,).
-        task: the instruction.
-        mapping: cameras and units.
-
-    Returns:
-        uint8 images (1, 3, H, W) under `observation.images.{slot}`, float32 state (1, state_dim), task.
+        env: as `depi.evaluation.environments.resolve` gives it.
+        seed: with which the first environment is made.
+        places: how many environments.
+        timeout: seconds after which an environment that does not answer is killed.
     """
-    state = from_degrees(observation["state"], mapping.convention)
-    batch: dict[str, Any] = {OBS_STATE: torch.from_numpy(state)[None], "task": [task]}
-    for name, image in observation["images"].items():
-        if mapping.slots[name] is not None:
-            pixels = torch.from_numpy(np.ascontiguousarray(image))
-            batch[f"{OBS_IMAGES}.{mapping.slots[name]}"] = pixels.permute(2, 0, 1)[None]
-    return batch
 
+    def __init__(self, env: EnvConfig, seed: int, places: int, timeout: float):
+        self.timing = Timing()
+        self._places = [Place(number, Worker(env, seed, timeout)) for number in range(places)]
 
-def camera_slots(
-    policy: Pi0Policy, cameras: list[str], state_dim: int, action_dim: int, *, by_view: bool = False
-) -> dict[str, int | None]:
-    """Return the slot of each of the environment's cameras, by the rule that training uses.
+    def __enter__(self) -> "Rollouts":
+        return self
 
-    With `by_view` slots mean views, as `--dataset.cameras=view` trains; else cameras are in the order of
-    their names' views.
+    def __exit__(self, *_: object) -> None:
+        for place in self._places:
+            place.worker.close()
 
-    Raises:
-        UserError: the environment and the policy do not fit each other.
-    """
-    config = policy.config
-    assert config.robot_state_feature is not None
-    assert config.action_feature is not None
-    for what, theirs, ours in (
-        ("state", state_dim, config.robot_state_feature.shape[0]),
-        ("action", action_dim, config.action_feature.shape[0]),
-    ):
-        if theirs != ours:
-            raise UserError(f"the environment's {what} has {theirs} values, the policy's {ours}")
-    if not cameras:
-        raise UserError("the environment has no camera, the policy needs at least one")
-    size = len(config.image_features)
-    taken: list[str | None] = list(slot_order(cameras)[:size])
-    if by_view:
-        taken = [None if camera is None else cameras[camera] for camera in slots_by_view(cameras, {}, size)]
-    return {name: taken.index(name) if name in taken else None for name in cameras}
+    def table(self) -> EnvTable:
+        """Wait until the first environment is made and return its table.
 
+        Raises:
+            UserError: it cannot be made.
+        """
+        table = self._places[0].worker.opened()
+        self._places[0].opening = False
+        return table
 
-def rollout(
-    env: gym.Env,
-    policy: Pi0Policy,
-    processors: tuple[PolicyProcessorPipeline, PolicyProcessorPipeline],
-    mapping: EnvMapping,
-    *,
-    task: str,
-    seed: int,
-    keep_frames: bool = False,
-) -> Episode:
-    """Run one episode until the environment ends or truncates it, and report whether it succeeded.
+    def try_reset(self, request: Begin) -> None:
+        """Begin an episode, to see whether the environment refuses.
 
-    The noise that actions are sampled from is drawn from `seed` too, so a rollout can be repeated.
-    """
-    before, after = processors
-    torch.manual_seed(seed)
-    policy.reset()
-    observation, _ = env.reset(seed=seed)
-    episode = Episode(seed, success=False, length=0, reward=0.0)
-    ended = False
-    while not ended:
-        if keep_frames:
-            episode.frames.append(np.concatenate(list(observation["images"].values()), axis=1))
-        with torch.inference_mode():
-            action = after(policy.select_action(preprocess(observe(observation, task, mapping), before)))
-        degrees = to_degrees(action[0].float().cpu().numpy(), mapping.convention)
-        observation, reward, terminated, truncated, info = env.step(degrees)
-        episode.length += 1
-        episode.reward += float(reward)
-        episode.success = episode.success or bool(info["is_success"])
-        ended = terminated or truncated or episode.success
-    return episode
+        Raises:
+            UserError: it does.
+        """
+        worker = self._places[0].worker
+        worker.ask(request)
+        answer = worker.answer()
+        if isinstance(answer, Refused):
+            raise UserError(answer.reason)
+
+    def play(self, requests: Sequence[Begin], actor: Actor, on_end: OnEnd) -> None:
+        """Play all episodes; `on_end` is called as each of them ends, in any order.
+
+        Raises:
+            UserError: an environment refuses what it is asked for.
+        """
+        began = time.monotonic()
+        pending = deque(requests)
+        try:
+            while pending or any(place.request for place in self._places):
+                for place in self._places:
+                    if place.request is None and pending:
+                        self._begin(place, pending.popleft())
+                self._collect(on_end)
+                ready = self._ready(actor)
+                if ready:
+                    self._act(ready, actor, on_end)
+        finally:
+            self.timing.wall += time.monotonic() - began
+
+    def _begin(self, place: Place, request: Begin) -> None:
+        place.request, place.seen, place.chunk, place.rewards = request, None, 0, []
+        place.began = time.monotonic()
+        if not place.worker.alive:
+            place.worker.start()
+            place.opening = True
+        if not place.opening:
+            place.worker.ask(request)
+
+    def _ready(self, actor: Actor) -> list[Place]:
+        """The places to act for now, none while it is better to wait for others."""
+        playing = [place for place in self._places if place.request is not None]
+        ready = [place for place in playing if place.seen is not None]
+        busy = [place for place in playing if place.seen is None]
+        if not ready:
+            return []
+        waited = time.monotonic() - min(place.waits_since for place in ready)
+        enough = len(ready) >= min(actor.batch, -(-len(playing) // 2))
+        if busy and not enough and waited < PATIENCE:
+            return []
+        return ready
+
+    def _collect(self, on_end: OnEnd) -> None:
+        """Take in what the environments have said; wait where there is nothing else to do."""
+        busy = [place for place in self._places if place.request is not None and place.seen is None]
+        waiting = any(place.seen is not None for place in self._places)
+        if busy:
+            wait_for([place.worker for place in busy], 0.005 if waiting else None)
+        for place in busy:
+            answer = place.worker.receive()
+            if answer is not None:
+                self._take(place, answer, on_end)
+
+    def _take(self, place: Place, answer: Any, on_end: OnEnd) -> None:
+        assert place.request is not None
+        if isinstance(answer, Refused):
+            raise UserError(answer.reason)
+        if isinstance(answer, Failed):
+            self._fail(place, answer.reason, on_end)
+        elif isinstance(answer, EnvTable):
+            place.opening = False
+            place.worker.ask(place.request)
+        elif isinstance(answer, Seen):
+            place.table = answer.table
+            self._show(place, answer)
+        else:
+            assert isinstance(answer, Played)
+            place.rewards += answer.rewards
+            self.timing.steps += len(answer.rewards)
+            if answer.seen is not None:
+                self._show(place, answer.seen)
+            else:
+                self._end(place, answer.success, None, on_end, answer)
+
+    def _show(self, place: Place, seen: Seen) -> None:
+        place.seen, place.waits_since = seen, time.monotonic()
+
+    def _fail(self, place: Place, reason: str, on_end: OnEnd) -> None:
+        place.worker.kill()
+        self._end(place, False, reason, on_end, None)
+
+    def _end(
+        self, place: Place, success: bool, error: str | None, on_end: OnEnd, played: Played | None
+    ) -> None:
+        request = place.request
+        assert request is not None
+        place.request = place.seen = None
+        episode = Episode(
+            request.index,
+            request.seed,
+            success,
+            len(place.rewards),
+            float(sum(place.rewards)),
+            error,
+            round(time.monotonic() - place.began, 3),
+        )
+        frame = None if played is None else played.last_frame
+        on_end(episode, frame, None if played is None else played.trajectory)
+
+    def _act(self, ready: list[Place], actor: Actor, on_end: OnEnd) -> None:
+        observations = []
+        for place in ready:
+            assert place.request is not None
+            assert place.seen is not None
+            assert place.table is not None
+            observations.append(
+                Observation(place.number, place.request.seed, place.chunk, place.seen, place.table)
+            )
+        began = time.monotonic()
+        chunks = actor.act(observations)
+        self.timing.calls.append(time.monotonic() - began)
+        self.timing.chunks += len(chunks)
+        for place, actions in zip(ready, chunks, strict=True):
+            place.seen = None
+            place.chunk += 1
+            if np.isfinite(actions).all():
+                place.worker.ask(Play(np.ascontiguousarray(actions, np.float32)))
+            else:
+                place.worker.kill()
+                self._end(place, False, "the policy's actions are not finite", on_end, None)

@@ -44,7 +44,7 @@ class So101Env(gymnasium.Env):
 
     The reward is 1 on success, else 0. `info["is_success"]` says whether the task is done, and
     `terminated` follows it; `truncated` after the task's time limit. Equal seeds give equal episodes,
-    with or without cameras.
+    with or without cameras. While `with_images` is False observations have no images, which saves time.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
@@ -57,6 +57,7 @@ class So101Env(gymnasium.Env):
         self.instruction = setup.task_text if setup.task_text is not None else task.instruction(setup)
         self.max_steps = round(task.max_seconds * setup.fps)
         self._seed: int | None = seed
+        self.with_images = True
         self._scene = make_scene(task, setup)
         # A hair inside the float32 limits, so that no rounding leaves the float64 ones.
         self._low = self._scene.action_space.low.astype(np.float64) + 1e-6
@@ -95,7 +96,7 @@ class So101Env(gymnasium.Env):
         """
         super().reset(seed=self._seed if seed is None else seed)
         self._seed = None
-        self._with_images = (options or {}).get("images", True)
+        self.with_images = (options or {}).get("images", True)
         episode = int(self.np_random.integers(2**31))
         rng = np.random.default_rng([episode, 1])
         self.home = encoder_round(HOME + HOME_NOISE * rng.uniform(-1, 1, 6))
@@ -151,7 +152,7 @@ class So101Env(gymnasium.Env):
 
     def _observe(self) -> dict[str, Any]:
         images = {}
-        for index, camera in enumerate(self.setup.cameras if self._with_images else ()):
+        for index, camera in enumerate(self.setup.cameras if self.with_images else ()):
             if camera.kind == "wrist":
                 self._aim_wrist(camera, self._jitter[index])
                 view: str | mujoco.MjvCamera = "wrist_cam"

@@ -19,10 +19,12 @@ from torch.utils.data import DataLoader
 from depi.datasets.joints import CONVENTIONS
 from depi.datasets.multi import MultiLeRobotDataset
 from depi.errors import UserError
-from depi.evaluation.evaluate import EvaluateConfig, PolicyConfig, check_environment, roll_out
+from depi.evaluation.config import EnvConfig, EvaluateConfig, PolicyConfig
+from depi.evaluation.environments import resolve
+from depi.evaluation.evaluate import check_environment, roll_out
 from depi.policies import Pi0Policy
 from depi.training.config import TrainConfig
-from depi.training.data import Collate, FlowStream
+from depi.training.data import Collate, PolicyStream
 
 if TYPE_CHECKING:
     from depi.training.run import Run
@@ -35,20 +37,15 @@ CURVES, NAMED = 10, 3
 
 def check_simulator(config: TrainConfig, policy: Pi0Policy, dataset: MultiLeRobotDataset) -> None:
     """Raise a UserError where the policy or the data do not fit the environment of `--env.type`."""
-    if config.env is not None and config.eval_freq and not rolls_out(config):
-        logger.warning(
-            "no rollouts during training: --env.type=%s is rolled out with lerobot-eval", config.env.type
-        )
     if rolls_out(config):
-        assert config.env is not None
-        _convention(config, dataset)
-        choices = EvaluateConfig(env=config.env, eval=config.eval, seed=config.seed)
-        check_environment(choices, policy, by_view=config.dataset.cameras == "view")
+        choices = EvaluateConfig(env=_environment(config), eval=config.eval, seed=config.seed)
+        convention = _convention(config, dataset)
+        check_environment(choices, policy, by_view=config.dataset.cameras == "view", convention=convention)
 
 
 def rolls_out(config: TrainConfig) -> bool:
-    """Whether the policy is rolled out during training: in DePi's own simulator."""
-    return config.eval_freq > 0 and config.env is not None and config.env.type == "so101"
+    """Whether the policy is rolled out during training."""
+    return config.eval_freq > 0 and config.env is not None
 
 
 def is_due(run: "Run") -> bool:
@@ -92,7 +89,7 @@ def undisturbed(run: "Run") -> Iterator[None]:
             np.random.set_state(arrays)
 
 
-def held_out_loss(run: "Run", stream: FlowStream) -> dict[str, float]:
+def held_out_loss(run: "Run", stream: PolicyStream) -> dict[str, float]:
     """The mean loss over the first samples of the held-out stream, and over those of each dataset."""
     config, accelerator = run.config, run.accelerator
     count = min(config.eval.n_samples, stream.samples.mixture.num_frames)
@@ -136,10 +133,12 @@ def success(run: "Run") -> dict[str, float]:
             convention=_convention(run.config, run.dataset),
             show_progress=False,
         )
-        episodes = result["episodes"]
-        values["eval/success_rate"] = result["success_rate"]
-        for name in ("length", "reward"):
-            values[f"eval/mean_{name}"] = sum(episode[name] for episode in episodes) / len(episodes)
+        for name in ("success_rate", "mean_length", "mean_reward"):
+            if result[name] is not None:
+                values[f"eval/{name}"] = result[name]
+        if result["n_errors"]:
+            logger.warning("%d episodes ended in an error: %s", result["n_errors"], result["errors"])
+            values["eval/errors"] = result["n_errors"]
     run.accelerator.wait_for_everyone()
     return values
 
@@ -171,22 +170,27 @@ def _by_dataset(values: dict[str, float]) -> dict[str, float]:
 def _evaluate_config(run: "Run") -> EvaluateConfig:
     config = run.config
     assert config.output_dir is not None
-    assert config.env is not None
     return EvaluateConfig(
         policy=PolicyConfig(path=f"{config.output_dir} step {run.step}"),
-        env=config.env,
+        env=_environment(config),
         eval=config.eval,
         output_dir=config.output_dir / "eval" / f"{run.step:06d}",
         seed=config.seed,
     )
 
 
+def _environment(config: TrainConfig) -> EnvConfig:
+    assert config.env is not None
+    return resolve(config.env)
+
+
 def _convention(config: TrainConfig, dataset: MultiLeRobotDataset) -> str:
     """The joint convention that the policy is trained in."""
+    assert config.env is not None
     convention = config.dataset.joint_convention
     if convention == "native":
         convention = dataset.entries[0]["convention"]
-    if convention not in CONVENTIONS or convention == "unknown":
+    if config.env.type == "so101" and (convention not in CONVENTIONS or convention in ("native", "unknown")):
         raise UserError(f"--env.type needs joints in known units, these datasets have {convention!r}")
     return convention
 

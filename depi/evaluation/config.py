@@ -1,0 +1,78 @@
+"""What `depi eval` is configured with: policy, environment, episodes."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SETUPS = ("standard", "seen", "unseen")
+
+
+@dataclass
+class PolicyConfig:
+    """Which checkpoint."""
+
+    # A local folder or a Hub repo id; `expert` is the scripted expert of so101.
+    path: str | None = None
+    revision: str | None = None
+    device: str | None = None
+    # Actions of a chunk that are played out before the next chunk is computed; null: as saved.
+    n_action_steps: int | None = None
+
+
+@dataclass
+class EnvConfig:
+    """Which environment."""
+
+    # so101, pusht, aloha, libero and the others of LeRobot, or a gym id such as my_package:MyEnv-v0.
+    type: str = "so101"
+    # null: touch, PushT-v0, AlohaTransferCube-v0, or LeRobot's own.
+    task: str | None = None
+    # Control steps per second; null: 10 for so101, else the environment's own.
+    fps: int | None = None
+    # Of so101 with the standard setup: wrist, front, side, top.
+    cameras: list[str] = field(default_factory=lambda: ["front", "wrist"])
+    # Of so101: standard, or rigs drawn for each episode, seen (as contributors record) or unseen.
+    setups: str = "standard"
+    # The task's text; null: the environment's own.
+    instruction: str | None = None
+    # Steps after which an episode ends; null: the environment's own.
+    episode_length: int | None = None
+    # Pixels of the cameras; null: the environment's own.
+    observation_height: int | None = None
+    observation_width: int | None = None
+    # More arguments of a gym environment, or fields of LeRobot's environment class.
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class EpisodesConfig:
+    """How many episodes, how many of them as videos, and how many at a time."""
+
+    n_episodes: int = 50
+    n_videos: int = 10
+    # Environments at a time, each in a process of its own; null: one for each core, at most 16.
+    batch_size: int | None = None
+    # Observations in one call of the policy, filled up where fewer are waiting, so that results are the same
+    # whatever the batch size; null: 8 on a GPU, 1 on a CPU.
+    policy_batch: int | None = None
+    # Seconds after which an environment that does not answer is restarted.
+    timeout: float = 60.0
+
+
+@dataclass
+class EvaluateConfig:
+    """Roll a policy out: depi eval --policy.path=FOLDER_OR_REPO --env.type=so101 --env.task=touch.
+
+    A rerun of the same command goes on where it was stopped.
+    """
+
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    env: EnvConfig = field(default_factory=EnvConfig)
+    eval: EpisodesConfig = field(default_factory=EpisodesConfig)
+    output_dir: Path = Path("outputs/eval")
+    # Of the first episode; the next ones have the next numbers.
+    seed: int = 1000
+    # Names of the environment's cameras as the policy calls them: {"observation.image": "observation.images.0"}
+    rename_map: dict[str, str] = field(default_factory=dict)
+    # Print the result as JSON instead of a table.
+    json: bool = False

@@ -1,0 +1,58 @@
+"""What `--policy.path` names, ready to act: DePi's pi0, another of LeRobot's policies, or the expert."""
+
+from pathlib import Path
+from typing import Any
+
+from depi.errors import UserError
+from depi.evaluation.actors import Actor, ExpertActor, Pi0Actor
+from depi.evaluation.config import EvaluateConfig
+from depi.evaluation.evaluate import EXPERT, training_choices
+from depi.evaluation.results import digest
+from depi.files import read_json
+from depi.policies import Pi0Policy, load_policy, load_processors, resolve_checkpoint
+from depi.policies.checkpoint import CONFIG, CONFIG_CLASSES, WEIGHTS
+
+
+def load_actor(config: EvaluateConfig) -> tuple[Actor, dict[str, Any]]:
+    """The policy, and what identifies it in results.
+
+    Raises:
+        UserError: there is none, or it cannot be loaded.
+    """
+    assert config.policy.path is not None
+    if config.policy.path == EXPERT and not Path(EXPERT).exists():
+        return ExpertActor(config.policy.n_action_steps), {}
+    folder = resolve_checkpoint(config.policy.path, revision=config.policy.revision)
+    content = read_json(folder / CONFIG)
+    kind = content.get("type") if isinstance(content, dict) else None
+    identity = {"checkpoint": str(folder), "policy_type": kind}
+    if (folder / WEIGHTS).exists():
+        identity["weights"] = digest(folder / WEIGHTS)
+    if kind in CONFIG_CLASSES or kind is None:
+        return _load_pi0(folder, config), identity
+    raise UserError(f"{folder} is of policy type {kind!r}")
+
+
+def _load_pi0(folder: Path, config: EvaluateConfig) -> Actor:
+    policy = load_policy(folder, device=config.policy.device).eval()
+    if config.policy.n_action_steps is not None:
+        if not 1 <= config.policy.n_action_steps <= policy.config.chunk_size:
+            raise UserError(f"--policy.n_action_steps must be 1 to {policy.config.chunk_size}")
+        policy.config.n_action_steps = config.policy.n_action_steps
+    processors = load_processors(folder, device=policy.config.device)
+    by_view, convention = training_choices(folder)
+    return Pi0Actor(
+        _fast(policy),
+        processors,
+        by_view=by_view,
+        convention=convention,
+        batch=config.eval.policy_batch,
+        rename=config.rename_map,
+    )
+
+
+def _fast(policy: Pi0Policy) -> Pi0Policy:
+    """On a GPU chunks are captured graphs; on a CPU float32 stays as it was trained."""
+    if next(policy.parameters()).device.type == "cuda":
+        policy.for_inference()
+    return policy

@@ -1,0 +1,161 @@
+"""Rollouts as LeRobot datasets: `DatasetWriter(root, repo_id).append(trajectory)`, then `finish()`.
+
+    with DatasetWriter(root, "me/rollouts") as writer:
+        roll_out(config, policy, processors, on_episode=writer.append)
+
+Trajectories lie in a drawer beside `root` until `finish` (which the context calls when nothing was raised):
+one file each, whole or not at all, so that a process that was killed goes on with a new writer of the same
+`root`, and an episode that is appended again replaces itself. `finish` writes the LeRobot v3.0 dataset through
+LeRobot's own writer and gives it the name `root` only when it is complete. Frames have the columns
+`next.reward`, `next.done` and `next.success` besides images, state and action.
+"""
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from depi.errors import UserError
+from depi.evaluation.environments import EnvTable
+from depi.evaluation.messages import Trajectory
+from depi.files import atomic_write
+
+REWARD, DONE, SUCCESS = "next.reward", "next.done", "next.success"
+
+
+class DatasetWriter:
+    """Collects trajectories of one environment and writes them as a dataset.
+
+    Args:
+        root: the dataset's folder, which must not exist yet.
+        repo_id: user/name of the dataset.
+        codec: of its videos.
+
+    Raises:
+        UserError: `root` exists.
+    """
+
+    def __init__(self, root: Path, repo_id: str, *, codec: str = "h264"):
+        self.root, self._repo_id, self._codec = Path(root), repo_id, codec
+        if self.root.exists():
+            raise UserError(f"{self.root} exists already: remove it or choose another folder")
+        self._drawer = self.root.with_name(f".{self.root.name}.episodes")
+
+    @property
+    def indices(self) -> list[int]:
+        """Numbers of the episodes that are there."""
+        return sorted(int(path.stem) for path in self._drawer.glob("*.npz") if path.stem.isdecimal())
+
+    def append(self, trajectory: Trajectory) -> None:
+        """Keep a trajectory, for good when this returns; its `index` is its name."""
+        values = {
+            "states": trajectory.states,
+            "actions": trajectory.actions,
+            "rewards": trajectory.rewards,
+            **{f"image:{key}": images for key, images in trajectory.images.items()},
+        }
+        names = ("index", "seed", "success", "task", "fps", "terminated")
+        head = {name: getattr(trajectory, name) for name in names}
+        head["table"] = dataclasses.asdict(trajectory.table)
+        with atomic_write(self._drawer / f"{trajectory.index:06d}.npz") as temporary:
+            with temporary.open("wb") as file:
+                np.savez(file, head=np.array(json.dumps(head)), **values)
+
+    def finish(self) -> Path:
+        """Write the dataset, remove the drawer, and return `root`.
+
+        Raises:
+            UserError: there is no episode, or they do not have the same cameras, sizes and rate.
+        """
+        from depi.sim.v30 import V30Writer
+
+        indices = self.indices
+        if not indices:
+            raise UserError(f"{self.root}: no episode was recorded")
+        first = self._read(indices[0])
+        shape = _shape(first)
+        workshop = Path(tempfile.mkdtemp(prefix=f".{self.root.name}.", dir=self.root.parent))
+        try:
+            folder = workshop / "dataset"
+            writer = V30Writer(
+                folder, self._repo_id, _features(first), first.fps, self._codec, first.table.robot_type
+            )
+            try:
+                for index in indices:
+                    trajectory = self._read(index)
+                    if _shape(trajectory) != shape:
+                        raise UserError(
+                            f"{self.root}: episode {index} has other cameras, sizes or another rate than "
+                            f"episode {indices[0]}"
+                        )
+                    writer.add_episode(_columns(trajectory), trajectory.images, trajectory.task)
+                writer.finalize()
+            except BaseException:
+                writer.abandon()
+                raise
+            folder.rename(self.root)
+        finally:
+            shutil.rmtree(workshop, ignore_errors=True)
+        shutil.rmtree(self._drawer)
+        return self.root
+
+    def _read(self, index: int) -> Trajectory:
+        with np.load(self._drawer / f"{index:06d}.npz", allow_pickle=False) as values:
+            head = json.loads(str(values["head"]))
+            table = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in head.pop("table").items()
+            }
+            images = {
+                name.removeprefix("image:"): values[name]
+                for name in values.files
+                if name.startswith("image:")
+            }
+            return Trajectory(
+                states=values["states"],
+                actions=values["actions"],
+                rewards=values["rewards"],
+                images=images,
+                table=EnvTable(**table),
+                **head,
+            )
+
+    def __enter__(self) -> "DatasetWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+
+
+def _shape(trajectory: Trajectory) -> tuple[Any, ...]:
+    images = {key: pixels.shape[1:] for key, pixels in trajectory.images.items()}
+    return images, trajectory.states.shape[1], trajectory.actions.shape[1], trajectory.fps
+
+
+def _features(trajectory: Trajectory) -> dict[str, dict[str, Any]]:
+    shapes = {key: pixels.shape[1:] for key, pixels in trajectory.images.items()}
+    kinds = {REWARD: "float32", DONE: "bool", SUCCESS: "bool"}
+    return {
+        **trajectory.table.features(shapes),
+        **{key: {"dtype": kind, "shape": (1,), "names": None} for key, kind in kinds.items()},
+    }
+
+
+def _columns(trajectory: Trajectory) -> dict[str, np.ndarray]:
+    """Float32 (T, D) states and actions, and what each step brought; (T, 1)."""
+    last = np.arange(len(trajectory.rewards)) == len(trajectory.rewards) - 1
+    return {
+        "observation.state": trajectory.states,
+        "action": trajectory.actions,
+        REWARD: trajectory.rewards[:, None],
+        DONE: last[:, None],
+        SUCCESS: (last & trajectory.success)[:, None],
+    }

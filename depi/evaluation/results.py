@@ -1,0 +1,180 @@
+"""What an evaluation leaves behind: episodes as they end, and the result."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from depi.errors import UserError
+from depi.evaluation.rollout import Episode
+from depi.files import atomic_write, read_json, write_json, write_text
+
+CONFIG, EPISODES, RESULT = "eval_config.json", "episodes.jsonl", "eval.json"
+PACKAGES = ("depi", "lerobot", "torch", "gymnasium", "mujoco", "so101-nexus", "gym-pusht", "gym-aloha")
+
+
+class Journal:
+    """The episodes of one evaluation, appended as they end.
+
+    Args:
+        folder: the evaluation's `output_dir`.
+        config: everything on which an episode's outcome depends, JSON-able.
+        fresh: forget what is there.
+
+    Raises:
+        UserError: the folder belongs to an evaluation with another configuration.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], *, fresh: bool = False):
+        self.folder, self._path = folder, folder / EPISODES
+        if fresh:
+            for name in (EPISODES, CONFIG, RESULT):
+                (folder / name).unlink(missing_ok=True)
+        config = json.loads(json.dumps(config))
+        if (folder / CONFIG).exists():
+            _refuse_differences(folder, read_json(folder / CONFIG), config)
+        else:
+            write_json(folder / CONFIG, config)
+        self.episodes = self._read()
+
+    def _read(self) -> dict[int, Episode]:
+        if not self._path.exists():
+            return {}
+        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        episodes = {}
+        whole = []
+        for line in lines:
+            try:
+                episode = Episode(**json.loads(line))
+            except (ValueError, TypeError):
+                break  # a process was killed in the middle of this line
+            if not line.endswith("\n"):
+                break
+            episodes[episode.index] = episode
+            whole.append(line)
+        if len(whole) < len(lines):
+            write_text(self._path, "".join(whole))
+        return episodes
+
+    def append(self, episode: Episode) -> None:
+        """Keep an episode, for good when this returns."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dataclasses.asdict(episode)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.episodes[episode.index] = episode
+
+
+def _refuse_differences(folder: Path, old: Any, new: dict[str, Any]) -> None:
+    before, now = _flat(old), _flat(new)
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise UserError(
+                f"{folder} holds an evaluation with another {name}: {before.get(name)!r} there, "
+                f"{now.get(name)!r} now; choose another --output_dir, or remove that one"
+            )
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix.removesuffix("."): values}
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.")
+    return flat
+
+
+def summarise(head: dict[str, Any], episodes: Sequence[Episode], timing: dict[str, Any]) -> dict[str, Any]:
+    """The content of `eval.json`: rates over the episodes without an error, and what each episode did."""
+    from scipy.stats import binomtest
+
+    counted = [episode for episode in episodes if episode.error is None]
+    successes = sum(episode.success for episode in counted)
+    rate = interval = None
+    if counted:
+        found = binomtest(successes, len(counted)).proportion_ci(method="wilson")
+        rate, interval = successes / len(counted), [float(found.low), float(found.high)]
+    errors: dict[str, int] = {}
+    for episode in episodes:
+        if episode.error is not None:
+            errors[episode.error] = errors.get(episode.error, 0) + 1
+    return {
+        **head,
+        "success_rate": rate,
+        "success_interval_95": interval,
+        "n_episodes": len(counted),
+        "n_successes": successes,
+        "n_errors": len(episodes) - len(counted),
+        "errors": errors,
+        "mean_length": _mean([episode.length for episode in counted]),
+        "mean_reward": _mean([episode.reward for episode in counted]),
+        "timing": timing,
+        "versions": versions(),
+        "episodes": [dataclasses.asdict(episode) for episode in episodes],
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def versions() -> dict[str, str]:
+    """Of the packages on which a result may depend, as far as installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def digest(path: Path, pieces: int = 64, size: int = 65_536) -> str:
+    """A fingerprint of a large file: its length and pieces spread over it. Training changes all of a file."""
+    length = path.stat().st_size
+    found = hashlib.sha256(str(length).encode())
+    with path.open("rb") as file:
+        for piece in range(pieces):
+            file.seek(piece * max(0, length - size) // max(1, pieces - 1))
+            found.update(file.read(size))
+    return found.hexdigest()[:16]
+
+
+def contact_sheet(folder: Path, episodes: Sequence[Episode]) -> None:
+    """Write `contact_sheet.png`: the last frames, bordered green for a success, red for a failure, else gray."""
+    from PIL import Image, ImageOps
+
+    from depi.evaluation.films import GRAY, GREEN, RED
+
+    tiles = []
+    for episode in episodes:
+        path = frame_path(folder, episode.index)
+        tile = Image.open(path).convert("RGB") if path.exists() else Image.new("RGB", (160, 120))
+        color = GRAY if episode.error is not None else GREEN if episode.success else RED
+        tiles.append(ImageOps.expand(ImageOps.pad(tile, (160, 120)), 4, color))
+    columns = min(10, len(tiles))
+    rows = -(-len(tiles) // columns)
+    sheet = Image.new("RGB", (columns * 168, rows * 128), "white")
+    for number, tile in enumerate(tiles):
+        sheet.paste(tile, (number % columns * 168, number // columns * 128))
+    with atomic_write(folder / "contact_sheet.png") as temporary:
+        sheet.save(temporary, format="PNG")
+
+
+def frame_path(folder: Path, index: int) -> Path:
+    """Where the last frame of an episode is kept, small."""
+    return folder / "last_frames" / f"episode_{index:03d}.png"
+
+
+def save_frame(folder: Path, index: int, frame: Any) -> None:
+    """Keep the last frame of an episode, uint8 (H, W, 3), for the contact sheet."""
+    from PIL import Image
+
+    image = Image.fromarray(frame)
+    image.thumbnail((320, 240))
+    with atomic_write(frame_path(folder, index)) as temporary:
+        image.save(temporary, format="PNG")

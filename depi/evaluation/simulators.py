@@ -1,0 +1,175 @@
+"""The environments behind an evaluation, as their own processes drive them. Imports neither torch nor LeRobot
+unless the environment is one of LeRobot's."""
+
+import contextlib
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from depi.errors import UserError
+from depi.evaluation.config import EnvConfig
+from depi.evaluation.environments import EXTRAS, EnvTable, check_observation, find_table, so101_setup
+
+# An episode of a gym environment that tells no limit of its own is truncated after so many steps.
+DEFAULT_STEPS = 1000
+
+
+class Simulator:
+    """One gymnasium environment, and the table of the episode that runs in it."""
+
+    def __init__(self, config: EnvConfig):
+        self.config = config
+        self.table: EnvTable | None = None
+        self._env: gym.Env | None = None
+        self._made_for: Any = None
+        self._checked = False
+
+    @property
+    def env(self) -> gym.Env:
+        """The environment of the current episode."""
+        assert self._env is not None
+        return self._env
+
+    def open(self, index: int, seed: int) -> EnvTable:
+        """Have the environment of an episode ready.
+
+        Raises:
+            UserError: it cannot be made, or is not what its table says.
+        """
+        key = self._key(index, seed)
+        if self._env is None or key != self._made_for:
+            self.close()
+            self._env, self._made_for = self._make(index, seed), key
+            self._checked = False
+        table = find_table(self.config, seed) or self._table_of_spaces()
+        _check_spaces(table, self.env)
+        self.table = table
+        return table
+
+    def reset(self, index: int, seed: int) -> Any:
+        """Begin an episode and return its first observation."""
+        table = self.open(index, seed)
+        observation, _ = self.env.reset(seed=seed)
+        if not self._checked:
+            check_observation(table, observation)
+            self._checked = True
+        return observation
+
+    def look(self, wanted: bool) -> None:
+        """Whether the next observations need pictures; environments that cannot leave them out draw them."""
+        env = self.env.unwrapped
+        if hasattr(env, "with_images"):
+            env.with_images = wanted
+
+    def frame(self) -> np.ndarray | None:
+        """What a spectator sees, uint8 (H, W, 3), None where the environment has no such thing."""
+        with contextlib.suppress(Exception):
+            frame = np.asarray(self.env.render())
+            if frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3:
+                return frame
+        return None
+
+    def instruction(self) -> str:
+        """The task's text.
+
+        Raises:
+            UserError: neither flag nor environment tells it.
+        """
+        assert self.table is not None
+        if self.table.instruction is not None:
+            return self.table.instruction
+        env = self.env.unwrapped
+        for name in ("task_description", "instruction"):
+            said = getattr(env, name, None)
+            if isinstance(said, str) and said:
+                return said
+        return ""
+
+    def close(self) -> None:
+        """Close the environment."""
+        if self._env is not None:
+            with contextlib.suppress(Exception):
+                self._env.close()
+        self._env = None
+
+    def _key(self, index: int, seed: int) -> Any:
+        return seed if self.config.setups != "standard" else 0
+
+    def _make(self, index: int, seed: int) -> gym.Env:
+        config = self.config
+        try:
+            if config.type == "so101":
+                from depi.sim.env import make_env
+
+                return make_env(config.task or "", so101_setup(config, seed), seed=seed)
+            return _make_gym(config)
+        except ModuleNotFoundError as error:
+            remedy = EXTRAS.get(config.type, "install it")
+            raise UserError(f"--env.type={config.type} needs the package {error.name}: {remedy}") from None
+
+    def _table_of_spaces(self) -> EnvTable:
+        """The table of an environment of which nothing is known but its spaces, by gym's usual names."""
+        space, actions = self.env.observation_space, self.env.action_space
+        if not isinstance(actions, spaces.Box) or len(actions.shape) != 1:
+            raise UserError(f"--env.type={self.config.type}: actions must be a vector, not {actions}")
+        cameras = _cameras(space)
+        if not isinstance(space, spaces.Dict) or "agent_pos" not in space.spaces or not cameras:
+            raise UserError(
+                f"--env.type={self.config.type}: observations must be a dict with `agent_pos` (a vector) and "
+                f"`pixels` (a picture or a dict of them), not {space}"
+            )
+        state = int(np.prod(space["agent_pos"].shape))
+        limit = self.config.episode_length or (self.env.spec.max_episode_steps if self.env.spec else None)
+        fps = self.config.fps or self.env.metadata.get("render_fps")
+        if not fps:
+            raise UserError(f"--env.type={self.config.type} does not tell its rate: give --env.fps")
+        return EnvTable(
+            cameras=cameras,
+            state=("agent_pos",),
+            state_names=tuple(f"state_{number}" for number in range(state)),
+            action_names=tuple(f"action_{number}" for number in range(actions.shape[0])),
+            fps=round(fps),
+            max_steps=limit or DEFAULT_STEPS,
+            instruction=self.config.instruction,
+        )
+
+
+def _cameras(space: gym.Space) -> dict[str, str]:
+    pixels = space.spaces.get("pixels") if isinstance(space, spaces.Dict) else None
+    if isinstance(pixels, spaces.Dict):
+        return {f"observation.images.{name}": f"pixels/{name}" for name in pixels.spaces}
+    return {"observation.image": "pixels"} if pixels is not None else {}
+
+
+def _make_gym(config: EnvConfig) -> gym.Env:
+    """A gymnasium environment: pusht, aloha, or any id."""
+    arguments: dict[str, Any] = dict(config.options)
+    name = config.type
+    if config.type in ("pusht", "aloha"):
+        __import__(f"gym_{config.type}")
+        name = f"gym_{config.type}/{config.task}"
+        arguments = {"obs_type": "pixels_agent_pos", "render_mode": "rgb_array", **arguments}
+    elif config.task is not None:
+        arguments["task"] = config.task
+    for flag in ("observation_height", "observation_width"):
+        if getattr(config, flag) is not None:
+            arguments[flag] = getattr(config, flag)
+    if config.episode_length is not None:
+        arguments["max_episode_steps"] = config.episode_length
+    try:
+        return gym.make(name, disable_env_checker=True, **arguments)
+    except gym.error.Error as error:
+        raise UserError(f"--env.type={config.type}: {' '.join(str(error).split())}") from None
+    except TypeError as error:
+        raise UserError(f"--env.type={config.type} does not take these --env flags: {error}") from None
+
+
+def _check_spaces(table: EnvTable, env: gym.Env) -> None:
+    """Raise a UserError where an environment is not what its table says."""
+    shape = env.action_space.shape
+    if shape != (table.action_dim,):
+        raise UserError(
+            f"the environment's actions have the shape {shape}, its table says ({table.action_dim},)"
+        )
