@@ -166,7 +166,7 @@ def prepare_shard(job: Job, verify: bool = False) -> Written:
     entry = read_shard(path, plan, verify)
     if entry is not None:
         return Written(entry, _read_failures(path, plan), reused=True)
-    for episode, frame, slot, image in _decode(dataset, job.first, job.last):
+    for episode, frame, slot, image in decode_frames(dataset, job.first, job.last):
         if isinstance(image, DatasetError):
             failed.append((int(dataset.episode_recorded[episode]), frame, source.cameras[slot], str(image)))
             images.append(b"")
@@ -199,10 +199,15 @@ def _plan(job: Job, source: Wanted, begin: int) -> str:
     return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
 
 
-def _decode(
+def decode_frames(
     dataset: MultiLeRobotDataset, first: int, last: int
 ) -> Iterator[tuple[int, int, int, Tensor | DatasetError]]:
-    """(episode, frame, slot, image) of the frames first..last - 1, cameras side by side."""
+    """The recorded images of frames first..last - 1 of a training set, each video in one run.
+
+    Yields:
+        (episode, frame in the episode, slot, image uint8 [3, H, W]), cameras side by side; in place of an image
+        that cannot be decoded the reason.
+    """
     episode = int(np.searchsorted(dataset.episode_start, first, side="right")) - 1
     while first < last:
         start, end = dataset.episode_start[episode : episode + 2].tolist()
