@@ -40,8 +40,8 @@ def slots_by_view(
 
     A camera's view is the annotated one, or else what its name tells. The first camera of a view gets its
     slot. The others (of no known view, of one that is taken, or that has no slot) fill the slots that are
-    left over, save the wrist's, which no other camera enters unless it is the only slot. A camera that is
-    annotated UNUSABLE gets no slot, unless all are. So a camera may stay without a slot, but never all of them.
+    left over, save the wrist's, which no other camera enters unless it is the only slot. A camera annotated
+    UNUSABLE gets no slot, unless all are. So a camera may stay without a slot, but never all of them.
 
     Args:
         camera_keys: a dataset's cameras.

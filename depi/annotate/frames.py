@@ -1,0 +1,204 @@
+"""Which frames of an episode a model sees, and those frames as small JPEGs, from the cache or the videos.
+
+The first and the last frame, and in between the moments when the gripper opens or closes most: there
+something is grasped or let go. All cameras show the same moments. They are decoded once, for all stages, and
+kept, so that another model or prompt decodes nothing.
+"""
+
+import hashlib
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch.nn.functional as F
+from torch import Tensor
+
+from depi.datasets.checks import resolve_file
+from depi.datasets.images import ImageReader
+from depi.datasets.prepare import encode_jpeg
+from depi.datasets.sources import DatasetSource, HubFiles, LocalFiles, cache_folder, open_source
+from depi.datasets.video import FrameRequest, VideoReader
+from depi.errors import DatasetError
+from depi.files import atomic_write
+
+logger = logging.getLogger(__name__)
+
+QUALITY = 85
+MAX_BYTES = 4_000_000
+"""Of one JPEG: at any allowed size far less."""
+_SCHEMA = pa.schema([("camera", pa.string()), ("frame", pa.int64()), ("jpeg", pa.binary())])
+_SAME_MOMENT = 0.05
+_own = threading.local()
+
+
+@dataclass(frozen=True)
+class CameraPlace:
+    """Where one camera's images of an episode lie.
+
+    path: within the dataset's folder
+    begin: second in the video where the episode begins, or its first row in the table
+    stored: in the table, not in a video
+    """
+
+    path: str
+    begin: float
+    stored: bool
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The frames of one episode that a model sees.
+
+    source: the dataset, at a commit where it is on the Hub
+    state: the revision, or what stands for it; see `depi.annotate.store.Result`
+    frames, seconds: their numbers in the episode, ascending, and their times since its start
+    length: frames of the episode
+    whole_file: each video file is this one episode
+    cameras: camera key -> where its images lie
+    """
+
+    source: DatasetSource
+    state: str | None
+    episode: int
+    fps: float
+    length: int
+    frames: tuple[int, ...]
+    seconds: tuple[float, ...]
+    whole_file: bool
+    cameras: Mapping[str, CameraPlace]
+
+
+Images = dict[str, list[bytes]]
+"""camera key -> a JPEG for each of the clip's frames"""
+
+
+def choose_frames(gripper: np.ndarray | None, length: int, count: int) -> tuple[int, ...]:
+    """Numbers of at most `count` frames of an episode, ascending, the first and the last among them.
+
+    Args:
+        gripper: its position at every frame, float [length] in any unit; None where there is none.
+        length: frames of the episode.
+        count: at most so many; at least 2.
+    """
+    if length <= count:
+        return tuple(range(length))
+    chosen = [0, length - 1]
+    apart = max(1, round(length * _SAME_MOMENT))
+    if gripper is not None and np.isfinite(gripper).all() and np.ptp(gripper) > 1e-6:
+        # The change over a window: noise is small in it, an opening or closing is large.
+        before, after = np.roll(gripper, apart), np.roll(gripper, -apart)
+        change = np.abs(after - before) / np.ptp(gripper)
+        change[:apart] = change[length - apart :] = 0
+        while len(chosen) < count and change.max() > 0.25:
+            moment = int(change.argmax())
+            chosen.append(moment)
+            change[max(0, moment - 2 * apart) : moment + 2 * apart + 1] = 0
+    while len(chosen) < count:  # the middle of the longest stretch that nothing shows
+        ordered = sorted(chosen)
+        gaps = np.diff(ordered)
+        widest = int(gaps.argmax())
+        chosen.append(ordered[widest] + int(gaps[widest]) // 2)
+    return tuple(sorted(set(chosen)))
+
+
+def load_images(clip: Clip, max_pixels: int, keep: bool = True) -> Images:
+    """The clip's frames as JPEGs of at most `max_pixels` each.
+
+    Args:
+        clip: which.
+        max_pixels: of each image.
+        keep: look into the cache first, and put there what was decoded.
+
+    Raises:
+        DatasetError: a file is missing or cannot be decoded.
+        UserError: the Hub does not give a file.
+    """
+    path = cached_path(clip, max_pixels)
+    if keep and (images := _from_cache(path, clip)) is not None:
+        return images
+    images = _decode(clip, max_pixels)
+    if keep:
+        try:
+            _to_cache(path, clip, images)
+        except OSError as error:
+            logger.warning("frames are not kept in %s: %s", path.parent, error.strerror)
+    return images
+
+
+def cached_path(clip: Clip, max_pixels: int) -> Path:
+    """Where the frames are kept: in DePi's cache, by dataset and state, a file for each choice of frames."""
+    facts = (clip.source.repo_id, str(clip.source.root), clip.state)
+    choice = (clip.frames, tuple(clip.cameras), max_pixels, QUALITY)
+    dataset, chosen = (
+        hashlib.blake2b(repr(each).encode(), digest_size=8).hexdigest() for each in (facts, choice)
+    )
+    return cache_folder() / "annotate" / dataset / f"{clip.episode}-{chosen}.arrow"
+
+
+def _from_cache(path: Path, clip: Clip) -> Images | None:
+    try:
+        with pa.OSFile(str(path)) as file:
+            rows = pa.ipc.open_file(file).read_all().to_pylist()
+        images: Images = {}
+        for row in rows:
+            images.setdefault(row["camera"], []).append(row["jpeg"])
+    except (OSError, pa.ArrowException, KeyError, ValueError):
+        return None
+    whole = all(len(each) == len(clip.frames) for each in images.values())
+    return images if whole and set(images) == set(clip.cameras) else None
+
+
+def _to_cache(path: Path, clip: Clip, images: Images) -> None:
+    rows = [
+        {"camera": camera, "frame": frame, "jpeg": jpeg}
+        for camera, jpegs in images.items()
+        for frame, jpeg in zip(clip.frames, jpegs, strict=True)
+    ]
+    with atomic_write(path) as temporary, pa.ipc.new_file(str(temporary), _SCHEMA) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
+
+
+@lru_cache(maxsize=64)
+def _files(source: DatasetSource) -> LocalFiles | HubFiles:
+    return open_source(source)
+
+
+def _decode(clip: Clip, max_pixels: int) -> Images:
+    files = _files(clip.source)
+    files.fetch([place.path for place in clip.cameras.values()])
+    return {
+        camera: [encode_jpeg(shrink(image, max_pixels), QUALITY) for image in _read(files.root, clip, camera)]
+        for camera in clip.cameras
+    }
+
+
+def _read(root: Path, clip: Clip, camera: str) -> Sequence[Tensor]:
+    """The images of one camera at the clip's frames, uint8 [3, H, W] each."""
+    if not hasattr(_own, "videos"):
+        _own.videos, _own.images = VideoReader(max_open=4), ImageReader(max_open=2)
+    place = clip.cameras[camera]
+    path = resolve_file(root, place.path)
+    if place.stored:
+        return [_own.images.image(path, camera, int(place.begin) + frame) for frame in clip.frames]
+    requests = [
+        FrameRequest(path, place.begin + time, clip.fps, (frame, clip.length) if clip.whole_file else None)
+        for frame, time in zip(clip.frames, clip.seconds, strict=True)
+    ]
+    return _own.videos.frames(requests, size=None)
+
+
+def shrink(image: Tensor, max_pixels: int) -> Tensor:
+    """An image uint8 [3, H, W] with at most `max_pixels`, of the same shape; smaller ones as they are."""
+    height, width = image.shape[-2:]
+    if height * width <= max_pixels:
+        return image
+    scale = (max_pixels / (height * width)) ** 0.5
+    size = max(1, int(height * scale)), max(1, int(width * scale))
+    if min(size) < 2 and max(height, width) > max_pixels:
+        raise DatasetError(f"an image is {width} by {height} pixels")
+    return F.interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)[0]

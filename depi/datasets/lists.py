@@ -1,0 +1,40 @@
+"""Lists of datasets that users and `depi collect-ids` write: ids as JSON, what is known of each as a table."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from depi.errors import UserError
+from depi.files import read_json
+
+CATALOG_FILE = "catalog.parquet"
+
+
+def read_id_list(path: Path) -> list[str]:
+    """A JSON list of repo ids.
+
+    Raises:
+        UserError: it cannot be read, is no such list, is empty, or names an id twice.
+    """
+    ids = read_json(path)
+    if not isinstance(ids, list) or not all(isinstance(repo_id, str) for repo_id in ids):
+        raise UserError(f"{path} must hold a JSON list of repo ids")
+    if not ids:
+        raise UserError(f"{path} lists no dataset: collect some with `depi collect-ids`")
+    seen: set[str] = set()
+    for repo_id in ids:
+        if repo_id in seen:
+            raise UserError(f"{path} lists {repo_id} more than once")
+        seen.add(repo_id)
+    return ids
+
+
+def catalogued(folder: Path, column: str) -> dict[str, Any]:
+    """One column of the catalogue in a folder, by repo id, where it is known; empty without a catalogue."""
+    path = folder / CATALOG_FILE
+    if not path.exists():
+        return {}
+    table = pq.read_table(path, columns=["repo_id", column]).to_pydict()
+    pairs = zip(table["repo_id"], table[column], strict=True)
+    return {repo_id: value for repo_id, value in pairs if value is not None}
