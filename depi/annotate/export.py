@@ -1,36 +1,20 @@
-"""`depi annotate export`: publish a folder of annotations as a dataset repository, or get one.
-
-What comes from a Hub was written by strangers: only files whose names and sizes are as expected are fetched,
-each is read and checked whole, and what is written to the folder is made anew from what was read.
-"""
+"""`depi annotate export`: publish a folder of annotations as a dataset repository, or get one."""
 
 import shutil
 import tempfile
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from depi.annotate import store
+from depi.annotate.pull import SUFFIXES, pull
 from depi.annotate.stats import count
-from depi.datasets.annotations import (
-    EpisodeAnnotation,
-    annotation_path,
-    check_text,
-    read_annotations,
-    write_annotations,
-)
-from depi.errors import DatasetError, UserError
+from depi.datasets.annotations import annotation_path
+from depi.errors import UserError
 from depi.files import write_text
 from depi.flags import parse_flags
-from depi.hub.names import is_dataset_id, is_repo_id
-from depi.journal import LineFile, read_lines
-
-# Suffix -> bytes that a file may have.
-MAX_BYTES = {".parquet": 64 * 2**20, ".json": 2**20, ".jsonl": 256 * 2**20}
-MAX_FILES = 100_000
-MAX_TOTAL_BYTES = 8 * 2**30
-_NAMED = 5
+from depi.hub.names import is_repo_id
+from depi.journal import LineFile
 
 
 @dataclass
@@ -127,7 +111,7 @@ def _copy_for_push(folder: Path, work: Path, name: str) -> None:
 
 
 def _copy(folder: Path, work: Path, name: str) -> None:
-    for suffix in MAX_BYTES:
+    for suffix in SUFFIXES:
         source = annotation_path(folder, name).with_suffix(suffix)
         if source.exists():
             target = work / source.relative_to(folder)
@@ -182,175 +166,3 @@ def card(repo_id: str, names: Sequence[str], numbers: dict) -> str:
 def _inline(text: str) -> str:
     """Text that stays inside a code span of Markdown."""
     return "".join(char for char in text[:200] if char.isprintable() and char != "`")
-
-
-@dataclass(frozen=True)
-class Pulled:
-    """What a pull did: the commit, the datasets that are new here, those whose annotations were replaced,
-    those that were the same already, and the files or datasets that were refused, with the reason.
-    """
-
-    commit: str
-    new: tuple[str, ...]
-    replaced: tuple[str, ...]
-    same: tuple[str, ...]
-    refused: dict[str, str]
-
-
-def pull(folder: Path, repo_id: str, *, revision: str | None = None, overwrite: bool = False) -> Pulled:
-    """Bring the annotations of a repository into a folder; nothing is written before all is checked.
-
-    Raises:
-        UserError: it holds no annotations, too many, or other ones than were reviewed here.
-        HubError: missing, private or unreachable.
-    """
-    from depi.hub import client
-
-    info = client.repo_info(repo_id, revision=revision, files_metadata=True)
-    if info.sha is None:
-        raise UserError(f"the Hub names no commit for {repo_id}")
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-    wanted, refused = choose(sizes)
-    if not wanted:
-        raise UserError(f"{repo_id} holds no annotations: expected files USER/NAME.parquet")
-    root = client.download_files(repo_id, wanted, revision=info.sha, progress=True)
-    names = [name.removesuffix(".parquet") for name in wanted if name.endswith(".parquet")]
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".pull.", dir=folder) as work:
-        checked = _check(root, Path(work), names, refused)
-        same = [name for name in checked if _rows(folder, name) == _rows(Path(work), name)]
-        other = [name for name in checked if name not in set(same)]
-        there = {name for name in other if annotation_path(folder, name).exists()}
-        reviewed = [name for name in other if is_reviewed(folder, name)]
-        if reviewed and not overwrite:
-            named = ", ".join(reviewed[:_NAMED]) + (", ..." if len(reviewed) > _NAMED else "")
-            raise UserError(
-                f"annotations of {len(reviewed)} datasets were reviewed here and differ from those of "
-                f"{repo_id}: {named}; nothing is changed, --overwrite replaces them"
-            )
-        for name in other:
-            _put(Path(work), folder, name)
-    new = tuple(name for name in other if name not in there)
-    return Pulled(info.sha, new, tuple(sorted(there)), tuple(same), refused)
-
-
-def choose(sizes: dict[str, int]) -> tuple[list[str], dict[str, str]]:
-    """Which of a repository's files to fetch, and why not the others that look like annotations.
-
-    Args:
-        sizes: path -> bytes, as the Hub says.
-
-    Raises:
-        UserError: there are too many, or they are too large together.
-    """
-    refused: dict[str, str] = {}
-    stems: dict[str, list[str]] = {}
-    for name, size in sorted(sizes.items()):
-        stem, dot, suffix = name.rpartition(".")
-        limit = MAX_BYTES.get(dot + suffix)
-        if limit is None:
-            continue
-        if not (is_dataset_id(stem) and not stem.startswith(".")):
-            refused[name] = "it is not named as annotations are, USER/NAME"
-        elif size > limit:
-            refused[name] = f"it has {size} bytes, at most {limit} are read"
-        else:
-            stems.setdefault(stem, []).append(name)
-    # Without its sidecar the rest is of no use; a part that is refused leaves the others out.
-    bad = {name.rpartition(".")[0] for name in refused}
-    wanted = [
-        name
-        for stem, names in stems.items()
-        if f"{stem}.parquet" in names and stem not in bad
-        for name in names
-    ]
-    total = sum(sizes[name] for name in wanted)
-    if len(wanted) > MAX_FILES or total > MAX_TOTAL_BYTES:
-        raise UserError(
-            f"{len(wanted)} files of {total / 1e9:.1f} GB are annotations: at most {MAX_FILES} of "
-            f"{MAX_TOTAL_BYTES / 1e9:.1f} GB are fetched"
-        )
-    return wanted, {name[:200]: reason for name, reason in refused.items()}
-
-
-def _check(root: Path, work: Path, names: Iterable[str], refused: dict[str, str]) -> list[str]:
-    """Read and write anew in `work` what was fetched; return the datasets that are good."""
-    good = []
-    for name in names:
-        try:
-            _write_anew(root, work, name)
-            good.append(name)
-        except DatasetError as error:
-            refused[name] = str(error)
-    return good
-
-
-def _write_anew(root: Path, work: Path, name: str) -> None:
-    """Write a dataset's three files from what was read of them.
-
-    Raises:
-        DatasetError: something in them is not as it should be.
-    """
-    found = read_annotations(root, name)
-    if found is None:
-        raise DatasetError("the sidecar is missing")
-    rows, provenance = found
-    lines = [_checked_line(line) for line in read_lines(store.journal_path(root, name))]
-    if lines:
-        with LineFile(store.journal_path(work, name)) as file:
-            for line in lines:
-                file.add(line)
-    try:
-        # The next run makes the sidecar from the journal: that must be possible.
-        store.write_sidecar(work, name)
-        read_annotations(work, name)
-        write_annotations(work, name, rows, provenance)
-    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise DatasetError(f"it cannot be written again: {str(error)[:200]}") from None
-
-
-def _checked_line(line: bytes) -> str:
-    try:
-        item = store.from_line(line)
-        check_text(item.at, "at")
-        if isinstance(item, store.Result):
-            for text in (item.recorded, item.proposed, item.task, *item.flags):
-                check_text(text, "a text")
-        elif isinstance(item, store.Review):
-            check_text(item.task, "a reviewed text")
-        else:
-            check_text(item.reason, "a reason")
-        return store.to_line(item)
-    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
-        raise DatasetError(f"the journal is damaged: {str(error)[:200]}") from None
-
-
-def _rows(folder: Path, name: str) -> list[EpisodeAnnotation] | None:
-    """A sidecar's rows; None where there is none that can be read."""
-    try:
-        found = read_annotations(folder, name)
-    except DatasetError:
-        return None
-    return found and found[0]
-
-
-def is_reviewed(folder: Path, name: str) -> bool:
-    """Whether a person has decided about an episode of a dataset."""
-    rows = _rows(folder, name) or []
-    verdicts = Counter(flag for row in rows for flag in row.flags)
-    return any(verdicts[verdict] for verdict in store.VERDICTS) or bool(
-        store.read_results(folder, name).reviews
-    )
-
-
-def _put(work: Path, folder: Path, name: str) -> None:
-    """Move a dataset's checked files into the folder, the journal first: the sidecar is made from it."""
-    found = store.journal_path(work, name)
-    with LineFile(store.journal_path(folder, name), wait=True) as file:
-        if found.exists():
-            found.replace(file.path)
-        else:
-            file.remove()
-        for suffix in (".json", ".parquet"):
-            path = annotation_path(work, name).with_suffix(suffix)
-            path.replace(annotation_path(folder, name).with_suffix(suffix))
