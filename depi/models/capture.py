@@ -1,6 +1,6 @@
 """One CUDA graph per shape: the processor launches thousands of kernels at once, by replaying them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import torch
@@ -31,7 +31,7 @@ class Captured:
         """Forget all graphs."""
         self._graphs.clear()
 
-    def __call__(self, *inputs: Tensor, variant: int) -> Tensor:
+    def __call__(self, *inputs: Tensor, variant: Hashable) -> Tensor:
         """`function(*inputs, variant)`."""
         key = (variant, *((tensor.shape, tensor.dtype) for tensor in inputs))
         found = self._graphs.pop(key, None)
@@ -48,7 +48,7 @@ class Captured:
     # A caller's inference mode would make buffers that nobody may write to outside of it.
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _capture(self, inputs: tuple[Tensor, ...], variant: int) -> _Graph:
+    def _capture(self, inputs: tuple[Tensor, ...], variant: Hashable) -> _Graph:
         buffers = [tensor.clone() for tensor in inputs]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

@@ -4,6 +4,11 @@ What the Euler steps share is computed before the first of them, and nothing in 
 the whole can be captured as one CUDA graph (`capture`). Weights may be those of training, or those that
 `inference` makes of them.
 
+Classifier-free guidance with strength beta follows u + beta (c - u), where c is the velocity under the prompt
+with a condition and u that without it (Ho and Salimans, Classifier-Free Diffusion Guidance, 2022, equation 6,
+whose w is beta - 1; for given actions and time a velocity is linear in the score that is guided there). With
+beta = 1 that is c alone, and u is not computed.
+
 Letters in shapes as in `pi0`; K = P + S keys, Z Euler steps.
 """
 
@@ -27,6 +32,7 @@ class Scene(NamedTuple):
     bias: Tensor  # `attention_bias` of the suffix, [B, 1, S * Q / G, K]
     state: Tensor  # embedded, float32 [B, 1, E]
     moments: Tensor  # embedded time of each step, float32 [Z, 1, E]
+    guidance: float = 1.0  # beta; other than 1: there are 2 B rows, with the condition and then without it
 
 
 def trim(observation: Observation) -> Observation:
@@ -47,9 +53,20 @@ def trim(observation: Observation) -> Observation:
 
 
 @torch.no_grad()
-def sample_actions(model: Pi0, observation: Observation, noise: Tensor, num_steps: int = 10) -> Tensor:
-    """Turn noise [B, H, A] into normalised actions, float32 [B, H, A], by Euler steps from t = 1 to t = 0."""
-    scene = read_scene(model, observation, num_steps)
+def sample_actions(
+    model: Pi0, observation: Observation, noise: Tensor, num_steps: int = 10, guidance: float = 1.0
+) -> Tensor:
+    """Turn noise [B, H, A] into normalised actions, float32 [B, H, A], by Euler steps from t = 1 to t = 0.
+
+    Args:
+        model: the network.
+        observation: of B samples. With guidance its `tokens` and `token_mask` are [2 B, L]: the prompts with
+            the condition, then those without; and it has no packing.
+        noise: standard normal.
+        num_steps: Euler steps.
+        guidance: beta; see the module.
+    """
+    scene = read_scene(model, observation, num_steps, guidance)
     x_t = noise
     for step in range(num_steps):
         x_t = x_t - velocity(model, scene, x_t, step) / num_steps
@@ -57,14 +74,15 @@ def sample_actions(model: Pi0, observation: Observation, noise: Tensor, num_step
 
 
 @torch.no_grad()
-def read_scene(model: Pi0, observation: Observation, num_steps: int) -> Scene:
-    """Everything about an observation that does not depend on the actions."""
+def read_scene(model: Pi0, observation: Observation, num_steps: int, guidance: float = 1.0) -> Scene:
+    """Everything about an observation that does not depend on the actions; see `sample_actions`."""
     images, image_mask, tokens, token_mask, state, packing = observation
     d, heads_per_group = model.dimensions, model.dimensions.heads_per_group
-    packing = packing or pad(image_mask, token_mask, d.patches)
+    prompts = len(tokens) // len(images)
+    packing = packing or pad(image_mask.repeat(prompts, 1), token_mask, d.patches)
     filled = packing.rows.filled
     # Little is padded here: tokens go through the layers in rows, and need no copying for attention.
-    x = to_rows(model.embed_prefix(images, tokens, packing), packing.rows)
+    x = to_rows(model.embed_prefix(images, tokens, packing, prompts), packing.rows)
     rotation = rotary_table(filled.cumsum(dim=1) - 1, d.head_dim)
     bias = attention_bias(filled[:, None], heads_per_group, x.dtype)
     for tensor in (x, *rotation):
@@ -75,10 +93,19 @@ def read_scene(model: Pi0, observation: Observation, num_steps: int) -> Scene:
 
     rotation, bias = model.suffix_view(Prefix(keys_values, filled), d.chunk_size)
     time = 1.0 - torch.arange(num_steps, device=x.device, dtype=torch.float32) / num_steps
-    return Scene(keys_values, rotation, bias, model.embed_state(state), model.embed_time(time))
+    embedded = model.embed_state(state).repeat(prompts, 1, 1)
+    return Scene(keys_values, rotation, bias, embedded, model.embed_time(time), guidance)
 
 
 def velocity(model: Pi0, scene: Scene, x_t: Tensor, step: int) -> Tensor:
-    """What `Pi0.velocity` predicts, float32 [B, H, A], at x_t [B, H, A] and the time of an Euler step."""
-    embeddings = model.embed_suffix(scene.state, x_t, scene.moments[step])
-    return model.read_suffix(embeddings, scene.rotation, scene.bias, scene.keys_values)
+    """What `Pi0.velocity` predicts, float32 [B, H, A], at x_t [B, H, A] and the time of an Euler step.
+
+    With guidance, what it predicts for both prompts, combined.
+    """
+    rows = x_t if scene.guidance == 1.0 else x_t.repeat(2, 1, 1)
+    embeddings = model.embed_suffix(scene.state, rows, scene.moments[step])
+    predicted = model.read_suffix(embeddings, scene.rotation, scene.bias, scene.keys_values)
+    if scene.guidance == 1.0:
+        return predicted
+    conditional, unconditional = predicted.chunk(2)
+    return unconditional + scene.guidance * (conditional - unconditional)

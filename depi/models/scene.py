@@ -90,12 +90,19 @@ class SceneReader(nn.Module):
         self.image_proj = nn.Linear(d.vision_width, d.width)
         self.token_embedding = nn.Embedding(d.vocab_size, d.width)
 
-    def embed_prefix(self, images: Tensor, tokens: Tensor, packing: Packing) -> Tensor:
-        """Images [B, C, 3, R, R] and tokens [B, L] -> list of tokens [T, W]: patches, then words."""
+    def embed_prefix(self, images: Tensor, tokens: Tensor, packing: Packing, prompts: int = 1) -> Tensor:
+        """Images [B, C, 3, R, R] and tokens [B, L] -> list of tokens [T, W]: patches, then words.
+
+        With several prompts for each sample, `tokens` and `packing`, which is made by `pad`, have all samples
+        with their first prompts, then all with their second ones; images are encoded once.
+        """
         scale = 127.5 if images.dtype == torch.uint8 else 0.5
         # All cameras of all samples in one call; in -1..1.
-        pixels = images.flatten(0, 1).index_select(0, packing.image).float() / scale - 1.0
+        encoded = packing.image[: len(packing.image) // prompts]
+        pixels = images.flatten(0, 1).index_select(0, encoded).float() / scale - 1.0
         patches = self.image_proj(self.vision(pixels)).flatten(0, 1)  # [I * N, W]
+        if prompts > 1:
+            patches = patches.repeat(prompts, 1)
         embedding = self.token_embedding
         words = embedding(tokens.flatten()[packing.word]) * math.sqrt(embedding.embedding_dim)
         return torch.cat((patches, words.type_as(patches)))

@@ -3,7 +3,7 @@
 The prompt of a policy that was trained with it is `TASK`, a newline, `Advantage: positive` or
 `Advantage: negative`, and a newline (RECAP: the pi0.6* paper by Physical Intelligence, 2025). Without
 indicator it is the task and a newline, as pi0's prompts always are. With PaliGemma's vocabulary the indicator
-takes about 4 of the prompt's 48 tokens (`tokenizer_max_length`); of a prompt that is too long the task is cut,
+takes about 4 of the 48 tokens of `tokenizer_max_length`; of a prompt that is too long the task is cut,
 never the indicator.
 """
 

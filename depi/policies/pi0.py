@@ -24,8 +24,10 @@ from depi.models.sampling import sample_actions, trim
 from depi.policies.adapters import merged_state
 from depi.policies.batches import observe, pad_last
 from depi.policies.configuration import DepiPi0Config, dimensions_of, freeze_parts
+from depi.policies.configuration_depi_pi0 import check_guidance
 from depi.policies.convert import save_weights
-from depi.policies.sampling import Guidance, rtc_enabled, rtc_processor, sample_guided
+from depi.policies.indicator import UNCONDITIONAL_MASK, UNCONDITIONAL_TOKENS
+from depi.policies.sampling import LeftOver, rtc_enabled, rtc_processor, sample_guided
 
 
 class Pi0Policy(PreTrainedPolicy):
@@ -49,6 +51,7 @@ class Pi0Policy(PreTrainedPolicy):
             self.model.compile_layers(mode=config.compile_mode)
         self._inference_only = False
         self._captured = Captured(self._sample)
+        self.guidance = float(getattr(config, "guidance", 1.0))
         self.init_rtc_processor()
         self.reset()
 
@@ -165,6 +168,7 @@ class Pi0Policy(PreTrainedPolicy):
 
         Args:
             batch: as for `forward`, without actions; `noise` in it is used when the argument is not given.
+                Guidance needs the prompts without indicator too, which the policy's processor gives.
             noise: standard normal [B, H, A] to start from; drawn when absent.
             num_steps: Euler steps; `config.num_inference_steps` when absent.
             inference_delay: for real-time chunking, how many steps the robot will have executed of the
@@ -175,16 +179,16 @@ class Pi0Policy(PreTrainedPolicy):
                 absent.
 
         Raises:
-            UserError: the batch does not fit the policy, or the last three arguments do not fit together or
-                are given to a policy without `rtc_config`.
+            UserError: the batch does not fit the policy or its guidance, or the last three arguments do not
+                fit together or are given to a policy without `rtc_config`.
         """
-        guidance = Guidance(inference_delay, prev_chunk_left_over, execution_horizon)
-        guidance.check(self.config)
+        left_over = LeftOver(inference_delay, prev_chunk_left_over, execution_horizon)
+        left_over.check(self.config)
         self.eval()
         num_steps = num_steps or self.config.num_inference_steps
         # A caller's inference mode could not be guided, and would compile everything once more.
         with torch.inference_mode(False), torch.no_grad(), self.autocast():
-            observation = trim(self.observe(batch))
+            observation = trim(self._observe(batch))
             if noise is None:
                 noise = batch.get("noise")
             if noise is None:
@@ -198,20 +202,50 @@ class Pi0Policy(PreTrainedPolicy):
                     num_steps,
                     processor=self.rtc_processor,
                     enabled=rtc_enabled(self.config),
-                    guidance=guidance,
+                    left_over=left_over,
+                    guidance=self.guidance,
                 )
             elif self._inference_only and noise.is_cuda and observation.packing is None:
-                actions = self._captured(*observation[:5], noise, variant=num_steps)
+                actions = self._captured(*observation[:5], noise, variant=(num_steps, self.guidance))
             else:
-                actions = sample_actions(self.model, observation, noise, num_steps)
+                actions = sample_actions(self.model, observation, noise, num_steps, self.guidance)
         return actions[..., : self.config.action_feature.shape[0]]
 
+    def set_guidance(self, strength: float) -> None:
+        """Follow the advantage indicator with this strength, beta, from the next chunk on.
+
+        1 is the policy as it was trained, 0 the policy without indicator; what is above 1 goes beyond what
+        was seen, and computes both. See `depi.models.sampling`.
+
+        Raises:
+            UserError: it is not between 0 and 100.
+        """
+        try:
+            check_guidance(strength)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        self.guidance = float(strength)
+
+    def _observe(self, batch: dict[str, Any]) -> Observation:
+        """What `sample_actions` wants: with guidance all prompts, then all without their indicator."""
+        observation = self.observe(batch)
+        if self.guidance == 1.0:
+            return observation
+        if UNCONDITIONAL_TOKENS not in batch:
+            raise UserError(
+                f"guidance {self.guidance:g} needs a policy that was trained with an advantage indicator "
+                "(--advantage.mode), and batches that its own processor has made"
+            )
+        tokens = torch.cat((observation.tokens, batch[UNCONDITIONAL_TOKENS]))
+        token_mask = torch.cat((observation.token_mask, batch[UNCONDITIONAL_MASK].bool()))
+        return observation._replace(tokens=tokens, token_mask=token_mask, packing=None)
+
     def _sample(self, *inputs: Any) -> Tensor:
-        """What is captured: `sample_actions` of an observation's tensors, noise, and the number of steps."""
-        *observation, noise, num_steps = inputs
+        """What is captured: `sample_actions` of an observation's tensors, noise, and (steps, guidance)."""
+        *observation, noise, variant = inputs
         # Casts must not outlive the capture, which reuses their memory.
         with torch.autocast(noise.device.type, torch.bfloat16, self.config.dtype == "bfloat16", False):
-            return sample_actions(self.model, Observation(*observation), noise, num_steps)
+            return sample_actions(self.model, Observation(*observation), noise, *variant)
 
     def _apply(self, *args: Any, **kwargs: Any) -> "Pi0Policy":
         """What moves or casts the weights; graphs of the old ones are worthless."""

@@ -19,7 +19,7 @@ from depi.models.sampling import read_scene, velocity
 
 
 @dataclass
-class Guidance:
+class LeftOver:
     """Inputs of `predict_action_chunk` for real-time chunking, by LeRobot's names."""
 
     inference_delay: int | None = None  # steps of the left-over that are executed before the chunk is ready
@@ -67,22 +67,23 @@ def sample_guided(
     *,
     processor: RTCProcessor,
     enabled: bool,
-    guidance: Guidance,
+    left_over: LeftOver,
+    guidance: float = 1.0,
 ) -> Tensor:
     """`sample_actions` with LeRobot's integration, which lets `processor` change or record every velocity.
 
-    The guidance may differentiate through the velocity.
+    It may differentiate through the velocity. `guidance` is that of `sample_actions`.
     """
-    scene = read_scene(model, observation, num_steps)
+    scene = read_scene(model, observation, num_steps, guidance)
     steps = iter(range(num_steps))
-    previous = guidance.prev_chunk_left_over
+    previous = left_over.prev_chunk_left_over
     return euler_integrate(
         lambda x_t, _time: velocity(model, scene, x_t, next(steps)),
         noise,
         num_steps,
         rtc_processor=processor,
         rtc_enabled=enabled,
-        inference_delay=guidance.inference_delay,
+        inference_delay=left_over.inference_delay,
         prev_chunk_left_over=None if previous is None else previous.to(noise),
-        execution_horizon=guidance.execution_horizon,
+        execution_horizon=left_over.execution_horizon,
     )
