@@ -14,6 +14,7 @@ from depi.files import read_json
 from depi.flags import parse_flags
 from depi.policies.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from depi.policies.configuration import DepiPi0Config
+from depi.policies.configuration_value import ValueConfig
 from depi.policies.foreign import NORM_STATS, present_config
 
 CONFIG = "config.json"
@@ -22,7 +23,7 @@ PREPROCESSOR = "policy_preprocessor.json"
 POSTPROCESSOR = "policy_postprocessor.json"
 # What training adds beside them: the units and camera slots in which the policy was trained.
 TRAINING_FILES = ("train_config.json", "data_report.json")
-CONFIG_CLASSES: dict[str, type[PI0Config]] = {"pi0": PI0Config, "depi_pi0": DepiPi0Config}
+CONFIG_CLASSES = {"pi0": PI0Config, "depi_pi0": DepiPi0Config, "value": ValueConfig}
 
 
 def load_config(folder: Path, overrides: Sequence[str] = ()) -> PI0Config:

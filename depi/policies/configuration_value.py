@@ -35,6 +35,8 @@ class ValueConfig(PreTrainedConfig):
     c_fail: float = 1000.0
     # Returns are divided by this; no episode may be worth less than minus this.
     reward_normalizer: float = 1600.0
+    # Take returns below -1 for -1, and count them, instead of refusing such data.
+    clamp: bool = False
     # Spread the target over the two nearest bins, instead of the nearest alone.
     two_hot: bool = False
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from depi.errors import UserError
 from depi.files import atomic_write
 from depi.models.pi0 import Pi0, Pi0Dimensions
+from depi.models.value import ValueDimensions, ValueNetwork
 
 PALIGEMMA = "paligemma_with_expert.paligemma."
 VISION = PALIGEMMA + "model.vision_tower.vision_model."
@@ -82,8 +83,15 @@ def lerobot_name(name: str, depth: int) -> str:
     return name
 
 
-def unused_shapes(d: Pi0Dimensions) -> dict[str, tuple[int, ...]]:
+def file_name(name: str, d: Pi0Dimensions | ValueDimensions) -> str:
+    """The name in a file, without the leading `model.`: LeRobot's, or for a value function its own."""
+    return name if isinstance(d, ValueDimensions) else lerobot_name(name, d.depth)
+
+
+def unused_shapes(d: Pi0Dimensions | ValueDimensions) -> dict[str, tuple[int, ...]]:
     """LeRobot's names, without `model.`, and shapes of the parameters that never influence its output."""
+    if isinstance(d, ValueDimensions):
+        return {}
     last = f"{LANGUAGE}layers.{d.depth - 1}."
     return {
         TIED_HEAD: (d.vocab_size, d.width),
@@ -98,20 +106,18 @@ def unused_shapes(d: Pi0Dimensions) -> dict[str, tuple[int, ...]]:
     }
 
 
-def save_weights(path: Path, state: Mapping[str, Tensor], d: Pi0Dimensions) -> None:
+def save_weights(path: Path, state: Mapping[str, Tensor], d: Pi0Dimensions | ValueDimensions) -> None:
     """Write `state` as LeRobot's `model.safetensors`, atomically.
 
     float32 weights on the CPU are written from where they lie, others are copied there first. The parts that
     LeRobot has and DePi has not cost no memory: they are written from the embedding and from untouched zeros.
     """
     weights = {
-        lerobot_name(name.removeprefix("model."), d.depth): value.detach()
-        .to("cpu", torch.float32)
-        .contiguous()
+        file_name(name.removeprefix("model."), d): value.detach().to("cpu", torch.float32).contiguous()
         for name, value in state.items()
     }
     unused = unused_shapes(d)
-    zeros = np.zeros(max(math.prod(shape) for shape in unused.values()), dtype=np.float32)
+    zeros = np.zeros(max((math.prod(shape) for shape in unused.values()), default=0), dtype=np.float32)
     specs = {f"model.{name}": _spec(weights[name].shape, weights[name].data_ptr()) for name in weights}
     for name, shape in unused.items():
         source = weights[EMBEDDING].data_ptr() if name == TIED_HEAD else zeros.ctypes.data
@@ -125,7 +131,7 @@ def _spec(shape: Sequence[int], address: int) -> TensorSpec:
 
 
 def load_weights(
-    path: Path, model: Pi0, *, device: str | torch.device = "cpu", strict: bool = True
+    path: Path, model: Pi0 | ValueNetwork, *, device: str | torch.device = "cpu", strict: bool = True
 ) -> list[str]:
     """Fill `model`, which may be on the meta device, from a `model.safetensors`: float32, on `device`.
 
@@ -189,13 +195,13 @@ def _canonical_names(path: Path, keys: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _match(model: Pi0, found: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+def _match(model: Pi0 | ValueNetwork, found: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """LeRobot's names in the file -> DePi's, and a description of every name that has no partner."""
     d = model.dimensions
     sources = {}
     missing = []
     for ours in model.state_dict():
-        name = lerobot_name(ours, d.depth)
+        name = file_name(ours, d)
         if name == EMBEDDING and name not in found:
             name = TIED_HEAD
         if name in found:
@@ -208,7 +214,7 @@ def _match(model: Pi0, found: Mapping[str, str]) -> tuple[dict[str, str], list[s
 
 def _check(
     path: Path,
-    model: Pi0,
+    model: Pi0 | ValueNetwork,
     sources: Mapping[str, str],
     slices: Mapping[str, Any],
     leftovers: list[str],

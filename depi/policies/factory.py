@@ -4,26 +4,44 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, overload
 
 import torch
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from torch import Tensor
 
 from depi.errors import UserError
-from depi.models.pi0 import Pi0
-from depi.models.scene import draw_weights
+from depi.models.scene import SceneReader, draw_weights
 from depi.policies.adapters import base_of, is_adapter, merge_adapters, save_adapters
 from depi.policies.checkpoint import WEIGHTS, load_config, resolve_checkpoint
 from depi.policies.configuration import TrainingData, set_features
+from depi.policies.configuration_value import ValueConfig
 from depi.policies.convert import load_weights
 from depi.policies.pi0 import Pi0Policy
+from depi.policies.pretrained import take_weights
 from depi.policies.processors import Pipeline, save_processors
+from depi.policies.value import ValuePolicy
 
 logger = logging.getLogger(__name__)
 
+# Whatever can be trained.
+type AnyPolicy = Pi0Policy | ValuePolicy
 
-def make_policy(config: PI0Config, data: TrainingData, *, device: str | None = None) -> Pi0Policy:
-    """A policy with random weights.
+
+def empty_policy(config: PI0Config | ValueConfig) -> AnyPolicy:
+    """The policy of a configuration, without memory for its weights: on the meta device."""
+    with torch.device("meta"):
+        return ValuePolicy(config) if isinstance(config, ValueConfig) else Pi0Policy(config)
+
+
+@overload
+def make_policy(config: ValueConfig, data: TrainingData, *, device: str | None = None) -> ValuePolicy: ...
+@overload
+def make_policy(config: PI0Config, data: TrainingData, *, device: str | None = None) -> Pi0Policy: ...
+def make_policy(
+    config: PI0Config | ValueConfig, data: TrainingData, *, device: str | None = None
+) -> AnyPolicy:
+    """A policy with random weights; of a value function, those that `init_from` has not got.
 
     Args:
         config: changed in place: its features become those of `data`, and device if given.
@@ -37,24 +55,52 @@ def make_policy(config: PI0Config, data: TrainingData, *, device: str | None = N
         raise UserError("policy configuration: use_peft needs a checkpoint to which the adapters belong")
     set_features(config, data)
     config.device = device or config.device
-    with torch.device("meta"):
-        policy = Pi0Policy(config)
+    policy = empty_policy(config)
     policy.to_empty(device=config.device)
     policy.model.init_weights()
+    if isinstance(config, ValueConfig) and config.init_from is not None:
+        take_weights(policy.model, resolve_checkpoint(config.init_from) / WEIGHTS)
     return policy
 
 
-def load_policy(
+def load_policy(path_or_repo_id: str | Path, **choices: Any) -> Pi0Policy:
+    """A policy that acts, from a checkpoint; see `load_any_policy` for the arguments.
+
+    Raises:
+        UserError: as there; or it is a value function.
+    """
+    policy = load_any_policy(path_or_repo_id, **choices)
+    if isinstance(policy, ValuePolicy):
+        raise UserError(f"{path_or_repo_id} is a value function, which takes no actions: name a policy")
+    return policy
+
+
+def load_value(path_or_repo_id: str | Path, **choices: Any) -> ValuePolicy:
+    """A value function from a checkpoint; see `load_any_policy` for the arguments.
+
+    Raises:
+        UserError: as there; or it is a policy that acts.
+    """
+    policy = load_any_policy(path_or_repo_id, **choices)
+    if not isinstance(policy, ValuePolicy):
+        raise UserError(
+            f"{path_or_repo_id} is of policy type {policy.config.type}, not a value function: train one with "
+            "--policy.type=value"
+        )
+    return policy
+
+
+def load_any_policy(
     path_or_repo_id: str | Path,
     *,
     revision: str | None = None,
-    config: PI0Config | None = None,
+    config: PI0Config | ValueConfig | None = None,
     config_overrides: Sequence[str] = (),
     data: TrainingData | None = None,
     device: str | None = None,
     strict: bool = True,
-) -> Pi0Policy:
-    """A policy from a checkpoint folder or a Hub repository, in evaluation mode.
+) -> AnyPolicy:
+    """A policy or value function from a checkpoint folder or a Hub repository, in evaluation mode.
 
     It may be DePi's, LeRobot's `pi0`, also of versions before 0.4, or openpi's in its PyTorch layout. Of LoRA
     adapters the base is loaded, and they are merged into it.
@@ -77,8 +123,7 @@ def load_policy(
     config.device = device or config.device
     if data is not None:
         set_features(config, data)
-    with torch.device("meta"):
-        policy = Pi0Policy(config)
+    policy = empty_policy(config)
     weights = _base_folder(folder) if is_adapter(folder) else folder
     leftovers = load_weights(weights / WEIGHTS, policy.model, device=config.device or "cpu", strict=strict)
     if leftovers:
@@ -102,7 +147,7 @@ def _base_folder(folder: Path) -> Path:
     return base
 
 
-def _draw_missing(model: Pi0, device: str) -> None:
+def _draw_missing(model: SceneReader, device: str) -> None:
     """Random values for the parameters that are still on the meta device; the others stay."""
     for part in model.modules():
         own = dict(part.named_parameters(recurse=False))
@@ -116,7 +161,7 @@ def _draw_missing(model: Pi0, device: str) -> None:
 
 def save_checkpoint(
     folder: Path,
-    policy: Pi0Policy,
+    policy: AnyPolicy,
     pre: Pipeline,
     post: Pipeline,
     *,

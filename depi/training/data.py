@@ -2,14 +2,13 @@
 
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from depi.datasets.augment import Augmentation
 from depi.datasets.filters import FrameFilter, read_exclusions
+from depi.datasets.lists import CATALOG_FILE, catalogued, read_id_list
 from depi.datasets.mixture import WEIGHTS, make_mixture
 from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
 from depi.datasets.sampling import StreamBatchSampler, position_generator
@@ -25,11 +25,16 @@ from depi.datasets.stream import TrainingStream, annotated_episodes
 from depi.errors import UserError
 from depi.files import read_json
 from depi.policies import on_cpu, pack_batch, preprocess
+from depi.policies.configuration_value import ValueConfig
 from depi.training.config import DatasetConfig, TrainConfig
 from depi.training.mixture import MixtureSource
+from depi.training.value_targets import ValueTargets
 
 # The stream of samples draws with other purposes; see `position_generator`.
 _FLOW = 0
+
+# What a sample at a position gets in addition, or in place of what was recorded.
+type Addition = Callable[[int, Mapping[str, Any]], dict[str, Any]]
 
 
 def dataset_sources(config: TrainConfig) -> list[DatasetSource]:
@@ -42,19 +47,18 @@ def dataset_sources(config: TrainConfig) -> list[DatasetSource]:
     if data.repo_id is not None:
         return [DatasetSource(data.repo_id, data.revision, data.root)]
     if data.repo_ids is not None:
-        return [DatasetSource(repo_id) for repo_id in _read_id_list(data.repo_ids)]
+        return [DatasetSource(repo_id) for repo_id in read_id_list(data.repo_ids)]
     if data.mixture is not None:
         return [_source_of(entry) for entry in mixture_of(data)]
     assert config.num_datasets is not None
     path = data.data_ids / "dataset_list_valid.json"
-    ids = _read_id_list(path)
+    ids = read_id_list(path)
     if len(ids) < config.num_datasets:
         raise UserError(
             f"--num_datasets={config.num_datasets}, but {path} accepts {len(ids)}: "
             f"ask for at most {len(ids)}, or collect more with `depi collect-ids`"
         )
-    catalog = data.data_ids / "catalog.parquet"
-    revisions = _catalogued(catalog, "revision") if catalog.exists() else {}
+    revisions = catalogued(data.data_ids, "revision")
     return [DatasetSource(repo_id, revisions.get(repo_id)) for repo_id in ids[: config.num_datasets]]
 
 
@@ -83,40 +87,24 @@ def _source_of(entry: MixtureSource) -> DatasetSource:
     return DatasetSource(entry.repo_id, entry.revision, entry.root, episodes)
 
 
-def _read_id_list(path: Path) -> list[str]:
-    ids = read_json(path)
-    if not isinstance(ids, list) or not all(isinstance(repo_id, str) for repo_id in ids):
-        raise UserError(f"{path} must hold a JSON list of repo ids")
-    if not ids:
-        raise UserError(f"{path} lists no dataset: collect some with `depi collect-ids`")
-    duplicates = (
-        sorted({repo_id for repo_id in ids if ids.count(repo_id) > 1}) if len(set(ids)) < len(ids) else []
-    )
-    if duplicates:
-        raise UserError(f"{path} lists {duplicates[0]} more than once")
-    return ids
-
-
-def _catalogued(path: Path, column: str) -> dict[str, Any]:
-    """One column of the catalogue, by repo id, where it is known."""
+def _scores(folder: Path) -> dict[str, float]:
+    path = folder / CATALOG_FILE
     if not path.exists():
         raise UserError(
             f"{path} does not exist: write it with `depi collect-ids`, or name --dataset.data_ids"
         )
-    table = pq.read_table(path, columns=["repo_id", column]).to_pydict()
-    pairs = zip(table["repo_id"], table[column], strict=True)
-    return {repo_id: value for repo_id, value in pairs if value is not None}
+    return catalogued(folder, "score")
 
 
 def training_stream(
     dataset: MultiLeRobotDataset, config: TrainConfig, policy: PreTrainedConfig, split: str = "train"
-) -> "FlowStream":
+) -> "PolicyStream":
     """Return the stream of samples that the flags describe.
 
     Args:
         dataset: as `open_dataset` opened it.
         config: of the run.
-        policy: whose noise and time are drawn.
+        policy: whose samples these are; see `additions`.
         split: `train`, or `eval` for the episodes that `--dataset.eval_split` holds out, whose images
             are left as they are.
 
@@ -136,7 +124,7 @@ def training_stream(
         dataset,
         weights=weighted_mixture(data)
         or (data.weights if data.weights in WEIGHTS else _read_weights(Path(data.weights))),
-        scores=_catalogued(data.data_ids / "catalog.parquet", "score") if data.weights == "score" else None,
+        scores=_scores(data.data_ids) if data.weights == "score" else None,
         balance_tasks=data.balance_tasks,
         filters=filters,
         seed=config.seed,
@@ -153,7 +141,19 @@ def training_stream(
         annotations=annotated_episodes(dataset, data.annotations) if wanted else None,
         task_mix=data.task_mix if data.use_annotated_tasks else 0.0,
     )
-    return FlowStream(stream, policy, config.seed)
+    return PolicyStream(stream, additions(dataset, config, policy))
+
+
+def additions(dataset: MultiLeRobotDataset, config: TrainConfig, policy: PreTrainedConfig) -> list[Addition]:
+    """Return what a policy's samples need beside what was recorded: noise and time, or the return.
+
+    Raises:
+        UserError: a value function's targets cannot be had; see `ValueTargets`.
+    """
+    if isinstance(policy, ValueConfig):
+        data = config.dataset
+        return [ValueTargets(dataset, policy, success=data.success, assume_success=data.assume_success)]
+    return [FlowDraws(policy, config.seed)]
 
 
 def _read_weights(path: Path) -> dict[str, float]:
@@ -165,21 +165,34 @@ def _read_weights(path: Path) -> dict[str, float]:
     return content
 
 
-class FlowStream(Dataset):
-    """A stream of samples with the noise and time of flow matching that belong to each.
+class PolicyStream(Dataset):
+    """A stream of samples with what the policy needs beside each.
 
-    Both are pure functions of the seed and the position 0, 1, 2, ... So the loss sequence depends
+    That is a pure function of the position 0, 1, 2, ... and the sample. So the loss sequence depends
     neither on the number of processes and workers nor on where a run was stopped and resumed.
     """
 
-    def __init__(self, samples: TrainingStream, policy: PreTrainedConfig, seed: int) -> None:
+    def __init__(self, samples: TrainingStream, added: Sequence[Addition]) -> None:
         self.samples = samples
-        self.policy = policy
-        self.seed = seed
+        self.added = added
 
     def __getitem__(self, position: int) -> dict[str, Any]:
+        sample = self.samples[position]
+        for add in self.added:
+            sample = {**sample, **add(position, sample)}
+        return sample
+
+
+class FlowDraws:
+    """The noise and the time of flow matching, which the seed and the position say."""
+
+    def __init__(self, policy: PI0Config, seed: int) -> None:
+        self.policy, self.seed = policy, seed
+
+    def __call__(self, position: int, sample: Mapping[str, Any]) -> dict[str, Any]:
+        """`noise` and `time`; see `flow_draws`."""
         noise, time = flow_draws(self.policy, self.seed, position)
-        return {**self.samples[position], "noise": torch.from_numpy(noise), "time": torch.tensor(time)}
+        return {"noise": torch.from_numpy(noise), "time": torch.tensor(time)}
 
 
 def flow_draws(policy: PreTrainedConfig, seed: int, position: int) -> tuple[np.ndarray, np.float32]:
@@ -204,11 +217,13 @@ class Collate:
         ragged: leave out absent cameras and padded words; see `pack_batch`.
     """
 
-    def __init__(self, pre: PolicyProcessorPipeline, policy: PI0Config, *, ragged: bool) -> None:
+    def __init__(
+        self, pre: PolicyProcessorPipeline, policy: PI0Config | ValueConfig, *, ragged: bool
+    ) -> None:
         self.pre, self.policy, self.ragged = on_cpu(pre), policy, ragged
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Tensors by the keys that `Pi0Policy.forward` reads, and where the samples come from."""
+        """Tensors by the keys that the policy's `forward` reads, and where the samples come from."""
         batch = preprocess(default_collate(samples), self.pre)
         tensors = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
         return pack_batch(self.policy, tensors) if self.ragged else tensors
@@ -228,7 +243,7 @@ def outlive_first_signal(worker: int) -> None:
 
 
 def batches(
-    stream: FlowStream,
+    stream: PolicyStream,
     config: TrainConfig,
     collate: Collate,
     *,

@@ -19,7 +19,7 @@ from depi.policies import Pi0Policy, load_policy, make_policy, make_processors
 from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
 from depi.training.checkpoint import DATA_REPORT_NAME, load_trained_policy, load_training_state
 from depi.training.config import TrainConfig
-from depi.training.data import FlowStream, dataset_sources, resumed_sources, training_stream
+from depi.training.data import PolicyStream, dataset_sources, resumed_sources, training_stream
 from depi.training.ema import MovingAverage
 from depi.training.estimate import Estimate, estimate_memory
 from depi.training.folders import check_checkpoint, remove_leftovers
@@ -37,7 +37,7 @@ class Run:
     config: TrainConfig
     accelerator: Accelerator
     dataset: MultiLeRobotDataset
-    stream: FlowStream
+    stream: PolicyStream
     policy: Pi0Policy
     model: torch.nn.Module  # the policy as accelerate wraps it, for several processes
     processors: tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]
@@ -45,7 +45,7 @@ class Run:
     scheduler: LRScheduler
     average: MovingAverage | None
     step: int
-    held_out: FlowStream | None = None  # samples that evaluations measure the loss on
+    held_out: PolicyStream | None = None  # samples that evaluations measure the loss on
 
     @property
     def global_batch(self) -> int:
@@ -107,7 +107,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     return run
 
 
-def begin_output(config: TrainConfig, dataset: MultiLeRobotDataset, stream: FlowStream) -> None:
+def begin_output(config: TrainConfig, dataset: MultiLeRobotDataset, stream: PolicyStream) -> None:
     """Write the data report, now that all the user named is known to fit; a resumed run keeps its own."""
     assert config.output_dir is not None
     path = config.output_dir / DATA_REPORT_NAME

@@ -29,9 +29,9 @@ def poison(monkeypatch):
                 sample["noise"] = torch.full_like(sample["noise"], value)
             return sample
 
-        monkeypatch.setattr(data.FlowStream, "__getitem__", poisoned)
+        monkeypatch.setattr(data.PolicyStream, "__getitem__", poisoned)
 
-    read = data.FlowStream.__getitem__
+    read = data.PolicyStream.__getitem__
     return apply
 
 
