@@ -1,0 +1,190 @@
+"""`depi advantage`: one pass of a value network over all frames, and what follows from it.
+
+The work is shared by processes of this machine. They are independent of each other, so no process group is
+needed, one that is killed costs its own part alone, and it works without GPUs, where `accelerate launch`
+starts a single process.
+"""
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from depi.errors import UserError
+from depi.flags import check_flags, parse_flags
+
+if TYPE_CHECKING:
+    from depi.policies.configuration_value import ValueConfig
+    from depi.recap.advantage_config import AdvantageFlags
+    from depi.recap.frames import FrameReader
+    from depi.recap.labels import Labels
+    from depi.recap.values import Part
+
+logger = logging.getLogger(__name__)
+
+COMMAND = "depi advantage"
+
+
+def main(args: Sequence[str]) -> int:
+    """Compute advantages, print what came out, and return the exit status."""
+    # The help and wrong flags are answered before anything that takes seconds is imported.
+    check_flags(Path(__file__).with_name("advantage_config.py"), "AdvantageFlags", args, COMMAND)
+    from depi.recap.advantage_config import AdvantageFlags
+
+    _show(compute_advantages(parse_flags(AdvantageFlags, args, COMMAND)))
+    return 0
+
+
+def compute_advantages(config: "AdvantageFlags") -> dict[str, Any]:
+    """Compute and write the advantages that the flags describe; see `depi.datasets.advantages`.
+
+    Returns:
+        What `advantages.json` says, and under `folder` where it is.
+
+    Raises:
+        UserError: the network or the data cannot be used; successes are not known; a return falls below -1;
+            or too many episodes have frames that cannot be read.
+    """
+    from depi.datasets.outcomes import check_normalizer, read_outcomes
+    from depi.recap.labels import Labels, Settings
+
+    checkpoint, value = _load_value_config(config)
+    reader = _open_frames(config, value)
+    data, dataset = config.dataset, reader.dataset
+    settings = Settings(
+        look_ahead=config.look_ahead,
+        share=config.share,
+        per_task=config.per_task,
+        force_interventions=config.force_interventions,
+        c_fail=value.c_fail,
+        reward_normalizer=value.reward_normalizer,
+        clamp=config.clamp,
+    )
+    # What the user can mend is said before hours of computing, not after.
+    outcomes = read_outcomes(dataset, file=data.success, assume_success=data.assume_success)
+    lengths, rewards = np.diff(dataset.episode_start), (settings.c_fail, settings.reward_normalizer)
+    check_normalizer(lengths, outcomes.success, *rewards, clamp=settings.clamp)
+    folder, parts, sha256 = _compute(config, reader, checkpoint)
+    labels = Labels(dataset, parts, outcomes, settings)
+    _refuse_too_many(labels, data.max_bad_fraction)
+    about = {"path": config.policy.path, "folder": str(checkpoint), "sha256": sha256}
+    return {"folder": str(folder), **labels.write(folder, about)}
+
+
+def _load_value_config(config: "AdvantageFlags") -> tuple[Path, "ValueConfig"]:
+    """The folder of the checkpoint, and its configuration."""
+    from depi.policies import load_config, resolve_checkpoint
+    from depi.policies.configuration_value import ValueConfig
+
+    if config.policy.path is None:
+        raise UserError("name the value network with --policy.path=FOLDER_OR_REPO")
+    folder = resolve_checkpoint(config.policy.path, config.policy.revision)
+    value = load_config(folder)
+    if not isinstance(value, ValueConfig):
+        raise UserError(
+            f"--policy.path={config.policy.path} is of type {value.type}, not a value network: train one with "
+            "--policy.type=value"
+        )
+    return folder, value
+
+
+def _open_frames(config: "AdvantageFlags", value: "ValueConfig") -> "FrameReader":
+    from depi.datasets.multi import MultiLeRobotDataset
+    from depi.datasets.stream import annotated_episodes
+    from depi.recap.frames import CAMERA_MODES, FrameReader
+    from depi.training.command_line import check_data_source
+    from depi.training.config import TrainConfig
+    from depi.training.data import dataset_sources
+
+    data = config.dataset
+    if data.cameras not in CAMERA_MODES:
+        raise UserError(
+            f"--dataset.cameras={data.cameras} is for training: choose {' or '.join(CAMERA_MODES)}"
+        )
+    training = TrainConfig(dataset=data, num_datasets=config.num_datasets)
+    check_data_source(training)
+    dataset = MultiLeRobotDataset(
+        dataset_sources(training),
+        chunk_size=1,
+        image_size=value.image_resolution[0],
+        max_cameras=data.max_cameras,
+        joint_convention=data.joint_convention,
+        max_bad_fraction=data.max_bad_fraction,
+        max_bad_datasets=data.max_bad_datasets,
+        episodes=data.episodes,
+        offline=data.offline,
+        prepared=data.prepared,
+    )
+    wanted = data.use_annotated_tasks or (data.cameras == "view" and data.annotations.is_dir())
+    notes = annotated_episodes(dataset, data.annotations) if wanted else None
+    return FrameReader(dataset, data.cameras, notes, data.use_annotated_tasks)
+
+
+def _compute(
+    config: "AdvantageFlags", reader: "FrameReader", checkpoint: Path
+) -> tuple[Path, list[list["Part"]], str]:
+    """The folder of the sidecars, the parts of the values, all computed, and the checkpoint's digest."""
+    from depi.engine import make_runner
+    from depi.recap.values import Network, checkpoint_digest, compute_values, default_workers, parts_of, plans
+
+    sha256 = checkpoint_digest(checkpoint)
+    network = Network(checkpoint, sha256, config.policy.device, config.batch_size)
+    folder = config.output_dir or Path("outputs/advantages") / plans(reader, network)
+    parts = parts_of(reader, network, folder, config.part_frames)
+    workers = config.workers or default_workers(config.policy.device)
+    workers = min(workers, sum(map(len, parts)))
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("Judging frames", total=None)
+        kept = compute_values(
+            parts,
+            run=make_runner("local", workers=workers),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    if kept:
+        logger.info("%s of %s parts were there already", kept, sum(map(len, parts)))
+    return folder, parts, sha256
+
+
+def _refuse_too_many(labels: "Labels", allowed: float) -> None:
+    """Log the frames that are left out; UserError where too large a share of the episodes has any."""
+    episodes = {(repo_id, one.episode) for repo_id, frames in labels.left_out.items() for one in frames}
+    for repo_id, frames in labels.left_out.items():
+        one = frames[0]
+        logger.warning(
+            "%s frames of %s cannot be read and are left out, the first is frame %s of episode %s: %s",
+            len(frames),
+            repo_id,
+            one.frame,
+            one.episode,
+            one.reason,
+        )
+    total = labels.dataset.num_episodes
+    if len(episodes) > allowed * total:
+        raise UserError(
+            f"{len(episodes)} of {total} episodes have frames that cannot be read, more than the share {allowed:g}: "
+            "leave out those datasets or raise --dataset.max_bad_fraction"
+        )
+
+
+def _show(summary: Mapping[str, Any]) -> None:
+    table = Table("dataset", "episodes", "successes", "frames", "positive", "left out")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for repo_id, one in summary["datasets"].items():
+        positive = f"{one['positive']} ({one['positive'] / one['frames']:.0%})"
+        numbers = (one["episodes"], one["successes"], one["frames"], positive, one["left_out"])
+        table.add_row(repo_id, *map(str, numbers))
+    Console().print(table)
+    epsilon = summary["epsilon"]
+    said = f"{epsilon:.6g}" if isinstance(epsilon, float) else f"of {len(epsilon)} tasks"
+    print(
+        f"epsilon {said}: {summary['frames_above_epsilon']} of {summary['frames']} frames are above, "
+        f"{summary['frames_forced_positive']} are positive by intervention; in {summary['folder']}\n"
+        f"train with --advantage.mode=use --advantage.path={summary['folder']}"
+    )
