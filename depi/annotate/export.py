@@ -131,7 +131,7 @@ def card(repo_id: str, names: Sequence[str], numbers: dict) -> str:
 
     data = DatasetCardData(
         pretty_name=f"Annotations of {len(names)} LeRobot datasets",
-        tags=["LeRobot", "robotics", "depi", "annotations"],
+        tags=["robotics", "depi", "annotations"],
         task_categories=["robotics"],
         configs=[{"config_name": "default", "data_files": "*/**/*.parquet"}],
     )

@@ -1,0 +1,82 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from made_up_annotations import HAND, REVISION, TOP, failure, result, write
+
+from depi.annotate.stats import count, main
+from depi.annotate.store import RULES, Review
+from depi.datasets.annotations import EpisodeAnnotation, write_annotations
+from depi.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    unsure = result(
+        1, task=None, confidence=0.24, flags=("low_confidence: passes disagree", "low_confidence")
+    )
+    write(
+        tmp_path,
+        "ann/one",
+        result(0),
+        unsure,
+        failure(2, "the server answered 500"),
+        failure(3, "the server answered 500"),
+        result(3, confidence=1.0),
+        Review(0, "accepted", "Pick up the red cube.", REVISION),
+    )
+    write(
+        tmp_path,
+        "bob/two",
+        result(0, backend=RULES, model=RULES, confidence=None, tokens={}, prompts={}, views={TOP: "top"}),
+        result(4, tokens={"prompt": 10, "completion": 0}),
+        result(4, tokens={"prompt": 20, "completion": 5}, views={TOP: "top"}),
+    )
+    write_annotations(
+        tmp_path, "eve/three", [EpisodeAnnotation(0, "x", "Wipe the table.", {HAND: "side"})], {}
+    )
+    (tmp_path / "eve/broken.parquet").write_bytes(b"no parquet")
+    (tmp_path / "report.jsonl").write_text("not an annotation\n")
+    return tmp_path
+
+
+def test_everything_is_counted_once(folder: Path):
+    found = count(folder)
+    assert found["datasets"] == 4
+    assert found["episodes"] == {"all": 7, "with_task": 5, "kept_recorded": 1, "failed": 1, "reviewed": 1}
+    assert found["flags"] == {"accepted": 1, "low_confidence": 1}
+    # Accepted by a person is certain.
+    assert found["confidence"] == {"unknown": 2, "0.9-1.0": 3, "0.2-0.3": 1}
+    assert found["views"] == {"top": 2, "side": 1, "wrist": 1}
+    assert found["models"] == {"openai:some/vlm": 4, "rules:rules": 1}
+    assert found["prompts"] == {"instruct 1": 4, "refine 1": 4, "views 2": 4}
+    # Both answers about episode 4 were paid for, and only four episodes have cost anything.
+    assert found["tokens"] == {"prompt": 3030, "completion": 155, "per_episode": 796.2}
+    assert found["reviews"] == {"accepted": 1}
+    assert found["failures"] == {"the server answered 500": 1}
+    assert list(found["damaged"]) == ["eve/broken"]
+
+
+def test_printed_as_tables_and_as_json(folder: Path, capsys: pytest.CaptureFixture[str]):
+    write(folder, "mallory/four", failure(0, "[bold]not markup[/bold] [/]"))
+    assert main([f"--annotations={folder}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == count(folder)
+    assert main([str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "[bold]not markup[/bold] [/]" in shown
+    assert "low_confidence" in shown
+    assert "openai:some/vlm" in shown
+
+
+def test_only_the_newest_revision_counts(tmp_path: Path):
+    newer = replace(result(0), revision="b" * 40, confidence=0.5)
+    write(tmp_path, "ann/one", result(0), result(1), Review(0, "rejected", None, REVISION), newer)
+    found = count(tmp_path)
+    assert found["episodes"] == {"all": 1, "with_task": 1, "kept_recorded": 0, "failed": 0, "reviewed": 0}
+    assert found["confidence"] == {"0.5-0.6": 1}
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path):
+    with pytest.raises(UserError, match=r"there is no folder .*/none of annotations"):
+        count(tmp_path / "none")
