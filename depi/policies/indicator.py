@@ -11,7 +11,7 @@ import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lerobot.processor import PolicyProcessorPipeline, TokenizerProcessorStep
@@ -45,7 +45,6 @@ def _split(prompt: str) -> tuple[str, bool | None]:
     return (head, last == _LINES[True]) if last in _LINES else (prompt, None)
 
 
-# LeRobot finds the class of a step that is not registered by its module: no one has to import it first.
 @dataclass
 class AdvantageTokenizerStep(TokenizerProcessorStep):
     """LeRobot's tokenizer step, which ends every prompt with an advantage indicator.
@@ -57,6 +56,10 @@ class AdvantageTokenizerStep(TokenizerProcessorStep):
         indicator: `positive` or `negative`; None in training, where texts are taken as they are and each
             sample brings its own indicator, or none.
     """
+
+    # LeRobot imports a step without a registered name by its class: nobody has to register it first. The name
+    # of LeRobot's step would be inherited.
+    _registry_name: ClassVar[str | None] = None
 
     indicator: str | None = "positive"
 
