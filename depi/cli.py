@@ -18,6 +18,10 @@ VERBS = {
     "report": ("depi.catalog.report", "write the catalogue as one web page"),
     "view": ("depi.catalog.view", "look at one episode: LeRobot's viewer, or an mp4"),
     "prepare": ("depi.training.prepare", "write training-ready images, so that training decodes no video"),
+    "advantage": (
+        "depi.recap.annotate_advantage",
+        "say which frames are better than a value function expects",
+    ),
     "plot": ("depi.training.plot", "draw loss, learning rate and throughput of runs"),
     "estimate": ("depi.training.estimate", "say what memory a training configuration needs"),
     "sim": ("depi.sim.record", "record simulated SO-101 datasets, test the scripted experts"),

@@ -104,9 +104,7 @@ def _open_frames(config: "AdvantageFlags", value: "ValueConfig") -> "FrameReader
 
     data = config.dataset
     if data.cameras not in CAMERA_MODES:
-        raise UserError(
-            f"--dataset.cameras={data.cameras} is for training: choose {' or '.join(CAMERA_MODES)}"
-        )
+        raise UserError(f"--dataset.cameras={data.cameras} is none of {', '.join(CAMERA_MODES)}")
     training = TrainConfig(dataset=data, num_datasets=config.num_datasets)
     check_data_source(training)
     dataset = MultiLeRobotDataset(
@@ -167,8 +165,8 @@ def _refuse_too_many(labels: "Labels", allowed: float) -> None:
     total = labels.dataset.num_episodes
     if len(episodes) > allowed * total:
         raise UserError(
-            f"{len(episodes)} of {total} episodes have frames that cannot be read, more than the share {allowed:g}: "
-            "leave out those datasets or raise --dataset.max_bad_fraction"
+            f"{len(episodes)} of {total} episodes have frames that cannot be read, more than the share "
+            f"{allowed:g}: leave out those datasets or raise --dataset.max_bad_fraction"
         )
 
 

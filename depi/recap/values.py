@@ -3,7 +3,8 @@
 A part is a run of frames of one dataset. Its file, written as a whole, names a digest of all that its
 numbers depend on; a run that was stopped computes the parts that are not there. The network is always given
 GROUP frames at a time, the same ones whatever the batch size, the number of processes and the size of the
-parts, and each process computes with one thread where there is no GPU. So the numbers are the same to the bit.
+parts, and each process computes with one thread where there is no GPU. So the numbers are the same to the
+bit.
 """
 
 import functools
