@@ -15,6 +15,7 @@ VERBS = {
     "demo": ("depi.demo", "run the whole pipeline offline on an embedded Hub"),
     "collect-ids": ("depi.catalog.collect", "find and judge the SO-100 datasets of the Hub"),
     "catalog": ("depi.catalog.browse", "look into the catalogue: show, stats, diff"),
+    "annotate": ("depi.annotate.annotate", "write task texts and camera views by a model, as sidecars"),
     "report": ("depi.catalog.report", "write the catalogue as one web page"),
     "view": ("depi.catalog.view", "look at one episode: LeRobot's viewer, or an mp4"),
     "prepare": ("depi.training.prepare", "write training-ready images, so that training decodes no video"),

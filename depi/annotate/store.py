@@ -25,6 +25,8 @@ from typing import Any
 
 from depi.annotate.consistency import majority_views, unify
 from depi.datasets.annotations import EpisodeAnnotation, annotation_path, write_annotations
+from depi.errors import UserError
+from depi.files import read_json
 from depi.hub.names import is_dataset_id
 from depi.journal import LineFile, read_lines
 
@@ -269,6 +271,19 @@ def _row(
         refinements=len(result.refinements),
         confidence=confidence,
     )
+
+
+def is_current(folder: Path, repo_id: str, state: str | None) -> bool:
+    """Whether the sidecar tells all that the journal knows of a revision, or there is nothing to tell."""
+    journal, sidecar = journal_path(folder, repo_id), annotation_path(folder, repo_id)
+    if not journal.exists():
+        return True
+    if not sidecar.exists() or sidecar.stat().st_mtime_ns <= journal.stat().st_mtime_ns:
+        return False
+    try:
+        return read_json(sidecar.with_suffix(".json")).get("state") == state
+    except (UserError, AttributeError):
+        return False
 
 
 def write_sidecar(folder: Path, repo_id: str, revision: str | None = None) -> Path | None:

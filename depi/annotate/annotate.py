@@ -1,0 +1,205 @@
+"""`depi annotate`: instructions and camera views for many datasets, by a model or by rules."""
+
+import importlib
+import json
+import os
+import signal
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from depi.engine import ENGINES, RayConfig
+from depi.errors import UserError
+from depi.flags import parse_flags
+
+if TYPE_CHECKING:
+    from depi.annotate.equipment import Recipe
+    from depi.annotate.pipeline import Summary
+
+BACKENDS = ("openai", "transformers", "rules")
+# verb: module with `main(args) -> exit status`
+VERBS = {
+    "review": "depi.annotate.review",
+    "stats": "depi.annotate.stats",
+    "export": "depi.annotate.export",
+}
+
+
+@dataclass
+class AnnotateConfig:
+    """Write an instruction and the cameras' views for every episode of the datasets of a list, as sidecars in
+    --annotations, which training reads with --dataset.use_annotated_tasks=true. Nobody's dataset is changed.
+
+    --backend=openai asks any server that speaks OpenAI's API (vLLM, SGLang, a hosted one; key in
+    OPENAI_API_KEY), --backend=transformers runs a model here, --backend=rules uses no model: it cleans the
+    recorded texts and flags those that need one. A call that was stopped, or is repeated, asks only for what
+    is missing; a changed prompt is asked anew.
+
+    Also: `depi annotate review` (look, accept, edit), `depi annotate stats`, `depi annotate export`.
+
+    Exit status: 0 when every episode has a result, 3 when some have none (they are named, and the next call
+    tries them again), 2 when the command cannot work at all.
+    """
+
+    # A JSON list of repo ids; a catalogue beside it gives the revisions.
+    repo_ids: Path = Path("data_ids/dataset_list_valid.json")
+    # One dataset instead of a list, USER/NAME.
+    repo_id: str | None = None
+    # Its folder, instead of the Hub.
+    root: Path | None = None
+    # Its branch, tag or commit; by default the newest.
+    revision: str | None = None
+    # The first dataset of the list, counted from 0.
+    start: int = 0
+    # The dataset of the list to stop before; by default its end.
+    end: int | None = None
+    # At most so many episodes of each dataset.
+    max_episodes: int | None = None
+    # Only episodes that an earlier call has flagged or, never annotated, whose recorded text is useless.
+    only_flagged: bool = False
+    # Where the sidecars and their journals are.
+    annotations: Path = Path("so100_data/annotations")
+    # Who answers: openai, transformers or rules.
+    backend: str = "openai"
+    # The server, up to and with /v1; by default OPENAI_BASE_URL, or http://127.0.0.1:8000/v1.
+    base_url: str | None = None
+    # The model's id; by default the server's first one, or Qwen/Qwen3-VL-8B-Instruct.
+    model: str | None = None
+    # Questions to the server at a time.
+    concurrency: int = 32
+    # Longest time in seconds for one answer of the server.
+    timeout: float = 180.0
+    # Questions that a model here answers at a time.
+    batch_size: int = 8
+    # Where a model here runs; by default on the GPU if there is one.
+    device: str | None = None
+    # A folder of prompts (system.txt, instruction.txt, refinement.txt, views.txt); others stay as they are.
+    prompts: Path | None = None
+    # Of the instructions: en, de, es, fr, it, ja, ko, nl, pt or zh.
+    language: str = "en"
+    # Second looks at an instruction at most; fewer where it does not change.
+    max_refinements: int = 2
+    # Below this the recorded text is kept and the episode is flagged.
+    min_confidence: float = 0.5
+    # Frames of each camera that are shown: the first, the last, and where the gripper changes most.
+    frames: int = 4
+    # Largest size of a frame, in pixels.
+    max_pixels: int = 150_000
+    # Episodes of each dataset whose frames decide the cameras' views.
+    view_episodes: int = 3
+    # Keep the frames that were shown in DePi's cache, for the next call and for the review.
+    keep_frames: bool = True
+    # Threads that decode frames; with --engine=ray groups of episodes at a time. 0 for one per CPU.
+    workers: int = 0
+    # What does the work: local, or ray, a cluster with shared folders.
+    engine: str = "local"
+    ray: RayConfig = field(default_factory=RayConfig)
+    # Print the summary as JSON instead of a table.
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise UserError(f"--backend={self.backend} is none of {', '.join(BACKENDS)}")
+        if self.engine not in ENGINES:
+            raise UserError(f"--engine={self.engine} is none of {', '.join(ENGINES)}")
+        if self.engine == "ray" and self.backend == "transformers":
+            raise UserError("--engine=ray goes with --backend=openai or rules: serve the model on its own")
+        if self.root is not None and self.repo_id is None:
+            raise UserError("--root needs --repo_id=USER/NAME, the name that its annotations go by")
+        least = {"concurrency": 1, "batch_size": 1, "frames": 2, "max_pixels": 1024, "view_episodes": 0}
+        least |= {"start": 0, "workers": 0, "max_refinements": 0, "max_episodes": 1, "end": 1}
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise UserError(f"--{name}={value}: at least {minimum} is needed")
+        if not 0 <= self.min_confidence <= 1:
+            raise UserError(f"--min_confidence={self.min_confidence}: 0 to 1 is possible")
+        if not self.timeout > 0:
+            raise UserError(f"--timeout={self.timeout}: more than 0 is needed")
+        if self.frames > 16 or self.max_pixels > 4_000_000 or self.max_refinements > 10:
+            raise UserError("at most --frames=16, --max_pixels=4000000 and --max_refinements=10 are possible")
+
+
+def main(args: list[str]) -> int:
+    """Run `depi annotate`, or one of its verbs; returns the exit status (see `AnnotateConfig`)."""
+    if args and args[0] in VERBS:
+        return importlib.import_module(VERBS[args[0]]).main(args[1:])
+    config = parse_flags(AnnotateConfig, args, "depi annotate")
+    if threading.current_thread() is threading.main_thread():
+        # A scheduler's SIGTERM ends a call as Ctrl-C does: with the sidecars of what is there.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    summary = annotate(config)
+    from depi.annotate.pipeline import as_json
+
+    if config.json:
+        print(json.dumps(as_json(summary), ensure_ascii=True))
+    else:
+        from depi.annotate.progress import print_summary
+
+        print_summary(summary, config.backend)
+    return 3 if summary.incomplete else 0
+
+
+def annotate(config: AnnotateConfig) -> "Summary":
+    """Annotate what the flags name; prints progress to stderr.
+
+    Raises:
+        UserError: a flag makes no sense, or the back end cannot be used. What was answered is written.
+    """
+    from depi.annotate.equipment import here, make_backend, on_ray
+    from depi.annotate.pipeline import Run
+    from depi.annotate.progress import progress
+    from depi.annotate.work import Plan, list_sources
+
+    sources = list_sources(
+        config.repo_ids, config.repo_id, config.root, config.revision, config.start, config.end
+    )
+    recipe = _recipe(config)
+    backend = make_backend(recipe)
+    try:
+        plan = Plan(
+            folder=config.annotations,
+            backend=config.backend,
+            model=backend.model if backend is not None else config.backend,
+            versions=recipe.prompts.versions if backend is not None else {},
+            frames=config.frames,
+            view_episodes=config.view_episodes,
+            max_episodes=config.max_episodes,
+            only_flagged=config.only_flagged,
+            max_refinements=config.max_refinements,
+        )
+        runner = here(recipe, backend, config.annotations)
+        if config.engine == "ray":
+            runner = on_ray(recipe, config.annotations, config.workers, config.ray.address)
+        with progress() as show:
+            return Run(plan, runner, show)(sources)
+    finally:
+        if backend is not None:
+            backend.close()
+
+
+def _recipe(config: AnnotateConfig) -> "Recipe":
+    from depi.annotate.equipment import Recipe
+    from depi.annotate.local_model import DEFAULT_MODEL, LocalConfig
+    from depi.annotate.openai_server import ServerConfig
+    from depi.annotate.templates import load_prompts
+
+    askers = {"openai": config.concurrency, "transformers": 2 * config.batch_size, "rules": 1}
+    cpus = os.cpu_count() or 1
+    return Recipe(
+        backend=config.backend,
+        prompts=load_prompts(config.prompts, config.language),
+        server=ServerConfig(config.base_url, config.model, config.concurrency, config.timeout),
+        local=LocalConfig(config.model or DEFAULT_MODEL, config.batch_size, config.device),
+        max_refinements=config.max_refinements,
+        min_confidence=config.min_confidence,
+        max_pixels=config.max_pixels,
+        keep_frames=config.keep_frames,
+        loaders=1
+        if config.backend == "rules"
+        else (config.workers or cpus)
+        if config.engine == "local"
+        else 2,
+        askers=askers[config.backend],
+    )

@@ -1,0 +1,246 @@
+"""Any server that speaks OpenAI's chat completions: vLLM, SGLang, llama.cpp, or a hosted one.
+
+huggingface_hub's InferenceClient speaks the same, but reads an answer whole, however long it is or takes:
+here every answer is read piece by piece, within a number of bytes and seconds.
+"""
+
+import base64
+import json
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from depi.annotate.backend import BackendError, HopelessError, Question, Reply, UnreachableError
+from depi.catalog.text import clean
+from depi.errors import UserError
+from depi.hub.retry import PASSING_STATUSES, RetryPolicy, retry_after
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_URL = "http://127.0.0.1:8000/v1"
+MAX_BYTES = 1_000_000
+_MAX_PAUSE = 600.0
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Where the server is and how long to wait for it.
+
+    base_url: up to and with "/v1"; None for OPENAI_BASE_URL, or else DEFAULT_URL
+    model: None for the first one that the server offers
+    connections: questions at a time
+    timeout: seconds for one answer, from first byte sent to last byte read
+    read_timeout: longest silence of the server within that time
+    """
+
+    base_url: str | None = None
+    model: str | None = None
+    connections: int = 32
+    timeout: float = 180.0
+    read_timeout: float = 120.0
+    retries: RetryPolicy = RetryPolicy(attempts=6, longest_retry_after=_MAX_PAUSE)  # noqa: RUF009
+
+
+class OpenAiServer:
+    """A connection to the server; see `depi.annotate.backend.Backend`.
+
+    The key comes from OPENAI_API_KEY. Where the server refuses JSON schemas, that is noticed once and it is
+    asked without. When it asks to wait (Retry-After), all threads wait.
+
+    Raises:
+        UserError: the server does not answer, takes no such key, or has no such model.
+    """
+
+    name = "openai"
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        self.url = (config.base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL).rstrip("/")
+        self._client = self._connect()
+        self._lock = threading.Lock()
+        self._not_before = 0.0
+        self._with_schema = True
+        try:
+            self.model = config.model or self._first_model()
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self) -> httpx.Client:
+        key = os.environ.get("OPENAI_API_KEY", "").strip()
+        if key and not (key.isascii() and key.isprintable() and " " not in key):
+            raise UserError("OPENAI_API_KEY holds characters that no key has")
+        limits = httpx.Limits(
+            max_connections=self.config.connections, max_keepalive_connections=self.config.connections
+        )
+        timeout = httpx.Timeout(self.config.read_timeout, connect=10.0, pool=None)
+        try:
+            return httpx.Client(
+                base_url=self.url + "/",
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                limits=limits,
+                timeout=timeout,
+            )
+        except httpx.InvalidURL as error:
+            raise UserError(f"--base_url={self.url} is no address: {error}") from None
+
+    def _first_model(self) -> str:
+        try:
+            status, answer, _ = self._exchange("GET", "models", None)
+        except UnreachableError as error:
+            raise UserError(f"{error}: start it, or name it with --base_url") from None
+        try:
+            if status == 200:
+                return str(json.loads(answer)["data"][0]["id"])[:200]
+        except (ValueError, KeyError, IndexError, TypeError):
+            pass
+        self._refuse_if_hopeless(status, answer)
+        raise UserError(f"{self.url} does not say which models it has: name one with --model")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def ask(self, question: Question) -> Reply:
+        """See `depi.annotate.backend.Backend`."""
+        policy = self.config.retries
+        for attempt in range(1, policy.attempts + 1):
+            self._wait_if_asked()
+            with_schema = self._with_schema
+            try:
+                status, answer, headers = self._exchange("POST", "chat/completions", self._body(question))
+            except UnreachableError as error:
+                reason, status, headers = error, 0, {}
+            else:
+                if status == 200:
+                    return _reply(answer)
+                self._refuse_if_hopeless(status, answer)
+                if status in (400, 422) and with_schema:
+                    self._do_without_schema(answer)
+                    continue
+                said = f"{self.url} answers with status {status}: {_message(answer)}"
+                if status not in PASSING_STATUSES:
+                    raise BackendError(said)
+                reason = UnreachableError(said)
+            if attempt == policy.attempts or not self._back_off(attempt, status, headers):
+                raise reason
+        raise BackendError(f"{self.url} refuses the question with and without a schema")
+
+    def _body(self, question: Question) -> bytes:
+        content: list[dict[str, Any]] = []
+        for label, jpeg in question.images:
+            url = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+            content += [{"type": "text", "text": label}, {"type": "image_url", "image_url": {"url": url}}]
+        content.append({"type": "text", "text": question.text})
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": [
+                {"role": "system", "content": question.system},
+                {"role": "user", "content": content},
+            ],
+            "temperature": 0,
+            "max_tokens": question.max_tokens,
+        }
+        if self._with_schema:
+            schema = {"name": question.stage, "schema": dict(question.schema), "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        return json.dumps(body).encode()
+
+    def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes, Mapping[str, str]]:
+        """Status, body and headers of an answer, read within the limits of bytes and seconds."""
+        end = time.monotonic() + self.config.timeout
+        headers = {"Content-Type": "application/json"} if body else {}
+        answer = bytearray()
+        try:
+            with self._client.stream(method, path, content=body, headers=headers) as response:
+                for piece in response.iter_bytes():
+                    answer += piece
+                    if len(answer) > MAX_BYTES:
+                        raise BackendError(
+                            f"the answer of {self.url} does not end: cut after {MAX_BYTES} bytes"
+                        )
+                    if time.monotonic() > end:
+                        raise UnreachableError(
+                            f"the answer of {self.url} takes longer than {self.config.timeout:g} s"
+                        )
+                return response.status_code, bytes(answer), response.headers
+        except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
+            raise HopelessError(f"--base_url={self.url} cannot be asked: {error}") from None
+        except httpx.DecodingError:
+            raise BackendError(f"the answer of {self.url} is garbled") from None
+        except httpx.TransportError as error:
+            raise UnreachableError(
+                f"{self.url} does not answer ({clean(str(error) or type(error).__name__, 100)})"
+            ) from None
+
+    def _refuse_if_hopeless(self, status: int, answer: bytes) -> None:
+        if status in (401, 403):
+            raise HopelessError(f"{self.url} does not accept the key in OPENAI_API_KEY (status {status})")
+        if status == 404:
+            model = getattr(self, "model", None)
+            raise HopelessError(
+                f"{self.url} has no model {model!r} or is no OpenAI-compatible server (status 404)"
+            )
+
+    def _do_without_schema(self, answer: bytes) -> None:
+        with self._lock:
+            if self._with_schema:
+                logger.warning("%s takes no JSON schema (%s): asking without", self.url, _message(answer))
+            self._with_schema = False
+
+    def _wait_if_asked(self) -> None:
+        while (wait := self._not_before - time.monotonic()) > 0:
+            time.sleep(min(wait, 1.0) + random.uniform(0, 0.05))
+
+    def _back_off(self, attempt: int, status: int, headers: Mapping[str, str]) -> bool:
+        """Wait before the next attempt; False where the server asks for more than one may wait."""
+        policy = self.config.retries
+        asked = retry_after(headers)
+        if asked is None:
+            usual = min(policy.longest_wait, policy.first_wait * 2 ** (attempt - 1))
+            time.sleep(usual * random.uniform(0.5, 1.5))
+            return True
+        if asked > policy.longest_retry_after:
+            return False
+        with self._lock:
+            self._not_before = max(self._not_before, time.monotonic() + asked)
+        return True
+
+
+def _message(answer: bytes) -> str:
+    """What a server says is wrong, on one short line."""
+    try:
+        value = json.loads(answer)
+        error = value.get("error", value.get("message", value)) if isinstance(value, dict) else value
+        text = error.get("message", error) if isinstance(error, dict) else error
+    except (ValueError, RecursionError):
+        text = answer[:400].decode(errors="replace")
+    return clean(text, 200) or "nothing more"
+
+
+def _reply(answer: bytes) -> Reply:
+    try:
+        value = json.loads(answer)
+        choice = value["choices"][0]
+        message, finish = choice["message"], choice.get("finish_reason")
+        text, refusal = message.get("content"), message.get("refusal")
+        usage = value.get("usage") or {}
+        prompt, completion = (_count(usage.get(f"{kind}_tokens")) for kind in ("prompt", "completion"))
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        raise BackendError("the server's answer is no chat completion") from None
+    if refusal or finish == "content_filter":
+        raise BackendError(f"the model refuses: {clean(refusal or 'content filter', 200)}")
+    if not isinstance(text, str):
+        raise BackendError("the server's answer holds no text")
+    return Reply(text, prompt, completion, cut=finish == "length")
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and 0 <= value < 10**9 else 0

@@ -1,0 +1,325 @@
+"""What there is to do: which datasets, which of their episodes, which stages of those."""
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from depi.annotate.frames import CameraPlace, Clip, choose_frames
+from depi.annotate.rules import is_junk
+from depi.annotate.stages import Job
+from depi.annotate.store import RULES, Journal, Result, journal_path, read_results
+from depi.annotate.templates import INSTRUCTION, REFINEMENT, VIEWS
+from depi.catalog.text import clean
+from depi.datasets.cameras import slot_order
+from depi.datasets.formats import DatasetMeta, data_files, load_meta, metadata_files, read_frames
+from depi.datasets.lists import catalogued, read_id_list
+from depi.datasets.opening import ACTION, STATE, select_episodes
+from depi.datasets.sources import DatasetSource, HubFiles, LocalFiles, open_source
+from depi.datasets.tables import first_rows
+from depi.errors import DatasetError, UserError
+from depi.journal import LineFile
+
+logger = logging.getLogger(__name__)
+
+MAX_CAMERAS = 6
+MAX_RECORDED = 400
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is wanted of each dataset.
+
+    folder: of the annotations
+    backend, model: whose results count as done
+    versions: stage -> version of its prompt; empty for RULES
+    frames: of each camera
+    view_episodes: whose frames decide the views of the cameras
+    max_episodes: of each dataset, None for all
+    only_flagged: only what has a flag or, never annotated, a useless text
+    max_refinements: 0 where no second look is wanted
+    """
+
+    folder: Path
+    backend: str
+    model: str
+    versions: Mapping[str, str]
+    frames: int = 4
+    view_episodes: int = 3
+    max_episodes: int | None = None
+    only_flagged: bool = False
+    max_refinements: int = 2
+
+
+@dataclass
+class DatasetWork:
+    """A dataset's jobs, and who may do them: the lock is released by `close`.
+
+    episodes: that were asked for
+    changed_from: the revision annotated so far, where it is another one now
+    bad: episode -> why it cannot be shown
+    """
+
+    repo_id: str
+    state: str | None
+    jobs: list[Job]
+    episodes: int
+    lock: LineFile
+    changed_from: str | None
+    bad: dict[int, str]
+
+    def close(self) -> None:
+        """Let others annotate the dataset."""
+        self.lock.remove()
+        self.lock.close()
+
+
+def list_sources(
+    repo_ids: Path, repo_id: str | None, root: Path | None, revision: str | None, start: int, end: int | None
+) -> list[DatasetSource]:
+    """The datasets that the flags name; those of a list at the revisions that its catalogue has judged.
+
+    Raises:
+        UserError: the list cannot be read, or `start` and `end` leave nothing of it.
+    """
+    if repo_id is not None:
+        return [DatasetSource(repo_id, revision, root)]
+    chosen = read_id_list(repo_ids)[start:end]
+    if not chosen:
+        raise UserError(f"--start={start} --end={end} leave nothing of {repo_ids}")
+    revisions = catalogued(repo_ids.parent, "revision")
+    return [DatasetSource(name, revisions.get(name)) for name in chosen]
+
+
+def plan_dataset(source: DatasetSource, plan: Plan) -> DatasetWork:
+    """Find out what is missing of a dataset; fetches its metadata, and its tables where frames are chosen.
+
+    Raises:
+        DatasetError: the dataset cannot be read.
+        UserError: the Hub does not give it, or another process annotates it.
+    """
+    lock = _lock(plan.folder, source.repo_id)
+    try:
+        files = open_source(source)
+        files.metadata()
+        meta = load_meta(files.root, files.repo_id, files.revision)
+        state = files.revision or local_state(files.root)
+        before = read_results(plan.folder, source.repo_id)
+        journal = before if before.revision == state else read_results(plan.folder, source.repo_id, state)
+        wanted = _wanted(meta, journal, plan)
+        stages = _missing(wanted, meta, journal, plan)
+        positions = np.array([position for position in wanted if position in stages], np.int64)
+        bad: dict[int, str] = {}
+        jobs = (
+            _jobs(source, files, select_episodes(meta, positions), state, plan, bad) if len(positions) else []
+        )
+        jobs = [_with_stages(job, stages[_position(meta, job.episode)]) for job in jobs]
+    except BaseException:
+        lock.remove()
+        lock.close()
+        raise
+    changed = before.revision if before.revision not in (None, state) else None
+    return DatasetWork(source.repo_id, state, jobs, len(wanted), lock, changed, bad)
+
+
+def _lock(folder: Path, repo_id: str) -> LineFile:
+    path = journal_path(folder, repo_id)
+    try:
+        return LineFile(path.with_name(f".{path.stem}.annotating"))
+    except BlockingIOError:
+        raise UserError(f"another depi annotate works on {repo_id}") from None
+
+
+def local_state(root: Path) -> str:
+    """What stands for the revision of a local folder: a digest of its metadata."""
+    digest = hashlib.blake2b(digest_size=16)
+    names = [path.relative_to(root).as_posix() for path in root.glob("meta/**/*") if path.is_file()]
+    for name in metadata_files(names):
+        digest.update(name.encode() + b"\0" + (root / name).read_bytes() + b"\0")
+    return f"local-{digest.hexdigest()}"
+
+
+def _position(meta: DatasetMeta, episode: int) -> int:
+    return int(np.searchsorted(meta.episodes.episode_index, episode))
+
+
+def recorded_text(meta: DatasetMeta, position: int) -> str:
+    """An episode's recorded task, on one line; several are put one after another."""
+    return clean("; ".join(meta.episodes.tasks[position]), MAX_RECORDED)
+
+
+def _wanted(meta: DatasetMeta, journal: Journal, plan: Plan) -> list[int]:
+    """Positions of the episodes that the flags ask for."""
+    positions = list(range(len(meta.episodes)))[: plan.max_episodes]
+    if not plan.only_flagged:
+        return positions
+
+    def is_flagged(position: int) -> bool:
+        result = journal.results.get(int(meta.episodes.episode_index[position]))
+        if result is None:
+            return is_junk(recorded_text(meta, position), meta.repo_id)
+        return bool(result.flags) or (result.backend, result.model) == (plan.backend, plan.model)
+
+    return [position for position in positions if is_flagged(position)]
+
+
+def _missing(
+    wanted: Sequence[int], meta: DatasetMeta, journal: Journal, plan: Plan
+) -> dict[int, tuple[frozenset[str], Result | None]]:
+    """Position -> the stages to ask, and the earlier result of the same model, where there is something.
+
+    What a person has decided about is not asked again.
+    """
+    mine = {
+        result.episode: result
+        for result in journal.everything
+        if (result.revision, result.backend, result.model) == (journal.revision, plan.backend, plan.model)
+    }
+    found: dict[int, tuple[frozenset[str], Result | None]] = {}
+    for position in wanted:
+        episode = int(meta.episodes.episode_index[position])
+        before = mine.get(episode)
+        if stages := _text_stages(before, plan):
+            if episode not in journal.reviews:
+                found[position] = frozenset(stages), before
+        elif plan.backend == RULES and before is None:
+            found[position] = frozenset(), None
+    if VIEWS in plan.versions:
+        for position in _view_positions(wanted, meta, mine, plan):
+            others, before = found.get(position, (frozenset(), None))
+            before = before or mine.get(int(meta.episodes.episode_index[position]))
+            if before is not None or others:
+                found[position] = others | {VIEWS}, before
+    return found
+
+
+def _text_stages(before: Result | None, plan: Plan) -> set[str]:
+    if not plan.versions:
+        return set()
+    if before is None or before.prompts.get(INSTRUCTION) != plan.versions[INSTRUCTION]:
+        return {INSTRUCTION, REFINEMENT}
+    unrefined = plan.max_refinements > 0 and not before.refinements
+    return {REFINEMENT} if unrefined or before.prompts.get(REFINEMENT) != plan.versions[REFINEMENT] else set()
+
+
+def _view_positions(
+    wanted: Sequence[int], meta: DatasetMeta, mine: Mapping[int, Result], plan: Plan
+) -> list[int]:
+    """Episodes, spread over the dataset, whose frames are still needed to decide the cameras' views."""
+    voted = {
+        episode
+        for episode, result in mine.items()
+        if result.views and result.prompts.get(VIEWS) == plan.versions[VIEWS]
+    }
+    missing = min(plan.view_episodes, len(wanted)) - len(voted)
+    free = [position for position in wanted if int(meta.episodes.episode_index[position]) not in voted]
+    if missing <= 0 or not free:
+        return []
+    return sorted(
+        {free[place] for place in np.linspace(0, len(free) - 1, missing).round().astype(int).tolist()}
+    )
+
+
+def _with_stages(job: Job, missing: tuple[frozenset[str], Result | None]) -> Job:
+    return dataclasses.replace(job, stages=missing[0], before=missing[1])
+
+
+def _jobs(
+    source: DatasetSource,
+    files: LocalFiles | HubFiles,
+    meta: DatasetMeta,
+    state: str | None,
+    plan: Plan,
+    bad: dict[int, str],
+) -> list[Job]:
+    """The jobs of the episodes of `meta`, without their stages; puts those without frames into `bad`."""
+    cameras = slot_order(meta.info.camera_keys)[:MAX_CAMERAS]
+    episodes = meta.episodes
+    clips: Iterable[Clip | None] = [None] * len(episodes)
+    if plan.backend != RULES:
+        if not cameras:
+            raise DatasetError("there is no camera")
+        pinned = dataclasses.replace(source, revision=files.revision)
+        clips = _clips(pinned, files, meta, state, plan.frames, cameras, bad)
+    jobs = []
+    for position, clip in enumerate(clips):
+        episode = int(episodes.episode_index[position])
+        if episode not in bad:
+            text = recorded_text(meta, position)
+            jobs.append(Job(source.repo_id, state, episode, text, cameras, frozenset(), clip))
+    return jobs
+
+
+def _clips(
+    source: DatasetSource,
+    files: LocalFiles | HubFiles,
+    meta: DatasetMeta,
+    state: str | None,
+    count: int,
+    cameras: Sequence[str],
+    bad: dict[int, str],
+) -> list[Clip | None]:
+    """For each episode of `meta` the frames to show."""
+    files.fetch(data_files(meta))
+    column, number = _gripper_column(meta)
+    columns = read_frames(meta, ["timestamp", *([column] if column else [])])
+    time = columns["timestamp"].astype(np.float64).reshape(-1)
+    gripper = columns[column].reshape(len(time), -1)[:, number] if column else None
+    episodes = meta.episodes
+    clips: list[Clip | None] = []
+    ends = np.cumsum(episodes.length)
+    rows = (
+        first_rows(meta) if any(key not in episodes.videos for key in cameras) else np.zeros(len(ends), int)
+    )
+    for position, (end, length) in enumerate(zip(ends.tolist(), episodes.length.tolist(), strict=True)):
+        own, episode = slice(end - length, end), int(episodes.episode_index[position])
+        if length == 0 or not np.isfinite(time[own]).all() or (np.diff(time[own]) <= 0).any():
+            bad[episode] = "its timestamps do not increase"
+            clips.append(None)
+            continue
+        chosen = choose_frames(None if gripper is None else gripper[own], length, count)
+        clips.append(
+            Clip(
+                source=source,
+                state=state,
+                episode=episode,
+                fps=meta.info.fps,
+                length=length,
+                frames=chosen,
+                seconds=tuple(time[own][list(chosen)].tolist()),
+                whole_file=not meta.info.version.startswith("v3"),
+                cameras={key: _place(meta, key, position, int(rows[position])) for key in cameras},
+            )
+        )
+    return clips
+
+
+def _place(meta: DatasetMeta, camera: str, position: int, row: int) -> CameraPlace:
+    episodes = meta.episodes
+    if camera not in episodes.videos:
+        return CameraPlace(episodes.data_paths[episodes.data_file[position]], row, stored=True)
+    table = episodes.videos[camera]
+    return CameraPlace(table.paths[table.file[position]], float(table.start[position]), stored=False)
+
+
+def _gripper_column(meta: DatasetMeta) -> tuple[str | None, int]:
+    """The column, and the number in it, that says how far the gripper is open; None where none does.
+
+    By name, or else the last of six: that is where SO-100 arms have it.
+    """
+    for column in (STATE, ACTION):
+        feature: Any = meta.info.features.get(column)
+        if feature is None or feature.is_camera or not feature.dtype.startswith(("float", "int")):
+            continue
+        names = [name.casefold() for name in feature.names or ()]
+        named = [number for number, name in enumerate(names) if "gripper" in name]
+        if named:
+            return column, named[-1]
+        if feature.shape == (6,):
+            return column, 5
+    return None, 0
