@@ -284,19 +284,44 @@ def _clips(
             continue
         chosen = choose_frames(None if gripper is None else gripper[own], length, count)
         clips.append(
-            Clip(
-                source=source,
-                state=state,
-                episode=episode,
-                fps=meta.info.fps,
-                length=length,
-                frames=chosen,
-                seconds=tuple(time[own][list(chosen)].tolist()),
-                whole_file=not meta.info.version.startswith("v3"),
-                cameras={key: _place(meta, key, position, int(rows[position])) for key in cameras},
-            )
+            make_clip(source, meta, state, position, int(rows[position]), time[own], chosen, cameras)
         )
     return clips
+
+
+def make_clip(
+    source: DatasetSource,
+    meta: DatasetMeta,
+    state: str | None,
+    position: int,
+    row: int,
+    time: np.ndarray,
+    frames: Sequence[int],
+    cameras: Sequence[str],
+) -> Clip:
+    """Some frames of the episode at a position of `meta`.
+
+    Args:
+        source: the dataset, at a commit.
+        meta: its metadata.
+        state: as in `Clip`.
+        position: of the episode.
+        row: its first one in its data file, where a camera is stored there.
+        time: of all its frames, float [length].
+        frames: their numbers, ascending.
+        cameras: camera keys.
+    """
+    return Clip(
+        source=source,
+        state=state,
+        episode=int(meta.episodes.episode_index[position]),
+        fps=meta.info.fps,
+        length=len(time),
+        frames=tuple(frames),
+        seconds=tuple(time[list(frames)].tolist()),
+        whole_file=not meta.info.version.startswith("v3"),
+        cameras={key: _place(meta, key, position, row) for key in cameras},
+    )
 
 
 def _place(meta: DatasetMeta, camera: str, position: int, row: int) -> CameraPlace:
