@@ -26,6 +26,8 @@ from depi.errors import UserError
 from depi.files import read_json
 from depi.policies import on_cpu, pack_batch, preprocess
 from depi.policies.configuration_value import ValueConfig
+from depi.policies.indicator import as_told
+from depi.training.conditioning import Conditioning, make_conditioning
 from depi.training.config import DatasetConfig, TrainConfig
 from depi.training.mixture import MixtureSource
 from depi.training.value_targets import ValueTargets
@@ -145,15 +147,19 @@ def training_stream(
 
 
 def additions(dataset: MultiLeRobotDataset, config: TrainConfig, policy: PreTrainedConfig) -> list[Addition]:
-    """Return what a policy's samples need beside what was recorded: noise and time, or the return.
+    """Return what a policy's samples need beside what was recorded: noise, time and indicator, or the return.
 
     Raises:
-        UserError: a value function's targets cannot be had; see `ValueTargets`.
+        UserError: advantages or a value function's targets cannot be had; see `make_conditioning` and
+            `ValueTargets`.
     """
     if isinstance(policy, ValueConfig):
+        if config.advantage.mode != "off":
+            raise UserError("--advantage.mode tells pi0 its advantages; a value function has none")
         data = config.dataset
         return [ValueTargets(dataset, policy, success=data.success, assume_success=data.assume_success)]
-    return [FlowDraws(policy, config.seed)]
+    conditioning = make_conditioning(config.advantage, dataset, config.seed)
+    return [FlowDraws(policy, config.seed), *([conditioning] if conditioning else [])]
 
 
 def _read_weights(path: Path) -> dict[str, float]:
@@ -181,6 +187,16 @@ class PolicyStream(Dataset):
         for add in self.added:
             sample = {**sample, **add(position, sample)}
         return sample
+
+    @property
+    def conditioning(self) -> Conditioning | None:
+        """What tells samples their advantage."""
+        return next((added for added in self.added if isinstance(added, Conditioning)), None)
+
+    def report(self) -> dict[str, Any]:
+        """What the stream is drawn from, for `data_report.json`."""
+        conditioning = self.conditioning
+        return {**self.samples.report(), "advantage": conditioning.report() if conditioning else None}
 
 
 class FlowDraws:
@@ -212,7 +228,7 @@ class Collate:
     """Samples into a batch that is ready for the policy, still on the CPU: workers do it, tokenizer included.
 
     Args:
-        pre: the policy's preprocessing; see `on_cpu`.
+        pre: the policy's preprocessing; see `on_cpu`, and `as_told` for its prompts.
         policy: whose batches these are.
         ragged: leave out absent cameras and padded words; see `pack_batch`.
     """
@@ -220,7 +236,7 @@ class Collate:
     def __init__(
         self, pre: PolicyProcessorPipeline, policy: PI0Config | ValueConfig, *, ragged: bool
     ) -> None:
-        self.pre, self.policy, self.ragged = on_cpu(pre), policy, ragged
+        self.pre, self.policy, self.ragged = as_told(on_cpu(pre)), policy, ragged
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """Tensors by the keys that the policy's `forward` reads, and where the samples come from."""

@@ -68,7 +68,8 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
         if config.resume_from and accelerator.is_main_process:
             check_checkpoint(config.resume_from)
         policy = build_policy(config, dataset).to(accelerator.device)
-        processors = make_processors(policy.config, dataset.stats)
+        indicator = config.advantage.mode != "off"
+        processors = make_processors(policy.config, dataset.stats, indicator=indicator)
     stream = training_stream(dataset, config, policy.config)
     held_out = None
     if config.dataset.eval_split and config.eval_freq:
@@ -112,9 +113,13 @@ def begin_output(config: TrainConfig, dataset: MultiLeRobotDataset, stream: Poli
     assert config.output_dir is not None
     path = config.output_dir / DATA_REPORT_NAME
     if config.resume_from is None:
-        write_json(path, {**dataset.report(), "stream": stream.samples.report()})
-    elif not path.exists():
-        write_json(path, read_json(config.resume_from / DATA_REPORT_NAME))
+        write_json(path, {**dataset.report(), "stream": stream.report()})
+    else:
+        began = read_json(config.resume_from / DATA_REPORT_NAME)
+        if stream.conditioning is not None:
+            stream.conditioning.check_same(began["stream"].get("advantage"))
+        if not path.exists():
+            write_json(path, began)
     remove_leftovers(config.checkpoints_dir)
 
 

@@ -13,7 +13,7 @@ from recordings import Recording, write_v2
 from depi.datasets.annotations import EpisodeAnnotation, write_annotations
 from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
 from depi.errors import UserError
-from depi.training.config import DatasetConfig
+from depi.training.config import DatasetConfig, TrainConfig
 from depi.training.data import flow_draws, training_stream
 from depi.training.run import check_same_data
 
@@ -37,7 +37,7 @@ def dataset(tmp_path_factory) -> MultiLeRobotDataset:
 
 
 def stream(dataset, split="train", seed=3, **flags):
-    config = SimpleNamespace(dataset=DatasetConfig(**flags), seed=seed)
+    config = TrainConfig(dataset=DatasetConfig(**flags), seed=seed)
     return training_stream(dataset, config, POLICY, split)
 
 
