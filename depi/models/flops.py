@@ -10,6 +10,8 @@ Letters: N patches per image, P prefix tokens, S suffix tokens.
 from dataclasses import dataclass
 
 from depi.models.pi0 import Pi0Dimensions
+from depi.models.scene import SceneDimensions
+from depi.models.value import TAIL, ValueDimensions
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,30 @@ def pi0_flops(d: Pi0Dimensions, cameras: int, prompt_tokens: int) -> Pi0Flops:
     )
 
 
+def value_flops(d: ValueDimensions, cameras: int, prompt_tokens: int) -> Pi0Flops:
+    """As `pi0_flops`, for the value function: its `suffix` is the tail, and everything around it."""
+    patches = cameras * _patches(d)
+    p = patches + prompt_tokens
+    layer = attention_flops(_patches(d), _patches(d), d.vision_width) * cameras + _vision_linears(d, patches)
+    whole = _keys_values(d, p, d.width) + _rest_of_layer(d, p, d.width, d.mlp_dim, keys=p)
+    last = _keys_values(d, p, d.width)
+    tail = _keys_values(d, TAIL, d.width) + _rest_of_layer(d, TAIL, d.width, d.mlp_dim, keys=p + TAIL)
+    ends = product(1, d.state_dim, d.width, input_grad=False) + product(1, d.width, d.bins)
+    return Pi0Flops(
+        vision=_vision_ends(d, patches) + layer * d.vision_depth,
+        prefix=whole * (d.depth - 1) + last,
+        suffix=tail * d.depth + ends,
+        recomputable=(layer * d.vision_depth + whole * (d.depth - 1) + last + tail * d.depth).forward,
+    )
+
+
+def training_flops(d: Pi0Dimensions | ValueDimensions, cameras: int, prompt_tokens: int) -> int:
+    """Operations of forward and backward pass of one sample, nothing computed twice."""
+    if isinstance(d, ValueDimensions):
+        return value_flops(d, cameras, prompt_tokens).training()
+    return pi0_flops(d, cameras, prompt_tokens).training()
+
+
 def sampling_flops(d: Pi0Dimensions, cameras: int, prompt_tokens: int, num_steps: int = 10) -> int:
     """Forward operations of one action chunk: prefix and state once, the suffix at every Euler step."""
     parts = pi0_flops(d, cameras, prompt_tokens)
@@ -130,23 +156,23 @@ def lerobot_flops(d: Pi0Dimensions, camera_slots: int, padded_tokens: int) -> Pi
     )
 
 
-def _patches(d: Pi0Dimensions) -> int:
+def _patches(d: SceneDimensions) -> int:
     return (d.image_size // d.patch_size) ** 2
 
 
-def _vision_ends(d: Pi0Dimensions, patches: int) -> Flops:
+def _vision_ends(d: SceneDimensions, patches: int) -> Flops:
     pixels = 3 * d.patch_size**2
     return product(patches, pixels, d.vision_width, input_grad=False) + product(
         patches, d.vision_width, d.width
     )
 
 
-def _vision_linears(d: Pi0Dimensions, patches: int) -> Flops:
+def _vision_linears(d: SceneDimensions, patches: int) -> Flops:
     square = product(patches, d.vision_width, d.vision_width)
     return square * 4 + product(patches, d.vision_width, d.vision_mlp_dim) * 2
 
 
-def _keys_values(d: Pi0Dimensions, tokens: int, width: int) -> Flops:
+def _keys_values(d: SceneDimensions, tokens: int, width: int) -> Flops:
     return product(tokens, width, d.num_kv_heads * d.head_dim) * 2
 
 
@@ -154,7 +180,7 @@ def _mlp(tokens: int, width: int, mlp_dim: int) -> Flops:
     return product(tokens, width, mlp_dim) * 3
 
 
-def _rest_of_layer(d: Pi0Dimensions, tokens: int, width: int, mlp_dim: int, *, keys: int) -> Flops:
+def _rest_of_layer(d: SceneDimensions, tokens: int, width: int, mlp_dim: int, *, keys: int) -> Flops:
     inner = d.num_heads * d.head_dim
     return (
         product(tokens, width, inner) * 2

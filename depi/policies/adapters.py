@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from depi.errors import UserError
 from depi.files import atomic_write, read_json
 from depi.models.pi0 import Pi0
+from depi.models.value import ValueNetwork
 from depi.policies.convert import lerobot_name, unused_shapes
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -56,7 +57,7 @@ _NAME = "default"  # PEFT can hold several adapters side by side, each with a na
 _PREFIX = "base_model.model.model."  # what PEFT and the policy put before LeRobot's names
 _BASE = "base_fingerprint"
 # Parts that compute in bfloat16; the projections around the suffix compute in float32.
-_BFLOAT16_PARTS = ("vision", "image_proj", "token_embedding", "prefix", "suffix")
+_BFLOAT16_PARTS = ("vision", "image_proj", "token_embedding", "prefix", "suffix", "trunk")
 
 logger = logging.getLogger(__name__)
 
@@ -144,14 +145,14 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
-def hold_frozen_in_bfloat16(model: Pi0) -> None:
+def hold_frozen_in_bfloat16(model: Pi0 | ValueNetwork) -> None:
     """Halve the memory of frozen matrices that are computed with in bfloat16: nothing is ever added to them.
 
     Autocast would round them to the same values. Norms and positions, which count in float32, stay so. Only
     for a model that always runs under autocast to bfloat16.
     """
-    for part in _BFLOAT16_PARTS:
-        for module in getattr(model, part).modules():
+    for part in (part for name, part in model.named_children() if name in _BFLOAT16_PARTS):
+        for module in part.modules():
             if not isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
                 continue
             if module is model.vision.position_embedding:

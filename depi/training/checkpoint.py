@@ -13,12 +13,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from depi.errors import UserError
 from depi.files import write_json, write_text
-from depi.policies import Pi0Policy, load_config, load_policy
+from depi.policies import load_config, load_policy
 from depi.policies import save_checkpoint as save_policy
 from depi.policies.adapters import add_adapters, load_adapters
 from depi.policies.checkpoint import WEIGHTS
 from depi.policies.convert import load_weights, save_weights
-from depi.policies.factory import save_adapter_checkpoint
+from depi.policies.factory import AnyPolicy, empty_policy, save_adapter_checkpoint
 from depi.training.card import model_card
 from depi.training.config import TRAIN_CONFIG_NAME, TrainConfig, config_to_json
 from depi.training.ema import MovingAverage
@@ -42,7 +42,7 @@ RAW, EMA = "raw", "ema"
 def write_checkpoint(
     config: TrainConfig,
     snapshot: Snapshot,
-    policy: Pi0Policy,
+    policy: AnyPolicy,
     processors: tuple[PolicyProcessorPipeline, PolicyProcessorPipeline],
 ) -> Path:
     """Write the checkpoint of a snapshot beside the others, let `last` point to it, and return its folder.
@@ -80,7 +80,7 @@ def write_checkpoint(
 def _write_model(
     config: TrainConfig,
     snapshot: Snapshot,
-    policy: Pi0Policy,
+    policy: AnyPolicy,
     processors: tuple[PolicyProcessorPipeline, PolicyProcessorPipeline],
     folder: Path,
 ) -> None:
@@ -118,7 +118,7 @@ def load_training_state(
     optimizer: torch.optim.Optimizer,
     scheduler: LRScheduler,
     average: MovingAverage | None,
-    policy: Pi0Policy,
+    policy: AnyPolicy,
     global_batch: int,
 ) -> int:
     """Restore optimizer, schedule and average from a checkpoint and return its step.
@@ -151,7 +151,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
     optimizer.load_state_dict({"state": distribute(state, optimizer), "param_groups": saved["param_groups"]})
 
 
-def load_trained_policy(config: TrainConfig, pretrained: Path) -> Pi0Policy:
+def load_trained_policy(config: TrainConfig, pretrained: Path) -> AnyPolicy:
     """Return the policy of a checkpoint, to go on training it.
 
     Adapters are put on the same base weights again, which a merged checkpoint does not hold exactly.
@@ -164,8 +164,7 @@ def load_trained_policy(config: TrainConfig, pretrained: Path) -> Pi0Policy:
     saved = load_config(pretrained)
     if config.peft is None:
         saved.device = device or saved.device
-        with torch.device("meta"):
-            policy = Pi0Policy(saved)
+        policy = empty_policy(saved)
         load_weights(weights_file(pretrained, RAW), policy.model, device=saved.device or "cpu")
         return policy
     base = config.policy.pretrained_path

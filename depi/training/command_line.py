@@ -18,6 +18,7 @@ from depi.flags import parse_flags
 from depi.hub.client import download_file, repo_info, require_token
 from depi.hub.names import is_repo_id
 from depi.policies import load_config, resolve_checkpoint
+from depi.policies.configuration_value import ValueConfig
 from depi.training.config import TRAIN_CONFIG_NAME, TrainConfig
 from depi.training.data import weighted_mixture
 from depi.training.folders import fetch_checkpoint, last_checkpoint
@@ -146,12 +147,26 @@ def _name_policy(config: TrainConfig, args: Sequence[str]) -> None:
         raise UserError(
             "no policy: give --policy.type=pi0 to start from scratch or --policy.path to fine-tune"
         )
+    if isinstance(config.policy, ValueConfig):
+        _check_value_function(config)
     if config.peft is not None and config.policy.pretrained_path is None:
         raise UserError("--peft adapts a trained policy: name it with --policy.path")
     if config.policy.use_amp:
         raise UserError("--policy.use_amp is not done here: choose --policy.dtype=bfloat16")
     if not config.policy.optimizer_lr > 0:
         raise UserError(f"--policy.optimizer_lr must be positive, not {config.policy.optimizer_lr}")
+
+
+def _check_value_function(config: TrainConfig) -> None:
+    """Refuse what is for policies that act."""
+    if config.peft is not None:
+        raise UserError("--peft adapts pi0, a value function is trained whole: leave it out")
+    if config.env is not None:
+        raise UserError(f"--env.type={config.env.type}: a value function takes no actions, leave it out")
+    if config.advantage.mode != "off":
+        raise UserError(
+            f"--advantage.mode={config.advantage.mode} is for policies: a value function gets none"
+        )
 
 
 def _locate_resumed_run(config: TrainConfig, args: Sequence[str]) -> None:

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from depi.policies import Pi0Policy
 from depi.policies.convert import load_weights
+from depi.policies.factory import AnyPolicy, empty_policy
 from depi.training.sharding import shard_like
 
 
@@ -19,7 +19,7 @@ class MovingAverage:
     It begins as the weights themselves. Frozen parameters are their own average.
     """
 
-    def __init__(self, policy: Pi0Policy, decay: float) -> None:
+    def __init__(self, policy: AnyPolicy, decay: float) -> None:
         self._parameters = {
             name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad
         }
@@ -31,14 +31,13 @@ class MovingAverage:
         self._update(_local(self.average.values()), _local(self._parameters.values()), None)
 
     @torch.no_grad()
-    def load(self, path: Path, policy: Pi0Policy) -> None:
+    def load(self, path: Path, policy: AnyPolicy) -> None:
         """Go on from a file that `save_weights` wrote.
 
         Raises:
             UserError: the file is missing, damaged or of another network.
         """
-        with torch.device("meta"):
-            saved = Pi0Policy(policy.config)
+        saved = empty_policy(policy.config)
         load_weights(path, saved.model)
         values = dict(saved.named_parameters())
         for name, average in self.average.items():

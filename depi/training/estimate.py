@@ -16,7 +16,7 @@ again, one layer at a time, in the backward pass. Stacks that no gradient passes
 import json
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import draccus
 import torch
@@ -30,9 +30,12 @@ from torch import nn
 from depi.errors import UserError
 from depi.flags import parse_flags
 from depi.models.pi0 import Pi0, Pi0Dimensions
+from depi.models.scene import SceneDimensions
+from depi.models.value import TAIL, ValueNetwork
 from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
 from depi.policies.checkpoint import load_config, resolve_checkpoint
 from depi.policies.configuration import dimensions_of, freeze_parts
+from depi.policies.configuration_value import ValueConfig
 from depi.training.config import SHARDINGS
 
 CARDS_GB = (24, 40, 48, 80, 141)
@@ -97,7 +100,7 @@ class Estimate:
 
 
 def estimate_memory(
-    model: Pi0,
+    model: Pi0 | ValueNetwork,
     *,
     batch_size: int,
     images: float = 3,
@@ -121,12 +124,12 @@ def estimate_memory(
         bfloat16: compute in bfloat16 beside float32 weights.
         cuda: fused norms; False counts what the CPU keeps.
     """
-    d, parameters = model.dimensions, list(model.parameters())
+    d, parameters = _as_pi0(model), list(model.parameters())
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     # Autocast keeps a rounded copy of what is trained; what is frozen is held rounded.
     copied = sum(p.numel() for p in parameters if p.requires_grad and p.ndim >= 2)
     if shards > 1:  # what is gathered at a time: the embedding, and two layers of the language model
-        layers = sum(p.numel() for p in model.prefix.parameters())
+        layers = sum(p.numel() for p in _language_model(model).parameters())
         copied = model.token_embedding.weight.numel() + 2 * layers // d.depth
     activations, largest = activation_bytes(
         d,
@@ -151,10 +154,29 @@ def estimate_memory(
     )
 
 
-def _active_stacks(model: Pi0) -> list[str]:
+def _as_pi0(model: Pi0 | ValueNetwork) -> Pi0Dimensions:
+    """The network's sizes; a value function's tail is a suffix of two tokens, as wide as its prefix."""
+    if isinstance(model, Pi0):
+        return model.dimensions
+    d = model.dimensions
+    shared = {part.name: getattr(d, part.name) for part in fields(SceneDimensions)}
+    return Pi0Dimensions(
+        **shared,
+        expert_width=d.width,
+        expert_mlp_dim=d.mlp_dim,
+        chunk_size=TAIL - 1,
+        state_dim=d.state_dim,
+    )
+
+
+def _language_model(model: Pi0 | ValueNetwork) -> nn.Module:
+    return model.prefix if isinstance(model, Pi0) else model.trunk
+
+
+def _active_stacks(model: Pi0 | ValueNetwork) -> list[str]:
     """The stacks that gradients pass, on their way to whatever is trained."""
     vision = _trained(model.vision)
-    prefix = vision or any(map(_trained, (model.image_proj, model.token_embedding, model.prefix)))
+    prefix = vision or any(map(_trained, (model.image_proj, model.token_embedding, _language_model(model))))
     return [stack for stack, active in zip(STACKS, (vision, prefix, True), strict=True) if active]
 
 
@@ -221,16 +243,22 @@ def activation_bytes(
     return {**kinds, "between layers": int(rest)}, int(largest)
 
 
-def model_to_train(config: PI0Config, peft: PeftConfig | None) -> Pi0:
+def model_to_train(config: PI0Config | ValueConfig, peft: PeftConfig | None) -> Pi0 | ValueNetwork:
     """The network of a configuration as training would hold it, on the meta device.
 
     Raises:
         UserError: the configuration is not available, or adapters find no target.
     """
+    model: Pi0 | ValueNetwork
     with torch.device("meta"):
-        model = Pi0(dimensions_of(config))
+        if isinstance(config, ValueConfig):
+            model = ValueNetwork(dimensions_of(config))
+        else:
+            model = Pi0(dimensions_of(config))
     freeze_parts(model, config)
     if peft is not None:
+        if not isinstance(model, Pi0):
+            raise UserError("--peft adapts pi0, a value function is trained whole: leave it out")
         add_adapters(model, peft)
     if config.dtype == "bfloat16":
         hold_frozen_in_bfloat16(model)
@@ -286,8 +314,10 @@ def main(args: list[str]) -> int:
         overrides = parser.get_cli_overrides("policy", args) or []
         folder = resolve_checkpoint(path, parser.parse_arg("pretrained_revision", overrides))
         config.policy = load_config(folder, overrides)
-    if not isinstance(config.policy, PI0Config):
-        raise UserError("depi estimate: no policy that DePi trains: give --policy.type=pi0 or --policy.path")
+    if not isinstance(config.policy, PI0Config | ValueConfig):
+        raise UserError(
+            "depi estimate: no policy that DePi trains: give --policy.type=pi0 or value, or --policy.path"
+        )
     estimate = estimate_memory(
         model_to_train(config.policy, config.peft),
         batch_size=config.batch_size,

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from depi.errors import UserError
 from depi.log import start_logging
-from depi.policies import Pi0Policy
+from depi.policies.factory import AnyPolicy
 from depi.training.bad_steps import BadSteps, steps_skipped_before
 from depi.training.config import TrainConfig
 from depi.training.data import Collate, batches
@@ -175,11 +175,12 @@ def train_step(run: Run, stream: Iterator[dict[str, Any]], watch: Watch) -> None
             batch = send_to_device(batch, run.accelerator.device, non_blocking=True)
         with gradients_added_up(run, micro_step == count - 1):
             with phase("forward"), run.policy.autocast():
-                losses, _ = run.model(batch, reduction="none")
+                losses, details = run.model(batch, reduction="none")
             with phase("backward"):
                 (losses.mean() / count).backward()
         all_losses.append(losses.detach().float())
         owners.append(batch["dataset_index"])
+        watch.meter.add_details(details)
     with phase("optimizer"):
         losses = torch.cat(all_losses)
         norm = clip_gradients(run.policy)
@@ -202,7 +203,7 @@ def gradients_added_up(run: Run, wanted: bool) -> Iterator[None]:
         yield
 
 
-def clip_gradients(policy: Pi0Policy) -> torch.Tensor:
+def clip_gradients(policy: AnyPolicy) -> torch.Tensor:
     """Clip the norm of all gradients together, and return what it was, a scalar tensor."""
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), policy.config.optimizer_grad_clip_norm)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm

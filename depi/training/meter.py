@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ class Meter:
     def reset(self) -> None:
         """Begin anew with the next step."""
         self.sums = torch.zeros(3, device=self.run.accelerator.device)
+        self.details: dict[str, torch.Tensor] = {}
         self.first_step = self.run.step
         self.data_s = 0.0
         self.other_s = 0.0
@@ -56,6 +57,20 @@ class Meter:
         taken = bad == 0
         self.sums += torch.stack([loss.where(taken, 0.0), norm.where(taken, 0.0), taken.float()])
 
+    def add_details(self, details: Mapping[str, torch.Tensor]) -> None:
+        """Add what a policy says of a micro-batch beside its loss: its scalars, on the device."""
+        for name, value in details.items():
+            if value.ndim == 0:
+                self.details[name] = self.details.get(name, 0.0) + value.detach().float()
+
+    def _read_details(self, steps: int) -> dict[str, float]:
+        """Means over micro-batches and processes, by name."""
+        if not self.details:
+            return {}
+        batches = steps * self.run.config.gradient_accumulation_steps
+        sums = torch.stack(list(self.details.values())) / batches
+        return dict(zip(self.details, self.run.accelerator.reduce(sums, "mean").tolist(), strict=True))
+
     def read(self, skipped: int) -> StepMetrics:
         """Return the averages since the last call, over all processes, and begin anew.
 
@@ -83,6 +98,7 @@ class Meter:
             mfu=flops / (self.peak * elapsed) if self.flops and self.peak else None,
             replaced=replaced,
             skipped=skipped,
+            details=self._read_details(steps),
         )
         self.reset()
         return metrics

@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class StepMetrics:
     replaced: int
     # Steps that left the weights as they were; see `BadSteps`.
     skipped: int
+    # What the policy says of its batches beside the loss, by name; of all steps.
+    details: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         numbers = {
@@ -66,7 +68,9 @@ class StepMetrics:
 
     def known(self) -> dict[str, float]:
         """The values by name, but those that are not known."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        values = {**asdict(self), **self.details}
+        del values["details"]
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def _short(number: float) -> str:

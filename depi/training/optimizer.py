@@ -2,13 +2,13 @@
 
 import torch
 
-from depi.policies import Pi0Policy
+from depi.policies.factory import AnyPolicy
 
 # Where PyTorch has AdamW as one kernel.
 FUSED_DEVICES = ("cuda", "cpu", "mps", "xpu")
 
 
-def make_optimizer(policy: Pi0Policy) -> torch.optim.AdamW:
+def make_optimizer(policy: AnyPolicy) -> torch.optim.AdamW:
     """AdamW over the trainable parameters of `policy`, with the values of its configuration.
 
     The mathematics are those of LeRobot's preset. Parameters must be float32: a step of usual size is lost in

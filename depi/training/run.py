@@ -15,8 +15,9 @@ from depi.datasets.multi import MultiLeRobotDataset
 from depi.errors import UserError
 from depi.files import read_json, write_json
 from depi.hub.client import go_offline
-from depi.policies import Pi0Policy, load_policy, make_policy, make_processors
+from depi.policies import make_policy, make_processors
 from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
+from depi.policies.factory import AnyPolicy, load_any_policy
 from depi.training.checkpoint import DATA_REPORT_NAME, load_trained_policy, load_training_state
 from depi.training.config import TrainConfig
 from depi.training.data import PolicyStream, dataset_sources, resumed_sources, training_stream
@@ -38,7 +39,7 @@ class Run:
     accelerator: Accelerator
     dataset: MultiLeRobotDataset
     stream: PolicyStream
-    policy: Pi0Policy
+    policy: AnyPolicy
     model: torch.nn.Module  # the policy as accelerate wraps it, for several processes
     processors: tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]
     optimizer: torch.optim.Optimizer
@@ -174,7 +175,7 @@ def check_same_data(accelerator: Accelerator, dataset: MultiLeRobotDataset) -> N
         )
 
 
-def build_policy(config: TrainConfig, dataset: MultiLeRobotDataset) -> Pi0Policy:
+def build_policy(config: TrainConfig, dataset: MultiLeRobotDataset) -> AnyPolicy:
     """Return the policy of the last checkpoint, of `--policy.path`, or with random weights."""
     policy_config: PreTrainedConfig = config.policy
     if config.resume_from:
@@ -182,7 +183,7 @@ def build_policy(config: TrainConfig, dataset: MultiLeRobotDataset) -> Pi0Policy
     policy_config.action_feature_names = list(dataset.action_names or []) or None
     if policy_config.pretrained_path is None:
         return make_policy(policy_config, dataset)
-    policy = load_policy(
+    policy = load_any_policy(
         policy_config.pretrained_path, config=policy_config, data=dataset, strict=config.strict
     )
     if config.peft is not None:

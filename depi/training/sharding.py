@@ -13,10 +13,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from depi.errors import UserError
-from depi.policies import Pi0Policy
+from depi.policies.factory import AnyPolicy
 
 
-def shard(policy: Pi0Policy, accelerator: Accelerator, sharding: str) -> None:
+def shard(policy: AnyPolicy, accelerator: Accelerator, sharding: str) -> None:
     """Shard the network of `policy` in place.
 
     Args:

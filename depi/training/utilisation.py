@@ -6,10 +6,10 @@ import psutil
 import torch
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK
 
-from depi.models.flops import pi0_flops
-from depi.policies import Pi0Policy
-from depi.policies.configuration import dimensions_of
+from depi.models.flops import training_flops
 from depi.policies.batches import camera_mask
+from depi.policies.configuration import dimensions_of
+from depi.policies.factory import AnyPolicy
 
 # Dense bfloat16 operations per second, by the vendor's datasheets; of names that contain one another the
 # longer one counts.
@@ -49,10 +49,10 @@ def memory_gb(device: torch.device) -> float:
 class FlopsCounter:
     """Counts the operations that the mathematics asks for: no padding, nothing computed twice.
 
-    Parts that are frozen need fewer than `pi0_flops` counts, so it is for policies that are trained whole.
+    Frozen parts need fewer than `training_flops` counts, so it is for policies that are trained whole.
     """
 
-    def __init__(self, policy: Pi0Policy) -> None:
+    def __init__(self, policy: AnyPolicy) -> None:
         self.config, self.dimensions = policy.config, dimensions_of(policy.config)
         self.reset()
 
@@ -70,7 +70,7 @@ class FlopsCounter:
     def total(self) -> float:
         """Operations of forward and backward passes; prompts of a number of cameras count as their mean."""
         return sum(
-            samples * float(pi0_flops(self.dimensions, cameras, round(tokens / samples)).training())
+            samples * float(training_flops(self.dimensions, cameras, round(tokens / samples)))
             for cameras, (samples, tokens) in enumerate(self.counts.tolist())
             if samples
         )

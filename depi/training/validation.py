@@ -23,6 +23,7 @@ from depi.evaluation.config import EnvConfig, EvaluateConfig, PolicyConfig
 from depi.evaluation.environments import resolve
 from depi.evaluation.evaluate import check_environment, roll_out
 from depi.policies import Pi0Policy
+from depi.policies.factory import AnyPolicy
 from depi.training.config import TrainConfig
 from depi.training.data import Collate, PolicyStream
 
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 CURVES, NAMED = 10, 3
 
 
-def check_simulator(config: TrainConfig, policy: Pi0Policy, dataset: MultiLeRobotDataset) -> None:
+def check_simulator(config: TrainConfig, policy: AnyPolicy, dataset: MultiLeRobotDataset) -> None:
     """Raise a UserError where the policy or the data do not fit the environment of `--env.type`."""
     if rolls_out(config):
         choices = EvaluateConfig(env=_environment(config), eval=config.eval, seed=config.seed)
