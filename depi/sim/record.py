@@ -3,11 +3,9 @@
 import json
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +20,11 @@ from depi.sim.env import make_env
 from depi.sim.expert import Expert, ExpertConfig, measure_expert
 from depi.sim.rollout import Episode, play
 from depi.sim.setup import CAMERA_KINDS, Camera, Setup
-from depi.sim.tasks import find_task
+from depi.sim.tasks import TASKS, find_task
+from depi.sim.writing import Recording, check_counts, check_failures, new_folder, write_card
 
 logger = logging.getLogger(__name__)
 
-# Simulated experts fail rarely; one that fails this often is broken.
-MAX_FAILURE_SHARE = 0.8
 USAGE = """usage: depi sim record --task=TASK --repo_id=USER/NAME [--flag=value ...]
        depi sim expert --task=TASK [--flag=value ...]
 
@@ -39,12 +36,14 @@ class RecordConfig:
     """Record episodes of a scripted expert as a LeRobot dataset.
 
     Attributes:
-        task: touch or pick_lift.
+        task: touch or pick_lift of the SO-101; pusht or aloha_transfer_cube, with the features of
+            lerobot/pusht and lerobot/aloha_sim_transfer_cube_human.
         repo_id: user/name of the dataset.
         episodes: successful ones; failed ones are drawn again with the next seed.
         root: folder of the dataset, by default where LeRobot looks for it.
         cameras: names separated by commas, each with its kind after a colon unless the name is a kind
             (wrist, front, side, top): `laptop:front,wrist`.
+        width, height: pixels of every camera, by default 320x240, and the environment's own for gym tasks.
         task_text: the instruction to record, by default the task's own. `--task_text=` records none.
         push: upload to the Hub afterwards, tagged with the format's version.
     """
@@ -55,8 +54,8 @@ class RecordConfig:
     root: Path | None = None
     seed: int = 0
     cameras: str = "front,wrist"
-    width: int = Setup.width
-    height: int = Setup.height
+    width: int | None = None
+    height: int | None = None
     fps: int = Setup.fps
     convention: str = Setup.convention
     format: str = Setup.format
@@ -71,21 +70,18 @@ class RecordConfig:
 
     def setup(self) -> Setup:
         """The rig that the flags describe."""
-        names = ("width", "height", "fps", "convention", "format", "codec", "robot_type", "task_text")
+        names = ("fps", "convention", "format", "codec", "robot_type", "task_text")
         looks = ("object_color", "robot_color", "table")
         values = {name: getattr(self, name) for name in (*names, *looks)}
-        return Setup(cameras=parse_cameras(self.cameras), **values)
+        width, height = self.width or Setup.width, self.height or Setup.height
+        return Setup(cameras=parse_cameras(self.cameras), width=width, height=height, **values)
 
-
-@dataclass(frozen=True)
-class Recording:
-    """What `record_dataset` wrote: where, how much, and the seeds of the failed episodes."""
-
-    repo_id: str
-    root: Path
-    episodes: int
-    frames: int
-    failed_seeds: tuple[int, ...]
+    def check_gym_flags(self) -> None:
+        """Raise a UserError for a flag that describes an SO-101's rig, where the task is none of its."""
+        rig = ("cameras", "fps", "convention", "format", "robot_type", "object_color", "robot_color", "table")
+        for name in rig:
+            if getattr(self, name) != getattr(RecordConfig, name):
+                raise UserError(f"--{name} goes with {' and '.join(TASKS)}, not with --task={self.task}")
 
 
 def parse_cameras(text: str) -> tuple[Camera, ...]:
@@ -122,16 +118,13 @@ def record_dataset(
     Raises:
         UserError: the folder exists, no camera, a negative seed, or the expert keeps failing.
     """
-    if episodes < 1:
-        raise UserError(f"{episodes} episodes make no dataset: ask for one or more")
-    if seed < 0:
-        raise UserError(f"the seed must not be negative, got {seed}")
+    check_counts(episodes, seed)
     if not setup.cameras:
         raise UserError("a recording needs a camera")
     instruction = setup.task_text if setup.task_text is not None else find_task(task).instruction(setup)
     frames = 0
     failed: list[int] = []
-    with _new_folder(root) as folder:
+    with new_folder(root) as folder:
         writer = _make_writer(folder, repo_id, setup)
         try:
             successes = _successful_episodes(task, setup, episodes, seed, failed)
@@ -149,7 +142,7 @@ def record_dataset(
         except BaseException:
             writer.abandon()
             raise
-        _write_card(folder, repo_id, setup)
+        write_card(folder, repo_id, setup.robot_type)
     return Recording(repo_id, root, episodes, frames, tuple(failed))
 
 
@@ -190,16 +183,10 @@ def _successful_episodes(
                 yield play(env, expert, seed)
             else:
                 failed.append(seed)
-                _check_failures(task, len(failed), found)
+                check_failures(task, len(failed), found)
             seed += 1
     finally:
         env.close()
-
-
-def _check_failures(task: str, failed: int, found: int) -> None:
-    tried = failed + found
-    if tried >= 10 and failed > MAX_FAILURE_SHARE * tried:
-        raise UserError(f"the expert failed {failed} of {tried} episodes of {task}: change the setup")
 
 
 def _make_writer(folder: Path, repo_id: str, setup: Setup):
@@ -212,31 +199,6 @@ def _make_writer(folder: Path, repo_id: str, setup: Setup):
     from depi.sim.v30 import V30Writer
 
     return V30Writer(folder, repo_id, features, setup.fps, setup.codec, setup.robot_type)
-
-
-def _write_card(folder: Path, repo_id: str, setup: Setup) -> None:
-    from lerobot.datasets.utils import create_lerobot_dataset_card
-
-    tags = list(dict.fromkeys([setup.robot_type.removesuffix("_follower"), "robotics", "simulation"]))
-    card = create_lerobot_dataset_card(tags=tags, license="apache-2.0", repo_id=repo_id)
-    card.save(folder / "README.md")
-
-
-@contextmanager
-def _new_folder(root: Path) -> Iterator[Path]:
-    """Yield a path beside `root` to write the dataset to; it takes the name `root` if all goes well."""
-    if root.exists():
-        raise UserError(f"{root} exists already: remove it or choose another --root")
-    try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        workshop = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
-    except OSError as error:
-        raise UserError(f"{root} cannot be written: {error.strerror}") from None
-    try:
-        yield workshop / "dataset"
-        (workshop / "dataset").rename(root)
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
 
 
 def main(args: list[str]) -> int:
@@ -258,24 +220,15 @@ def _record(config: RecordConfig) -> int:
 
     if not is_repo_id(config.repo_id):
         raise UserError(f"--repo_id must be user/name, got {config.repo_id!r}")
-    setup = config.setup()
-    find_task(config.task)
+    record, version = _recorder(config)
     if config.push:
         require_token()
     root = config.root or _default_root(config.repo_id)
     quiet_libraries()
     with Progress() as bar:
         line = bar.add_task(f"recording {config.repo_id}", total=config.episodes)
-        recording = record_dataset(
-            config.task,
-            setup,
-            config.repo_id,
-            root,
-            episodes=config.episodes,
-            seed=config.seed,
-            progress=lambda done: bar.update(line, completed=done),
-        )
-    print(f"{recording.episodes} episodes, {recording.frames} frames, {setup.format}: {recording.root}")
+        recording = record(root=root, progress=lambda done: bar.update(line, completed=done))
+    print(f"{recording.episodes} episodes, {recording.frames} frames, {version}: {recording.root}")
     if recording.failed_seeds:
         print(f"the expert failed and was drawn again at seeds {list(recording.failed_seeds)}")
     if config.push:
@@ -285,10 +238,28 @@ def _record(config: RecordConfig) -> int:
             repo_type="dataset",
             commit_message=f"Add {recording.episodes} simulated episodes",
             private=config.private,
-            tag=setup.format,
+            tag=version,
         )
         print(f"pushed to {config.repo_id} at {commit}")
     return 0
+
+
+def _recorder(config: RecordConfig) -> tuple[Callable[..., Recording], str]:
+    """What records a configuration, given root and progress, and the format's version."""
+    from depi.sim.gym_tasks import GYM_TASKS, record_gym_dataset
+
+    counts: dict[str, Any] = {"episodes": config.episodes, "seed": config.seed}
+    if config.task in GYM_TASKS:
+        config.check_gym_flags()
+        task = GYM_TASKS[config.task]
+        size = (config.height or task.size[0], config.width or task.size[1])
+        looks: dict[str, Any] = {"size": size, "codec": config.codec, "text": config.task_text}
+        return partial(record_gym_dataset, task, config.repo_id, **counts, **looks), "v3.0"
+    setup = config.setup()
+    if config.task not in TASKS:
+        known = ", ".join([*TASKS, *GYM_TASKS])
+        raise UserError(f"unknown simulated task {config.task!r}: choose one of {known}")
+    return partial(record_dataset, config.task, setup, config.repo_id, **counts), setup.format
 
 
 def quiet_libraries() -> None:

@@ -1,0 +1,69 @@
+"""What recordings have in common: a folder that appears whole or not at all, a card, experts that fail."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from depi.errors import UserError
+
+# Scripted experts fail rarely; one that fails this often is broken.
+MAX_FAILURE_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What was written: where, how much, and the seeds of the failed episodes."""
+
+    repo_id: str
+    root: Path
+    episodes: int
+    frames: int
+    failed_seeds: tuple[int, ...]
+
+
+def check_counts(episodes: int, seed: int) -> None:
+    """Raise a UserError for no episodes or a negative seed."""
+    if episodes < 1:
+        raise UserError(f"{episodes} episodes make no dataset: ask for one or more")
+    if seed < 0:
+        raise UserError(f"the seed must not be negative, got {seed}")
+
+
+def check_failures(task: str, failed: int, found: int) -> None:
+    """Raise a UserError when the expert of a task keeps failing."""
+    tried = failed + found
+    if tried >= 10 and failed > MAX_FAILURE_SHARE * tried:
+        raise UserError(f"the expert failed {failed} of {tried} episodes of {task}: change the setup")
+
+
+def write_card(folder: Path, repo_id: str, robot_type: str) -> None:
+    """Write the dataset card that the Hub lists it by."""
+    from lerobot.datasets.utils import create_lerobot_dataset_card
+
+    tags = list(dict.fromkeys([robot_type.removesuffix("_follower"), "robotics", "simulation"]))
+    card = create_lerobot_dataset_card(tags=tags, license="apache-2.0", repo_id=repo_id)
+    card.save(folder / "README.md")
+
+
+@contextmanager
+def new_folder(root: Path) -> Iterator[Path]:
+    """Yield a path beside `root` to write the dataset to; it takes the name `root` if all goes well.
+
+    Raises:
+        UserError: `root` exists, or cannot be written.
+    """
+    if root.exists():
+        raise UserError(f"{root} exists already: remove it or choose another --root")
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        workshop = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    except OSError as error:
+        raise UserError(f"{root} cannot be written: {error.strerror}") from None
+    try:
+        yield workshop / "dataset"
+        (workshop / "dataset").rename(root)
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
