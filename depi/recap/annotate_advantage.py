@@ -82,14 +82,14 @@ def _load_value_config(config: "AdvantageFlags") -> tuple[Path, "ValueConfig"]:
     from depi.policies import load_config, resolve_checkpoint
     from depi.policies.configuration_value import ValueConfig
 
-    if config.policy.path is None:
+    if not config.policy.path:
         raise UserError("name the value network with --policy.path=FOLDER_OR_REPO")
     folder = resolve_checkpoint(config.policy.path, config.policy.revision)
     value = load_config(folder)
     if not isinstance(value, ValueConfig):
         raise UserError(
-            f"--policy.path={config.policy.path} is of type {value.type}, not a value network: train one with "
-            "--policy.type=value"
+            f"--policy.path={config.policy.path} is of type {value.type}, not a value network: train one "
+            "with --policy.type=value"
         )
     return folder, value
 

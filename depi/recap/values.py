@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,7 @@ def _values(
     frames = reader.read(part.first, part.last)
     done = 0
     while done < len(values):
-        batch = [sample for sample, _ in zip(frames, range(part.network.batch_size), strict=False)]
+        batch = list(islice(frames, part.network.batch_size))
         groups = [batch[start : start + GROUP] for start in range(0, len(batch), GROUP)]
         # A group without any readable frame is not computed.
         whole = [_fill(group) for group in groups if any(isinstance(one, dict) for one in group)]
@@ -260,8 +261,9 @@ def _load_network(folder: Path, device: str) -> Callable[[list[dict[str, Any]]],
     @torch.inference_mode()
     def predict(samples: list[dict[str, Any]]) -> np.ndarray:
         batch = preprocess(default_collate(samples), pre)
+        tensors = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
         groups = [
-            {key: value[start : start + GROUP] for key, value in batch.items()}
+            {key: value[start : start + GROUP] for key, value in tensors.items()}
             for start in range(0, len(samples), GROUP)
         ]
         return np.concatenate([policy.predict_value(group).float().cpu().numpy() for group in groups])

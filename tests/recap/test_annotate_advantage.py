@@ -1,0 +1,203 @@
+"""`depi advantage` with a real value network on real datasets."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from depi.cli import main
+from depi.datasets.advantages import MISSING, NEGATIVE, POSITIVE, frame_advantages
+from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
+from depi.datasets.outcomes import episode_returns, normalised
+from depi.recap.advantage import episode_advantages
+
+LENGTHS = (37, 22, 30, 19, 45)
+SUCCESS = (True, False, True, True, False)
+
+
+@pytest.fixture
+def flags(value_checkpoint, mixture) -> list[str]:
+    return [
+        "advantage",
+        f"--policy.path={value_checkpoint}",
+        "--policy.device=cpu",
+        f"--dataset.mixture={mixture}",
+        "--look_ahead=8",
+    ]
+
+
+@pytest.fixture(scope="module")
+def reference(value_checkpoint, mixture, tmp_path_factory) -> Path:
+    """One process, the whole of each dataset at once."""
+    folder = tmp_path_factory.mktemp("reference")
+    args = ["advantage", f"--policy.path={value_checkpoint}", f"--dataset.mixture={mixture}"]
+    args += ["--policy.device=cpu", "--look_ahead=8", "--workers=1", f"--output_dir={folder}"]
+    assert main(args) == 0
+    return folder
+
+
+def tables(folder: Path) -> dict[str, dict[str, list]]:
+    return {
+        str(path.relative_to(folder)): pq.read_table(path).to_pydict()
+        for path in folder.glob("*/*.parquet")
+        if path.parent.name != "values"
+    }
+
+
+def rows_of(folder: Path) -> list[dict[str, np.ndarray]]:
+    """The columns of each episode, in order."""
+    episodes = []
+    for name in ("alice/pick", "bob/place"):
+        table = pq.read_table(folder / f"{name}.parquet").to_pandas()
+        episodes += [
+            {key: rows[key].to_numpy() for key in rows} for _, rows in table.groupby("episode_index")
+        ]
+    return episodes
+
+
+def test_every_frame_has_a_row_that_the_formulas_give(reference):
+    episodes = rows_of(reference)
+    summary = json.loads((reference / "advantages.json").read_text())
+    assert [len(rows["value"]) for rows in episodes] == list(LENGTHS)
+    for rows, length, success in zip(episodes, LENGTHS, SUCCESS, strict=True):
+        assert rows["frame_index"].tolist() == list(range(length))
+        assert ((rows["value"] >= -1) & (rows["value"] <= 0)).all()
+        np.testing.assert_allclose(
+            rows["return"], normalised(episode_returns(length, success, 50), 100), rtol=1e-6
+        )
+        expected = episode_advantages(rows["value"], success, look_ahead=8, c_fail=50, reward_normalizer=100)
+        np.testing.assert_allclose(rows["advantage"], expected, rtol=1e-5, atol=1e-7)
+        positive = (rows["advantage"] > summary["epsilon"]) | rows["intervention"]
+        assert rows["indicator"].tolist() == positive.tolist()
+    values = np.concatenate([rows["value"] for rows in episodes])
+    assert len(np.unique(values)) > 100  # it does look at the frames
+    assert episodes[4]["intervention"].nonzero()[0].tolist() == [6, 7, 8]
+    assert summary["frames_above_epsilon"] == round(0.3 * 153)
+    assert summary["datasets"]["alice/pick"]["successes"] == 2
+
+
+def test_a_value_is_that_of_its_own_frame(reference, value_checkpoint, roots):
+    """Each frame alone, read at random, gives the value in the table."""
+    from torch.utils.data import default_collate
+
+    from depi.policies import load_processors, preprocess
+    from depi.policies.factory import load_value
+
+    sources = [DatasetSource(name, root=root) for name, root in roots.items()]
+    dataset = MultiLeRobotDataset(sources, chunk_size=1, image_size=28)
+    policy, (pre, _) = load_value(value_checkpoint, device="cpu"), load_processors(value_checkpoint)
+    values = np.concatenate([rows["value"] for rows in rows_of(reference)])
+    for index in (0, 36, 37, 90, 107, 108, 152):
+        batch = preprocess(default_collate([dataset[index]]), pre)
+        np.testing.assert_allclose(policy.predict_value(batch).item(), values[index], atol=1e-5)
+
+
+def test_killed_and_resumed_with_other_processes_and_batches_the_numbers_are_the_same(
+    flags, reference, tmp_path
+):
+    folder = tmp_path / "out"
+    args = [*flags, f"--output_dir={folder}", "--batch_size=16", "--part_frames=16"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "depi.cli", *args, "--workers=2"],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        try:
+            until = time.monotonic() + 240
+            while not list(folder.glob("values/*/*.parquet")):
+                assert process.poll() is None, process.stdout.read().decode()
+                assert time.monotonic() < until
+                time.sleep(0.002)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    written = {path: path.stat().st_mtime_ns for path in folder.glob("values/*/*.parquet")}
+    assert 0 < len(written) < 10
+    assert not (folder / "advantages.json").exists()
+    assert main([*args, "--workers=1"]) == 0
+    assert all(path.stat().st_mtime_ns == before for path, before in written.items())
+    assert len(list(folder.glob("values/*/*.parquet"))) == 6 + 4
+    assert tables(folder) == tables(reference)
+    assert (folder / "advantages.json").read_bytes() == (reference / "advantages.json").read_bytes()
+
+
+def test_another_look_ahead_takes_the_values_that_are_there(flags, reference, tmp_path, monkeypatch):
+    import shutil
+
+    from depi.recap import values
+
+    folder = tmp_path / "again"
+    shutil.copytree(reference, folder)
+    monkeypatch.setattr(values, "compute_part", None)  # whoever calls it fails
+    before = tables(folder)
+    assert main([*flags, f"--output_dir={folder}", "--look_ahead=3", "--share=0.5", "--per_task"]) == 0
+    after = tables(folder)
+    assert after["alice/pick.parquet"]["value"] == before["alice/pick.parquet"]["value"]
+    assert after["alice/pick.parquet"]["advantage"] != before["alice/pick.parquet"]["advantage"]
+    summary = json.loads((folder / "advantages.json").read_text())
+    assert set(summary["epsilon"]) == {"pick the cube", "drop the cube"}
+
+
+def test_training_reads_the_indicators(reference, roots, tmp_path):
+    sources = [DatasetSource(name, root=root) for name, root in roots.items()]
+    dataset = MultiLeRobotDataset(sources, chunk_size=1, image_size=28)
+    found = frame_advantages(dataset, reference)
+    expected = np.concatenate([rows["indicator"] for rows in rows_of(reference)])
+    assert found.indicators.tolist() == np.where(expected, POSITIVE, NEGATIVE).tolist()
+    assert [found.indicator(index) for index in range(153)] == expected.tolist()
+    assert found.report()["frames_positive"] == expected.sum()
+    # Some episodes of one dataset, in another place of the training set.
+    part = MultiLeRobotDataset(
+        [DatasetSource("bob/place", root=roots["bob/place"], episodes=(1,))], chunk_size=1, image_size=28
+    )
+    assert frame_advantages(part, reference).indicators.tolist() == expected[108:].tolist()
+
+
+def test_a_frame_that_cannot_be_decoded_is_left_out_and_counted(flags, roots, tmp_path, value_checkpoint):
+    import shutil
+
+    root = tmp_path / "broken"
+    shutil.copytree(roots["alice/pick"], root)
+    video = next(root.glob("videos/chunk-000/observation.images.wrist/episode_000001.mp4"))
+    data = bytearray(video.read_bytes())
+    video.write_bytes(data[: len(data) // 2])
+    args = [*flags[:3], "--dataset.repo_id=alice/pick", f"--dataset.root={root}", "--look_ahead=8"]
+    args += [f"--output_dir={tmp_path / 'out'}", "--workers=1"]
+    with_limit = [*args, "--dataset.max_bad_fraction=0.5"]
+    assert main(args) == 2
+    assert not (tmp_path / "out/advantages.json").exists()
+    assert main(with_limit) == 0
+    summary = json.loads((tmp_path / "out/advantages.json").read_text())
+    table = pq.read_table(tmp_path / "out/alice/pick.parquet").to_pandas()
+    broken = table[table.value.isna()]
+    assert len(broken) == summary["frames_left_out"] == summary["datasets"]["alice/pick"]["left_out"] > 0
+    assert set(broken.episode_index) == {1}
+    assert summary["left_out"][0]["camera"] == "observation.images.wrist"
+    assert table.indicator.isna().sum() == summary["frames_without_advantage"] >= len(broken)
+    dataset = MultiLeRobotDataset([DatasetSource("alice/pick", root=root)], chunk_size=1, image_size=28)
+    found = frame_advantages(dataset, tmp_path / "out")
+    assert (found.indicators == MISSING).tolist() == table.indicator.isna().tolist()
+    assert found.indicator(int(broken.index[0])) is None
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        (["--policy.path="], "--policy.path"),
+        (["--dataset.cameras=shuffle"], "none of name, view"),
+        (["--batch_size=20"], "multiple of 16"),
+        (["--share=30"], "--share must be 0 to 1"),
+        (["--look_ahead=0"], "--look_ahead must be at least 1"),
+        (["--number=1"], "unknown flag --number"),
+    ],
+)
+def test_wrong_flags_are_one_sentence(flags, extra, says, capsys, tmp_path):
+    assert main([*flags, f"--output_dir={tmp_path}", *extra]) == 2
+    assert says in capsys.readouterr().err
