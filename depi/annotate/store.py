@@ -290,7 +290,7 @@ def write_sidecar(folder: Path, repo_id: str, revision: str | None = None) -> Pa
     """Write a dataset's sidecar, and the JSON beside it, from its journal; None where that has no result.
 
     The JSON: `revision` (None for a local folder, then `state` is its digest), `model`, `backend`,
-    `prompts` (stage -> version) of most episodes, `models` (name -> episodes), `counts`, `tokens`,
+    `prompts` (stage -> newest version) of most episodes, `models` (name -> episodes), `counts`, `tokens`,
     `written_at`.
     """
     path = journal_path(folder, repo_id)
@@ -309,7 +309,10 @@ def _provenance(journal: Journal, rows: Iterable[EpisodeAnnotation]) -> dict[str
     results, rows = journal.results.values(), list(rows)
     models = Counter((result.backend, result.model) for result in results)
     (backend, model), _ = models.most_common(1)[0]
-    newest = [result for result in results if (result.backend, result.model) == (backend, model)][-1]
+    prompts: dict[str, str] = {}
+    for result in sorted(results, key=lambda result: result.at):
+        if (result.backend, result.model) == (backend, model):
+            prompts |= result.prompts
     state = journal.revision
     counts = {
         "episodes": len(rows),
@@ -326,7 +329,7 @@ def _provenance(journal: Journal, rows: Iterable[EpisodeAnnotation]) -> dict[str
         "state": state,
         "backend": backend,
         "model": model,
-        "prompts": dict(newest.prompts),
+        "prompts": prompts,
         "models": {f"{name[0]}:{name[1]}": count for name, count in models.items()},
         "counts": counts,
         "tokens": tokens,
