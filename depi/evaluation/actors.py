@@ -85,7 +85,7 @@ class Pi0Actor:
 
     Args:
         policy: in evaluation mode.
-        processors: what comes before and after it.
+        processors: what comes before and after it; `fit` alone does without.
         by_view: whether its camera slots mean views.
         convention: the joint convention that it was trained in; `native`: that of each rig.
         batch: samples per call; None: 8 on a GPU, 1 on a CPU.
@@ -97,14 +97,14 @@ class Pi0Actor:
     def __init__(
         self,
         policy: "Pi0Policy",
-        processors: "tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]",
+        processors: "tuple[PolicyProcessorPipeline | None, PolicyProcessorPipeline | None]",
         *,
         by_view: bool = False,
         convention: str = "degrees",
         batch: int | None = None,
         rename: dict[str, str] | None = None,
     ):
-        self._policy, (self._before, self._after) = policy, processors
+        self._policy, self._before, self._after = policy, *processors
         self._by_view, self._convention, self._rename = by_view, convention, rename or {}
         self._device = next(policy.parameters()).device
         self.batch = batch or (8 if self._device.type == "cuda" else 1)
@@ -118,8 +118,9 @@ class Pi0Actor:
 
     def act(self, observations: Sequence[Observation]) -> list[NDArray[np.float32]]:
         """One chunk for each observation, its first `n_action_steps`."""
+        assert self._before is not None
+        assert self._after is not None
         batch = preprocess(self._batch(observations), self._before)
-        chunks = torch.empty(len(observations), self._policy.config.chunk_size, 0)
         parts: list[tuple[list[int], Tensor]] = []
         for rows in _alike(batch, list(self._policy.config.image_features)):
             for start in range(0, len(rows), self.batch):
@@ -137,7 +138,7 @@ class Pi0Actor:
 
     def _sample(self, batch: dict[str, Any], rows: list[int]) -> Tensor:
         filled = rows + [rows[0]] * (self.batch - len(rows))
-        some = {
+        some: dict[str, Any] = {
             key: value[filled] if isinstance(value, Tensor) else [value[row] for row in filled]
             for key, value in batch.items()
             if isinstance(value, Tensor | list)

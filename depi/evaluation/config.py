@@ -20,7 +20,7 @@ class PolicyConfig:
 
 
 @dataclass
-class EnvConfig:
+class EnvironmentConfig:
     """Which environment."""
 
     # so101, pusht, aloha, libero and the others of LeRobot, or a gym id such as my_package:MyEnv-v0.
@@ -67,12 +67,15 @@ class EvaluateConfig:
     """
 
     policy: PolicyConfig = field(default_factory=PolicyConfig)
-    env: EnvConfig = field(default_factory=EnvConfig)
+    env: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     eval: EpisodesConfig = field(default_factory=EpisodesConfig)
     output_dir: Path = Path("outputs/eval")
     # Of the first episode; the next ones have the next numbers.
     seed: int = 1000
-    # Names of the environment's cameras as the policy calls them: {"observation.image": "observation.images.0"}
+    # What the policy calls the environment's cameras: {"observation.image": "observation.images.0"}
     rename_map: dict[str, str] = field(default_factory=dict)
     # Print the result as JSON instead of a table.
     json: bool = False
+
+
+EnvConfig = EnvironmentConfig

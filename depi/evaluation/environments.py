@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from depi.errors import UserError
-from depi.evaluation.config import SETUPS, EnvConfig
+from depi.evaluation.config import SETUPS, EnvironmentConfig
 from depi.sim.setup import JOINTS, Camera, Setup, random_setup
 from depi.sim.tasks import find_task
 
@@ -67,7 +67,7 @@ class EnvTable:
         """How many numbers an action has."""
         return len(self.action_names)
 
-    def features(self, images: Mapping[str, tuple[int, int, int]]) -> dict[str, dict[str, Any]]:
+    def features(self, images: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, Any]]:
         """LeRobot's features of a dataset recorded here; `images` are shapes (H, W, 3) by camera key."""
         vectors = {"observation.state": self.state_names, "action": self.action_names}
         features: dict[str, dict[str, Any]] = {
@@ -80,13 +80,13 @@ class EnvTable:
         return features
 
 
-def resolve(env: Any) -> EnvConfig:
+def resolve(env: Any) -> EnvironmentConfig:
     """The environment's choices with nothing left open: from `depi eval`'s flags, or LeRobot's `EnvConfig`.
 
     Raises:
         UserError: unknown task or setups.
     """
-    if not isinstance(env, EnvConfig):
+    if not isinstance(env, EnvironmentConfig):
         env = _from_lerobot(env)
     defaults: dict[str, Any] = {
         "so101": {"task": "touch", "fps": 10},
@@ -115,25 +115,25 @@ def resolve(env: Any) -> EnvConfig:
     return env
 
 
-def _from_lerobot(env: Any) -> EnvConfig:
+def _from_lerobot(env: Any) -> EnvironmentConfig:
     """LeRobot's configuration of an environment as `depi eval` would have it."""
     import draccus
 
     kind = env.type
-    names = {field.name for field in dataclasses.fields(EnvConfig)} - {"options"}
+    names = {field.name for field in dataclasses.fields(EnvironmentConfig)} - {"options"}
     known = {name: getattr(env, name) for name in names - {"type"} if hasattr(env, name)}
     if kind == "so101":
-        return EnvConfig(type=kind, **known)
+        return EnvironmentConfig(type=kind, **known)
     if kind in TABLES:
         if env.obs_type != "pixels_agent_pos":
             raise UserError(f"--env.obs_type={env.obs_type} has no cameras or no state: use pixels_agent_pos")
-        return EnvConfig(type=kind, **known)
+        return EnvironmentConfig(type=kind, **known)
     encoded = draccus.encode(env)
     options = {name: value for name, value in encoded.items() if name not in ("type", "features", "task")}
-    return EnvConfig(type=kind, task=env.task, options=options)
+    return EnvironmentConfig(type=kind, task=env.task, options=options)
 
 
-def so101_setup(env: EnvConfig, seed: int) -> Setup:
+def so101_setup(env: EnvironmentConfig, seed: int) -> Setup:
     """The rig of one episode of so101: the standard one, or drawn from the seed.
 
     A drawn rig is controlled at `--env.fps` too: the rate belongs to the policy.
@@ -154,7 +154,7 @@ def so101_setup(env: EnvConfig, seed: int) -> Setup:
     return Setup(cameras=tuple(Camera(kind, kind) for kind in env.cameras), fps=fps, **size)
 
 
-def so101_table(env: EnvConfig, seed: int) -> EnvTable:
+def so101_table(env: EnvironmentConfig, seed: int) -> EnvTable:
     """The table of one episode of so101."""
     setup = so101_setup(env, seed)
     task = find_task(env.task or "")
@@ -203,7 +203,7 @@ TABLES: dict[str, dict[str, EnvTable]] = {
 }
 
 
-def find_table(env: EnvConfig, seed: int = 0) -> EnvTable | None:
+def find_table(env: EnvironmentConfig, seed: int = 0) -> EnvTable | None:
     """The table of an episode, or None where only the environment itself tells (LeRobot's others, gym ids).
 
     Args:

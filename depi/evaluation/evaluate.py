@@ -13,7 +13,13 @@ from rich.table import Table
 
 from depi.datasets.joints import CONVENTIONS
 from depi.errors import UserError
-from depi.evaluation.config import EnvConfig, EpisodesConfig, EvaluateConfig, PolicyConfig
+from depi.evaluation.config import (
+    EnvConfig,
+    EnvironmentConfig,
+    EpisodesConfig,
+    EvaluateConfig,
+    PolicyConfig,
+)
 from depi.evaluation.environments import EnvTable, find_table, resolve
 from depi.files import read_json, write_json
 from depi.flags import parse_flags
@@ -26,7 +32,15 @@ if TYPE_CHECKING:
     from depi.evaluation.rollout import Rollouts
     from depi.policies import Pi0Policy
 
-__all__ = ["EnvConfig", "EpisodesConfig", "EvaluateConfig", "PolicyConfig", "evaluate", "roll_out"]
+__all__ = [
+    "EnvConfig",
+    "EnvironmentConfig",
+    "EpisodesConfig",
+    "EvaluateConfig",
+    "PolicyConfig",
+    "evaluate",
+    "roll_out",
+]
 
 DEVICES = ("cpu", "cuda", "mps")
 EXPERT = "expert"
@@ -52,7 +66,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return _roll_out(config, actor, identity, resume=True, show_progress=True, on_episode=None)
 
 
-def check_choices(config: EvaluateConfig) -> EnvConfig:
+def check_choices(config: EvaluateConfig) -> EnvironmentConfig:
     """Return the environment's choices with nothing left open.
 
     Raises:
@@ -135,7 +149,7 @@ def as_actor(
         return policy
     return Pi0Actor(
         policy,
-        processors,
+        processors or (None, None),
         by_view=by_view,
         convention=convention,
         batch=config.eval.policy_batch,
@@ -143,7 +157,7 @@ def as_actor(
     )
 
 
-def _tables(config: EvaluateConfig, env: EnvConfig, first: EnvTable) -> list[EnvTable]:
+def _tables(config: EvaluateConfig, env: EnvironmentConfig, first: EnvTable) -> list[EnvTable]:
     """The tables of all episodes."""
     seeds = range(config.seed, config.seed + config.eval.n_episodes)
     return [find_table(env, seed) or first for seed in seeds] if env.setups != "standard" else [first]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from depi.evaluation.config import EnvConfig
+from depi.evaluation.config import EnvironmentConfig
 from depi.evaluation.environments import EnvTable
 
 
@@ -14,7 +14,7 @@ from depi.evaluation.environments import EnvTable
 class Open:
     """Make the environment; the answer is the first episode's EnvTable."""
 
-    env: EnvConfig
+    env: EnvironmentConfig
     seed: int
 
 

@@ -5,7 +5,7 @@
 
 Trajectories lie in a drawer beside `root` until `finish` (which the context calls when nothing was raised):
 one file each, whole or not at all, so that a process that was killed goes on with a new writer of the same
-`root`, and an episode that is appended again replaces itself. `finish` writes the LeRobot v3.0 dataset through
+`root`, and an episode that is appended again replaces itself. `finish` writes the LeRobot v3.0 dataset with
 LeRobot's own writer and gives it the name `root` only when it is complete. Frames have the columns
 `next.reward`, `next.done` and `next.success` besides images, state and action.
 """
@@ -53,7 +53,7 @@ class DatasetWriter:
 
     def append(self, trajectory: Trajectory) -> None:
         """Keep a trajectory, for good when this returns; its `index` is its name."""
-        values = {
+        values: dict[str, Any] = {
             "states": trajectory.states,
             "actions": trajectory.actions,
             "rewards": trajectory.rewards,
@@ -62,9 +62,9 @@ class DatasetWriter:
         names = ("index", "seed", "success", "task", "fps", "terminated")
         head = {name: getattr(trajectory, name) for name in names}
         head["table"] = dataclasses.asdict(trajectory.table)
-        with atomic_write(self._drawer / f"{trajectory.index:06d}.npz") as temporary:
-            with temporary.open("wb") as file:
-                np.savez(file, head=np.array(json.dumps(head)), **values)
+        path = self._drawer / f"{trajectory.index:06d}.npz"
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, head=np.array(json.dumps(head)), **values)
 
     def finish(self) -> Path:
         """Write the dataset, remove the drawer, and return `root`.
@@ -107,7 +107,7 @@ class DatasetWriter:
     def _read(self, index: int) -> Trajectory:
         with np.load(self._drawer / f"{index:06d}.npz", allow_pickle=False) as values:
             head = json.loads(str(values["head"]))
-            table = {
+            table: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value
                 for name, value in head.pop("table").items()
             }
@@ -141,7 +141,7 @@ def _shape(trajectory: Trajectory) -> tuple[Any, ...]:
 
 
 def _features(trajectory: Trajectory) -> dict[str, dict[str, Any]]:
-    shapes = {key: pixels.shape[1:] for key, pixels in trajectory.images.items()}
+    shapes = {key: (*pixels.shape[1:3], 3) for key, pixels in trajectory.images.items()}
     kinds = {REWARD: "float32", DONE: "bool", SUCCESS: "bool"}
     return {
         **trajectory.table.features(shapes),

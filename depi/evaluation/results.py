@@ -145,7 +145,7 @@ def digest(path: Path, pieces: int = 64, size: int = 65_536) -> str:
 
 
 def contact_sheet(folder: Path, episodes: Sequence[Episode]) -> None:
-    """Write `contact_sheet.png`: the last frames, bordered green for a success, red for a failure, else gray."""
+    """Write `contact_sheet.png`: the last frames, bordered green (success), red (failure) or gray."""
     from PIL import Image, ImageOps
 
     from depi.evaluation.films import GRAY, GREEN, RED

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from depi.errors import UserError
 from depi.evaluation.actors import Actor, Observation
-from depi.evaluation.config import EnvConfig
+from depi.evaluation.config import EnvironmentConfig
 from depi.evaluation.environments import EnvTable
 from depi.evaluation.messages import Begin, Failed, Play, Played, Refused, Seen, Trajectory
 from depi.evaluation.workers import Worker, wait_for
+from depi.sim.gl import select_backend
 
 # How long the first that waits for a chunk waits for others to share the call.
 PATIENCE = 0.05
@@ -89,8 +90,10 @@ class Rollouts:
         timeout: seconds after which an environment that does not answer is killed.
     """
 
-    def __init__(self, env: EnvConfig, seed: int, places: int, timeout: float):
+    def __init__(self, env: EnvironmentConfig, seed: int, places: int, timeout: float):
         self.timing = Timing()
+        if env.type != "pusht":
+            select_backend()  # once, rather than in each process
         self._places = [Place(number, Worker(env, seed, timeout)) for number in range(places)]
 
     def __enter__(self) -> "Rollouts":

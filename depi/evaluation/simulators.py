@@ -9,8 +9,9 @@ import numpy as np
 from gymnasium import spaces
 
 from depi.errors import UserError
-from depi.evaluation.config import EnvConfig
+from depi.evaluation.config import EnvironmentConfig
 from depi.evaluation.environments import EXTRAS, EnvTable, check_observation, find_table, so101_setup
+from depi.sim.gl import REMEDY, select_backend
 
 # An episode of a gym environment that tells no limit of its own is truncated after so many steps.
 DEFAULT_STEPS = 1000
@@ -19,7 +20,7 @@ DEFAULT_STEPS = 1000
 class Simulator:
     """One gymnasium environment, and the table of the episode that runs in it."""
 
-    def __init__(self, config: EnvConfig):
+    def __init__(self, config: EnvironmentConfig):
         self.config = config
         self.table: EnvTable | None = None
         self._env: gym.Env | None = None
@@ -51,6 +52,8 @@ class Simulator:
     def reset(self, index: int, seed: int) -> Any:
         """Begin an episode and return its first observation."""
         table = self.open(index, seed)
+        if hasattr(self.env.unwrapped, "turn"):
+            self.env.unwrapped.turn = index
         observation, _ = self.env.reset(seed=seed)
         if not self._checked:
             check_observation(table, observation)
@@ -99,12 +102,14 @@ class Simulator:
 
     def _make(self, index: int, seed: int) -> gym.Env:
         config = self.config
+        if config.type != "pusht" and select_backend() == "disable" and config.type == "aloha":
+            raise UserError(f"the simulator cannot render on this machine: {REMEDY}")
         try:
             if config.type == "so101":
                 from depi.sim.env import make_env
 
                 return make_env(config.task or "", so101_setup(config, seed), seed=seed)
-            return _make_gym(config)
+            return _make_gym(config) if _is_gym(config.type) else _make_lerobot(config)
         except ModuleNotFoundError as error:
             remedy = EXTRAS.get(config.type, "install it")
             raise UserError(f"--env.type={config.type} needs the package {error.name}: {remedy}") from None
@@ -120,7 +125,7 @@ class Simulator:
                 f"--env.type={self.config.type}: observations must be a dict with `agent_pos` (a vector) and "
                 f"`pixels` (a picture or a dict of them), not {space}"
             )
-        state = int(np.prod(space["agent_pos"].shape))
+        state = int(np.prod(space["agent_pos"].shape or ()))
         limit = self.config.episode_length or (self.env.spec.max_episode_steps if self.env.spec else None)
         fps = self.config.fps or self.env.metadata.get("render_fps")
         if not fps:
@@ -136,6 +141,35 @@ class Simulator:
         )
 
 
+def _is_gym(name: str) -> bool:
+    """Whether it is an environment of gymnasium's registry, or one that gymnasium imports (`module:id`)."""
+    return name in ("pusht", "aloha") or ":" in name or "/" in name or "-v" in name
+
+
+def _make_lerobot(config: EnvironmentConfig) -> gym.Env:
+    from depi.evaluation.lerobot_envs import LeRobotEnv
+
+    return LeRobotEnv(config)
+
+
+def _only_top_camera(env: gym.Env) -> gym.Env:
+    """Make aloha draw the one camera that its observations have, at their size, and only when asked.
+
+    It draws three at 480x640 for every step otherwise, whatever is asked for.
+    """
+    inner: Any = env.unwrapped
+    inner.with_images = True
+    task, height, width = inner._env.task, inner.observation_height, inner.observation_width
+    black = np.zeros((height, width, 3), np.uint8)
+
+    def observe(physics: Any) -> dict[str, Any]:
+        image = physics.render(height=height, width=width, camera_id="top") if inner.with_images else black
+        return {"qpos": task.get_qpos(physics), "images": {"top": image}}
+
+    task.get_observation = observe
+    return env
+
+
 def _cameras(space: gym.Space) -> dict[str, str]:
     pixels = space.spaces.get("pixels") if isinstance(space, spaces.Dict) else None
     if isinstance(pixels, spaces.Dict):
@@ -143,7 +177,7 @@ def _cameras(space: gym.Space) -> dict[str, str]:
     return {"observation.image": "pixels"} if pixels is not None else {}
 
 
-def _make_gym(config: EnvConfig) -> gym.Env:
+def _make_gym(config: EnvironmentConfig) -> gym.Env:
     """A gymnasium environment: pusht, aloha, or any id."""
     arguments: dict[str, Any] = dict(config.options)
     name = config.type
@@ -159,7 +193,8 @@ def _make_gym(config: EnvConfig) -> gym.Env:
     if config.episode_length is not None:
         arguments["max_episode_steps"] = config.episode_length
     try:
-        return gym.make(name, disable_env_checker=True, **arguments)
+        env = gym.make(name, disable_env_checker=True, **arguments)
+        return _only_top_camera(env) if config.type == "aloha" else env
     except gym.error.Error as error:
         raise UserError(f"--env.type={config.type}: {' '.join(str(error).split())}") from None
     except TypeError as error:

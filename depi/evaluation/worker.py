@@ -1,4 +1,4 @@
-"""The process of one environment: `python -m depi.evaluation.worker FD`, started by `depi.evaluation.workers`.
+"""The process of one environment: `python -m depi.evaluation.worker SOCKET PARENT`; `workers` starts it.
 
 It answers one request at a time over a socket that it inherits, and says a short word now and then while it
 works, so that a long chunk of actions is not taken for a hanging environment.
@@ -38,7 +38,7 @@ class Stage:
         """Begin an episode."""
         # Environments that draw from global generators repeat themselves too.
         random.seed(request.seed)
-        np.random.seed(request.seed % 2**32)  # noqa: NPY002
+        np.random.seed(request.seed % 2**32)
         self._request, self._steps = request, 0
         self._states: list[np.ndarray] = []
         self._actions: list[np.ndarray] = []
@@ -55,7 +55,8 @@ class Stage:
 
             if self.simulator.config.type != "so101":
                 raise UserError(f"there is no scripted expert for --env.type={self.simulator.config.type}")
-            self._expert = Expert(self.simulator.env)
+            env: Any = self.simulator.env
+            self._expert = Expert(env)
             self._expert.reset()
         return self._seen(table)
 
@@ -151,7 +152,7 @@ def serve(connection: Connection) -> None:
     while True:
         try:
             request = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             break
         try:
             if isinstance(request, Open):

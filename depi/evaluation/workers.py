@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from depi.errors import UserError
-from depi.evaluation.config import EnvConfig
+from depi.evaluation.config import EnvironmentConfig
 from depi.evaluation.environments import EnvTable
 from depi.evaluation.messages import BEAT, Failed, Open, Refused
 
@@ -33,7 +33,7 @@ class Worker:
             counts as one.
     """
 
-    def __init__(self, env: EnvConfig, seed: int, timeout: float):
+    def __init__(self, env: EnvironmentConfig, seed: int, timeout: float):
         self._env, self._seed, self._timeout = env, seed, timeout
         self._process: subprocess.Popen[bytes] | None = None
         self.connection: Connection | None = None

@@ -1,0 +1,295 @@
+"""`depi compare`: is one policy better than another, judged by the episodes that both have played."""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from depi.errors import UserError
+from depi.files import read_json
+from depi.flags import parse_flags
+
+# Environments that differ in one of these set different tasks for the same seed.
+SAME_TASK = ("type", "task", "setups", "options", "episode_length")
+MAX_EPISODES = 1_000_000
+
+
+@dataclass
+class CompareConfig:
+    """Compare two evaluations, episode by episode: depi compare EVAL_A EVAL_B.
+
+    Success rates have Wilson intervals; McNemar's exact test says how likely a difference like this one
+    is by chance. Episodes are paired by their seeds.
+    """
+
+    # Folders of `depi eval`, or their eval.json.
+    a: Path | None = None
+    b: Path | None = None
+    # Where to write the videos of each seed side by side, bordered green if a success, red if a failure.
+    output_dir: Path | None = None
+    # Print the result as JSON instead of a table.
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One episode: `index` numbers its video; `length` in steps; `error` names why it does not count."""
+
+    index: int
+    seed: int
+    success: bool
+    length: int
+    reward: float
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One `eval.json`: where it lies, whose it is, and its episodes by seed."""
+
+    folder: Path
+    policy: str
+    env: dict[str, Any]
+    rows: dict[int, Row]
+
+    @property
+    def counted(self) -> dict[int, Row]:
+        """The episodes without an error."""
+        return {seed: row for seed, row in self.rows.items() if row.error is None}
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one evaluation shows: over the paired seeds, except `episodes` and `errors`, of all."""
+
+    folder: str
+    policy: str
+    episodes: int
+    errors: int
+    success_rate: float
+    success_interval_95: tuple[float, float]
+    mean_reward: float
+    mean_length: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two evaluations over the seeds that both have played; differences are b's minus a's.
+
+    Attributes:
+        p_value: of McNemar's exact test, two-sided.
+        only_a, only_b: seeds where that one alone succeeded. both, neither: counts.
+    """
+
+    a: Side
+    b: Side
+    paired: int
+    both: int
+    neither: int
+    only_a: list[int]
+    only_b: list[int]
+    difference: float
+    difference_interval_95: tuple[float, float]
+    p_value: float
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Read and check an `eval.json`, or the one in a folder.
+
+    Raises:
+        UserError: there is none, or it is not what `depi eval` writes.
+    """
+    file = path / "eval.json" if path.is_dir() else path
+    found = read_json(file)
+    if not isinstance(found, dict) or not isinstance(found.get("env"), dict):
+        raise UserError(f"{file} is no result of `depi eval`: it names no environment")
+    episodes = found.get("episodes")
+    if not isinstance(episodes, list) or not 0 < len(episodes) <= MAX_EPISODES:
+        raise UserError(f"{file} is no result of `depi eval`: it lists no episodes")
+    rows: dict[int, Row] = {}
+    for index, entry in enumerate(episodes):
+        row = _row(entry, index)
+        if row is None:
+            raise UserError(f"{file}: episode {index} lacks a seed, success, length or reward")
+        if row.seed in rows:
+            raise UserError(f"{file}: two episodes have the seed {row.seed}")
+        rows[row.seed] = row
+    return Evaluation(file.parent, str(found.get("policy")), found["env"], rows)
+
+
+def _row(entry: Any, index: int) -> Row | None:
+    if not isinstance(entry, dict):
+        return None
+    values = {"index": index, "error": None, **entry}
+    numbers = [values.get(name) for name in ("index", "seed", "length")]
+    if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+        return None
+    success, reward, error = (values.get(name) for name in ("success", "reward", "error"))
+    if not isinstance(success, bool) or not isinstance(error, str | None):
+        return None
+    if not isinstance(reward, int | float) or not math.isfinite(reward):
+        return None
+    if values["index"] < 0 or values["length"] < 0:
+        return None
+    return Row(values["index"], values["seed"], success, values["length"], float(reward), error)
+
+
+def compare(a: Evaluation, b: Evaluation) -> Comparison:
+    """Compare two evaluations over the seeds that both have played without an error.
+
+    Raises:
+        UserError: their environments differ, or no seed is in both.
+    """
+    for name in SAME_TASK:
+        first, second = a.env.get(name), b.env.get(name)
+        if first != second:
+            raise UserError(
+                f"{a.folder} and {b.folder} are not of the same task: {name} is {_short(first)} there, "
+                f"{_short(second)} here"
+            )
+    seeds = sorted(a.counted.keys() & b.counted.keys())
+    if not seeds:
+        raise UserError(
+            f"{a.folder} and {b.folder} have no seed in common: run `depi eval` with the same --seed"
+        )
+    wins = [(a.rows[seed].success, b.rows[seed].success) for seed in seeds]
+    only_a = [seed for seed, won in zip(seeds, wins, strict=True) if won == (True, False)]
+    only_b = [seed for seed, won in zip(seeds, wins, strict=True) if won == (False, True)]
+    both, neither = wins.count((True, True)), wins.count((False, False))
+    difference, interval = paired_difference(both, len(only_a), len(only_b), neither)
+    return Comparison(
+        a=_side(a, seeds),
+        b=_side(b, seeds),
+        paired=len(seeds),
+        both=both,
+        neither=neither,
+        only_a=only_a,
+        only_b=only_b,
+        difference=difference,
+        difference_interval_95=interval,
+        p_value=mcnemar(len(only_a), len(only_b)),
+    )
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """The two-sided p-value of McNemar's test in its exact form.
+
+    Under the null hypothesis each discordant pair falls to either side with probability 1/2
+    (McNemar 1947, Psychometrika 12, p. 153; the exact binomial form instead of chi squared).
+    """
+    from scipy.stats import binomtest
+
+    if only_a + only_b == 0:
+        return 1.0
+    return float(binomtest(only_a, only_a + only_b, 0.5).pvalue)
+
+
+def wilson(successes: int, episodes: int) -> tuple[float, float]:
+    """The 95% score interval of a rate (Wilson 1927, JASA 22, p. 209)."""
+    from scipy.stats import binomtest
+
+    found = binomtest(successes, episodes).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
+
+
+def paired_difference(both: int, only_a: int, only_b: int, neither: int) -> tuple[float, tuple[float, float]]:
+    """The difference of two paired rates, b's minus a's, with its 95% interval.
+
+    Wilson's limits of the two rates, combined with the correlation of the pairs: method 10 of Newcombe 1998
+    (Statistics in Medicine 17, p. 2635).
+    """
+    count = both + only_a + only_b + neither
+    rate_a, rate_b = (both + only_a) / count, (both + only_b) / count
+    (low_a, high_a), (low_b, high_b) = wilson(both + only_a, count), wilson(both + only_b, count)
+    margins = math.prod((both + only_a, only_b + neither, both + only_b, only_a + neither))
+    product: float = both * neither - only_a * only_b
+    if product > 0:
+        product = max(product - count / 2, 0)
+    phi = product / math.sqrt(margins) if margins else 0.0
+
+    def combined(own: float, other: float) -> float:
+        return math.sqrt(max(own * own - 2 * phi * own * other + other * other, 0.0))
+
+    below = combined(rate_b - low_b, high_a - rate_a)
+    above = combined(high_b - rate_b, rate_a - low_a)
+    difference = rate_b - rate_a
+    return difference, (difference - below, difference + above)
+
+
+def _side(evaluation: Evaluation, seeds: Sequence[int]) -> Side:
+    rows = [evaluation.rows[seed] for seed in seeds]
+    successes = sum(row.success for row in rows)
+    return Side(
+        folder=str(evaluation.folder),
+        policy=evaluation.policy,
+        episodes=len(evaluation.rows),
+        errors=len(evaluation.rows) - len(evaluation.counted),
+        success_rate=successes / len(rows),
+        success_interval_95=wilson(successes, len(rows)),
+        mean_reward=sum(row.reward for row in rows) / len(rows),
+        mean_length=sum(row.length for row in rows) / len(rows),
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def main(args: Sequence[str]) -> int:
+    """Run the `depi compare` verb."""
+    config = parse_flags(CompareConfig, args, "depi compare", positionals=("a", "b"))
+    if config.a is None or config.b is None:
+        raise UserError("name two evaluations: depi compare EVAL_A EVAL_B")
+    a, b = read_evaluation(config.a), read_evaluation(config.b)
+    result = compare(a, b)
+    videos: list[Path] | None = None
+    if config.output_dir is not None:
+        from depi.evaluation.side_by_side import write_pairs
+
+        seeds = sorted(a.counted.keys() & b.counted.keys())
+        videos = write_pairs(a, b, seeds, config.output_dir)
+    if config.json:
+        paths = None if videos is None else [str(path) for path in videos]
+        json.dump({**asdict(result), "videos": paths}, sys.stdout, indent=2)
+        print()
+        return 0
+    _print(result)
+    if videos is not None:
+        print(f"{len(videos)} videos side by side in {config.output_dir}")
+    return 0
+
+
+def _print(result: Comparison) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=f"{result.paired} paired seeds")
+    for column in ("", "policy", "success rate", "95% interval", "mean reward", "mean length", "errors"):
+        table.add_column(column)
+    for name, side in (("A", result.a), ("B", result.b)):
+        low, high = side.success_interval_95
+        table.add_row(
+            name,
+            escape(side.policy),
+            f"{side.success_rate:.0%}",
+            f"{low:.0%} to {high:.0%}",
+            f"{side.mean_reward:.2f}",
+            f"{side.mean_length:.1f}",
+            f"{side.errors} of {side.episodes}",
+        )
+    Console().print(table)
+    low, high = result.difference_interval_95
+    print(f"B - A: {result.difference:+.0%}, 95% interval {low:+.0%} to {high:+.0%}")
+    print(
+        f"both succeeded {result.both}, only A {len(result.only_a)}, only B {len(result.only_b)}, "
+        f"neither {result.neither}; McNemar's exact test: p = {result.p_value:.3g}"
+    )
+    for name, side in (("A", result.a), ("B", result.b)):
+        left = side.episodes - side.errors - result.paired
+        if left:
+            print(f"{left} episodes of {name} have no partner and are left out")

@@ -1,0 +1,108 @@
+"""The videos of the same episode of two evaluations, next to each other."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depi.errors import UserError
+
+if TYPE_CHECKING:
+    from depi.evaluation.compare import Evaluation
+
+logger = logging.getLogger(__name__)
+
+BORDER = 6  # pixels
+MAX_SIDE = 4096
+MAX_FRAMES = 20_000
+
+
+def write_pairs(a: "Evaluation", b: "Evaluation", seeds: list[int], output_dir: Path) -> list[Path]:
+    """Write `seed_N.mp4` for each seed of which both evaluations have a video, and return the paths.
+
+    The shorter video is padded with its last frame. Videos that cannot be read are named in a warning.
+    """
+    written = []
+    for seed in seeds:
+        left, right = (e.folder / "videos" / f"episode_{e.rows[seed].index:03d}.mp4" for e in (a, b))
+        if not (left.is_file() and right.is_file()):
+            continue
+        path = output_dir / f"seed_{seed}.mp4"
+        try:
+            write_side_by_side(path, left, right, a.rows[seed].success, b.rows[seed].success)
+        except UserError as error:
+            logger.warning("seed %d is left out: %s", seed, error)
+        else:
+            written.append(path)
+    return written
+
+
+def write_side_by_side(path: Path, left: Path, right: Path, left_won: bool, right_won: bool) -> None:
+    """Write two videos next to each other as H.264 in mp4, each bordered by its outcome's colour.
+
+    Raises:
+        UserError: one of them cannot be decoded, or is too large.
+    """
+    from depi.evaluation.films import GREEN, RED, write_video
+
+    rates, sizes = zip(*(_probe(video) for video in (left, right)), strict=True)
+    rate, height = max(rates), max(size[0] for size in sizes)
+    halves = [
+        _frames(video, rate, height, GREEN if won else RED)
+        for video, won in ((left, left_won), (right, right_won))
+    ]
+    write_video(path, _joined(*halves), round(rate))
+
+
+def _joined(left: Iterator[NDArray], right: Iterator[NDArray]) -> Iterator[NDArray[np.uint8]]:
+    halves: list[NDArray | None] = [None, None]
+    while True:
+        following = [next(left, None), next(right, None)]
+        if following == [None, None]:
+            return
+        halves = [new if new is not None else old for new, old in zip(following, halves, strict=True)]
+        yield np.concatenate([half for half in halves if half is not None], axis=1)
+
+
+def _probe(video: Path) -> tuple[float, tuple[int, int]]:
+    """Frames per second and (height, width) of a video."""
+    import av
+
+    try:
+        with av.open(str(video)) as container:
+            stream = container.streams.video[0]
+            rate, size = float(stream.average_rate or 0), (stream.height, stream.width)
+    except (av.FFmpegError, IndexError) as error:
+        raise UserError(f"{video} is no video: {error}") from None
+    if not 0 < rate <= 1000 or not all(0 < side <= MAX_SIDE for side in size):
+        raise UserError(f"{video} has {rate} frames per second of {size[1]}x{size[0]} pixels")
+    return rate, size
+
+
+def _frames(
+    video: Path, rate: float, height: int, color: tuple[int, int, int]
+) -> Iterator[NDArray[np.uint8]]:
+    """Frames of a video at another rate and height, with a border."""
+    import av
+
+    shown = 0
+    try:
+        with av.open(str(video)) as container:
+            stream = container.streams.video[0]
+            width = max(round(stream.width * height / stream.height), 1)
+            for number, frame in enumerate(container.decode(stream)):
+                if number >= MAX_FRAMES:
+                    raise UserError(f"{video} has more than {MAX_FRAMES} frames")
+                picture = frame.to_ndarray(format="rgb24", width=width, height=height)
+                bordered = np.empty((height + 2 * BORDER, width + 2 * BORDER, 3), np.uint8)
+                bordered[:] = color
+                bordered[BORDER:-BORDER, BORDER:-BORDER] = picture
+                until = round((number + 1) * rate / float(stream.average_rate or rate))
+                for _ in range(until - shown):
+                    yield bordered
+                shown = until
+    except av.FFmpegError as error:
+        raise UserError(f"{video} cannot be decoded: {error}") from None
