@@ -1,0 +1,195 @@
+"""The experiment of `decentralised.py`: how large, whose recordings, which arms, which episodes to play."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from depi.sim.community import Contributor
+from depi.sim.setup import CONVENTIONS, Setup, random_setup
+
+TASK = "touch"
+# Actions per second, of all chunks in training and of the robot when a policy is played.
+RATE = 10
+COLOR = "red"
+# Episodes to play have these seeds, far from those of the recordings.
+FIRST_TRIAL = 5_000_000
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the experiment is, and what it is expected to take.
+
+    Attributes:
+        contributors: who record `episodes` each, at `fps_limit` or less.
+        unseen: rigs that nobody recorded. trials: episodes played in every rig, seen or unseen.
+        steps, batch_size: of every training, whatever it trains on.
+        policy: sizes of `depi_pi0` that are not its defaults.
+        processes: recordings, trainings and evaluations at a time, one thread each.
+        loaders: DataLoader workers of a training. device: of trainings and evaluations.
+        render_s, step_s, trial_s: seconds that a rendered picture, a training step and a played episode are
+            expected to take in one of the processes.
+    """
+
+    contributors: int
+    episodes: int
+    unseen: int
+    trials: int
+    steps: int
+    batch_size: int
+    processes: int
+    fps_limit: int = 15
+    policy: Mapping[str, int | str] = dataclasses.field(default_factory=dict)
+    loaders: int = 0
+    device: str = "cpu"
+    render_s: float = 0.05
+    step_s: float = 0.1
+    trial_s: float = 1.0
+
+
+SCALES = {
+    "smoke": Scale(contributors=4, episodes=2, unseen=2, trials=1, steps=20, batch_size=8, processes=2),
+    "cpu": Scale(contributors=6, episodes=20, unseen=6, trials=8, steps=1200, batch_size=8, processes=2),
+    "full": Scale(
+        contributors=16,
+        episodes=24,
+        unseen=16,
+        trials=12,
+        steps=5000,
+        batch_size=64,
+        processes=16,
+        fps_limit=30,
+        policy={
+            "image_resolution": "[112,112]",
+            "vision_width": 256,
+            "vision_depth": 6,
+            "vision_mlp_dim": 1024,
+            "width": 256,
+            "mlp_dim": 1024,
+            "expert_width": 256,
+            "expert_mlp_dim": 1024,
+            "depth": 6,
+            "num_heads": 8,
+        },
+        loaders=2,
+        device="cuda",
+        step_s=0.06,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training: on all contributors with everything in place, or with one thing taken away.
+
+    Attributes:
+        joints: the units of training, as `--dataset.joint_convention` names them.
+        cameras: `--dataset.cameras`; cameras are called camera1, camera2, ..., so `name` is the keys' order.
+        own_statistics: normalised with the first contributor's mean and standard deviation.
+        single: trained on one contributor alone.
+    """
+
+    name: str
+    meaning: str
+    joints: str = "degrees"
+    cameras: str = "shuffle"
+    own_statistics: bool = False
+    single: bool = False
+
+
+ARMS = (
+    Arm(
+        "union",
+        "all contributors; joints in degrees, statistics over all data, cameras shuffled over the slots",
+    ),
+    Arm(
+        "raw_joints",
+        "conventions not unified: numbers as recorded, of all together; played in each rig's own units",
+        joints="native",
+    ),
+    Arm(
+        "one_statistics",
+        "all data normalised with the mean and standard deviation of the first contributor's",
+        own_statistics=True,
+    ),
+    Arm("key_order", "cameras in the slots in the order of their keys, not shuffled", cameras="name"),
+    Arm("single", "the one contributor with the most cameras, as many training steps", single=True),
+)
+
+
+def contributors(scale: Scale, seed: int) -> list[Contributor]:
+    """Those who record: drawn from `random_setup`'s seen rigs, the four joint conventions in turn."""
+    return [
+        Contributor(
+            f"contributor{number:02}/{TASK}",
+            TASK,
+            _rig(scale, seed, "seen", number),
+            scale.episodes,
+            seed=10_000 * (number + 1),
+        )
+        for number in range(scale.contributors)
+    ]
+
+
+def unseen_rigs(scale: Scale, seed: int) -> dict[str, Setup]:
+    """Rigs of which no recording exists: other tables, camera poses and base positions."""
+    return {f"unseen{number:02}": _rig(scale, seed, "unseen", number) for number in range(scale.unseen)}
+
+
+def _rig(scale: Scale, seed: int, split: str, number: int) -> Setup:
+    """A drawn rig with what would only blur the comparison at this size made equal: the cube's colour.
+
+    Cameras get names that do not tell their view, in the drawn order, as many people call theirs.
+    """
+    drawn = random_setup(1000 * seed + number, split)
+    cameras = tuple(
+        dataclasses.replace(camera, name=f"camera{place}") for place, camera in enumerate(drawn.cameras, 1)
+    )
+    return dataclasses.replace(
+        drawn,
+        cameras=cameras,
+        convention=CONVENTIONS[number % len(CONVENTIONS)],
+        fps=min(drawn.fps, scale.fps_limit),
+        object_color=COLOR,
+    )
+
+
+def best_equipped(people: list[Contributor]) -> Contributor:
+    """Whom the arm `single` trains on: the first of those with the most cameras."""
+    return max(people, key=lambda person: len(person.setup.cameras))
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Episodes of one arm's policy in one rig.
+
+    Attributes:
+        rig: the contributor's repo id, or the unseen rig's name. seen: whether it was recorded in.
+        setup: the rig. seeds: of the episodes.
+    """
+
+    arm: str
+    rig: str
+    seen: bool
+    setup: Setup
+    seeds: tuple[int, ...]
+
+    def path(self, root: Path) -> Path:
+        """Where their outcomes are kept."""
+        return root / "played" / self.arm / f"{self.rig.replace('/', '_')}.json"
+
+
+def all_trials(arm: Arm, scale: Scale, seed: int) -> list[Trials]:
+    """What is played of an arm: the same rigs and seeds for every arm, so that outcomes form pairs."""
+    rigs = [(person.repo_id, True, person.setup) for person in contributors(scale, seed)]
+    rigs += [(name, False, setup) for name, setup in unseen_rigs(scale, seed).items()]
+    return [
+        Trials(
+            arm.name,
+            rig,
+            seen,
+            dataclasses.replace(setup, fps=RATE),
+            tuple(range(FIRST_TRIAL + 1000 * number, FIRST_TRIAL + 1000 * number + scale.trials)),
+        )
+        for number, (rig, seen, setup) in enumerate(rigs)
+    ]

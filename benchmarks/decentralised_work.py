@@ -1,0 +1,249 @@
+"""What the processes of `decentralised.py` do: prepare images, train an arm, play its policy in a rig."""
+
+import contextlib
+import functools
+import itertools
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from decentralised_rigs import RATE, TASK, Arm, Scale, Trials, best_equipped, contributors
+
+from depi.errors import UserError
+from depi.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from depi.datasets.multi import MultiLeRobotDataset
+    from depi.evaluation.actors import Pi0Actor
+    from depi.evaluation.environments import EnvTable
+    from depi.sim.community import Contributor
+    from depi.sim.setup import Setup
+    from depi.sim.simulation import So101Env
+
+CAMERAS = "--dataset.max_cameras=3"
+
+
+def start(logs: Path) -> None:
+    """Begin a worker process: one thread, and all that libraries say into a file of its own."""
+    os.environ.setdefault("LP_NUM_THREADS", "1")  # of software OpenGL
+    logs.mkdir(parents=True, exist_ok=True)
+    log = (logs / f"{os.getpid()}.txt").open("a")
+    sys.stdout.flush()
+    for stream in (1, 2):
+        os.dup2(log.fileno(), stream)
+    import torch
+
+    from depi.sim.record import quiet_libraries
+
+    torch.set_num_threads(1)
+    quiet_libraries()
+
+
+def mixture(root: Path, name: str, people: list["Contributor"]) -> Path:
+    """Write a file for `--dataset.mixture` that names these contributors' recordings."""
+    path = root / "mixtures" / f"{name}.json"
+    sources = [
+        {"repo_id": person.repo_id, "root": str(root / "recorded" / person.repo_id)} for person in people
+    ]
+    write_json(path, sources)
+    return path
+
+
+def prepare_images(root: Path, scale: Scale, seed: int) -> None:
+    """Decode and scale all recorded images once, for all trainings."""
+    from depi.training.prepare import main
+
+    people = contributors(scale, seed)
+    side = json.loads(str(scale.policy.get("image_resolution", "[84,84]")))[0]
+    main(
+        [
+            f"--dataset.mixture={mixture(root, 'all', people)}",
+            f"--output_dir={root / 'prepared'}",
+            f"--image_size={side}",
+            f"--workers={max(1, scale.processes // 2)}",
+            CAMERAS,
+        ]
+    )
+
+
+def run_folder(root: Path, arm: Arm) -> Path:
+    """Where an arm's training is."""
+    return root / "trained" / arm.name
+
+
+def trained(root: Path, arm: Arm, scale: Scale) -> bool:
+    """Whether an arm's training has reached its last step."""
+    last = run_folder(root, arm) / "checkpoints" / "last"
+    return last.exists() and int(last.resolve().name) == scale.steps
+
+
+def train_flags(root: Path, arm: Arm, scale: Scale, seed: int) -> list[str]:
+    """The command line of `depi/train.py` for an arm."""
+    people = contributors(scale, seed)
+    if arm.single:
+        people = [best_equipped(people)]
+    return [
+        f"--dataset.mixture={mixture(root, arm.name, people)}",
+        f"--dataset.prepared={root / 'prepared'}",
+        f"--dataset.joint_convention={arm.joints}",
+        f"--dataset.cameras={arm.cameras}",
+        f"--dataset.action_freq={RATE}",
+        "--dataset.weights=uniform",
+        CAMERAS,
+        "--policy.type=depi_pi0",
+        f"--policy.device={scale.device}",
+        "--policy.push_to_hub=false",
+        "--policy.chunk_size=16",
+        "--policy.n_action_steps=8",
+        "--policy.optimizer_lr=1e-3" if scale.device == "cpu" else "--policy.optimizer_lr=3e-4",
+        "--policy.scheduler_warmup_steps=100",
+        f"--policy.scheduler_decay_steps={scale.steps}",
+        "--policy.scheduler_decay_lr=1e-5",
+        *(f"--policy.{name}={value}" for name, value in scale.policy.items()),
+        f"--batch_size={scale.batch_size}",
+        f"--steps={scale.steps}",
+        f"--num_workers={scale.loaders}",
+        f"--seed={seed}",
+        "--save_freq=0",
+        "--log_freq=20",
+        f"--output_dir={run_folder(root, arm)}",
+        f"--job_name={arm.name}",
+    ]
+
+
+def train_arm(root: Path, arm: Arm, scale: Scale, seed: int) -> float:
+    """Train an arm from scratch and return its last logged loss; what an unfinished training left is removed.
+
+    Raises:
+        UserError: training was stopped.
+    """
+    from depi.training.command_line import parse_train_config
+    from depi.training.loop import train
+
+    shutil.rmtree(run_folder(root, arm), ignore_errors=True)
+    config = parse_train_config(train_flags(root, arm, scale, seed))
+    with contextlib.ExitStack() as changes:
+        if arm.joints == "native":
+            changes.enter_context(conventions_mixed())
+        if arm.own_statistics:
+            changes.enter_context(statistics_of_the_first())
+        status = train(config)
+    if status:
+        raise UserError(f"training {arm.name} was stopped with status {status}")
+    lines = (run_folder(root, arm) / "metrics.jsonl").read_text("utf-8").splitlines()
+    return float(json.loads(lines[-1])["loss"])
+
+
+@contextlib.contextmanager
+def conventions_mixed() -> Iterator[None]:
+    """Let the reader pool recorded numbers of different conventions, which it refuses to users."""
+    with patch("depi.datasets.collection.check_native", lambda detections: None):
+        yield
+
+
+@contextlib.contextmanager
+def statistics_of_the_first() -> Iterator[None]:
+    """Let trainings normalise with the statistics of their first dataset."""
+    from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
+    from depi.training import run
+
+    open_all = run.open_dataset
+
+    def opened(config: Any) -> "MultiLeRobotDataset":
+        dataset = open_all(config)
+        first = config.dataset.mixture[0]
+        alone = MultiLeRobotDataset(
+            [DatasetSource(first.repo_id, first.revision, first.root)],
+            chunk_size=1,
+            max_cameras=config.dataset.max_cameras,
+            offline=True,
+        )
+        dataset.stats = alone.stats
+        return dataset
+
+    with patch.object(run, "open_dataset", opened):
+        yield
+
+
+def misjudged(root: Path, arm: Arm, scale: Scale, seed: int) -> list[str]:
+    """Contributors whose joint convention the reader has not recognised: the comparison rests on it."""
+    recorded = {person.repo_id: person.setup.convention for person in contributors(scale, seed)}
+    report = read_json(run_folder(root, arm) / "data_report.json")
+    return [
+        f"{entry['repo_id']} is in {recorded[entry['repo_id']]}, read as {entry['convention']}"
+        for entry in report["datasets"]
+        if entry["convention"] != recorded[entry["repo_id"]]
+    ]
+
+
+def play(root: Path, arm: Arm, trials: Trials) -> list[bool]:
+    """Play an arm's policy in a rig, keep and return which episodes succeeded."""
+    from depi.sim.env import make_env
+
+    setup = trials.setup
+    table = table_of(setup)
+    began = time.perf_counter()
+    actor = load(run_folder(root, arm) / "checkpoints" / "last" / "pretrained_model", arm.joints)
+    actor.fit([table])
+    env = make_env(TASK, setup)
+    try:
+        outcomes = [play_episode(env, actor, table, seed) for seed in trials.seeds]
+    finally:
+        env.close()
+    seconds = round(time.perf_counter() - began, 1)
+    write_json(trials.path(root), {"seeds": trials.seeds, "success": outcomes, "seconds": seconds})
+    return outcomes
+
+
+def table_of(setup: "Setup") -> "EnvTable":
+    """Names and units of a rig, for the policy's side: it speaks degrees, its owner's recordings may not."""
+    from depi.evaluation.environments import EnvTable
+    from depi.sim.setup import JOINTS
+    from depi.sim.tasks import find_task
+
+    names = tuple(f"{joint}.pos" for joint in JOINTS)
+    return EnvTable(
+        cameras={f"observation.images.{camera.name}": f"images/{camera.name}" for camera in setup.cameras},
+        state=("state",),
+        state_names=names,
+        action_names=names,
+        fps=setup.fps,
+        max_steps=round(find_task(TASK).max_seconds * setup.fps),
+        convention="degrees",
+        recorded_convention=setup.convention,
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def load(folder: Path, convention: str) -> "Pi0Actor":
+    """A trained policy, ready to act; `native` speaks to each rig in the rig's own units."""
+    from depi.evaluation.actors import Pi0Actor
+    from depi.policies import load_policy, load_processors
+
+    policy = load_policy(folder).eval()
+    processors = load_processors(folder, device=policy.config.device)
+    return Pi0Actor(policy, processors, convention=convention, batch=1)
+
+
+def play_episode(env: "So101Env", actor: "Pi0Actor", table: "EnvTable", seed: int) -> bool:
+    """One episode; pictures are only drawn where the policy looks at them."""
+    from depi.evaluation.actors import Observation
+    from depi.evaluation.messages import Seen
+
+    observation, _ = env.reset(seed=seed)
+    for chunk in itertools.count():
+        images = {f"observation.images.{name}": image for name, image in observation["images"].items()}
+        seen = Seen(images, observation["state"], env.instruction)
+        (actions,) = actor.act([Observation(0, seed, chunk, seen, table)])
+        for number, action in enumerate(actions, 1):
+            env.with_images = number == len(actions)
+            observation, _, success, truncated, _ = env.step(action)
+            if success or truncated:
+                return bool(success)
+    raise AssertionError
