@@ -27,6 +27,7 @@ VERBS = {
     "estimate": ("depi.training.estimate", "say what memory a training configuration needs"),
     "sim": ("depi.sim.record", "record simulated SO-101 datasets, test the scripted experts"),
     "eval": ("depi.evaluation.evaluate", "roll a checkpoint out in a simulator"),
+    "compare": ("depi.evaluation.compare", "compare two evaluations, seed by seed, videos side by side"),
     "doctor": ("depi.doctor", "say what works on this machine, and what to type where it does not"),
     "upload": ("depi.training.upload", "publish a checkpoint with its model card"),
     "hub": ("depi.hub.local", "serve an embedded Hub, for offline machines"),

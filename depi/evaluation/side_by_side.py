@@ -58,13 +58,13 @@ def write_side_by_side(path: Path, left: Path, right: Path, left_won: bool, righ
 
 
 def _joined(left: Iterator[NDArray], right: Iterator[NDArray]) -> Iterator[NDArray[np.uint8]]:
-    halves: list[NDArray | None] = [None, None]
+    latest: list[NDArray | None] = [None, None]
     while True:
         following = [next(left, None), next(right, None)]
-        if following == [None, None]:
+        if all(half is None for half in following):
             return
-        halves = [new if new is not None else old for new, old in zip(following, halves, strict=True)]
-        yield np.concatenate([half for half in halves if half is not None], axis=1)
+        latest = [old if new is None else new for new, old in zip(following, latest, strict=True)]
+        yield np.concatenate([half for half in latest if half is not None], axis=1)
 
 
 def _probe(video: Path) -> tuple[float, tuple[int, int]]:
