@@ -78,7 +78,7 @@ class Selection:
 
     keys: in the order of the page
     left_out: how many more there are
-    frames: what the model saw of each, camera -> numbers of the frames
+    frames: what the model saw of each that has a result, camera -> numbers of the frames
     revisions: of the datasets, as annotated
     """
 
@@ -144,7 +144,7 @@ def take_pictures(chosen: Selection, root: Path | None, max_bytes: float) -> tup
     from depi.annotate.review_frames import load_frames
 
     pictures: dict[Key, list[tuple[str, int, bytes]]] = {}
-    wanted = [key for key in chosen.keys if chosen.frames.get(key)]
+    wanted = [key for key in chosen.keys if key in chosen.frames]
     for key, images in load_frames(wanted, chosen.frames, chosen.revisions, root, PAGE_PIXELS):
         size = sum(len(jpeg) for _, _, jpeg in images)
         if size > max_bytes:
@@ -169,7 +169,7 @@ def render(
         folder: of the annotations.
         chosen: which episodes.
         pictures: of these.
-        without: how many have no pictures though the model saw some.
+        without: how many have no pictures though they have an annotation.
         command: shown where nothing can be saved.
         token: with which the page may save; None for a page to read.
     """
@@ -245,7 +245,8 @@ def decide(folder: Path, repo_ids: Iterable[str], decision: Mapping[str, Any]) -
         DatasetError: the text of an edit is too long or not printable.
     """
     repo_id, episode, verdict, text = (decision.get(k) for k in ("repo_id", "episode", "verdict", "task"))
-    if repo_id not in set(repo_ids) or isinstance(episode, bool) or not isinstance(episode, int):
+    known = isinstance(repo_id, str) and repo_id in set(repo_ids)
+    if not known or isinstance(episode, bool) or not isinstance(episode, int):
         raise UserError("there is no such episode on this page")
     if verdict not in VERDICTS or not isinstance(text, str | None):
         raise UserError("this is no decision")

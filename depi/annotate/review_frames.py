@@ -42,7 +42,7 @@ def load_frames(
         max_pixels: of each picture.
 
     Yields:
-        Episode and its (camera, number of the frame, JPEG), about in the order of `keys`.
+        Episode and its (camera, number of the frame, JPEG), in the order of `keys`.
     """
     clips: dict[Key, Clip] = {}
     for repo_id, group in groupby(sorted(keys), key=lambda key: key[0]):
@@ -51,13 +51,19 @@ def load_frames(
         except (DatasetError, UserError) as error:
             logger.warning("no pictures of %s: %s", repo_id, error)
     load = partial(_load, clips=clips, max_pixels=max_pixels)
-    for key, outcome in engine.run(load, [key for key in keys if key in clips], workers=LOADERS):
-        if isinstance(outcome, Exception):
-            if not isinstance(outcome, DatasetError | UserError):
-                raise outcome
-            logger.warning("no pictures of episode %s of %s: %s", key[1], key[0], outcome)
-        else:
-            yield key, outcome
+    waiting = [key for key in keys if key in clips]
+    loaded: dict[Key, list[tuple[str, int, bytes]] | Exception] = {}
+    for done, outcome in engine.run(load, tuple(waiting), workers=LOADERS):
+        loaded[done] = outcome
+        while waiting and waiting[0] in loaded:
+            key = waiting.pop(0)
+            images = loaded.pop(key)
+            if not isinstance(images, Exception):
+                yield key, images
+            elif isinstance(images, DatasetError | UserError):
+                logger.warning("no pictures of episode %s of %s: %s", key[1], key[0], images)
+            else:
+                raise images
 
 
 def _load(key: Key, clips: Mapping[Key, Clip], max_pixels: int) -> list[tuple[str, int, bytes]]:
@@ -93,7 +99,9 @@ def _clips(
     clips: dict[Key, Clip] = {}
     for position, (episode, end) in enumerate(zip(meta.episodes.episode_index.tolist(), ends, strict=True)):
         own = time[end - int(meta.episodes.length[position]) : end]
-        seen = frames[repo_id, episode]
+        # Whoever annotated without a model saw nothing; a person still wants to see start, middle and end.
+        middle = (0, len(own) // 2, len(own) - 1)
+        seen = frames[repo_id, episode] or dict.fromkeys(meta.info.camera_keys, middle)
         numbers = sorted({number for shown in seen.values() for number in shown if 0 <= number < len(own)})
         cameras = [key for key in seen if key in meta.info.camera_keys]
         if cameras and numbers:

@@ -1,7 +1,6 @@
 import io
 import json
 import math
-import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browsing import OpenedPage, chromium
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser
 
 from depi.catalog.report import ReportConfig, main, read_pictures, render
 from depi.catalog.store import Row, write_catalog
@@ -20,10 +20,6 @@ from depi.errors import UserError
 HOSTILE = "</script><img src=x onerror=\"window.hacked='img'\"><script>window.hacked='script'</script>"
 TASKS = ("Pick up the red cube.", "Stack the cups.", "Fold the towel in half.", "Put the pen in the holder.")
 RULES = ("not_duplicate", "enough_episodes", "joints_known", "tables_readable", "motion_present")
-FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 
 
 def jpeg(seed: int, size: tuple[int, int] = (120, 160)) -> bytes:
@@ -86,29 +82,14 @@ def write_pictures(folder: Path, rows: list[Row]) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("there is no chromium to open the page with")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield browser
-        browser.close()
+    yield from chromium()
 
 
-class Opened:
-    """A page in a browser, and whatever its console complained of or it asked the network for."""
+class Opened(OpenedPage):
+    """The report in a browser."""
 
     def __init__(self, browser: Browser, path: Path, **context: Any) -> None:
-        self.page: Page = browser.new_page(**{"viewport": {"width": 1440, "height": 900}, **context})
-        self.complaints: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self._note(request.url))
-        self.page.goto(path.as_uri())
-
-    def _note(self, url: str) -> None:
-        if not url.startswith(("file:", "data:")):
-            self.complaints.append(f"asked for {url}")
+        super().__init__(browser, path.as_uri(), **context)
 
     def ids(self) -> list[str]:
         return self.page.eval_on_selector_all("tbody tr[data-id]", "rows => rows.map(row => row.dataset.id)")
