@@ -8,6 +8,7 @@ network.
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ SUCCESS_KEY = "success"
 """Of an episode's metadata."""
 SOURCES = ("recorded", "file", "assumed")
 
+_CONTRADICTORY = -2
 _THREADS = 8
 _NAMED = 5
 
@@ -76,7 +78,9 @@ def episode_rewards(length: int, success: bool, c_fail: float) -> np.ndarray:
 
 def episode_returns(length: int, success: bool, c_fail: float) -> np.ndarray:
     """The sum of the rewards from every frame to the episode's end, float64 [length], in frames."""
-    return np.cumsum(episode_rewards(length, success, c_fail)[::-1])[::-1]
+    rewards = episode_rewards(length, success, c_fail)
+    # The frames left are counted, and only then the last reward is added: no error piles up.
+    return rewards[-1] - np.arange(length)[::-1]
 
 
 def normalised(returns: np.ndarray, reward_normalizer: float, *, clamp: bool = False) -> np.ndarray:
@@ -116,7 +120,7 @@ def check_normalizer(
         UserError: there are such frames and `clamp` is False; says which normaliser would do.
     """
     lengths, success = np.asarray(lengths, np.int64), np.asarray(success, bool)
-    room = np.floor(reward_normalizer - np.where(success, 0.0, c_fail)).astype(np.int64)
+    room = np.where(success, _room(reward_normalizer, 0.0), _room(reward_normalizer, c_fail))
     # The frame k before the last has the return -k, less c_fail in a failure: too low where k > room.
     below = int(np.clip(lengths - 1 - room, 0, lengths).sum())
     if below == 0 or clamp:
@@ -129,6 +133,14 @@ def check_normalizer(
         f"{lengths[worst]} frames returns -{needed[worst]:g}: choose a reward_normalizer of at least "
         f"{needed[worst]:g}, a smaller c_fail, or say clamp=true"
     )
+
+
+def _room(reward_normalizer: float, cost: float) -> int:
+    """The most frames whose cost, with that of the end, is within the normaliser; -1 if the end's is not."""
+    frames = max(-1, math.floor(reward_normalizer - cost) + 1)
+    while frames >= 0 and frames + cost > reward_normalizer:
+        frames -= 1
+    return frames
 
 
 def read_outcomes(dataset: Episodes, *, file: Path | None = None, assume_success: bool = False) -> Outcomes:
@@ -154,6 +166,11 @@ def read_outcomes(dataset: Episodes, *, file: Path | None = None, assume_success
     for number, (repo_id, (flags, _)) in enumerate(zip(dataset.repo_ids, found, strict=True)):
         episodes = slice(*dataset.dataset_start[number : number + 2].tolist())
         said = _said(named.get(repo_id), dataset.episode_recorded[episodes])
+        if (wrong := np.flatnonzero((said < 0) & (flags == _CONTRADICTORY))).size:
+            raise UserError(
+                f"episode {dataset.episode_recorded[episodes][wrong[0]]} of dataset {repo_id} is a success "
+                "by its frames or by its metadata, but not by both: mend it, or tell with --dataset.success"
+            )
         unknown = (said < 0) & (flags < 0)
         if unknown.any() and not assume_success:
             missing[repo_id] = f"{int(unknown.sum())} of {len(unknown)}"
@@ -211,7 +228,7 @@ def _said(value: bool | Mapping[int, bool] | None, recorded: np.ndarray) -> np.n
 
 
 def _read_dataset(dataset: Episodes, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Success of each episode as in `_said`, int8 [e], and intervention of each frame, bool [f]."""
+    """Success of each episode as in `_said` or _CONTRADICTORY, int8 [e]; intervention of frames, bool [f]."""
     repo_id, entry = dataset.repo_ids[number], dataset.entries[number]
     first, last = dataset.dataset_start[number : number + 2].tolist()
     recorded = np.asarray(dataset.episode_recorded[first:last])
@@ -231,12 +248,9 @@ def _read_dataset(dataset: Episodes, number: int) -> tuple[np.ndarray, np.ndarra
         intervention = _read_column(meta, INTERVENTION_COLUMNS, present)
     except DatasetError as error:
         raise UserError(f"how the episodes of dataset {repo_id} ended cannot be read: {error}") from None
-    success = in_meta if in_frames is None else in_frames
-    if in_frames is not None and (wrong := np.flatnonzero((in_meta >= 0) & (in_meta != in_frames))).size:
-        raise UserError(
-            f"episode {recorded[wrong[0]]} of dataset {repo_id} is a success by its "
-            f"{'frames' if in_frames[wrong[0]] else 'metadata'} only: mend the recording"
-        )
+    success = in_meta
+    if in_frames is not None:
+        success = np.where((in_meta >= 0) & (in_meta != in_frames), _CONTRADICTORY, in_frames)
     return success, np.zeros(int(length.sum()), bool) if intervention is None else intervention
 
 
