@@ -1,9 +1,10 @@
 """Which camera goes to which slot, and images to the one size of a training sample."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import torch.nn.functional as F
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VIEWS = ("wrist", "front", "top", "side")
 UNUSABLE = "unusable"
@@ -69,7 +70,7 @@ def slots_by_view(
     return tuple(slots)
 
 
-def letterbox(image: Tensor, size: int) -> Tensor:
+def letterbox(image: "Tensor", size: int) -> "Tensor":
     """Scale to fit a square, keeping the aspect ratio, centred on black; as LeRobot's pi0 does.
 
     Args:
@@ -79,6 +80,9 @@ def letterbox(image: Tensor, size: int) -> Tensor:
     Returns:
         uint8 [C, size, size], contiguous. An image of that size already comes back unchanged.
     """
+    # Here, so that whoever only asks for views does not wait seconds for torch.
+    import torch.nn.functional as F
+
     height, width = image.shape[-2:]
     if (height, width) == (size, size):
         return image.contiguous()
