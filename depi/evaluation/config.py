@@ -60,6 +60,15 @@ class EpisodesConfig:
 
 
 @dataclass
+class RecordConfig:
+    """The rollouts as a LeRobot dataset, successes and failures, with `next.success` for every frame."""
+
+    # Its folder, which must not exist yet, and its name.
+    root: Path | None = None
+    repo_id: str = "rollouts/policy"
+
+
+@dataclass
 class EvaluateConfig:
     """Roll a policy out: depi eval --policy.path=FOLDER_OR_REPO --env.type=so101 --env.task=touch.
 
@@ -69,6 +78,7 @@ class EvaluateConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     env: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     eval: EpisodesConfig = field(default_factory=EpisodesConfig)
+    record: RecordConfig = field(default_factory=RecordConfig)
     output_dir: Path = Path("outputs/eval")
     # Of the first episode; the next ones have the next numbers.
     seed: int = 1000

@@ -1,10 +1,11 @@
 """`depi eval`: how often does a checkpoint do the task in a simulator."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from depi.evaluation.config import (
 from depi.evaluation.environments import EnvTable, find_table, resolve
 from depi.files import read_json, write_json
 from depi.flags import parse_flags
+from depi.hub.names import is_repo_id
 
 if TYPE_CHECKING:
     from lerobot.processor import PolicyProcessorPipeline
@@ -62,8 +64,26 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
     from depi.evaluation.loading import load_actor
 
+    if config.record.root is not None and not is_repo_id(config.record.repo_id):
+        raise UserError(f"--record.repo_id must be user/name, not {config.record.repo_id!r}")
     actor, identity = load_actor(config)
-    return _roll_out(config, actor, identity, resume=True, show_progress=True, on_episode=None)
+    with _recording(config) as on_episode:
+        return _roll_out(config, actor, identity, resume=True, show_progress=True, on_episode=on_episode)
+
+
+@contextlib.contextmanager
+def _recording(config: EvaluateConfig) -> "Iterator[Callable[[Trajectory], None] | None]":
+    """What keeps trajectories for the dataset of `--record.root`, which is written at the end; or None."""
+    from depi.evaluation.recording import DatasetWriter
+    from depi.evaluation.results import RESULT
+
+    root, result = config.record.root, config.output_dir / RESULT
+    complete = result.exists() and len(read_json(result)["episodes"]) >= config.eval.n_episodes
+    if root is None or (root.exists() and complete):
+        yield None
+        return
+    with DatasetWriter(root, config.record.repo_id) as writer:
+        yield writer.append
 
 
 def check_choices(config: EvaluateConfig) -> EnvironmentConfig:
@@ -227,6 +247,7 @@ def _fingerprint(config: EvaluateConfig, head: dict[str, Any]) -> dict[str, Any]
         "policy_batch": config.eval.policy_batch,
         "device": config.policy.device,
         "rename_map": config.rename_map,
+        "record": None if config.record.root is None else str(config.record.root),
     }
 
 
@@ -272,11 +293,13 @@ def training_choices(folder: Path) -> tuple[bool, str]:
     convention = data.get("joint_convention", "degrees")
     if convention == "native":
         try:
-            convention = read_json(folder / "data_report.json")["datasets"][0]["convention"]
-        except (KeyError, IndexError, TypeError):
-            raise UserError(
-                f"{folder} was trained in recorded units, and its data report names none"
-            ) from None
+            report = read_json(folder / "data_report.json")
+            found = {entry["convention"] for entry in report["datasets"]}
+        except (KeyError, TypeError):
+            found = set()
+        if not found:
+            raise UserError(f"{folder} was trained in recorded units, and its data report names none")
+        convention = found.pop() if len(found) == 1 else "native"
     if convention not in CONVENTIONS or convention == "unknown":
         raise UserError(f"{folder} was trained in unknown units: {convention!r}")
     return data.get("cameras") == "view", convention

@@ -30,7 +30,17 @@ def load_actor(config: EvaluateConfig) -> tuple[Actor, dict[str, Any]]:
         identity["weights"] = digest(folder / WEIGHTS)
     if kind in CONFIG_CLASSES or kind is None:
         return _load_pi0(folder, config), identity
-    raise UserError(f"{folder} is of policy type {kind!r}")
+    from depi.evaluation.lerobot_policies import LeRobotActor, load_lerobot_policy
+
+    policy, pipelines = load_lerobot_policy(folder, kind, config.policy.device)
+    actor = LeRobotActor(
+        policy,
+        pipelines,
+        convention=training_choices(folder)[1],
+        n_action_steps=config.policy.n_action_steps,
+        rename=config.rename_map,
+    )
+    return actor, identity
 
 
 def _load_pi0(folder: Path, config: EvaluateConfig) -> Actor:
