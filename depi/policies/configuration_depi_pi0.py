@@ -15,15 +15,6 @@ from depi.models.pi0 import Pi0Dimensions
 LARGEST_SIZE = 1 << 20  # no honest configuration has a larger number in it
 
 
-STRONGEST_GUIDANCE = 100.0
-
-
-def check_guidance(value: float) -> None:
-    """Raise a ValueError for a strength of guidance that is no number from 0 to STRONGEST_GUIDANCE."""
-    if not 0 <= value <= STRONGEST_GUIDANCE:
-        raise ValueError(f"guidance must be 0 to {STRONGEST_GUIDANCE:g}, not {value}")
-
-
 @PreTrainedConfig.register_subclass("depi_pi0")
 @dataclass
 class DepiPi0Config(PI0Config):
@@ -55,6 +46,5 @@ class DepiPi0Config(PI0Config):
             value = getattr(self, name)
             if not 0 < value <= LARGEST_SIZE:
                 raise ValueError(f"{name} must be between 1 and {LARGEST_SIZE}, not {value}")
-        check_guidance(self.guidance)
         if max(self.depth, self.vision_depth) > 1000:
             raise ValueError(f"{max(self.depth, self.vision_depth)} layers are too many: at most 1000")

@@ -24,10 +24,11 @@ from depi.models.sampling import sample_actions, trim
 from depi.policies.adapters import merged_state
 from depi.policies.batches import observe, pad_last
 from depi.policies.configuration import DepiPi0Config, dimensions_of, freeze_parts
-from depi.policies.configuration_depi_pi0 import check_guidance
 from depi.policies.convert import save_weights
 from depi.policies.indicator import UNCONDITIONAL_MASK, UNCONDITIONAL_TOKENS
 from depi.policies.sampling import LeftOver, rtc_enabled, rtc_processor, sample_guided
+
+STRONGEST_GUIDANCE = 100.0
 
 
 class Pi0Policy(PreTrainedPolicy):
@@ -51,7 +52,7 @@ class Pi0Policy(PreTrainedPolicy):
             self.model.compile_layers(mode=config.compile_mode)
         self._inference_only = False
         self._captured = Captured(self._sample)
-        self.guidance = float(getattr(config, "guidance", 1.0))
+        self.set_guidance(getattr(config, "guidance", 1.0))
         self.init_rtc_processor()
         self.reset()
 
@@ -220,10 +221,8 @@ class Pi0Policy(PreTrainedPolicy):
         Raises:
             UserError: it is not between 0 and 100.
         """
-        try:
-            check_guidance(strength)
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        if not 0 <= strength <= STRONGEST_GUIDANCE:
+            raise UserError(f"the policy's guidance must be 0 to {STRONGEST_GUIDANCE:g}, not {strength}")
         self.guidance = float(strength)
 
     def _observe(self, batch: dict[str, Any]) -> Observation:

@@ -147,6 +147,8 @@ class AdvantageConfig:
     dropout: float = 0.3
 
     def __post_init__(self) -> None:
+        # YAML takes a plain on and off for truth values.
+        self.mode = {"True": "on", "False": "off"}.get(str(self.mode), self.mode)
         if self.mode not in ADVANTAGE_MODES:
             raise ValueError(f"--advantage.mode={self.mode} is none of {', '.join(ADVANTAGE_MODES)}")
         if (self.mode == "use") != (self.path is not None):

@@ -287,11 +287,11 @@ def test_guidance_needs_both_prompts(policy, batch):
 
 
 @pytest.mark.parametrize("strength", [-0.1, 101.0, float("nan"), float("inf")])
-def test_guidance_out_of_range(policy, make_config, strength):
+def test_guidance_out_of_range(policy, make_config, data, strength):
     with pytest.raises(UserError, match="guidance must be 0 to 100"):
         policy.set_guidance(strength)
-    with pytest.raises(ValueError, match="guidance must be 0 to 100"):
-        make_config(guidance=strength)
+    with pytest.raises(UserError, match="guidance must be 0 to 100"):
+        make_policy(make_config(guidance=strength), data)
     assert policy.guidance == 1.0
 
 
