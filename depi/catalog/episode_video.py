@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -58,23 +58,30 @@ class Chart:
 
     image: np.ndarray
     boxes: tuple[tuple[int, int, int, int], ...]
+    # The same without curves: what stands right of the cursor, where curves shall grow with time.
+    ahead: np.ndarray | None = None
 
     def at(self, share: float) -> np.ndarray:
         """The chart uint8 [H, W, 3] with the cursor at this share, 0..1, of the time axis."""
         image = self.image.copy()
         for top, bottom, left, right in self.boxes:
             x = left + round(share * (right - left - 2))
+            if self.ahead is not None:
+                image[top:bottom, x:right] = self.ahead[top:bottom, x:right]
             image[top:bottom, x : x + 2] = CURSOR
         return image
 
 
-def write_video(path: Path, episode: Episode, height: int) -> None:
+def write_video(
+    path: Path, episode: Episode, height: int, draw: Callable[[Episode, int], Chart] | None = None
+) -> None:
     """Write the episode as H.264, a frame per recorded frame; the file appears whole or not at all.
 
     Args:
         path: the mp4.
         episode: what to show.
         height: of the cameras in pixels; less where they would be wider than 1920 together.
+        draw: draws what stands under the cameras, as wide as they are; by default `draw_chart`.
 
     Raises:
         DatasetError: an image cannot be decoded, or a camera has no image for a frame.
@@ -84,7 +91,7 @@ def write_video(path: Path, episode: Episode, height: int) -> None:
         with atomic_write(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
             options = {"crf": "20", "preset": "veryfast", "movflags": "faststart"}
             stream = container.add_stream("h264", _rate(episode.fps), options=options)
-            for number, image in enumerate(compose(episode, height)):
+            for number, image in enumerate(compose(episode, height, draw or draw_chart)):
                 if number == 0:
                     stream.height, stream.width = image.shape[:2]
                     stream.pix_fmt = "yuv420p"
@@ -94,7 +101,7 @@ def write_video(path: Path, episode: Episode, height: int) -> None:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def compose(episode: Episode, height: int) -> Iterator[np.ndarray]:
+def compose(episode: Episode, height: int, draw: Callable[[Episode, int], Chart]) -> Iterator[np.ndarray]:
     """The frames of the video, uint8 [H, W, 3], H and W even, in an array that is used again."""
     chart = None
     sizes: list[tuple[int, int]] = []
@@ -107,7 +114,7 @@ def compose(episode: Episode, height: int) -> Iterator[np.ndarray]:
         if chart is None:
             sizes = tile_sizes([image.shape[1:] for image in images.values()], height)
             width = max(MIN_WIDTH, sum(tile_width for _, tile_width in sizes))
-            chart = draw_chart(episode, width)
+            chart = draw(episode, width)
             tiles_height = max((tile_height for tile_height, _ in sizes), default=0)
             canvas = np.full((tiles_height + chart.image.shape[0], width, 3), 16, np.uint8)
         x = (canvas.shape[1] - sum(tile_width for _, tile_width in sizes)) // 2

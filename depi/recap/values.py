@@ -172,12 +172,12 @@ def compute_part(part: Part) -> None:
         UserError: the network gives no finite number, or cannot be loaded.
     """
     reader = _load_reader(part.reader)
-    device = _device(part.network.device)
+    device = device_for(part.network.device)
     threads = torch.get_num_threads()
     if device == "cpu":
         torch.set_num_threads(1)
     try:
-        predict = _load_network(part.network.folder, device)
+        predict = load_network(part.network.folder, device)
         values, left_out = _values(reader, part, predict)
     finally:
         torch.set_num_threads(threads)
@@ -212,7 +212,7 @@ def _values(
         batch = list(islice(frames, part.network.batch_size))
         groups = [batch[start : start + GROUP] for start in range(0, len(batch), GROUP)]
         # A group without any readable frame is not computed.
-        whole = [_fill(group) for group in groups if any(isinstance(one, dict) for one in group)]
+        whole = [fill_group(group) for group in groups if any(isinstance(one, dict) for one in group)]
         predicted = predict([sample for group in whole for sample in group]) if whole else np.zeros(0)
         rows = iter(predicted.reshape(-1, GROUP))
         for group in groups:
@@ -226,7 +226,7 @@ def _values(
     return values, left_out
 
 
-def _fill(group: list[dict[str, Any] | LeftOut]) -> list[dict[str, Any]]:
+def fill_group(group: list[dict[str, Any] | LeftOut]) -> list[dict[str, Any]]:
     """GROUP samples: in the place of a frame that is left out, and behind the last, stands any other."""
     other = next(one for one in group if isinstance(one, dict))
     filled = [one if isinstance(one, dict) else other for one in group]
@@ -239,8 +239,8 @@ def _load_reader(blob: bytes) -> FrameReader:
     return reader
 
 
-def _device(wanted: str | None) -> str:
-    """The device of this process: the processes take the GPUs in turn."""
+def device_for(wanted: str | None) -> str:
+    """The device of this process, a GPU where there are some: the processes take them in turn."""
     if wanted is not None and wanted != "cuda":
         return wanted
     if not torch.cuda.is_available():
@@ -250,7 +250,7 @@ def _device(wanted: str | None) -> str:
 
 
 @functools.lru_cache(1)
-def _load_network(folder: Path, device: str) -> Callable[[list[dict[str, Any]]], np.ndarray]:
+def load_network(folder: Path, device: str) -> Callable[[list[dict[str, Any]]], np.ndarray]:
     """From samples, a multiple of GROUP, to values float32."""
     from depi.policies import load_processors
     from depi.policies.factory import load_value

@@ -1,0 +1,32 @@
+"""What `depi value plot` is configured with."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from depi.recap.advantage_config import ValueNetworkConfig
+from depi.training.config import DatasetConfig
+
+
+@dataclass
+class ValuePlotConfig:
+    """Draw the value of every frame of an episode: depi value plot --policy.path=VALUE --dataset.repo_id=NAME
+
+    Writes NAME_episode_NUMBER.png, frames of every camera above the curve, and .mp4, in which the curve grows
+    under the video. Where the episode's success is known, the true return is drawn beside it.
+    """
+
+    policy: ValueNetworkConfig = field(default_factory=ValueNetworkConfig)
+    # Read as in the network's training: take the same --dataset.max_cameras and --dataset.cameras.
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    # As recorded.
+    episode: int = 0
+    # A folder.
+    output: Path = Path("outputs/value")
+    # Of the cameras in the mp4, in pixels.
+    height: int = 240
+
+    def __post_init__(self) -> None:
+        if self.episode < 0:
+            raise ValueError(f"--episode={self.episode}: episodes are numbered from 0")
+        if not 16 <= self.height <= 2160:
+            raise ValueError(f"--height={self.height}: 16 to 2160 pixels are possible")
