@@ -1,0 +1,100 @@
+"""Many episodes: killed half way, and fast."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_dataset import write_images
+
+from depi.annotate.store import read_results
+from depi.datasets.annotations import read_annotations
+
+EPISODES = 1000
+SERVER = Path(__file__).parents[1] / "vlm_server.py"
+
+
+@pytest.fixture
+def server(tmp_path):
+    """The address of a server in a process of its own, and the file that names its requests."""
+    log = tmp_path / "requests.log"
+    with subprocess.Popen([sys.executable, SERVER, log], stdout=subprocess.PIPE, text=True) as process:
+        yield process.stdout.readline().strip(), log
+        process.kill()
+
+
+def command(root: Path, url: str, out: Path, *flags: str) -> list[str]:
+    given = {"repo_id": "ann/box", "root": root, "base_url": url, "annotations": out, "json": "true"}
+    words = [sys.executable, "-m", "depi.cli", "annotate"]
+    return [*words, *(f"--{name}={value}" for name, value in given.items()), *flags]
+
+
+def asked(log: Path) -> Counter:
+    return Counter(log.read_text().split("\n")[:-1])
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {**os.environ, "DEPI_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="session")
+def thousand(tmp_path_factory) -> Path:
+    return write_images(tmp_path_factory.mktemp("thousand") / "set", EPISODES)
+
+
+def test_after_kill_9_only_the_missing_are_asked_for(thousand, server, tmp_path):
+    url, log = server
+    out, journal = tmp_path / "out", tmp_path / "out/ann/box.jsonl"
+    words = command(thousand, url, out, "--concurrency=8", "--view_episodes=0")
+    with subprocess.Popen(words, env=environment(tmp_path), stdout=subprocess.DEVNULL) as process:
+        end = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < end:
+            time.sleep(0.02)
+            if journal.exists() and journal.read_bytes().count(b"\n") > EPISODES // 3:
+                break
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    done = read_results(out, "ann/box").results
+    assert EPISODES // 3 < len(done) < EPISODES, "it was killed half way"
+    with journal.open("ab") as file:
+        file.write(b'{"kind": "result", "episode": 3, "task": "half a li')
+    requests_before = asked(log).total()
+    last = subprocess.run(words, env=environment(tmp_path), stdout=subprocess.PIPE, text=True, check=True)
+    summary = json.loads(last.stdout.splitlines()[-1])
+    assert (summary["reused"], summary["done"]) == (len(done), EPISODES - len(done))
+    assert asked(log).total() - requests_before == 2 * (EPISODES - len(done)), "the missing ones, each once"
+    twice = sum(count - 1 for count in asked(log).values())
+    assert twice <= 2 * 8, "only what was in flight at the kill"
+    assert len(asked(log)) == 2 * EPISODES
+    rows, _ = read_annotations(out, "ann/box")
+    assert [row.episode_index for row in rows] == list(range(EPISODES))
+    assert all(row.task for row in rows)
+    lines = [json.loads(line)["episode"] for line in journal.read_text().splitlines()]
+    assert sorted(lines) == list(range(EPISODES)), "nothing lost, nothing twice"
+
+
+@pytest.mark.slow
+def test_forty_episodes_a_second_from_cached_frames(tmp_path, server):
+    """With frames of the size that a model is shown: 2 cameras of 4 images would be 8 JPEGs of 20 kB."""
+    url, _ = server
+    root = write_images(tmp_path / "set", 300, length=8, size=(360, 480))
+    words = command(root, url, tmp_path / "out", "--frames=8")
+    subprocess.run(words, env=environment(tmp_path), check=True, stdout=subprocess.DEVNULL)
+    (tmp_path / "out/ann/box.jsonl").unlink()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    last = subprocess.run(words, env=environment(tmp_path), stdout=subprocess.PIPE, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    summary = json.loads(last.stdout.splitlines()[-1])
+    spent = np.subtract(after[:2], before[:2]).sum()
+    print(f"{summary['episodes_per_s']} episodes/s, {1000 * spent / 300:.1f} ms of processor time each,")
+    print(f"{after.ru_maxrss / 1000:.0f} MB")
+    assert summary["done"] == 300
+    # Two cores have 2 s of processor time a second: 40 episodes/s leave 50 ms each, start-up included.
+    assert summary["episodes_per_s"] >= 40 or spent / 300 <= 0.04
