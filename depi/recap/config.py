@@ -1,0 +1,74 @@
+"""What `depi recap` is configured with: the flags of each stage's own command."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+STARTS = ("pretrained", "sft")
+
+# Flags of a command as they are nested in a file: {"policy": {"path": "lerobot/pi0_base"}, "steps": 10000}.
+CommandFlags = dict[str, Any]
+
+
+@dataclass
+class RecapConfig:
+    """Improve a policy from its own successes and failures: depi recap --config=configs/recap/loop.yaml.
+
+    RECAP (pi0.6* paper, section IV) in stages, each a command of DePi's that can be run alone: train the
+    policy on demonstrations (sft), train a value function on them (value); then in every iteration roll the
+    policy out (rollouts), train the value function on all data (value), compute advantages (advantage), train
+    the policy conditioned on them (policy), evaluate it (eval). At the end a baseline is trained on the same
+    data without advantages. The same command again goes on where it was stopped.
+
+    Sections hold flags of the commands: sft, policy and value those of depi/train.py, rollouts and evaluation
+    those of `depi eval`, advantage those of `depi advantage`.
+    """
+
+    # A folder for each stage; iteration_1 and so on; results.json, results.png, commands in stages/.
+    output_dir: Path = Path("outputs/recap")
+    iterations: int = 2
+    # The demonstrations: a list of {repo_id, root, revision, episodes, weight}, as of --dataset.mixture.
+    demonstrations: list[dict[str, Any]] = field(default_factory=list)
+    # Weight of all rollouts of one iteration, where the demonstrations have weights; null: by their frames.
+    rollouts_weight: float | None = None
+    # The network that `policy` starts from in each iteration: as sft does (pretrained), or the one of sft.
+    start_from: str = "pretrained"
+    # Train on the same data without advantages, for as many steps as `policy` does, and evaluate that too.
+    baseline: bool = True
+    # Flags of `accelerate launch`, such as [--config_file=configs/accelerate/gpu8_ddp.yaml]; null: without.
+    accelerate: list[str] | None = None
+    # Checkpoints that are there already, in place of the stages sft and value: {sft: FOLDER_OR_REPO}.
+    given: dict[str, str] = field(default_factory=dict)
+    # Flags of all trainings; those below win.
+    train: CommandFlags = field(default_factory=dict)
+    sft: CommandFlags = field(default_factory=dict)
+    value: CommandFlags = field(default_factory=dict)
+    # On top of `value`, where the value function goes on from its first training.
+    value_update: CommandFlags = field(default_factory=dict)
+    policy: CommandFlags = field(default_factory=dict)
+    advantage: CommandFlags = field(default_factory=dict)
+    # The environment, for rollouts and evaluation.
+    env: CommandFlags = field(default_factory=dict)
+    rollouts: CommandFlags = field(default_factory=dict)
+    evaluation: CommandFlags = field(default_factory=dict)
+    # Print the commands that are left to run, and run nothing.
+    dry_run: bool = False
+    # Print the results as JSON instead of a table.
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1:
+            raise ValueError(f"--iterations must be at least 1, not {self.iterations}")
+        if self.start_from not in STARTS:
+            raise ValueError(f"--start_from={self.start_from} is none of {', '.join(STARTS)}")
+        if not self.demonstrations:
+            raise ValueError("no demonstrations: name datasets under `demonstrations`")
+        unknown = set(self.given) - {"sft", "value"}
+        if unknown:
+            raise ValueError(
+                f"--given: {', '.join(sorted(unknown))} is no stage with a checkpoint: sft, value"
+            )
+        if self.start_from == "pretrained" and "path" not in self.sft.get("policy", {}):
+            raise ValueError(
+                "--start_from=pretrained needs sft.policy.path, the pretrained policy: without one use sft"
+            )

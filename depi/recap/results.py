@@ -1,0 +1,87 @@
+"""What the RECAP loop has reached: success by iteration, as a table, JSON and a plot."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from depi.evaluation.compare import compare, read_evaluation
+from depi.files import atomic_write, read_json
+from depi.recap.config import RecapConfig
+
+SFT, BASELINE = "SFT", "same data, no advantages"
+
+
+def collect_results(config: RecapConfig) -> dict[str, Any]:
+    """The evaluations that are there, in order, each compared with the first and with the baseline.
+
+    Returns:
+        `evaluations`: rows of name, folder, success_rate, success_interval_95, episodes, errors, mean_length,
+        and, where the other is there, `against_sft` and `against_baseline`: difference,
+        difference_interval_95 and p_value over paired seeds, see `compare`.
+    """
+    folders = {SFT: config.output_dir / "sft_eval"}
+    for iteration in range(1, config.iterations + 1):
+        folders[f"iteration {iteration}"] = config.output_dir / f"iteration_{iteration}" / "eval"
+    if config.baseline:
+        folders[BASELINE] = config.output_dir / "baseline" / "eval"
+    there = {name: folder for name, folder in folders.items() if (folder / "eval.json").exists()}
+    evaluations = {name: read_evaluation(folder) for name, folder in there.items()}
+    rows = []
+    for name, folder in there.items():
+        result = read_json(folder / "eval.json")
+        kept = ("success_rate", "success_interval_95", "n_errors", "mean_length")
+        row = {"name": name, "folder": str(folder), "episodes": len(result["episodes"])}
+        row |= {key: result[key] for key in kept}
+        for other, key in ((SFT, "against_sft"), (BASELINE, "against_baseline")):
+            if other in evaluations and other != name:
+                comparison = asdict(compare(evaluations[other], evaluations[name]))
+                row[key] = {
+                    key: comparison[key] for key in ("difference", "difference_interval_95", "p_value")
+                }
+        rows.append(row)
+    return {"evaluations": rows}
+
+
+def table(results: dict[str, Any]) -> Table:
+    """The results for the terminal."""
+    shown = Table(title="RECAP: success rate by iteration")
+    for column in ("policy", "success", "95% interval", "episodes", "against SFT", "against the baseline"):
+        shown.add_column(column)
+    for row in results["evaluations"]:
+        rate, interval = row["success_rate"], row["success_interval_95"]  # None where all were errors
+        shown.add_row(
+            row["name"],
+            "-" if rate is None else f"{rate:.0%}",
+            "-" if interval is None else f"{interval[0]:.0%} to {interval[1]:.0%}",
+            str(row["episodes"]),
+            _difference(row.get("against_sft")),
+            _difference(row.get("against_baseline")),
+        )
+    return shown
+
+
+def _difference(comparison: dict[str, Any] | None) -> str:
+    if comparison is None:
+        return ""
+    return f"{comparison['difference']:+.0%} (p = {comparison['p_value']:.2g})"
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Plot success rates with their intervals."""
+    rows = [row for row in results["evaluations"] if row["success_rate"] is not None]
+    if not rows:
+        return
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    rates = [row["success_rate"] for row in rows]
+    below = [rate - row["success_interval_95"][0] for rate, row in zip(rates, rows, strict=True)]
+    above = [row["success_interval_95"][1] - rate for rate, row in zip(rates, rows, strict=True)]
+    colors = ["C7" if row["name"] == BASELINE else "C0" for row in rows]
+    axes.bar([row["name"] for row in rows], rates, yerr=[below, above], capsize=5, color=colors)
+    axes.set_ylabel("success rate, 95% interval")
+    axes.set_ylim(0, 1)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)

@@ -1,0 +1,168 @@
+"""The stages of the RECAP loop: names, commands, and what each reads of the ones before."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from depi.recap.config import CommandFlags, RecapConfig
+
+TRAIN_SCRIPT = Path(__file__).parents[1] / "train.py"
+# Rollouts never see the seeds of the evaluation, nor those of another iteration.
+SEEDS_PER_ITERATION = 1_000_000
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of the loop.
+
+    Attributes:
+        name: of the stage and, below the loop's folder, of the folder that it writes.
+        command: with all its flags.
+        trains: whether it is a training run, which goes on with `--resume`.
+        files: JSON files to write before, by path.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    trains: bool = False
+    files: tuple[tuple[Path, Any], ...] = ()
+
+
+def plan(config: RecapConfig) -> list[Stage]:
+    """All stages in their order."""
+    stages = []
+    if "sft" not in config.given:
+        stages.append(_train(config, "sft", {"advantage": {"mode": "on"}}, config.sft, iteration=0))
+    if "value" not in config.given:
+        stages.append(_train(config, "value", config.value, iteration=0))
+    stages.append(_evaluate(config, "sft_eval", _sft(config)))
+    for iteration in range(1, config.iterations + 1):
+        stages.extend(_iteration(config, iteration))
+    if config.baseline:
+        without = {"advantage": {"mode": "off"}}
+        stages.append(
+            _train(config, "baseline/policy", _policy_flags(config), without, iteration=config.iterations)
+        )
+        stages.append(_evaluate(config, "baseline/eval", _trained(config, "baseline/policy")))
+    return stages
+
+
+def _iteration(config: RecapConfig, iteration: int) -> Iterator[Stage]:
+    """Rollouts of the newest policy, values, advantages, the next policy, and how well it does."""
+    folder = f"iteration_{iteration}"
+    newest = _sft(config) if iteration == 1 else _trained(config, f"iteration_{iteration - 1}/policy")
+    yield _evaluate(config, f"{folder}/rollouts", newest, collect=iteration)
+    first_value = config.given.get("value") or _trained(config, "value")
+    start = {"policy": {"path": first_value}}
+    value = merge(_without_policy_type(config.value), config.value_update, start)
+    yield _train(config, f"{folder}/value", value, iteration=iteration)
+    yield _advantage(config, folder, iteration)
+    use = {"advantage": {"mode": "use", "path": str(config.output_dir / folder / "advantage")}}
+    yield _train(config, f"{folder}/policy", _policy_flags(config), use, iteration=iteration)
+    yield _evaluate(config, f"{folder}/eval", _trained(config, f"{folder}/policy"))
+
+
+def _train(config: RecapConfig, name: str, *sections: CommandFlags, iteration: int) -> Stage:
+    """A training on the demonstrations and the rollouts of the iterations so far."""
+    mixture = (config.output_dir / f"{name}_mixture.json").resolve()
+    own = {"output_dir": str(config.output_dir / name), "dataset": {"mixture": str(mixture)}}
+    launch = [sys.executable, str(TRAIN_SCRIPT)]
+    if config.accelerate is not None:
+        launch = [sys.executable, "-m", "accelerate.commands.launch", *config.accelerate, str(TRAIN_SCRIPT)]
+    flags = merge(config.train, *sections, own)
+    return Stage(name, (*launch, *to_args(flags)), True, ((mixture, data(config, iteration)),))
+
+
+def _policy_flags(config: RecapConfig) -> CommandFlags:
+    """The flags of a policy's training on all data, with the network that it starts from."""
+    start = config.sft.get("policy", {}) if config.start_from == "pretrained" else {"path": _sft(config)}
+    return merge({"policy": start}, config.policy)
+
+
+def _without_policy_type(flags: CommandFlags) -> CommandFlags:
+    """Flags of a training from scratch, for one that goes on from a checkpoint, which has its own type."""
+    policy = {name: value for name, value in flags.get("policy", {}).items() if name != "type"}
+    return {**flags, "policy": policy}
+
+
+def _evaluate(config: RecapConfig, name: str, checkpoint: str, collect: int | None = None) -> Stage:
+    """Rollouts: to measure (the same seeds every time), or to collect (new ones in each iteration)."""
+    own: CommandFlags = {"policy": {"path": checkpoint}, "output_dir": str(config.output_dir / name)}
+    section = config.evaluation
+    if collect is not None:
+        section = config.rollouts
+        own["record"] = {"root": str(rollouts_root(config, collect)), "repo_id": rollouts_id(collect)}
+        own["seed"] = section.get("seed", 0) + SEEDS_PER_ITERATION * collect
+    return Stage(name, (*_depi("eval"), *to_args(merge({"env": config.env}, section, own))))
+
+
+def _advantage(config: RecapConfig, folder: str, iteration: int) -> Stage:
+    mixture = (config.output_dir / folder / "advantage_mixture.json").resolve()
+    own = {
+        "policy": {"path": _trained(config, f"{folder}/value")},
+        "dataset": {"mixture": str(mixture)},
+        "output_dir": str(config.output_dir / folder / "advantage"),
+    }
+    flags = to_args(merge(config.advantage, own))
+    return Stage(
+        f"{folder}/advantage", (*_depi("advantage"), *flags), files=((mixture, data(config, iteration)),)
+    )
+
+
+def data(config: RecapConfig, iteration: int) -> list[dict[str, Any]]:
+    """The mixture of an iteration: the demonstrations and all rollouts up to it."""
+    rollouts: list[dict[str, Any]] = [
+        {"repo_id": rollouts_id(number), "root": str(rollouts_root(config, number).resolve())}
+        for number in range(1, iteration + 1)
+    ]
+    if config.rollouts_weight is not None:
+        rollouts = [{**entry, "weight": config.rollouts_weight} for entry in rollouts]
+    return [*config.demonstrations, *rollouts]
+
+
+def rollouts_root(config: RecapConfig, iteration: int) -> Path:
+    """Where the rollouts of an iteration are recorded."""
+    return config.output_dir / f"iteration_{iteration}" / "rollouts" / "dataset"
+
+
+def rollouts_id(iteration: int) -> str:
+    """The name of that dataset."""
+    return f"recap/rollouts_{iteration}"
+
+
+def merge(*sections: Mapping[str, Any]) -> CommandFlags:
+    """Flags of several sections, nested; a later one wins."""
+    merged: CommandFlags = {}
+    for section in sections:
+        for name, value in section.items():
+            both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+            merged[name] = merge(merged[name], value) if both else value
+    return merged
+
+
+def to_args(flags: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Nested flags as arguments: {"policy": {"path": "x"}} -> ["--policy.path=x"]; null is left out."""
+    args = []
+    for name, value in flags.items():
+        if isinstance(value, Mapping):
+            args += to_args(value, f"{prefix}{name}.")
+        elif value is not None:
+            text = value if isinstance(value, str | Path) else json.dumps(value)
+            args.append(f"--{prefix}{name}={text}")
+    return args
+
+
+def _depi(verb: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", "depi.cli", verb)
+
+
+def _sft(config: RecapConfig) -> str:
+    return config.given.get("sft") or _trained(config, "sft")
+
+
+def _trained(config: RecapConfig, name: str) -> str:
+    """The last checkpoint of a training stage."""
+    return str(config.output_dir / name / "checkpoints" / "last" / "pretrained_model")

@@ -1,0 +1,196 @@
+"""The order of the RECAP loop, what its commands read, and that nothing is done twice."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from depi.cli import main
+from depi.errors import UserError
+from depi.files import read_json
+from depi.recap.config import RecapConfig
+from depi.recap.loop import run_loop, run_stage
+from depi.recap.stages import Stage, data, merge, plan, to_args
+
+DEMOS = [{"repo_id": "alice/touch", "root": "recordings/touch"}]
+
+
+def config(tmp_path: Path, **changes) -> RecapConfig:
+    return RecapConfig(
+        **{
+            "output_dir": tmp_path / "recap",
+            "demonstrations": DEMOS,
+            "start_from": "sft",
+            "sft": {"policy": {"type": "depi_pi0"}, "steps": 10},
+            "value": {"policy": {"type": "value", "c_fail": 40}, "steps": 20},
+            "env": {"type": "so101", "task": "touch"},
+            "rollouts": {"eval": {"n_episodes": 30}},
+            "evaluation": {"eval": {"n_episodes": 100}, "seed": 1000},
+            **changes,
+        }
+    )
+
+
+def flags(stage: Stage) -> dict[str, str]:
+    return dict(arg[2:].split("=", 1) for arg in stage.command if arg.startswith("--"))
+
+
+def test_stages_come_in_the_order_of_the_method(tmp_path):
+    names = [stage.name for stage in plan(config(tmp_path))]
+    assert names == [
+        "sft",
+        "value",
+        "sft_eval",
+        *(f"iteration_1/{part}" for part in ("rollouts", "value", "advantage", "policy", "eval")),
+        *(f"iteration_2/{part}" for part in ("rollouts", "value", "advantage", "policy", "eval")),
+        "baseline/policy",
+        "baseline/eval",
+    ]
+
+
+def test_each_stage_reads_what_the_ones_before_have_written(tmp_path):
+    stages = {stage.name: flags(stage) for stage in plan(config(tmp_path))}
+    root = tmp_path / "recap"
+    checkpoint = "checkpoints/last/pretrained_model"
+    assert stages["sft"]["advantage.mode"] == "on"
+    assert stages["iteration_1/rollouts"]["policy.path"] == str(root / "sft" / checkpoint)
+    assert stages["iteration_2/rollouts"]["policy.path"] == str(root / "iteration_1/policy" / checkpoint)
+    for iteration in (1, 2):
+        value = stages[f"iteration_{iteration}/value"]
+        assert value["policy.path"] == str(root / "value" / checkpoint)
+        assert value["policy.c_fail"] == "40"
+        assert "policy.type" not in value
+        advantage = stages[f"iteration_{iteration}/advantage"]
+        assert advantage["policy.path"] == str(root / f"iteration_{iteration}/value" / checkpoint)
+        policy = stages[f"iteration_{iteration}/policy"]
+        assert policy["advantage.path"] == advantage["output_dir"]
+        assert policy["policy.path"] == str(root / "sft" / checkpoint)
+    assert stages["baseline/policy"]["advantage.mode"] == "off"
+    assert stages["baseline/policy"]["policy.path"] == stages["iteration_2/policy"]["policy.path"]
+
+
+def test_rollouts_and_evaluations_never_share_a_seed(tmp_path):
+    stages = {stage.name: flags(stage) for stage in plan(config(tmp_path, iterations=3))}
+    evaluated = {stage["seed"] for name, stage in stages.items() if name.endswith("eval")}
+    collected = {int(stage["seed"]) for name, stage in stages.items() if name.endswith("rollouts")}
+    assert evaluated == {"1000"}
+    assert collected == {1_000_000, 2_000_000, 3_000_000}
+
+
+def test_the_mixture_grows_by_the_rollouts_of_each_iteration(tmp_path):
+    chosen = config(tmp_path, rollouts_weight=0.5)
+    assert data(chosen, 0) == DEMOS
+    later = data(chosen, 2)
+    assert [entry["repo_id"] for entry in later] == ["alice/touch", "recap/rollouts_1", "recap/rollouts_2"]
+    assert [entry.get("weight") for entry in later] == [None, 0.5, 0.5]
+    stages = {stage.name: stage for stage in plan(chosen)}
+    assert stages["iteration_2/policy"].files[0][1] == later
+    assert stages["baseline/policy"].files[0][1] == later
+    assert stages["sft"].files[0][1] == DEMOS
+
+
+def test_a_checkpoint_that_is_there_replaces_its_stage(tmp_path):
+    stages = plan(config(tmp_path, given={"sft": "me/sft", "value": "me/value"}))
+    assert [stage.name for stage in stages][:2] == ["sft_eval", "iteration_1/rollouts"]
+    assert flags(stages[0])["policy.path"] == "me/sft"
+    assert flags(stages[2])["policy.path"] == "me/value"
+
+
+def test_from_the_pretrained_policy_each_iteration_starts_as_the_first_training(tmp_path):
+    sft = {"policy": {"path": "lerobot/pi0_base", "dtype": "bfloat16"}}
+    stages = {stage.name: flags(stage) for stage in plan(config(tmp_path, start_from="pretrained", sft=sft))}
+    assert stages["iteration_2/policy"]["policy.path"] == "lerobot/pi0_base"
+    assert stages["iteration_2/policy"]["policy.dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"iterations": 0}, "iterations"),
+        ({"demonstrations": []}, "demonstrations"),
+        ({"start_from": "here"}, "pretrained, sft"),
+        ({"start_from": "pretrained"}, "sft.policy.path"),
+        ({"given": {"policy": "x"}}, "policy"),
+    ],
+)
+def test_impossible_loops_are_refused(tmp_path, changes, said):
+    with pytest.raises(ValueError, match=said):
+        config(tmp_path, **changes)
+
+
+def test_nested_flags_become_arguments():
+    merged = merge({"policy": {"path": "a", "dtype": "float32"}}, {"policy": {"path": "b"}, "steps": 3})
+    assert to_args(merged) == ["--policy.path=b", "--policy.dtype=float32", "--steps=3"]
+    assert to_args({"a": True, "b": None, "c": ["x", 1]}) == ["--a=true", '--c=["x", 1]']
+
+
+def counting_stage(tmp_path: Path, name: str, status: int = 0) -> Stage:
+    """A command that leaves a line each time it runs."""
+    script = "import sys; open(sys.argv[1], 'a').write('ran\\n'); sys.exit(int(sys.argv[2]))"
+    return Stage(name, (sys.executable, "-c", script, str(tmp_path / "ran"), str(status)))
+
+
+def test_what_is_done_is_not_done_again_and_other_flags_are_refused(tmp_path, monkeypatch):
+    chosen = config(tmp_path)
+    stages = [counting_stage(tmp_path, "sft_eval")]
+    monkeypatch.setattr("depi.recap.loop.plan", lambda _: stages)
+    run_loop(chosen)
+    run_loop(chosen)
+    assert (tmp_path / "ran").read_text() == "ran\n"
+    assert read_json(tmp_path / "recap/results.json") == {"evaluations": []}
+    stages[0] = Stage("sft_eval", (*stages[0].command, "--seed=7"))
+    with pytest.raises(UserError, match="--seed=7"):
+        run_loop(chosen)
+
+
+def test_a_stage_that_fails_ends_the_loop_and_is_tried_again(tmp_path, monkeypatch):
+    chosen = config(tmp_path)
+    stages = [counting_stage(tmp_path, "sft_eval", status=2), counting_stage(tmp_path, "baseline/eval")]
+    monkeypatch.setattr("depi.recap.loop.plan", lambda _: stages)
+    with pytest.raises(UserError, match="sft_eval ended with status 2"):
+        run_loop(chosen)
+    stages[0] = counting_stage(tmp_path, "sft_eval")
+    run_loop(chosen)
+    assert (tmp_path / "ran").read_text() == "ran\n" * 3
+
+
+def test_a_training_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
+    chosen = config(tmp_path)
+    stage = plan(chosen)[0]
+    run = chosen.output_dir / "sft"
+    pretrained = run / "checkpoints/000004/pretrained_model"
+    pretrained.mkdir(parents=True)
+    (run / "checkpoints/last").symlink_to("000004")
+    (pretrained / "train_config.json").write_text(json.dumps({"steps": 10}))
+    commands = []
+
+    def note(command, check):
+        commands.append(command)
+        return type("Done", (), {"returncode": 0})
+
+    monkeypatch.setattr("depi.recap.loop.subprocess.run", note)
+    run_stage(chosen, stage)
+    assert commands[-1][-2:] == ["--resume=true", f"--output_dir={run}"]
+    (pretrained / "train_config.json").write_text(json.dumps({"steps": 4}))
+    run_stage(chosen, stage)
+    assert len(commands) == 1
+
+
+def test_the_command_prints_what_it_would_run(tmp_path, capsys):
+    file = tmp_path / "loop.yaml"
+    file.write_text(
+        "start_from: sft\nsft: {policy: {type: depi_pi0}}\ndemonstrations: [{repo_id: alice/touch}]\n"
+    )
+    assert main(["recap", f"--config={file}", f"--output_dir={tmp_path / 'out'}", "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    assert "# iteration_2/advantage" in said
+    assert "--advantage.mode=use" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_files_are_one_sentence(tmp_path, capsys):
+    file = tmp_path / "loop.yaml"
+    file.write_text("iterations: 2\n")
+    assert main(["recap", f"--config={file}"]) == 2
+    assert "no demonstrations" in capsys.readouterr().err
