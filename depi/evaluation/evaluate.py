@@ -62,11 +62,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if config.policy.device is not None and config.policy.device.partition(":")[0] not in DEVICES:
         raise UserError(f"--policy.device={config.policy.device} is none of {', '.join(DEVICES)}")
 
-    from depi.evaluation.loading import load_actor
-
     if config.record.root is not None and not is_repo_id(config.record.repo_id):
         raise UserError(f"--record.repo_id must be user/name, not {config.record.repo_id!r}")
-    actor, identity = load_actor(config)
+    actor, identity = _load(config)
     with _recording(config) as on_episode:
         return _roll_out(config, actor, identity, resume=True, show_progress=True, on_episode=on_episode)
 
@@ -84,6 +82,17 @@ def _recording(config: EvaluateConfig) -> "Iterator[Callable[[Trajectory], None]
         return
     with DatasetWriter(root, config.record.repo_id) as writer:
         yield writer.append
+
+
+def _load(config: EvaluateConfig) -> "tuple[Actor, dict[str, Any]]":
+    """What acts, and what identifies it in results."""
+    if config.policy.path == EXPERT and not Path(EXPERT).exists():
+        from depi.evaluation.actors import ExpertActor
+
+        return ExpertActor(config.policy.n_action_steps), {}
+    from depi.evaluation.loading import load_actor
+
+    return load_actor(config)
 
 
 def check_choices(config: EvaluateConfig) -> EnvironmentConfig:
@@ -154,7 +163,7 @@ def roll_out(
 
 
 def as_actor(
-    policy: "Pi0Policy | Actor",
+    policy: Any,
     processors: "tuple[PolicyProcessorPipeline, PolicyProcessorPipeline] | None",
     config: EvaluateConfig,
     *,
@@ -162,11 +171,10 @@ def as_actor(
     convention: str,
 ) -> "Actor":
     """A policy as what acts in environments; an Actor stays as it is."""
-    from depi.evaluation.actors import Pi0Actor
-    from depi.policies import Pi0Policy
-
-    if not isinstance(policy, Pi0Policy):
+    if hasattr(policy, "act"):
         return policy
+    from depi.evaluation.pi0_actor import Pi0Actor
+
     return Pi0Actor(
         policy,
         processors or (None, None),

@@ -1,12 +1,13 @@
-"""What `--policy.path` names, ready to act: DePi's pi0, another of LeRobot's policies, or the expert."""
+"""What `--policy.path` names, ready to act: DePi's pi0, or another of LeRobot's policies."""
 
 from pathlib import Path
 from typing import Any
 
 from depi.errors import UserError
-from depi.evaluation.actors import Actor, ExpertActor, Pi0Actor
+from depi.evaluation.actors import Actor
 from depi.evaluation.config import EvaluateConfig
-from depi.evaluation.evaluate import EXPERT, training_choices
+from depi.evaluation.evaluate import training_choices
+from depi.evaluation.pi0_actor import Pi0Actor
 from depi.evaluation.results import digest
 from depi.files import read_json
 from depi.policies import Pi0Policy, load_policy, load_processors, resolve_checkpoint
@@ -20,8 +21,6 @@ def load_actor(config: EvaluateConfig) -> tuple[Actor, dict[str, Any]]:
         UserError: there is none, or it cannot be loaded.
     """
     assert config.policy.path is not None
-    if config.policy.path == EXPERT and not Path(EXPERT).exists():
-        return ExpertActor(config.policy.n_action_steps), {}
     folder = resolve_checkpoint(config.policy.path, revision=config.policy.revision)
     content = read_json(folder / CONFIG)
     kind = content.get("type") if isinstance(content, dict) else None

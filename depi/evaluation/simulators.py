@@ -111,8 +111,8 @@ class Simulator:
                 return make_env(config.task or "", so101_setup(config, seed), seed=seed)
             return _make_gym(config) if _is_gym(config.type) else _make_lerobot(config)
         except ModuleNotFoundError as error:
-            remedy = EXTRAS.get(config.type, "install it")
-            raise UserError(f"--env.type={config.type} needs the package {error.name}: {remedy}") from None
+            remedy = EXTRAS.get(config.type, "install it, or correct the id")
+            raise UserError(f"--env.type={config.type}: {error}; {remedy}") from None
 
     def _table_of_spaces(self) -> EnvTable:
         """The table of an environment of which nothing is known but its spaces, by gym's usual names."""

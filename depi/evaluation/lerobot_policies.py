@@ -1,0 +1,203 @@
+"""LeRobot's other policies (act, diffusion, smolvla, ...) as actors.
+
+A checkpoint is data of strangers: its weights are safetensors, its classes those of LeRobot's own registries,
+and a pipeline file that names anything else to import is refused.
+"""
+
+import contextlib
+import copy
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from lerobot.policies.pretrained import PreTrainedPolicy
+from lerobot.processor import PolicyProcessorPipeline
+from lerobot.processor.pipeline import ProcessorStepRegistry
+from lerobot.utils.constants import OBS_STATE
+from numpy.typing import NDArray
+
+from depi.datasets.joints import from_degrees, to_degrees
+from depi.errors import UserError
+from depi.evaluation.actors import Observation, camera_keys, check_dimensions, units
+from depi.evaluation.environments import EnvTable
+from depi.evaluation.pi0_actor import generator
+from depi.files import read_json
+from depi.policies.checkpoint import POSTPROCESSOR, PREPROCESSOR
+
+type Pipelines = tuple[PolicyProcessorPipeline[Any, Any], PolicyProcessorPipeline[Any, Any]]
+
+# What a policy object has besides the memory of an episode.
+_NO_MEMORY = {"config", "training", *vars(torch.nn.Module())}
+
+
+def load_lerobot_policy(folder: Path, kind: str, device: str | None) -> tuple[PreTrainedPolicy, Pipelines]:
+    """A policy of LeRobot's factory in evaluation mode, and what comes before and after it.
+
+    Raises:
+        UserError: unknown type, a missing package, weights that do not fit, or a pipeline that is not made of
+            LeRobot's steps.
+    """
+    try:
+        PreTrainedConfig.get_choice_class(kind)
+    except Exception:
+        known = ", ".join(sorted(PreTrainedConfig.get_known_choices()))
+        raise UserError(f"{folder} is of policy type {kind!r}, which is none of {known}") from None
+    try:
+        policy_class = get_policy_class(kind)
+        config = PreTrainedConfig.from_pretrained(folder)
+        if not policy_class.__module__.startswith("lerobot."):
+            raise UserError(f"{folder}: policies of type {kind!r} are not LeRobot's own")
+        config.device = device or config.device
+        if hasattr(config, "pretrained_backbone_weights"):
+            config.pretrained_backbone_weights = None  # the checkpoint has them
+        policy = policy_class.from_pretrained(folder, config=config, strict=True).eval()
+    except ImportError as error:
+        raise UserError(
+            f"policies of type {kind} need more: {error}; pip install 'lerobot[{kind}]'"
+        ) from None
+    except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:500]}") from None
+    for name in (PREPROCESSOR, POSTPROCESSOR):
+        _check_steps(folder / name, kind)
+    try:
+        pipelines = make_pre_post_processors(
+            config,
+            str(folder),
+            preprocessor_overrides={"device_processor": {"device": config.device}},
+        )
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(f"{folder}: processors cannot be built: {' '.join(str(error).split())}") from None
+    return policy, pipelines
+
+
+def _check_steps(path: Path, kind: str) -> None:
+    """Raise a UserError unless all steps of a pipeline are LeRobot's, for any policy or for this one."""
+    with contextlib.suppress(ModuleNotFoundError):
+        importlib.import_module(f"lerobot.policies.{kind}.processor_{kind}")  # registers its steps
+    content = read_json(path)
+    steps = content.get("steps") if isinstance(content, dict) else None
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise UserError(f"{path} is no LeRobot processor file: it has no list of steps")
+    for step in steps:
+        name, state = step.get("registry_name"), step.get("state_file")
+        try:
+            module = ProcessorStepRegistry.get(name).__module__
+        except (KeyError, TypeError):
+            module = ""
+        if "class" in step or not module.startswith(("lerobot.processor.", f"lerobot.policies.{kind}.")):
+            raise UserError(f"{path} has a step that is not LeRobot's: {name or step.get('class')}")
+        if state is not None and (not isinstance(state, str) or Path(state).name != state):
+            raise UserError(f"{path}: state file {state!r} is not a plain file name")
+
+
+class LeRobotActor:
+    """A policy of LeRobot's, called for one environment at a time.
+
+    Whatever the policy remembers of an episode (past observations, queued actions, ensembles) is kept for
+    each environment, put into the policy before it is called, and taken out again. Policies that see one
+    observation and predict chunks are asked for a chunk, all others for each single action. Random numbers
+    are drawn from the episode's seed and the number of the call.
+    """
+
+    expert_steps = 0
+    batch = 1
+
+    def __init__(
+        self,
+        policy: PreTrainedPolicy,
+        pipelines: Pipelines,
+        *,
+        convention: str = "degrees",
+        n_action_steps: int | None = None,
+        rename: dict[str, str] | None = None,
+    ):
+        self._policy, (self._before, self._after) = policy, pipelines
+        self._convention, self._rename = convention, rename or {}
+        if n_action_steps is not None:
+            self._set_action_steps(n_action_steps)
+        self._memories: dict[int, dict[str, Any]] = {}
+        config: Any = policy.config
+        self._by_chunk = (
+            getattr(config, "n_obs_steps", 1) == 1
+            and getattr(config, "temporal_ensemble_coeff", None) is None
+            and hasattr(config, "n_action_steps")
+        )
+
+    def _set_action_steps(self, count: int) -> None:
+        config: Any = self._policy.config
+        most = getattr(config, "chunk_size", None)
+        if most is None and hasattr(config, "horizon"):
+            most = config.horizon - config.n_obs_steps + 1
+        if not hasattr(config, "n_action_steps") or most is None:
+            raise UserError(f"--policy.n_action_steps does not go with policies of type {config.type}")
+        if not 1 <= count <= most:
+            raise UserError(f"--policy.n_action_steps must be 1 to {most}")
+        config.n_action_steps = count
+
+    def fit(self, tables: Sequence[EnvTable]) -> None:
+        """Raise a UserError that names what does not fit."""
+        config = self._policy.config
+        if config.env_state_feature is not None:
+            raise UserError("the policy needs the environment's state, which is no part of observations")
+        for table in {tuple(table.cameras): table for table in tables}.values():
+            check_dimensions(config, table)
+            self._keys(table)
+
+    def act(self, observations: Sequence[Observation]) -> list[NDArray[np.float32]]:
+        """One chunk, or one action, for each observation."""
+        device = self._policy.config.device
+        cuda = [torch.device(device)] if device and device.startswith("cuda") else []
+        with torch.random.fork_rng(cuda), torch.inference_mode():
+            return [self._act(observation) for observation in observations]
+
+    def _act(self, observation: Observation) -> NDArray[np.float32]:
+        torch.manual_seed(generator(observation).initial_seed())
+        if observation.chunk == 0:
+            self._policy.reset()
+        else:
+            vars(self._policy).update(self._memories[observation.place])
+        batch = self._before(self._batch(observation))
+        if self._by_chunk:
+            count = self._policy.config.n_action_steps
+            actions = self._policy.predict_action_chunk(batch)[:, :count]
+        else:
+            actions = self._policy.select_action(batch)[:, None]
+        self._memories[observation.place] = self._take_memory()
+        played = self._after(actions)[0].float().cpu().numpy()
+        return to_degrees(played, units(observation.table, self._convention))
+
+    def _take_memory(self) -> dict[str, Any]:
+        memory = {name: value for name, value in vars(self._policy).items() if name not in _NO_MEMORY}
+        return copy.deepcopy(memory)
+
+    def _batch(self, observation: Observation) -> dict[str, Any]:
+        """One sample as LeRobot's own evaluation gives it: images are float 0..1."""
+        keys = self._keys(observation.table)
+        batch: dict[str, Any] = {"task": [observation.seen.task]}
+        for key, image in observation.seen.images.items():
+            name = keys[key]
+            if name is not None:
+                self._check_size(key, image, self._policy.config.image_features[name].shape)
+                batch[name] = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+        state = from_degrees(observation.seen.state, units(observation.table, self._convention))
+        return {**batch, OBS_STATE: torch.from_numpy(state)[None]}
+
+    def _check_size(self, key: str, image: NDArray[np.uint8], shape: Sequence[int]) -> None:
+        """Most policies are made for one size of images; those of language models fit them themselves."""
+        sizes_itself = hasattr(self._policy.config, "tokenizer_max_length")
+        if not sizes_itself and tuple(image.shape[:2]) != tuple(shape[1:]):
+            raise UserError(
+                f"the environment's camera {key} has {image.shape[0]}x{image.shape[1]} pixels, the policy's "
+                f"{shape[1]}x{shape[2]}: give --env.observation_height and --env.observation_width"
+            )
+
+    def _keys(self, table: EnvTable) -> dict[str, str | None]:
+        names = list(self._policy.config.image_features)
+        if not names:
+            return dict.fromkeys(table.cameras)
+        return camera_keys(names, tuple(table.cameras), by_view=False, rename=self._rename)

@@ -1,0 +1,187 @@
+"""Episodes in processes of their own: what goes wrong there, and that nothing depends on their number."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from depi.errors import UserError
+from depi.evaluation.evaluate import EnvConfig, EpisodesConfig, EvaluateConfig, evaluate, roll_out
+from depi.files import read_json
+
+TIMES = ("seconds",)
+
+
+class Steady:
+    """Acts on what it sees, without a network: half of the way to a point that depends on the chunk."""
+
+    batch, expert_steps = 2, 0
+
+    def fit(self, tables):
+        self.tables = tables
+
+    def act(self, observations):
+        return [
+            np.full((4, 2), 0.5 + 0.1 * (seen.chunk % 3) + 0.01 * seen.seen.state[0], np.float32)
+            for seen in observations
+        ]
+
+
+def choices(folder: Path, count: int = 6, env: str = "odd_envs:Odd-v0", **more) -> EvaluateConfig:
+    names = ("batch_size", "timeout", "n_videos")
+    episodes = EpisodesConfig(
+        n_episodes=count, **{"n_videos": 0, **{name: more.pop(name) for name in names if name in more}}
+    )
+    return EvaluateConfig(env=EnvConfig(type=env, options=more), eval=episodes, output_dir=folder, seed=0)
+
+
+def outcomes(result: dict) -> list[dict]:
+    return [{name: row[name] for name in row.keys() - set(TIMES)} for row in result["episodes"]]
+
+
+def test_what_goes_wrong_in_an_environment_is_an_error_and_nothing_else(tmp_path):
+    config = choices(tmp_path, crash=[1], hang=[2], fail=[4], batch_size=2, timeout=2.0)
+    result = roll_out(config, Steady(), show_progress=False)
+    errors = {row["seed"]: row["error"] for row in result["episodes"]}
+    assert errors[0] is errors[3] is errors[5] is None
+    assert "status 7" in errors[1]
+    assert "2 s" in errors[2]
+    assert errors[4] == "RuntimeError: the gripper is jammed"
+    assert not any(row["success"] for row in result["episodes"] if row["error"])
+    assert (result["n_episodes"], result["n_successes"], result["n_errors"]) == (3, 2, 3)
+    assert result["success_rate"] == pytest.approx(2 / 3)
+    assert sum(result["errors"].values()) == 3
+    well = roll_out(choices(tmp_path / "well", batch_size=2), Steady(), show_progress=False)
+    assert well["n_errors"] == 0
+    assert [row for row in outcomes(well) if row["seed"] in (0, 3, 5)] == [
+        row for row in outcomes(result) if row["seed"] in (0, 3, 5)
+    ]
+
+
+def test_all_episodes_may_be_errors(tmp_path):
+    result = roll_out(choices(tmp_path, 2, fail=[0, 1], batch_size=1), Steady(), show_progress=False)
+    assert (result["success_rate"], result["success_interval_95"], result["n_errors"]) == (None, None, 2)
+    json.dumps(read_json(tmp_path / "eval.json"), allow_nan=False)
+
+
+def test_a_policy_whose_actions_are_not_finite_is_named(tmp_path):
+    class Lost(Steady):
+        def act(self, observations):
+            return [np.full((4, 2), np.nan, np.float32) for _ in observations]
+
+    result = roll_out(choices(tmp_path, 1, batch_size=1), Lost(), show_progress=False)
+    assert result["errors"] == {"the policy's actions are not finite": 1}
+
+
+def test_stepping_overlaps_with_inference(tmp_path):
+    class Slow(Steady):
+        batch = 1
+
+        def act(self, observations):
+            time.sleep(0.08 * len(observations))
+            return super().act(observations)
+
+    config = choices(tmp_path, 4, batch_size=4, seconds=0.02)
+    timing = roll_out(config, Slow(), show_progress=False)["timing"]
+    # One after another, 4 steps of 20 ms and a call of 80 ms would take as long each: a share of one half.
+    assert timing["inference_share"] > 0.5
+    assert timing["env_steps_per_s"] > 0
+    assert timing["latency_ms_p95"] >= timing["latency_ms_median"] >= 80
+
+
+def test_a_rerun_goes_on_and_another_configuration_is_refused(tmp_path):
+    roll_out(choices(tmp_path, 2, batch_size=1), Steady(), show_progress=False)
+    lines = (tmp_path / "episodes.jsonl").read_text()
+    (tmp_path / "episodes.jsonl").write_text(lines + '{"index": 2, "se')  # killed while it wrote
+    more = roll_out(choices(tmp_path, 4, batch_size=2), Steady(), show_progress=False, resume=True)
+    assert (tmp_path / "episodes.jsonl").read_text().startswith(lines)
+    whole = roll_out(choices(tmp_path / "whole", 4, batch_size=2), Steady(), show_progress=False)
+    assert outcomes(more) == outcomes(whole)
+    again = roll_out(choices(tmp_path, 4, batch_size=2), Steady(), show_progress=False, resume=True)
+    assert again == more
+    other = choices(tmp_path, 4)
+    other.seed = 7
+    with pytest.raises(UserError, match=r"another seed: 0 there, 7 now"):
+        roll_out(other, Steady(), show_progress=False, resume=True)
+
+
+def test_after_kill_9_the_same_command_gives_the_same_result(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from test_rollout import *\n"
+        "config = choices(Path(sys.argv[1]), 8, batch_size=2, seconds=0.05, n_videos=2)\n"
+        "roll_out(config, Steady(), show_progress=False, resume=True)"
+    )
+    paths = os.pathsep.join(sys.path)
+    command = [sys.executable, "-c", code, str(tmp_path / "killed")]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths})
+    journal = tmp_path / "killed" / "episodes.jsonl"
+    end = time.monotonic() + 120
+    while not (journal.exists() and journal.read_text().count("\n") >= 2) and time.monotonic() < end:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = journal.read_text()
+    assert 2 <= kept.count("\n") < 8
+    config = choices(tmp_path / "killed", 8, batch_size=2, seconds=0.05, n_videos=2)
+    result = roll_out(config, Steady(), show_progress=False, resume=True)
+    assert journal.read_text().startswith(kept)
+    config.output_dir = tmp_path / "whole"
+    assert outcomes(roll_out(config, Steady(), show_progress=False)) == outcomes(result)
+    for name in ("videos/episode_000.mp4", "videos/episode_001.mp4", "contact_sheet.png"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("task", ["touch"])
+def test_the_scripted_expert_has_its_success_rate_through_the_same_path(tmp_path, task):
+    config = choices(tmp_path, 50, "so101", n_videos=1, batch_size=2)
+    config.policy.path, config.env.task = "expert", task
+    config.env.observation_height, config.env.observation_width = 60, 80
+    result = evaluate(config)
+    assert (result["n_successes"], result["n_errors"]) == (50, 0)
+    with av.open(str(tmp_path / "videos" / "episode_000.mp4")) as video:
+        frames = [frame.to_ndarray(format="rgb24").astype(int) for frame in video.decode(video=0)]
+    assert len(frames) == result["episodes"][0]["length"]
+    assert abs(frames[0] - frames[-1]).max() > 50, "the robot does not move"
+    assert (tmp_path / "contact_sheet.png").stat().st_size > 1000
+
+
+def test_rigs_are_drawn_for_each_episode(tmp_path):
+    seen = {}
+    for split in ("seen", "unseen"):
+        config = choices(tmp_path / split, 3, "so101", batch_size=1)
+        config.policy.path, config.env.setups = "expert", split
+        kept = []
+        from depi.evaluation.actors import ExpertActor
+
+        result = roll_out(config, ExpertActor(), show_progress=False, on_episode=kept.append)
+        assert result["n_errors"] == 0
+        seen[split] = {one.seed: {key: one.images[key][0] for key in one.images} for one in kept}
+        assert {one.fps for one in kept} == {10}
+    assert len({tuple(images) for images in seen["seen"].values()}) > 1  # number and kinds of cameras
+    assert seen["seen"].keys() == seen["unseen"].keys() == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        ({"type": "libero"}, "lerobot\\[libero\\]"),
+        ({"type": "moon"}, "moon"),
+        ({"type": "odd_envs:Even-v0"}, "Even"),
+        ({"type": "CartPole-v1"}, "actions must be a vector"),
+        ({"type": "pusht", "task": "PushZ"}, "PushT-v0"),
+        ({"type": "pusht", "setups": "seen"}, "so101"),
+        ({"type": "odd_envs:Odd-v0", "options": {"colour": 1}}, "colour"),
+    ],
+)
+def test_an_environment_that_cannot_be_made_is_said(tmp_path, env, says):
+    config = EvaluateConfig(env=EnvConfig(**env), output_dir=tmp_path / "eval")
+    with pytest.raises(UserError, match=says):
+        roll_out(config, Steady(), show_progress=False)
+    assert not (tmp_path / "eval").exists()
