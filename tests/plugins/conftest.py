@@ -68,7 +68,11 @@ def write_checkpoint():
 
 
 def _write_checkpoint(
-    folder: Path, cameras: Sequence[str], values: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    folder: Path,
+    cameras: Sequence[str],
+    values: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    indicator: bool = False,
 ) -> Path:
     """A small `depi_pi0` with random weights; `values` are mean and standard deviation by key."""
     torch.manual_seed(0)
@@ -82,5 +86,5 @@ def _write_checkpoint(
         key: {"mean": mean.astype(np.float32), "std": std.astype(np.float32)}
         for key, (mean, std) in values.items()
     }
-    save_checkpoint(folder, policy, *make_processors(config, stats))
+    save_checkpoint(folder, policy, *make_processors(config, stats, indicator=indicator))
     return folder

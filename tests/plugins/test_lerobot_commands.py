@@ -84,10 +84,9 @@ def pusher(module_hub, tmp_path_factory, write_checkpoint):
     return write_checkpoint(tmp_path_factory.mktemp("pusher"), SLOTS[:1], values)
 
 
-def test_eval_runs_a_gym_environment(pusher, lerobot, tmp_path):
-    lerobot(
-        "eval",
-        f"--policy.path={pusher}",
+def eval_flags(policy, folder) -> list[str]:
+    return [
+        f"--policy.path={policy}",
         "--policy.device=cpu",
         "--env.type=pusht",
         "--env.episode_length=12",
@@ -97,8 +96,12 @@ def test_eval_runs_a_gym_environment(pusher, lerobot, tmp_path):
         "--eval.batch_size=2",
         "--eval.use_async_envs=false",
         f"--rename_map={json.dumps({'observation.image': SLOTS[0]})}",
-        f"--output_dir={tmp_path}",
-    )
+        f"--output_dir={folder}",
+    ]
+
+
+def test_eval_runs_a_gym_environment(pusher, lerobot, tmp_path):
+    lerobot("eval", *eval_flags(pusher, tmp_path))
     info = json.loads((tmp_path / "eval_info.json").read_text())
     assert info["overall"]["n_episodes"] == 2
     videos = sorted((tmp_path / "videos").rglob("*.mp4"))
@@ -111,6 +114,22 @@ def test_eval_runs_a_gym_environment(pusher, lerobot, tmp_path):
     rows, columns = np.nonzero(blue - red > 80)
     assert abs(columns.mean() / width - 450 / 512) < 0.08
     assert abs(rows.mean() / height - 60 / 512) < 0.08
+
+
+@pytest.mark.slow
+def test_advantage_conditioned_policies_are_guided(module_hub, write_checkpoint, lerobot, tmp_path):
+    """LeRobot's command adds the indicator; its flag sets how strongly the policy follows it."""
+    values = {
+        "observation.state": (np.full(2, 256.0), np.full(2, 100.0)),
+        "action": (np.array([256.0, 256.0]), np.full(2, 100.0)),
+    }
+    told = write_checkpoint(tmp_path / "told", SLOTS[:1], values, indicator=True)
+    rewards = {}
+    for name, policy, *flags in (("plain", told), ("guided", told, "--policy.guidance=40")):
+        lerobot("eval", *eval_flags(policy, tmp_path / name), *flags)
+        info = json.loads((tmp_path / name / "eval_info.json").read_text())
+        rewards[name] = info["overall"]["avg_sum_reward"]
+    assert rewards["plain"] != rewards["guided"]
 
 
 @pytest.mark.slow
