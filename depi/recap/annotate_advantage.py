@@ -64,7 +64,7 @@ def compute_advantages(config: "AdvantageFlags") -> dict[str, Any]:
         force_interventions=config.force_interventions,
         c_fail=value.c_fail,
         reward_normalizer=value.reward_normalizer,
-        clamp=config.clamp,
+        clamp=config.clamp or value.clamp,
     )
     # What the user can mend is said before hours of computing, not after.
     outcomes = read_outcomes(dataset, file=data.success, assume_success=data.assume_success)
