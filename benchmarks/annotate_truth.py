@@ -163,5 +163,5 @@ def calibration(confidence: Iterable[float], right: Iterable[bool], bins: int = 
         inside = place == number
         mean, share = said[inside].mean(), found[inside].mean()
         total += inside.sum() * abs(share - mean)
-        rows.append((number / bins, int(inside.sum()), float(mean), float(share)))
+        rows.append((float(number / bins), int(inside.sum()), float(mean), float(share)))
     return Calibration(float(total / len(said)) if len(said) else 0.0, tuple(rows))
