@@ -20,6 +20,7 @@ import dataclasses
 import functools
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,9 +29,10 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import decentralised_work as work
-from decentralised_rigs import ARMS, COLOR, RATE, SCALES, Arm, Scale, Trials, all_trials, contributors
+from decentralised_rigs import ARMS, COLOR, RATE, SCALES, Arm, Experiment, Trials
 from rich.console import Console
 from rich.table import Table
 
@@ -50,16 +52,26 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of rigs and trainings")
     parser.add_argument("--steps", type=int, help="of each training, in place of the scale's")
     parser.add_argument("--trials", type=int, help="episodes in each rig, in place of the scale's")
+    names = [arm.name for arm in ARMS]
+    parser.add_argument(
+        "--arms", default=",".join(names), help="some of them; the union is always among them"
+    )
     options = parser.parse_args(args)
+    wanted = options.arms.split(",")
+    for name in wanted:
+        if name not in names:
+            parser.error(f"--arms: {name} is none of {', '.join(names)}")
+    options.arms = tuple(arm for arm in ARMS if arm.name in {"union", *wanted})
     options.scale = "smoke" if options.smoke else options.scale
     options.output_dir = options.output_dir or Path("outputs") / f"decentralised_{options.scale}"
     return options
 
 
-def scale_of(options: argparse.Namespace) -> Scale:
-    """The sizes that the flags ask for."""
+def experiment_of(options: argparse.Namespace) -> Experiment:
+    """What the flags ask for."""
     given = {name: getattr(options, name) for name in ("steps", "trials") if getattr(options, name)}
-    return dataclasses.replace(SCALES[options.scale], **given)
+    scale = dataclasses.replace(SCALES[options.scale], **given)
+    return Experiment(options.output_dir, scale, options.seed, options.arms)
 
 
 def say(text: str) -> None:
@@ -83,13 +95,14 @@ class Stage:
         say(f"{self.name} {self.done} of {self.total}: {what}; {spent:.0f} s, about {left:.0f} s left")
 
 
-def check_settings(root: Path, scale: Scale, seed: int) -> None:
+def check_settings(experiment: Experiment) -> None:
     """Refuse a folder of another experiment.
 
     Raises:
         UserError: it is one.
     """
-    settings = {"version": VERSION, "seed": seed, **dataclasses.asdict(scale)}
+    root = experiment.root
+    settings = {"version": VERSION, "seed": experiment.seed, **dataclasses.asdict(experiment.scale)}
     for name in ("processes", "loaders", "render_s", "step_s", "trial_s"):
         del settings[name]
     settings = json.loads(json.dumps(settings))
@@ -106,12 +119,12 @@ def check_settings(root: Path, scale: Scale, seed: int) -> None:
             )
 
 
-def record(root: Path, scale: Scale, seed: int) -> None:
+def record(experiment: Experiment) -> None:
     """Record the contributors whose recordings are not there yet."""
     from depi.sim.community import record_community
 
-    people = contributors(scale, seed)
-    missing = [person for person in people if not (root / "recorded" / person.repo_id).exists()]
+    scale, root = experiment.scale, experiment.root / "recorded"
+    missing = [person for person in experiment.contributors if not (root / person.repo_id).exists()]
     if not missing:
         return
     # An expert takes about two seconds to touch the cube.
@@ -119,7 +132,7 @@ def record(root: Path, scale: Scale, seed: int) -> None:
     seconds = 10 + max(sum(pictures) / scale.processes, max(pictures)) * scale.render_s
     stage = Stage("record", len(missing), seconds)
     record_community(
-        root / "recorded",
+        root,
         missing,
         workers=scale.processes,
         progress=lambda person, done, total: stage.step(describe(person)),
@@ -139,20 +152,27 @@ def offline_hub(root: Path) -> Iterator[None]:
     from depi.hub.local import serve
 
     with serve(root / "hub") as hub:
-        os.environ.update(hub.environment())
-        os.environ["HF_HOME"] = str((root / "hf_home").resolve())
-        os.environ.update(HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false")
-        os.environ.update(OMP_NUM_THREADS="1")
-        yield
+        variables = {
+            **hub.environment(),
+            "HF_HOME": str((root / "hf_home").resolve()),
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "OMP_NUM_THREADS": "1",
+        }
+        with patch.dict(os.environ, variables):
+            yield
 
 
-def train_and_play(root: Path, scale: Scale, seed: int) -> None:
+def train_and_play(experiment: Experiment) -> None:
     """Train what is not trained, and play each arm as soon as it is; `scale.processes` at a time."""
+    scale, root = experiment.scale, experiment.root
+    to_train = [arm for arm in experiment.arms if not experiment.trained(arm)]
+    for arm in to_train:  # what was played of an earlier training does not count
+        shutil.rmtree(root / "played" / arm.name, ignore_errors=True)
     missing = {
-        arm.name: [trials for trials in all_trials(arm, scale, seed) if not trials.path(root).exists()]
-        for arm in ARMS
+        arm: [trials for trials in experiment.trials(arm) if not experiment.outcomes(trials).exists()]
+        for arm in experiment.arms
     }
-    to_train = [arm for arm in ARMS if not work.trained(root, arm, scale)]
     if not to_train and not any(missing.values()):
         return
     at_once = min(len(to_train), scale.processes) or 1
@@ -163,18 +183,18 @@ def train_and_play(root: Path, scale: Scale, seed: int) -> None:
     jobs: dict[Future[Any], Callable[[Any], None]] = {}
 
     def played(trials: Trials, outcomes: list[bool]) -> None:
-        playing.step(f"{trials.arm} in {trials.rig}, {sum(outcomes)} of {len(outcomes)}")
+        playing.step(f"{trials.arm.name} in {trials.rig}, {sum(outcomes)} of {len(outcomes)}")
 
     def play(arm: Arm) -> None:
-        for trials in missing[arm.name]:
-            jobs[pool.submit(work.play, root, arm, trials)] = functools.partial(played, trials)
+        for trials in missing[arm]:
+            jobs[pool.submit(work.play, experiment, trials)] = functools.partial(played, trials)
 
     def train(arm: Arm) -> None:
         def trained(loss: float) -> None:
             training.step(f"{arm.name}, loss {loss:.3f}")
             play(arm)
 
-        jobs[pool.submit(work.train_arm, root, arm, scale, seed)] = trained
+        jobs[pool.submit(work.train_arm, experiment, arm)] = trained
 
     def prepared(_: Any) -> None:
         for arm in to_train:
@@ -183,8 +203,8 @@ def train_and_play(root: Path, scale: Scale, seed: int) -> None:
     try:
         if to_train:
             say("prepare: images for training")
-            jobs[pool.submit(work.prepare_images, root, scale, seed)] = prepared
-        for arm in ARMS:
+            jobs[pool.submit(work.prepare_images, experiment)] = prepared
+        for arm in experiment.arms:
             if arm not in to_train:
                 play(arm)
         while jobs:
@@ -232,75 +252,60 @@ class Outcome:
         return f"+{self.gained} -{self.lost}, p {self.p:.2g}"
 
 
-def outcomes(root: Path, trials: list[Trials], seen: bool) -> list[bool]:
-    """Which of an arm's episodes succeeded, in rigs that were seen or in the others."""
-    return [
-        success for each in trials if each.seen == seen for success in read_json(each.path(root))["success"]
-    ]
-
-
-def evaluate(root: Path, scale: Scale, seed: int) -> dict[str, dict[str, Outcome]]:
+def evaluate(experiment: Experiment) -> dict[str, dict[str, Outcome]]:
     """Arm -> `seen` and `unseen` -> what it achieved."""
-    results: dict[str, dict[str, Outcome]] = {}
-    played = {arm.name: all_trials(arm, scale, seed) for arm in ARMS}
-    for arm in ARMS:
-        results[arm.name] = {
-            split: Outcome.of(
-                outcomes(root, played[arm.name], split == "seen"),
-                outcomes(root, played["union"], split == "seen"),
-            )
+
+    def successes(arm: Arm, seen: bool) -> list[bool]:
+        played = [experiment.outcomes(trials) for trials in experiment.trials(arm) if trials.seen == seen]
+        return [success for path in played for success in read_json(path)["success"]]
+
+    union = experiment.arms[0]
+    return {
+        arm.name: {
+            split: Outcome.of(successes(arm, split == "seen"), successes(union, split == "seen"))
             for split in ("seen", "unseen")
         }
-    return results
+        for arm in experiment.arms
+    }
 
 
-def show(results: dict[str, dict[str, Outcome]], scale: Scale) -> None:
-    """Print the table."""
-    table = Table(
-        title=f"touch the {COLOR} cube, {RATE} actions per second; {scale.contributors} contributors, "
-        f"{scale.episodes} episodes each; {scale.steps} steps of {scale.batch_size} samples",
-        show_lines=True,
+def show(results: dict[str, dict[str, Outcome]], experiment: Experiment) -> None:
+    """Print the table, and what its rows mean."""
+    scale = experiment.scale
+    print(
+        f"Touch the {COLOR} cube, {RATE} actions per second. {scale.contributors} contributors recorded "
+        f"{scale.episodes} episodes each; {scale.steps} training steps of {scale.batch_size} samples."
     )
-    for column in (
-        "trained",
-        "what that means",
-        "seen rigs",
-        "against union",
-        "unseen rigs",
-        "against union",
-    ):
-        table.add_column(column, overflow="fold")
-    for arm in ARMS:
+    table = Table("trained", "seen rigs", "against union", "unseen rigs", "against union")
+    for arm in experiment.arms:
         cells = []
         for split in ("seen", "unseen"):
             outcome = results[arm.name][split]
-            cells += [str(outcome), "" if arm.name == "union" else outcome.against()]
-        table.add_row(arm.name, arm.meaning, *cells)
-    Console().print(table)
-    print(
-        "Success rates with 95% Wilson intervals. +G -L: episodes that only this arm, or only the union, did."
-    )
+            cells += [str(outcome), "" if arm is experiment.arms[0] else outcome.against()]
+        table.add_row(arm.name, *cells)
+    Console(width=110).print(table)
+    print("Success with 95% Wilson intervals; +G -L: episodes that only this arm, or only the union, did.")
+    for arm in experiment.arms:
+        print(f"  {arm.name}: {arm.meaning}")
 
 
 def main(args: list[str] | None = None) -> int:
     """Run the experiment and print what came of it."""
     options = parse(args)
-    scale, root, seed = scale_of(options), options.output_dir, options.seed
+    experiment = experiment_of(options)
     began = time.monotonic()
-    check_settings(root, scale, seed)
-    record(root, scale, seed)
-    with offline_hub(root):
-        train_and_play(root, scale, seed)
-    results = evaluate(root, scale, seed)
-    show(results, scale)
-    misjudged = work.misjudged(root, ARMS[0], scale, seed)
+    check_settings(experiment)
+    record(experiment)
+    with offline_hub(experiment.root):
+        train_and_play(experiment)
+    results = evaluate(experiment)
+    show(results, experiment)
+    misjudged = work.misjudged(experiment, experiment.arms[0])
     for sentence in misjudged:
         print(f"the joint convention was not recognised: {sentence}")
-    summary = {
-        name: {split: dataclasses.asdict(o) for split, o in by.items()} for name, by in results.items()
-    }
-    line = {"scale": options.scale, "seed": seed, "misjudged": misjudged, "seconds": time.monotonic() - began}
-    print(json.dumps({**line, "arms": summary}))
+    arms = {name: {split: dataclasses.asdict(o) for split, o in by.items()} for name, by in results.items()}
+    head = {"scale": options.scale, "seed": options.seed, "seconds": round(time.monotonic() - began, 1)}
+    print(json.dumps({**head, "conventions_misjudged": misjudged, "arms": arms}))
     return 0
 
 

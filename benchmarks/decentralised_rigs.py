@@ -49,7 +49,7 @@ class Scale:
 
 SCALES = {
     "smoke": Scale(contributors=4, episodes=2, unseen=2, trials=1, steps=20, batch_size=8, processes=2),
-    "cpu": Scale(contributors=6, episodes=20, unseen=6, trials=8, steps=1200, batch_size=8, processes=2),
+    "cpu": Scale(contributors=8, episodes=16, unseen=8, trials=6, steps=1800, batch_size=8, processes=2),
     "full": Scale(
         contributors=16,
         episodes=24,
@@ -117,23 +117,68 @@ ARMS = (
 )
 
 
-def contributors(scale: Scale, seed: int) -> list[Contributor]:
-    """Those who record: drawn from `random_setup`'s seen rigs, the four joint conventions in turn."""
-    return [
-        Contributor(
-            f"contributor{number:02}/{TASK}",
-            TASK,
-            _rig(scale, seed, "seen", number),
-            scale.episodes,
-            seed=10_000 * (number + 1),
-        )
-        for number in range(scale.contributors)
-    ]
+@dataclass(frozen=True)
+class Experiment:
+    """What is done, and where it is kept.
 
+    Attributes:
+        root: folder of recordings, trainings and outcomes. seed: of rigs and trainings.
+        arms: to train and play, the union first.
+    """
 
-def unseen_rigs(scale: Scale, seed: int) -> dict[str, Setup]:
-    """Rigs of which no recording exists: other tables, camera poses and base positions."""
-    return {f"unseen{number:02}": _rig(scale, seed, "unseen", number) for number in range(scale.unseen)}
+    root: Path
+    scale: Scale
+    seed: int = 0
+    arms: tuple[Arm, ...] = ARMS
+
+    @property
+    def contributors(self) -> list[Contributor]:
+        """Those who record: drawn from `random_setup`'s seen rigs, the four joint conventions in turn."""
+        return [
+            Contributor(
+                f"contributor{number:02}/{TASK}",
+                TASK,
+                _rig(self.scale, self.seed, "seen", number),
+                self.scale.episodes,
+                seed=10_000 * (number + 1),
+            )
+            for number in range(self.scale.contributors)
+        ]
+
+    def contributors_of(self, arm: Arm) -> list[Contributor]:
+        """Whose recordings an arm is trained on; `single` takes the first of those with the most cameras."""
+        people = self.contributors
+        return [max(people, key=lambda person: len(person.setup.cameras))] if arm.single else people
+
+    def trials(self, arm: Arm) -> "list[Trials]":
+        """What is played of an arm: the same rigs and seeds for every arm, so that outcomes form pairs."""
+        scale = self.scale
+        rigs = [(person.repo_id, True, person.setup) for person in self.contributors]
+        for number in range(scale.unseen):
+            rigs.append((f"unseen{number:02}", False, _rig(scale, self.seed, "unseen", number)))
+        return [
+            Trials(
+                arm,
+                rig,
+                seen,
+                dataclasses.replace(setup, fps=RATE),
+                tuple(range(FIRST_TRIAL + 1000 * number, FIRST_TRIAL + 1000 * number + scale.trials)),
+            )
+            for number, (rig, seen, setup) in enumerate(rigs)
+        ]
+
+    def run_folder(self, arm: Arm) -> Path:
+        """Where an arm's training is."""
+        return self.root / "trained" / arm.name
+
+    def trained(self, arm: Arm) -> bool:
+        """Whether an arm's training has reached its last step."""
+        last = self.run_folder(arm) / "checkpoints" / "last"
+        return last.exists() and int(last.resolve().name) == self.scale.steps
+
+    def outcomes(self, trials: "Trials") -> Path:
+        """Where the outcomes of episodes are kept."""
+        return self.root / "played" / trials.arm.name / f"{trials.rig.replace('/', '_')}.json"
 
 
 def _rig(scale: Scale, seed: int, split: str, number: int) -> Setup:
@@ -154,11 +199,6 @@ def _rig(scale: Scale, seed: int, split: str, number: int) -> Setup:
     )
 
 
-def best_equipped(people: list[Contributor]) -> Contributor:
-    """Whom the arm `single` trains on: the first of those with the most cameras."""
-    return max(people, key=lambda person: len(person.setup.cameras))
-
-
 @dataclass(frozen=True)
 class Trials:
     """Episodes of one arm's policy in one rig.
@@ -168,28 +208,8 @@ class Trials:
         setup: the rig. seeds: of the episodes.
     """
 
-    arm: str
+    arm: Arm
     rig: str
     seen: bool
     setup: Setup
     seeds: tuple[int, ...]
-
-    def path(self, root: Path) -> Path:
-        """Where their outcomes are kept."""
-        return root / "played" / self.arm / f"{self.rig.replace('/', '_')}.json"
-
-
-def all_trials(arm: Arm, scale: Scale, seed: int) -> list[Trials]:
-    """What is played of an arm: the same rigs and seeds for every arm, so that outcomes form pairs."""
-    rigs = [(person.repo_id, True, person.setup) for person in contributors(scale, seed)]
-    rigs += [(name, False, setup) for name, setup in unseen_rigs(scale, seed).items()]
-    return [
-        Trials(
-            arm.name,
-            rig,
-            seen,
-            dataclasses.replace(setup, fps=RATE),
-            tuple(range(FIRST_TRIAL + 1000 * number, FIRST_TRIAL + 1000 * number + scale.trials)),
-        )
-        for number, (rig, seen, setup) in enumerate(rigs)
-    ]

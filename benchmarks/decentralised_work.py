@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from decentralised_rigs import RATE, TASK, Arm, Scale, Trials, best_equipped, contributors
+from decentralised_rigs import RATE, TASK, Arm, Experiment, Trials
 
 from depi.errors import UserError
 from depi.files import read_json, write_json
@@ -45,26 +45,24 @@ def start(logs: Path) -> None:
     quiet_libraries()
 
 
-def mixture(root: Path, name: str, people: list["Contributor"]) -> Path:
+def mixture(experiment: Experiment, name: str, people: list["Contributor"]) -> Path:
     """Write a file for `--dataset.mixture` that names these contributors' recordings."""
-    path = root / "mixtures" / f"{name}.json"
-    sources = [
-        {"repo_id": person.repo_id, "root": str(root / "recorded" / person.repo_id)} for person in people
-    ]
+    path, recorded = experiment.root / "mixtures" / f"{name}.json", experiment.root / "recorded"
+    sources = [{"repo_id": person.repo_id, "root": str(recorded / person.repo_id)} for person in people]
     write_json(path, sources)
     return path
 
 
-def prepare_images(root: Path, scale: Scale, seed: int) -> None:
+def prepare_images(experiment: Experiment) -> None:
     """Decode and scale all recorded images once, for all trainings."""
     from depi.training.prepare import main
 
-    people = contributors(scale, seed)
+    scale = experiment.scale
     side = json.loads(str(scale.policy.get("image_resolution", "[84,84]")))[0]
     main(
         [
-            f"--dataset.mixture={mixture(root, 'all', people)}",
-            f"--output_dir={root / 'prepared'}",
+            f"--dataset.mixture={mixture(experiment, 'all', experiment.contributors)}",
+            f"--output_dir={experiment.root / 'prepared'}",
             f"--image_size={side}",
             f"--workers={max(1, scale.processes // 2)}",
             CAMERAS,
@@ -72,25 +70,13 @@ def prepare_images(root: Path, scale: Scale, seed: int) -> None:
     )
 
 
-def run_folder(root: Path, arm: Arm) -> Path:
-    """Where an arm's training is."""
-    return root / "trained" / arm.name
-
-
-def trained(root: Path, arm: Arm, scale: Scale) -> bool:
-    """Whether an arm's training has reached its last step."""
-    last = run_folder(root, arm) / "checkpoints" / "last"
-    return last.exists() and int(last.resolve().name) == scale.steps
-
-
-def train_flags(root: Path, arm: Arm, scale: Scale, seed: int) -> list[str]:
+def train_flags(experiment: Experiment, arm: Arm) -> list[str]:
     """The command line of `depi/train.py` for an arm."""
-    people = contributors(scale, seed)
-    if arm.single:
-        people = [best_equipped(people)]
+    scale = experiment.scale
+    data = mixture(experiment, arm.name, experiment.contributors_of(arm))
     return [
-        f"--dataset.mixture={mixture(root, arm.name, people)}",
-        f"--dataset.prepared={root / 'prepared'}",
+        f"--dataset.mixture={data}",
+        f"--dataset.prepared={experiment.root / 'prepared'}",
         f"--dataset.joint_convention={arm.joints}",
         f"--dataset.cameras={arm.cameras}",
         f"--dataset.action_freq={RATE}",
@@ -109,15 +95,15 @@ def train_flags(root: Path, arm: Arm, scale: Scale, seed: int) -> list[str]:
         f"--batch_size={scale.batch_size}",
         f"--steps={scale.steps}",
         f"--num_workers={scale.loaders}",
-        f"--seed={seed}",
+        f"--seed={experiment.seed}",
         "--save_freq=0",
         "--log_freq=20",
-        f"--output_dir={run_folder(root, arm)}",
+        f"--output_dir={experiment.run_folder(arm)}",
         f"--job_name={arm.name}",
     ]
 
 
-def train_arm(root: Path, arm: Arm, scale: Scale, seed: int) -> float:
+def train_arm(experiment: Experiment, arm: Arm) -> float:
     """Train an arm from scratch and return its last logged loss; what an unfinished training left is removed.
 
     Raises:
@@ -126,8 +112,8 @@ def train_arm(root: Path, arm: Arm, scale: Scale, seed: int) -> float:
     from depi.training.command_line import parse_train_config
     from depi.training.loop import train
 
-    shutil.rmtree(run_folder(root, arm), ignore_errors=True)
-    config = parse_train_config(train_flags(root, arm, scale, seed))
+    shutil.rmtree(experiment.run_folder(arm), ignore_errors=True)
+    config = parse_train_config(train_flags(experiment, arm))
     with contextlib.ExitStack() as changes:
         if arm.joints == "native":
             changes.enter_context(conventions_mixed())
@@ -136,7 +122,7 @@ def train_arm(root: Path, arm: Arm, scale: Scale, seed: int) -> float:
         status = train(config)
     if status:
         raise UserError(f"training {arm.name} was stopped with status {status}")
-    lines = (run_folder(root, arm) / "metrics.jsonl").read_text("utf-8").splitlines()
+    lines = (experiment.run_folder(arm) / "metrics.jsonl").read_text("utf-8").splitlines()
     return float(json.loads(lines[-1])["loss"])
 
 
@@ -171,10 +157,10 @@ def statistics_of_the_first() -> Iterator[None]:
         yield
 
 
-def misjudged(root: Path, arm: Arm, scale: Scale, seed: int) -> list[str]:
+def misjudged(experiment: Experiment, arm: Arm) -> list[str]:
     """Contributors whose joint convention the reader has not recognised: the comparison rests on it."""
-    recorded = {person.repo_id: person.setup.convention for person in contributors(scale, seed)}
-    report = read_json(run_folder(root, arm) / "data_report.json")
+    recorded = {person.repo_id: person.setup.convention for person in experiment.contributors}
+    report = read_json(experiment.run_folder(arm) / "data_report.json")
     return [
         f"{entry['repo_id']} is in {recorded[entry['repo_id']]}, read as {entry['convention']}"
         for entry in report["datasets"]
@@ -182,14 +168,14 @@ def misjudged(root: Path, arm: Arm, scale: Scale, seed: int) -> list[str]:
     ]
 
 
-def play(root: Path, arm: Arm, trials: Trials) -> list[bool]:
+def play(experiment: Experiment, trials: Trials) -> list[bool]:
     """Play an arm's policy in a rig, keep and return which episodes succeeded."""
     from depi.sim.env import make_env
 
-    setup = trials.setup
+    setup, arm = trials.setup, trials.arm
     table = table_of(setup)
     began = time.perf_counter()
-    actor = load(run_folder(root, arm) / "checkpoints" / "last" / "pretrained_model", arm.joints)
+    actor = load(experiment.run_folder(arm) / "checkpoints" / "last" / "pretrained_model", arm.joints)
     actor.fit([table])
     env = make_env(TASK, setup)
     try:
@@ -197,7 +183,7 @@ def play(root: Path, arm: Arm, trials: Trials) -> list[bool]:
     finally:
         env.close()
     seconds = round(time.perf_counter() - began, 1)
-    write_json(trials.path(root), {"seeds": trials.seeds, "success": outcomes, "seconds": seconds})
+    write_json(experiment.outcomes(trials), {"seeds": trials.seeds, "success": outcomes, "seconds": seconds})
     return outcomes
 
 
