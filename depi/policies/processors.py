@@ -150,6 +150,14 @@ def preprocess(batch: Mapping[str, Any], pre: Pipeline) -> dict[str, Any]:
     return processed
 
 
+def is_told_advantages(folder: Path) -> bool:
+    """Whether the policy in a checkpoint folder was trained with an advantage indicator in its prompts."""
+    path = folder / PREPROCESSOR
+    content = read_json(path) if path.exists() else None
+    steps = content.get("steps") if isinstance(content, dict) else None
+    return any(isinstance(step, dict) and step.get("class") == OWN_STEP for step in steps or ())
+
+
 def _check_steps(path: Path) -> None:
     content = read_json(path)
     steps = content.get("steps") if isinstance(content, dict) else None

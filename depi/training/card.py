@@ -72,7 +72,7 @@ def model_card(
         f"{report['num_frames']} frames.",
         "",
         *_interface_lines(config, policy),
-        *_run_lines(policy),
+        *_run_lines(config, policy),
         *_metrics_lines(metrics),
         *_data_lines(datasets),
     ]
@@ -101,19 +101,30 @@ def _interface_lines(config: TrainConfig, policy: PreTrainedConfig) -> list[str]
         f"- Action: chunks of {policy.chunk_size} steps of {len(names)} joints: {', '.join(names)}.",
         f"- Units: {UNITS[config.dataset.joint_convention]}",
         f"- Camera slots: {SLOTS[config.dataset.cameras]}",
+        *_prompt_lines(config),
         WEIGHTS_LINES["ema" if averaged else "raw"],
         "",
     ]
 
 
-def _run_lines(policy: PreTrainedConfig) -> list[str]:
+def _prompt_lines(config: TrainConfig) -> list[str]:
+    if config.advantage.mode == "off":
+        return []
+    return [
+        "- Prompts: the task and a line `Advantage: positive`, which the saved processor adds; a task that "
+        "ends with a line `Advantage: negative` keeps that."
+    ]
+
+
+def _run_lines(config: TrainConfig, policy: PreTrainedConfig) -> list[str]:
     """How to run it on an SO-101, with LeRobot's command."""
     cameras = ", ".join(
         f'"{key.rpartition(".")[2]}": '
         f"{{type: opencv, index_or_path: {number}, width: 640, height: 480, fps: 30}}"
         for number, key in enumerate(policy.image_features)
     )
-    plugin = [] if policy.type == "pi0" else ["pip install lerobot_policy_depi  # from DePi's plugins/", ""]
+    stock = policy.type == "pi0" and config.advantage.mode == "off"
+    plugin = [] if stock else ["pip install lerobot_policy_depi  # from DePi's plugins/", ""]
     return [
         "## On an SO-101",
         "",

@@ -4,6 +4,7 @@ import logging
 import os
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +19,7 @@ from depi.hub.client import go_offline
 from depi.policies import make_policy, make_processors
 from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
 from depi.policies.factory import AnyPolicy, load_any_policy
+from depi.policies.processors import is_told_advantages
 from depi.training.checkpoint import DATA_REPORT_NAME, load_trained_policy, load_training_state
 from depi.training.config import TrainConfig
 from depi.training.data import PolicyStream, dataset_sources, resumed_sources, training_stream
@@ -186,6 +188,11 @@ def build_policy(config: TrainConfig, dataset: MultiLeRobotDataset) -> AnyPolicy
     policy = load_any_policy(
         policy_config.pretrained_path, config=policy_config, data=dataset, strict=config.strict
     )
+    if config.advantage.mode == "off" and is_told_advantages(Path(policy_config.pretrained_path)):
+        logger.warning(
+            "the policy was trained with an advantage indicator in its prompts; --advantage.mode=off leaves "
+            "it out, and the new one will not know it"
+        )
     if config.peft is not None:
         add_adapters(policy.model, config.peft)
     return policy

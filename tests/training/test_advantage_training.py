@@ -198,6 +198,20 @@ def test_a_run_remembers_and_resumes_exactly(flags, used, tmp_path, capfd):
     assert is_conditioned(pre)
     assert next(step.indicator for step in pre.steps if hasattr(step, "indicator")) == "positive"
     assert not is_conditioned(load_processors(plain)[0])
+    said = [
+        "Advantage: positive" in (each / "checkpoints/last/pretrained_model/README.md").read_text()
+        for each in (run, plain)
+    ]
+    assert said == [True, False]
+
+    # Fine-tuned without indicators, the policy forgets them, and is told so.
+    finetuned = tmp_path / "finetuned"
+    rest = [flag for flag in flags if not flag.startswith("--policy.")]
+    capfd.readouterr()
+    onwards = [*rest, f"--policy.path={run}", "--policy.device=cpu", "--steps=1", f"--output_dir={finetuned}"]
+    assert train(onwards) == 0
+    assert "the new one will not know it" in " ".join(capfd.readouterr().err.split())
+    assert not is_conditioned(load_processors(finetuned)[0])
 
     # Advantages that were computed anew are others.
     shutil.rmtree(used)
