@@ -54,9 +54,11 @@ def take_weights(model: ValueNetwork, path: Path) -> tuple[list[str], list[str]]
                 )
                 if key is not None and _fits(file.get_slice(key), value, path, key):
                     sources[name] = key
-            if not any(name.startswith("vision.") for name in sources):
+            missing = [name for name in own if name.startswith("vision.") and name not in sources]
+            if missing:
                 raise UserError(
-                    f"--policy.init_from={path}: nothing of its vision tower fits the value function's sizes"
+                    f"--policy.init_from={path}: its vision tower does not fit the value function's, "
+                    f"{len(missing)} tensors differ, first {missing[0]}: choose the same sizes"
                 )
             for name, key in sources.items():
                 own[name].copy_(file.get_tensor(key))
