@@ -41,7 +41,11 @@ def test_the_aloha_expert_transfers_every_cube():
         assert np.abs(np.diff(arms, axis=0)).max() < 0.1  # radians in 0.02 s
 
 
-@pytest.fixture(scope="module", params=["pusht", "aloha_transfer_cube"])
+# An episode of aloha takes half a minute to draw, at any size.
+ALOHA = pytest.param("aloha_transfer_cube", marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=["pusht", ALOHA])
 def recorded(request, tmp_path_factory):
     task = GYM_TASKS[request.param]
     root = tmp_path_factory.mktemp("gym") / "ann" / task.name
