@@ -52,14 +52,15 @@ SCALES = {
     "cpu": Scale(contributors=8, episodes=16, unseen=8, trials=6, steps=1800, batch_size=8, processes=2),
     "full": Scale(
         contributors=16,
-        episodes=24,
+        episodes=20,
         unseen=16,
         trials=12,
-        steps=5000,
+        steps=3000,
         batch_size=64,
         processes=16,
         fps_limit=30,
         policy={
+            "dtype": "bfloat16",
             "image_resolution": "[112,112]",
             "vision_width": 256,
             "vision_depth": 6,
@@ -73,7 +74,8 @@ SCALES = {
         },
         loaders=2,
         device="cuda",
-        step_s=0.06,
+        step_s=0.08,
+        trial_s=1.2,
     ),
 }
 

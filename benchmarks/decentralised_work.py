@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ CAMERAS = "--dataset.max_cameras=3"
 
 def start(logs: Path) -> None:
     """Begin a worker process: one thread, and all that libraries say into a file of its own."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     os.environ.setdefault("LP_NUM_THREADS", "1")  # of software OpenGL
     logs.mkdir(parents=True, exist_ok=True)
     log = (logs / f"{os.getpid()}.txt").open("a")
@@ -43,6 +45,13 @@ def start(logs: Path) -> None:
 
     torch.set_num_threads(1)
     quiet_libraries()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it was killed, so that a rerun is alone in the folder."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def mixture(experiment: Experiment, name: str, people: list["Contributor"]) -> Path:
