@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from depi.errors import UserError
+from depi.evaluation.actors import ExpertActor
 from depi.evaluation.evaluate import EnvConfig, EpisodesConfig, EvaluateConfig, evaluate, roll_out
 from depi.files import read_json
 
@@ -157,9 +158,8 @@ def test_rigs_are_drawn_for_each_episode(tmp_path):
     for split in ("seen", "unseen"):
         config = choices(tmp_path / split, 3, "so101", batch_size=1)
         config.policy.path, config.env.setups = "expert", split
+        config.env.observation_height, config.env.observation_width = 60, 80
         kept = []
-        from depi.evaluation.actors import ExpertActor
-
         result = roll_out(config, ExpertActor(), show_progress=False, on_episode=kept.append)
         assert result["n_errors"] == 0
         seen[split] = {one.seed: {key: one.images[key][0] for key in one.images} for one in kept}
@@ -181,7 +181,8 @@ def test_rigs_are_drawn_for_each_episode(tmp_path):
     ],
 )
 def test_an_environment_that_cannot_be_made_is_said(tmp_path, env, says):
-    config = EvaluateConfig(env=EnvConfig(**env), output_dir=tmp_path / "eval")
+    one = EpisodesConfig(batch_size=1)
+    config = EvaluateConfig(env=EnvConfig(**env), eval=one, output_dir=tmp_path / "eval")
     with pytest.raises(UserError, match=says):
         roll_out(config, Steady(), show_progress=False)
     assert not (tmp_path / "eval").exists()
