@@ -120,12 +120,8 @@ def test_texts_and_camera_names_give_nothing_away(truth: ModuleType):
     rigs = truth.contributors(32, 1)
     assert rigs == truth.contributors(32, 1)
     assert {rig.task for rig in rigs} == {"touch", "pick_lift"}
-    assert {view for rig in rigs for view in truth.truth_of(rig).views.values()} == {
-        "wrist",
-        "front",
-        "side",
-        "top",
-    }
+    views = {"wrist", "front", "side", "top"}
+    assert {view for rig in rigs for view in truth.truth_of(rig).views.values()} == views
     for rig in rigs:
         shown = truth.truth_of(rig)
         assert not any(truth.attributes_right(rig.setup.task_text, shown).values())
