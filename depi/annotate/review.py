@@ -3,6 +3,7 @@
 import base64
 import math
 import secrets
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -108,7 +109,7 @@ def main(args: list[str]) -> int:
 def serve_command(config: ReviewConfig) -> str:
     """What to type to be able to save."""
     flags = [f"--{name}={value}" for name in ("repo_id", "root") if (value := getattr(config, name))]
-    return " ".join(["depi annotate review --serve", f"--annotations={config.annotations}", *flags])
+    return shlex.join(["depi", "annotate", "review", "--serve", f"--annotations={config.annotations}", *flags])
 
 
 def select(folder: Path, repo_id: str | None, max_episodes: int) -> Selection:
