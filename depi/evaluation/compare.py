@@ -270,7 +270,7 @@ def _print(result: Comparison) -> None:
 
     table = Table(title=f"{result.paired} paired seeds")
     for column in ("", "policy", "success rate", "95% interval", "mean reward", "mean length", "errors"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for name, side in (("A", result.a), ("B", result.b)):
         low, high = side.success_interval_95
         table.add_row(
