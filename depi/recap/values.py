@@ -208,8 +208,7 @@ def _values(
     left_out: list[LeftOut] = []
     frames = reader.read(part.first, part.last)
     done = 0
-    while done < len(values):
-        batch = list(islice(frames, part.network.batch_size))
+    while batch := list(islice(frames, part.network.batch_size)):
         groups = [batch[start : start + GROUP] for start in range(0, len(batch), GROUP)]
         # A group without any readable frame is not computed.
         whole = [fill_group(group) for group in groups if any(isinstance(one, dict) for one in group)]
@@ -221,6 +220,7 @@ def _values(
                 values[done : done + len(group)][readable] = next(rows)[: len(group)][readable]
             left_out += [one for one in group if isinstance(one, LeftOut)]
             done += len(group)
+    assert done == len(values)
     if np.isnan(values).sum() != len(left_out) or np.isinf(values).any():
         raise UserError(f"the value network in {part.network.folder} gives no finite numbers: train it again")
     return values, left_out
