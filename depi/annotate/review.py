@@ -108,8 +108,9 @@ def main(args: list[str]) -> int:
 
 def serve_command(config: ReviewConfig) -> str:
     """What to type to be able to save."""
-    flags = [f"--{name}={value}" for name in ("repo_id", "root") if (value := getattr(config, name))]
-    return shlex.join(["depi", "annotate", "review", "--serve", f"--annotations={config.annotations}", *flags])
+    names = ("annotations", "repo_id", "root")
+    flags = [f"--{name}={value}" for name in names if (value := getattr(config, name))]
+    return shlex.join(["depi", "annotate", "review", "--serve", *flags])
 
 
 def select(folder: Path, repo_id: str | None, max_episodes: int) -> Selection:
