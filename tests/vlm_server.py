@@ -5,6 +5,7 @@ As a program (`python vlm_server.py LOG`) it answers at once, prints its port an
 
 import hashlib
 import json
+import socket
 import sys
 import threading
 import time
@@ -96,6 +97,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         self.wfile.write(body)
+
+    def hang_up(self) -> None:
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, *args):
         pass

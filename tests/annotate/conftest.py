@@ -1,11 +1,13 @@
 """Small real datasets to annotate, and the command that does it."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 from recordings import Recording, write_v2, write_v3
 
 from depi.annotate.annotate import AnnotateConfig, annotate
+from depi.annotate.openai_server import ServerConfig
 from depi.hub.retry import RetryPolicy
 
 
@@ -26,9 +28,8 @@ def newer(tmp_path_factory) -> Path:
 def annotated(tmp_path, monkeypatch):
     """Annotate a local dataset into `tmp_path/out`: annotated(root, url, flag=value ...) -> Summary."""
     monkeypatch.setenv("DEPI_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(
-        "depi.annotate.openai_server.ServerConfig.retries", RetryPolicy(attempts=4, first_wait=0.02)
-    )
+    quick = partial(ServerConfig, retries=RetryPolicy(attempts=3, first_wait=0.01))
+    monkeypatch.setattr("depi.annotate.openai_server.ServerConfig", quick)
 
     def run(root: Path, url: str = "", **flags):
         backend = flags.pop("backend", "openai")
