@@ -1,0 +1,58 @@
+"""The recipes in configs/train are what the trainer and `depi eval` understand."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from recordings import Recording, write_v3
+from small_pi0 import SIZES
+
+from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
+from depi.hub.client import upload_folder
+from depi.policies import DepiPi0Config, make_policy, make_processors, save_checkpoint
+from depi.training.command_line import parse_train_config
+
+RECIPES = Path(__file__).parents[2] / "configs" / "train"
+
+
+@pytest.fixture(scope="module")
+def pi0_base(module_hub, tmp_path_factory) -> None:
+    """A small checkpoint under the name of the published one."""
+    folder = tmp_path_factory.mktemp("base")
+    dataset = MultiLeRobotDataset([DatasetSource("a/b", root=write_v3(folder / "b", Recording()))])
+    policy = make_policy(DepiPi0Config(device="cpu", **SIZES), dataset)
+    save_checkpoint(folder / "pi0", policy, *make_processors(policy.config, dataset.stats))
+    upload_folder(folder / "pi0", "lerobot/pi0_base", repo_type="model", commit_message="Upload")
+
+
+@pytest.mark.parametrize(
+    ("name", "repo_id", "env", "chunk"),
+    [
+        ("pi0_pusht", "lerobot/pusht", ("pusht", "PushT-v0"), 16),
+        ("pi0_aloha", "lerobot/aloha_sim_transfer_cube_human", ("aloha", "AlohaTransferCube-v0"), 50),
+        ("pi0_so101_sim", "sim/so101", ("so101", "pick_lift"), 30),
+    ],
+)
+def test_a_recipe_says_all_that_a_run_needs(pi0_base, tmp_path, name, repo_id, env, chunk):
+    args = [f"--config_path={RECIPES / name}.yaml", f"--output_dir={tmp_path / 'run'}"]
+    config = parse_train_config(args)
+    assert config.dataset.repo_id == repo_id
+    assert (config.env.type, config.env.task) == env
+    assert config.policy.pretrained_path is not None
+    assert (config.policy.chunk_size, config.policy.dtype) == (chunk, "bfloat16")
+    assert config.policy.n_action_steps * 2 == chunk
+    assert config.policy.scheduler_decay_steps == config.steps
+    offline = parse_train_config([*args, f"--dataset.root={tmp_path / 'recorded'}"])
+    assert (offline.dataset.repo_id, offline.dataset.root) == (repo_id, tmp_path / "recorded")
+
+
+def test_the_documented_small_run_is_understood():
+    text = (RECIPES / "README.md").read_text("utf-8").partition("## Small")[2]
+    (command,) = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    words = shlex.split(command.replace("\\\n", " "))
+    args = words[words.index("depi/train.py") + 1 :]
+    args[0] = args[0].replace("configs/train", str(RECIPES))
+    config = parse_train_config(args)
+    assert (config.policy.type, config.policy.device, config.env.type) == ("depi_pi0", "cpu", "pusht")
+    assert config.steps == config.policy.scheduler_decay_steps
