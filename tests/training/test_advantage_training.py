@@ -141,7 +141,15 @@ def test_processes_and_resumption_change_nothing(dataset, sidecars):
         return all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
 
     whole = read(8)
-    assert {int(mask.sum()) for _, _, masks in whole for mask in masks} != {0}
+    tokenizer = next(step.input_tokenizer for step in pre.steps if hasattr(step, "indicator"))
+    flags = FLAGS["user/long"] + FLAGS["user/short"]
+    said = [
+        (indicator_of(tokenizer.decode(tokens[mask])), flags[int(index)])
+        for step in whole
+        for index, tokens, mask in zip(*step, strict=True)
+    ]
+    assert all(told in (flag, None) for told, flag in said)
+    assert {told for told, _ in said} == {True, False, None}
     pairs = zip(read(4, 0, 2), read(4, 1, 2), strict=True)
     halves = [[torch.cat(both) for both in zip(*step, strict=True)] for step in pairs]
     assert all(same(*steps) for steps in zip(whole, halves, strict=True))
