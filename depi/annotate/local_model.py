@@ -123,8 +123,7 @@ class LocalModel:
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
-            return_tensors="pt",
-            padding=True,
+            processor_kwargs={"padding": True, "return_tensors": "pt"},
         ).to(self._network.device)
         limit = max(question.max_tokens for question in questions)
         with torch.inference_mode():
