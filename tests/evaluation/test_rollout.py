@@ -119,12 +119,13 @@ def test_after_kill_9_the_same_command_gives_the_same_result(tmp_path):
         "config = choices(Path(sys.argv[1]), 8, batch_size=2, seconds=0.05, n_videos=2)\n"
         "roll_out(config, Steady(), show_progress=False, resume=True)"
     )
-    paths = os.pathsep.join(sys.path)
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     command = [sys.executable, "-c", code, str(tmp_path / "killed")]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths})
     journal = tmp_path / "killed" / "episodes.jsonl"
     end = time.monotonic() + 120
     while not (journal.exists() and journal.read_text().count("\n") >= 2) and time.monotonic() < end:
+        assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
