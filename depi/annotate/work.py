@@ -118,7 +118,9 @@ def plan_dataset(source: DatasetSource, plan: Plan) -> DatasetWork:
         jobs = (
             _jobs(source, files, select_episodes(meta, positions), state, plan, bad) if len(positions) else []
         )
-        jobs = [_with_stages(job, stages[_position(meta, job.episode)]) for job in jobs]
+        for place, job in enumerate(jobs):
+            asked, earlier = stages[_position(meta, job.episode)]
+            jobs[place] = dataclasses.replace(job, stages=asked, before=earlier)
     except BaseException:
         lock.remove()
         lock.close()
@@ -223,10 +225,6 @@ def _view_positions(
     return sorted(
         {free[place] for place in np.linspace(0, len(free) - 1, missing).round().astype(int).tolist()}
     )
-
-
-def _with_stages(job: Job, missing: tuple[frozenset[str], Result | None]) -> Job:
-    return dataclasses.replace(job, stages=missing[0], before=missing[1])
 
 
 def _jobs(

@@ -17,6 +17,7 @@ from depi.datasets.annotations import (
     read_annotations,
     write_annotations,
 )
+from depi.datasets.cameras import slots_by_view
 from depi.errors import DatasetError, UserError
 
 TEXT = st.text(st.characters(categories=["L", "N", "P"]), min_size=1, max_size=40)
@@ -29,6 +30,7 @@ ROWS = st.lists(
         camera_views=st.dictionaries(TEXT, st.sampled_from(ANNOTATED_VIEWS), max_size=4),
         flags=st.lists(TEXT, max_size=3).map(tuple),
         refinements=st.integers(0, 9),
+        confidence=st.none() | st.floats(0, 1, width=32),
     ),
     max_size=6,
     unique_by=lambda row: row.episode_index,
@@ -91,6 +93,9 @@ def views(*pairs):
         ({"camera_views": pa.array([["top"]])}, "camera_views is 'list<"),
         ({"flags": pa.array([["f" * 201]])}, "a flag has 201"),
         ({"refinements": pa.array([1])}, "refinements is 'int64'"),
+        ({"confidence": pa.array([1.5], pa.float32())}, "confidence is 1.5, expected 0 to 1"),
+        ({"confidence": pa.array([float("nan")], pa.float32())}, "confidence is nan"),
+        ({"confidence": pa.array([1])}, "column confidence is 'int64'"),
     ],
 )
 def test_hostile_sidecars_are_refused(tmp_path, changes, says):
@@ -108,6 +113,13 @@ def test_the_good_row_is_good_and_unknown_columns_are_ignored(tmp_path):
     assert read_annotations(tmp_path, "a")[0][0].task == "pick the cube"
     pq.write_table(table(task=pa.array([" \n"])), tmp_path / "a.parquet")
     assert read_annotations(tmp_path, "a")[0][0].task is None
+
+
+def test_unusable_cameras_take_no_slot_unless_all_are():
+    views = {"a": "unusable", "wrist": "unusable", "b": "top"}
+    assert slots_by_view(["a", "wrist", "b"], views, 3) == (None, None, 2)
+    assert slots_by_view(["a"], views, 2) == (None, 0)
+    assert slots_by_view(["a", "c"], views, 2) == (None, 1)
 
 
 def test_files_that_are_no_parquet_too_large_or_double(tmp_path):
