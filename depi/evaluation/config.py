@@ -17,6 +17,9 @@ class PolicyConfig:
     device: str | None = None
     # Actions of a chunk that are played out before the next chunk is computed; null: as saved.
     n_action_steps: int | None = None
+    # How strongly to follow the advantage indicator, 0 to 100; null: as saved, by default 1, the policy as it
+    # was trained. Other values take up to twice the time.
+    guidance: float | None = None
 
 
 @dataclass

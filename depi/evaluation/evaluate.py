@@ -210,6 +210,7 @@ def _roll_out(
         "revision": config.policy.revision,
         **identity,
         "n_action_steps": config.policy.n_action_steps,
+        "guidance": config.policy.guidance,
         "env": dataclasses.asdict(env),
         "seed": config.seed,
     }

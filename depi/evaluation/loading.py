@@ -12,6 +12,7 @@ from depi.evaluation.results import digest
 from depi.files import read_json
 from depi.policies import Pi0Policy, load_policy, load_processors, resolve_checkpoint
 from depi.policies.checkpoint import CONFIG, CONFIG_CLASSES, WEIGHTS
+from depi.policies.indicator import is_conditioned
 
 
 def load_actor(config: EvaluateConfig) -> tuple[Actor, dict[str, Any]]:
@@ -29,6 +30,8 @@ def load_actor(config: EvaluateConfig) -> tuple[Actor, dict[str, Any]]:
         identity["weights"] = digest(folder / WEIGHTS)
     if kind in CONFIG_CLASSES or kind is None:
         return _load_pi0(folder, config), identity
+    if config.policy.guidance is not None:
+        raise UserError(f"--policy.guidance: a policy of type {kind} has no advantage indicator to follow")
     from depi.evaluation.lerobot_policies import LeRobotActor, load_lerobot_policy
 
     policy, pipelines = load_lerobot_policy(folder, kind, config.policy.device)
@@ -49,6 +52,10 @@ def _load_pi0(folder: Path, config: EvaluateConfig) -> Actor:
             raise UserError(f"--policy.n_action_steps must be 1 to {policy.config.chunk_size}")
         policy.config.n_action_steps = config.policy.n_action_steps
     processors = load_processors(folder, device=policy.config.device)
+    if config.policy.guidance is not None:
+        if not is_conditioned(processors[0]):
+            raise UserError(f"--policy.guidance: {config.policy.path} was not trained with --advantage.mode")
+        policy.set_guidance(config.policy.guidance)
     by_view, convention = training_choices(folder)
     return Pi0Actor(
         _fast(policy),
