@@ -10,6 +10,7 @@ from pathlib import Path
 from lerobot.configs import NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 
+from depi.errors import UserError
 from depi.models.scene import SceneDimensions
 from depi.models.value import ValueDimensions
 
@@ -86,8 +87,9 @@ class ValueConfig(PreTrainedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # draccus would hide what a ValueError says of a policy behind "could not instantiate".
         if self.size not in SIZES:
-            raise ValueError(f"size {self.size} is none of {', '.join(SIZES)}")
+            raise UserError(f"size {self.size} is none of {', '.join(SIZES)}")
         sizes = asdict(SIZES[self.size])
         if not any(self.image_resolution):
             self.image_resolution = (sizes["image_size"], sizes["image_size"])
@@ -95,27 +97,27 @@ class ValueConfig(PreTrainedConfig):
             setattr(self, name, getattr(self, name) or sizes[name])
         for name in (*SIZE_NAMES, "max_state_dim", "tokenizer_max_length", "number_of_bins"):
             if not 0 < getattr(self, name) <= LARGEST_SIZE:
-                raise ValueError(f"{name} must be between 1 and {LARGEST_SIZE}, not {getattr(self, name)}")
+                raise UserError(f"{name} must be between 1 and {LARGEST_SIZE}, not {getattr(self, name)}")
         if max(self.depth, self.vision_depth) > LARGEST_DEPTH:
-            raise ValueError(f"{max(self.depth, self.vision_depth)} layers are too many: at most 1000")
+            raise UserError(f"{max(self.depth, self.vision_depth)} layers are too many: at most 1000")
         if self.number_of_bins < 2:
-            raise ValueError("number_of_bins must be at least 2: both ends of the range are bins")
+            raise UserError("number_of_bins must be at least 2: both ends of the range are bins")
         if not (math.isfinite(self.c_fail) and self.c_fail >= 0):
-            raise ValueError(f"c_fail must be 0 or more, not {self.c_fail}")
+            raise UserError(f"c_fail must be 0 or more, not {self.c_fail}")
         if not (math.isfinite(self.reward_normalizer) and self.reward_normalizer > 0):
-            raise ValueError(f"reward_normalizer must be positive, not {self.reward_normalizer}")
+            raise UserError(f"reward_normalizer must be positive, not {self.reward_normalizer}")
         if self.reward_normalizer < self.c_fail:
-            raise ValueError(
+            raise UserError(
                 f"c_fail {self.c_fail:g} alone is beyond reward_normalizer {self.reward_normalizer:g}: "
                 "returns would fall outside of the bins"
             )
         if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype {self.dtype} is none of float32, bfloat16")
+            raise UserError(f"dtype {self.dtype} is none of float32, bfloat16")
 
     def validate_features(self) -> None:
-        """Raise a ValueError without a camera or a state."""
+        """Raise a UserError without a camera or a state."""
         if not self.image_features or self.robot_state_feature is None:
-            raise ValueError("a value function needs a camera and a state")
+            raise UserError("a value function needs a camera and a state")
 
     @property
     def chunk_size(self) -> int:

@@ -80,7 +80,7 @@ def test_sizes():
     ],
 )
 def test_configurations_that_make_no_sense_are_refused(wrong, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         config(**wrong)
 
 

@@ -79,7 +79,7 @@ def test_trains_through_the_launcher_and_resumes_to_the_same_weights(value_flags
         (["--dataset.success=null"], "do not say whether their episodes succeeded"),
         (["--peft.r=4"], "a value function is trained whole"),
         (["--env.type=so101"], "a value function takes no actions"),
-        (["--advantage.mode=on"], "not for a value function"),
+        (["--advantage.mode=on"], "a value function gets none"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_sentence(value_flags, flags, message, capsys):
@@ -107,8 +107,8 @@ def test_tells_success_from_failure_by_what_it_sees(module_hub, tmp_path):
         "policy.type": "value",
         "policy.size": "tiny",
         "policy.device": "cpu",
-        "policy.c_fail": 20,
-        "policy.reward_normalizer": 40,
+        "policy.c_fail": 4,
+        "policy.reward_normalizer": 24,
         "policy.optimizer_lr": 1e-3,
         "policy.scheduler_warmup_steps": 30,
         "policy.scheduler_decay_steps": 300,
