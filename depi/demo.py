@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
@@ -141,6 +142,16 @@ def collect(demo: Demo) -> str:
     return f"{len(accepted)} accepted, {len(rejected)} rejected with reasons"
 
 
+def annotate(demo: Demo) -> str:
+    """Clean their task texts by rules, for want of a model here; a VLM writes new ones."""
+    folder = demo.root / "annotations"
+    chosen = (f"--repo_ids={demo.root / 'data_ids' / 'dataset_list_valid.json'}", f"--annotations={folder}")
+    run(depi("annotate", "--backend=rules", *chosen))
+    rows = [row for path in folder.rglob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    cleaned = sum(row["task"] is not None for row in rows)
+    return f"{cleaned} of {len(rows)} episodes have a usable text by rules alone, the others need a VLM"
+
+
 def train_command(*more: str) -> list[str]:
     """Return the command that trains the tiny pi0."""
     return [
@@ -158,6 +169,7 @@ def train(demo: Demo) -> str:
     command = train_command(
         f"--num_datasets={len(accepted)}",
         f"--dataset.data_ids={demo.root / 'data_ids'}",
+        *("--dataset.use_annotated_tasks=true", f"--dataset.annotations={demo.root / 'annotations'}"),
         "--dataset.action_freq=10",
         f"--output_dir={demo.trained}",
         *("--policy.type=depi_pi0", "--policy.device=cpu", "--policy.push_to_hub=false"),
@@ -224,6 +236,7 @@ def publish(demo: Demo) -> str:
 STEPS: tuple[tuple[str, Callable[[Demo], str], str], ...] = (
     ("record", record, "depi sim record --task=touch --repo_id=YOU/so101_touch --episodes=50 --push"),
     ("collect", collect, "depi collect-ids"),
+    ("annotate", annotate, "depi annotate --base_url=http://127.0.0.1:8000/v1"),
     ("train", train, "accelerate launch depi/train.py --num_datasets=1500 --policy.type=pi0"),
     ("resume", resume, "accelerate launch depi/train.py --resume=true --output_dir=RUN"),
     ("evaluate", evaluate, "depi eval --policy.path=RUN/checkpoints/last/pretrained_model --env.task=touch"),

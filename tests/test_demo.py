@@ -56,6 +56,9 @@ def test_the_whole_demo(tmp_path):
     assert all(command in result.stderr for _, _, command in demo.STEPS)
     assert len(read_json(root / "data_ids" / "dataset_list_valid.json")) == 8
     assert len(read_json(root / "data_ids" / "bad_dataset_ids.json")) == 4
+    report = read_json(root / "train" / "data_report.json")["stream"]["annotations"]
+    assert report["missing"] == []
+    assert report["episodes_with_task"] > 0
     lines = [json.loads(line) for line in (root / "train" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 60
     assert lines[-1]["loss"] < lines[0]["loss"]
