@@ -37,6 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 from depi.errors import UserError
+from depi.evaluation.compare import mcnemar, wilson
 from depi.files import read_json, write_json
 
 # Raise it when recordings, trainings or episodes of an older version no longer compare.
@@ -105,6 +106,7 @@ def check_settings(experiment: Experiment) -> None:
     settings = {"version": VERSION, "seed": experiment.seed, **dataclasses.asdict(experiment.scale)}
     for name in ("processes", "loaders", "render_s", "step_s", "trial_s"):
         del settings[name]
+    settings["rigs"] = [trials.setup.to_dict() for trials in experiment.trials(experiment.arms[0])]
     settings = json.loads(json.dumps(settings))
     path = root / "settings.json"
     if not path.exists():
@@ -114,9 +116,14 @@ def check_settings(experiment: Experiment) -> None:
     for name in sorted(settings.keys() | before.keys()):
         if settings.get(name) != before.get(name):
             raise UserError(
-                f"{root} holds an experiment with {name} {before.get(name)}, not {settings.get(name)}: "
-                "choose another --output_dir, or remove that one"
+                f"{root} holds an experiment with other {name}, {_short(before.get(name))} instead of "
+                f"{_short(settings.get(name))}: choose another --output_dir, or remove that one"
             )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def record(experiment: Experiment) -> None:
@@ -234,14 +241,10 @@ class Outcome:
     @classmethod
     def of(cls, mine: list[bool], unions: list[bool]) -> "Outcome":
         """From the successes of the same episodes."""
-        from scipy.stats import binomtest
-
-        found = binomtest(sum(mine), len(mine)).proportion_ci(method="wilson")
         gained = sum(a and not b for a, b in zip(mine, unions, strict=True))
         lost = sum(b and not a for a, b in zip(mine, unions, strict=True))
-        p = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-        interval = (float(found.low), float(found.high))
-        return cls(sum(mine), len(mine), interval, gained, lost, p)
+        interval = wilson(sum(mine), len(mine))
+        return cls(sum(mine), len(mine), interval, gained, lost, mcnemar(lost, gained))
 
     def __str__(self) -> str:
         low, high = self.interval

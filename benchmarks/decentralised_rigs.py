@@ -11,7 +11,9 @@ from depi.sim.setup import CONVENTIONS, Setup, random_setup
 TASK = "touch"
 # Actions per second, of all chunks in training and of the robot when a policy is played.
 RATE = 10
+# A drawn colour and a smaller cube ask for more training than a small scale has.
 COLOR = "red"
+SIZE = 0.04
 # Episodes to play have these seeds, far from those of the recordings.
 FIRST_TRIAL = 5_000_000
 
@@ -184,7 +186,7 @@ class Experiment:
 
 
 def _rig(scale: Scale, seed: int, split: str, number: int) -> Setup:
-    """A drawn rig with what would only blur the comparison at this size made equal: the cube's colour.
+    """A drawn rig with what would only blur the comparison at this size made equal: the cube.
 
     Cameras get names that do not tell their view, in the drawn order, as many people call theirs.
     """
@@ -198,6 +200,7 @@ def _rig(scale: Scale, seed: int, split: str, number: int) -> Setup:
         convention=CONVENTIONS[number % len(CONVENTIONS)],
         fps=min(drawn.fps, scale.fps_limit),
         object_color=COLOR,
+        object_size=SIZE,
     )
 
 

@@ -21,8 +21,8 @@ from depi.files import read_json, write_json
 
 if TYPE_CHECKING:
     from depi.datasets.multi import MultiLeRobotDataset
-    from depi.evaluation.actors import Pi0Actor
     from depi.evaluation.environments import EnvTable
+    from depi.evaluation.pi0_actor import Pi0Actor
     from depi.sim.community import Contributor
     from depi.sim.setup import Setup
     from depi.sim.simulation import So101Env
@@ -218,7 +218,7 @@ def table_of(setup: "Setup") -> "EnvTable":
 @functools.lru_cache(maxsize=1)
 def load(folder: Path, convention: str) -> "Pi0Actor":
     """A trained policy, ready to act; `native` speaks to each rig in the rig's own units."""
-    from depi.evaluation.actors import Pi0Actor
+    from depi.evaluation.pi0_actor import Pi0Actor
     from depi.policies import load_policy, load_processors
 
     policy = load_policy(folder).eval()
