@@ -3,14 +3,18 @@
 import json
 import subprocess
 
+import av
 import numpy as np
 import pytest
+from PIL import Image
 from runs import LAUNCH, SCRIPT, losses, metrics, weights
 from sim_outcomes import TASKS, record_outcomes
 from value_figures import Judge
 
+from depi.errors import UserError
 from depi.files import write_json
 from depi.policies.factory import load_value
+from depi.recap.plot import main as plot
 from depi.train import main
 
 SMALL = {
@@ -137,3 +141,22 @@ def test_tells_success_from_failure_by_what_it_sees(module_hub, tmp_path):
     assert abs(blind_area - 0.5) < 0.2
     assert abs(says[0] - says[1]).mean() < 0.03
     assert abs(judge.values(size=7) - values).max() < 1e-5
+
+
+def test_plot_draws_an_episode_of_a_trained_network(value_flags, module_hub, tmp_path, capsys):
+    flags = [flag for flag in value_flags if not flag.startswith("--steps")]
+    assert main([*flags, "--steps=1"]) == 0
+    said = [flag for flag in value_flags if flag.startswith("--dataset.success")]
+    command = ["plot", f"--policy.path={tmp_path / 'run'}", "--dataset.repo_id=alice/pick", *said]
+    assert plot([*command, "--episode=1", f"--output={tmp_path / 'plots'}"]) == 0
+    stem = tmp_path / "plots" / "alice_pick_episode_000001"
+    with Image.open(stem.with_suffix(".png")) as image:
+        assert image.width > 1000
+    with av.open(str(stem.with_suffix(".mp4"))) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert len(frames) == 7
+    # The curve grows: below the cameras more and more is coloured like it.
+    blue = [((frame[-200:, :, 2].astype(int) - frame[-200:, :, 0]) > 60).sum() for frame in frames]
+    assert blue[-1] > blue[3] > blue[0]
+    with pytest.raises(UserError, match="has no episode 9"):
+        plot([*command, "--episode=9", f"--output={tmp_path / 'plots'}"])
