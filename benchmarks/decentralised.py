@@ -178,7 +178,7 @@ def train_and_play(experiment: Experiment) -> None:
         shutil.rmtree(root / "played" / arm.name, ignore_errors=True)
     missing = {
         arm: [trials for trials in experiment.trials(arm) if not experiment.outcomes(trials).exists()]
-        for arm in experiment.arms
+        for arm in experiment.played_arms
     }
     if not to_train and not any(missing.values()):
         return
@@ -211,7 +211,7 @@ def train_and_play(experiment: Experiment) -> None:
         if to_train:
             say("prepare: images for training")
             jobs[pool.submit(work.prepare_images, experiment)] = prepared
-        for arm in experiment.arms:
+        for arm in experiment.played_arms:
             if arm not in to_train:
                 play(arm)
         while jobs:
@@ -268,7 +268,7 @@ def evaluate(experiment: Experiment) -> dict[str, dict[str, Outcome]]:
             split: Outcome.of(successes(arm, split == "seen"), successes(union, split == "seen"))
             for split in ("seen", "unseen")
         }
-        for arm in experiment.arms
+        for arm in experiment.played_arms
     }
 
 
@@ -280,7 +280,7 @@ def show(results: dict[str, dict[str, Outcome]], experiment: Experiment) -> None
         f"{scale.episodes} episodes each; {scale.steps} training steps of {scale.batch_size} samples."
     )
     table = Table("trained", "seen rigs", "against union", "unseen rigs", "against union")
-    for arm in experiment.arms:
+    for arm in experiment.played_arms:
         cells = []
         for split in ("seen", "unseen"):
             outcome = results[arm.name][split]
@@ -288,7 +288,7 @@ def show(results: dict[str, dict[str, Outcome]], experiment: Experiment) -> None
         table.add_row(arm.name, *cells)
     Console(width=110).print(table)
     print("Success with 95% Wilson intervals; +G -L: episodes that only this arm, or only the union, did.")
-    for arm in experiment.arms:
+    for arm in experiment.played_arms:
         print(f"  {arm.name}: {arm.meaning}")
 
 

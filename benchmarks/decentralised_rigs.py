@@ -120,6 +120,9 @@ ARMS = (
     Arm("single", "the one contributor with the most cameras, as many training steps", single=True),
 )
 
+# What success is worth: touching happens to whoever makes the usual motion.
+BLIND = Arm("blind", "for comparison: no policy, in every episode the mean of 50 expert motions")
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -148,6 +151,11 @@ class Experiment:
             )
             for number in range(self.scale.contributors)
         ]
+
+    @property
+    def played_arms(self) -> tuple[Arm, ...]:
+        """The arms, and what they are compared with."""
+        return (*self.arms, BLIND)
 
     def contributors_of(self, arm: Arm) -> list[Contributor]:
         """Whose recordings an arm is trained on; `single` takes the first of those with the most cameras."""

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from decentralised_rigs import RATE, TASK, Arm, Experiment, Trials
+from decentralised_rigs import BLIND, RATE, SIZE, TASK, Arm, Experiment, Trials
 
 from depi.errors import UserError
 from depi.files import read_json, write_json
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from depi.datasets.multi import MultiLeRobotDataset
     from depi.evaluation.environments import EnvTable
     from depi.evaluation.pi0_actor import Pi0Actor
@@ -181,14 +184,17 @@ def play(experiment: Experiment, trials: Trials) -> list[bool]:
     """Play an arm's policy in a rig, keep and return which episodes succeeded."""
     from depi.sim.env import make_env
 
-    setup, arm = trials.setup, trials.arm
-    table = table_of(setup)
     began = time.perf_counter()
-    actor = load(experiment.run_folder(arm) / "checkpoints" / "last" / "pretrained_model", arm.joints)
-    actor.fit([table])
-    env = make_env(TASK, setup)
+    env = make_env(TASK, trials.setup)
     try:
-        outcomes = [play_episode(env, actor, table, seed) for seed in trials.seeds]
+        if trials.arm == BLIND:
+            outcomes = [play_motion(env, mean_motion(), seed) for seed in trials.seeds]
+        else:
+            table = table_of(trials.setup)
+            checkpoint = experiment.run_folder(trials.arm) / "checkpoints" / "last" / "pretrained_model"
+            actor = load(checkpoint, trials.arm.joints)
+            actor.fit([table])
+            outcomes = [play_episode(env, actor, table, seed) for seed in trials.seeds]
     finally:
         env.close()
     seconds = round(time.perf_counter() - began, 1)
@@ -242,3 +248,32 @@ def play_episode(env: "So101Env", actor: "Pi0Actor", table: "EnvTable", seed: in
             if success or truncated:
                 return bool(success)
     raise AssertionError
+
+
+def play_motion(env: "So101Env", motion: "NDArray[np.float32]", seed: int) -> bool:
+    """One episode in which the robot does as it always does, without looking."""
+    env.reset(seed=seed, options={"images": False})
+    for action in motion:
+        _, _, success, truncated, _ = env.step(action)
+        if success or truncated:
+            return bool(success)
+    return False
+
+
+@functools.cache
+def mean_motion() -> "NDArray[np.float32]":
+    """The mean of what experts do step by step, float32 (T, 6) degrees; who is done holds still."""
+    import numpy as np
+
+    from depi.sim.env import make_env
+    from depi.sim.expert import Expert
+    from depi.sim.rollout import play as perform
+    from depi.sim.setup import Setup
+
+    env = make_env(TASK, Setup(cameras=(), fps=RATE, object_size=SIZE))
+    expert = Expert(env)
+    motions = [perform(env, expert, seed).actions for seed in range(50)]
+    steps = env.max_steps
+    env.close()
+    held = [np.concatenate([motion, np.repeat(motion[-1:], steps - len(motion), 0)]) for motion in motions]
+    return np.mean(held, axis=0, dtype=np.float32)

@@ -119,6 +119,16 @@ def test_raw_policies_speak_the_rigs_units(rigs, work, convention):
     assert np.abs(unified.states[-1] - unified.states[0]).max() < 5
 
 
+def test_who_does_not_look_succeeds_now_and_then(rigs, work):
+    from depi.sim.env import make_env
+    from depi.sim.setup import Setup
+
+    env = make_env(rigs.TASK, Setup(cameras=(), fps=rigs.RATE, object_size=rigs.SIZE))
+    outcomes = [work.play_motion(env, work.mean_motion(), seed) for seed in range(100, 130)]
+    env.close()
+    assert 0 < sum(outcomes) < 15
+
+
 def test_outcomes_against_the_union(script):
     union = [True] * 10 + [False] * 10
     mine = [True] * 2 + [False] * 8 + [True] + [False] * 9
@@ -155,6 +165,7 @@ def test_small_run_is_complete_and_kept(script, rigs, tmp_path, monkeypatch, cap
     assert {name: arm["seen"]["episodes"] for name, arm in result["arms"].items()} == {
         "union": 2,
         "raw_joints": 2,
+        "blind": 2,
     }
     assert "train 2 of 2" in said.err
     means = {name: normalisation(tmp_path / "out", name) for name in ("union", "raw_joints")}
@@ -185,7 +196,7 @@ def test_every_arm(script, rigs, tmp_path, capsys):
     flags = ["--smoke", f"--output_dir={tmp_path}"]
     assert script.main(flags) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert list(result["arms"]) == [arm.name for arm in rigs.ARMS]
+    assert list(result["arms"]) == [arm.name for arm in (*rigs.ARMS, rigs.BLIND)]
     first = rigs.SCALES["smoke"].contributors
     entries = read_json(tmp_path / "trained" / "single" / "data_report.json")["datasets"]
     assert (first, len(entries)) == (4, 1)
