@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from depi.datasets.joints import CONVENTIONS
 from depi.errors import UserError
@@ -47,6 +46,7 @@ __all__ = [
 DEVICES = ("cpu", "cuda", "mps")
 EXPERT = "expert"
 MAX_PLACES = 16
+MAX_TIMEOUT = 86_400  # seconds
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -61,27 +61,48 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     check_choices(config)
     if config.policy.device is not None and config.policy.device.partition(":")[0] not in DEVICES:
         raise UserError(f"--policy.device={config.policy.device} is none of {', '.join(DEVICES)}")
-
-    if config.record.root is not None and not is_repo_id(config.record.repo_id):
-        raise UserError(f"--record.repo_id must be user/name, not {config.record.repo_id!r}")
-    actor, identity = _load(config)
+    _check_record(config)
     with _recording(config) as on_episode:
+        actor, identity = _load(config)
         return _roll_out(config, actor, identity, resume=True, show_progress=True, on_episode=on_episode)
+
+
+def _check_record(config: EvaluateConfig) -> None:
+    """Raise a UserError where the episodes could not become one dataset."""
+    if config.record.root is None:
+        return
+    if not is_repo_id(config.record.repo_id):
+        raise UserError(f"--record.repo_id must be user/name, not {config.record.repo_id!r}")
+    if config.env.setups != "standard":
+        raise UserError(
+            f"--record.root does not go with --env.setups={config.env.setups}: each of those rigs has other "
+            "cameras, and a dataset has the same in all episodes"
+        )
 
 
 @contextlib.contextmanager
 def _recording(config: EvaluateConfig) -> "Iterator[Callable[[Trajectory], None] | None]":
     """What keeps trajectories for the dataset of `--record.root`, which is written at the end; or None."""
-    from depi.evaluation.recording import DatasetWriter
-    from depi.evaluation.results import RESULT
-
-    root, result = config.record.root, config.output_dir / RESULT
-    complete = result.exists() and len(read_json(result)["episodes"]) >= config.eval.n_episodes
-    if root is None or (root.exists() and complete):
+    root = config.record.root
+    if root is None or (root.exists() and _has_ended(config)):
         yield None
         return
-    with DatasetWriter(root, config.record.repo_id) as writer:
-        yield writer.append
+    from depi.evaluation.recording import DatasetWriter
+
+    # In the evaluation's own folder: whoever removes that folder to start again removes them too.
+    writer = DatasetWriter(root, config.record.repo_id, drawer=config.output_dir / "trajectories")
+    yield writer.append
+    writer.finish(range(config.eval.n_episodes))
+
+
+def _has_ended(config: EvaluateConfig) -> bool:
+    """Whether all the episodes have been played before."""
+    from depi.evaluation.results import RESULT
+
+    path = config.output_dir / RESULT
+    result = read_json(path) if path.exists() else {}
+    episodes = result.get("episodes") if isinstance(result, dict) else None
+    return isinstance(episodes, list) and len(episodes) >= config.eval.n_episodes
 
 
 def _load(config: EvaluateConfig) -> "tuple[Actor, dict[str, Any]]":
@@ -105,8 +126,8 @@ def check_choices(config: EvaluateConfig) -> EnvironmentConfig:
         value = getattr(config.eval, name)
         if value is not None and value < low:
             raise UserError(f"--eval.{name} must be at least {low}, not {value}")
-    if not config.eval.timeout > 0:
-        raise UserError(f"--eval.timeout must be above 0, not {config.eval.timeout}")
+    if not 0 < config.eval.timeout <= MAX_TIMEOUT:
+        raise UserError(f"--eval.timeout must be above 0, at most {MAX_TIMEOUT}, not {config.eval.timeout}")
     if config.seed < 0:
         raise UserError(f"--seed must not be negative, not {config.seed}")
     return resolve(config.env)
@@ -314,31 +335,6 @@ def training_choices(folder: Path) -> tuple[bool, str]:
     return data.get("cameras") == "view", convention
 
 
-def print_table(result: dict[str, Any]) -> None:
-    """Print the result for people."""
-    table = Table(
-        title=f"{result['env']['type']} {result['env']['task'] or ''}, {len(result['episodes'])} episodes"
-    )
-    interval, timing = result["success_interval_95"], result["timing"]
-    rows = {
-        "success rate": "-" if interval is None else f"{result['success_rate']:.0%}",
-        "95% interval": "-" if interval is None else f"{interval[0]:.0%} to {interval[1]:.0%}",
-        "errors": str(result["n_errors"]),
-        "mean length": "-" if interval is None else f"{result['mean_length']:.1f}",
-        "mean reward": "-" if interval is None else f"{result['mean_reward']:.2f}",
-    }
-    if timing.get("latency_ms_median") is not None:
-        rows["ms per chunk"] = f"{timing['latency_ms_median']:.0f} (p95 {timing['latency_ms_p95']:.0f})"
-        rows["steps/s"] = f"{timing['env_steps_per_s']:.0f}"
-        rows["inference"] = f"{timing['inference_share']:.0%}"
-    for name in rows:
-        table.add_column(name)
-    table.add_row(*rows.values())
-    Console().print(table)
-    for reason, count in result["errors"].items():
-        print(f"{count} episodes ended in an error: {reason}")
-
-
 def main(args: Sequence[str]) -> int:
     """Run the `depi eval` verb."""
     config = parse_flags(EvaluateConfig, args, "depi eval")
@@ -347,6 +343,8 @@ def main(args: Sequence[str]) -> int:
         json.dump(result, sys.stdout, indent=2)
         print()
         return 0
+    from depi.evaluation.report import print_table
+
     print_table(result)
     print(f"details and videos in {config.output_dir}")
     return 0

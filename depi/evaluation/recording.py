@@ -3,9 +3,9 @@
     with DatasetWriter(root, "me/rollouts") as writer:
         roll_out(config, policy, processors, on_episode=writer.append)
 
-Trajectories lie in a drawer beside `root` until `finish` (which the context calls when nothing was raised):
-one file each, whole or not at all, so that a process that was killed goes on with a new writer of the same
-`root`, and an episode that is appended again replaces itself. `finish` writes the LeRobot v3.0 dataset with
+Trajectories lie in a drawer until `finish` (which the context calls when nothing was raised): one file each,
+whole or not at all, so that a process that was killed goes on with a new writer of the same drawer, and an
+episode that is appended again replaces itself. `finish` writes the LeRobot v3.0 dataset with
 LeRobot's own writer and gives it the name `root` only when it is complete. Frames have the columns
 `next.reward`, `next.done` and `next.success` besides images, state and action.
 """
@@ -13,7 +13,7 @@ LeRobot's own writer and gives it the name `root` only when it is complete. Fram
 import dataclasses
 import json
 import shutil
-import tempfile
+from collections.abc import Container
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,17 +34,18 @@ class DatasetWriter:
     Args:
         root: the dataset's folder, which must not exist yet.
         repo_id: user/name of the dataset.
+        drawer: where trajectories lie until then; None: a hidden folder beside `root`.
         codec: of its videos.
 
     Raises:
         UserError: `root` exists.
     """
 
-    def __init__(self, root: Path, repo_id: str, *, codec: str = "h264"):
+    def __init__(self, root: Path, repo_id: str, *, drawer: Path | None = None, codec: str = "h264"):
         self.root, self._repo_id, self._codec = Path(root), repo_id, codec
         if self.root.exists():
             raise UserError(f"{self.root} exists already: remove it or choose another folder")
-        self._drawer = self.root.with_name(f".{self.root.name}.episodes")
+        self._drawer = drawer or self.root.with_name(f".{self.root.name}.episodes")
 
     @property
     def indices(self) -> list[int]:
@@ -66,22 +67,27 @@ class DatasetWriter:
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez(file, head=np.array(json.dumps(head)), **values)
 
-    def finish(self) -> Path:
+    def finish(self, wanted: Container[int] | None = None) -> Path:
         """Write the dataset, remove the drawer, and return `root`.
+
+        Args:
+            wanted: numbers of the episodes to write, as far as they are there; None: all.
 
         Raises:
             UserError: there is no episode, or they do not have the same cameras, sizes and rate.
         """
         from depi.sim.v30 import V30Writer
 
-        indices = self.indices
+        indices = [index for index in self.indices if wanted is None or index in wanted]
         if not indices:
-            raise UserError(f"{self.root}: no episode was recorded")
+            raise UserError(f"{self.root} is not written: no episode has been recorded for it")
         first = self._read(indices[0])
         shape = _shape(first)
-        workshop = Path(tempfile.mkdtemp(prefix=f".{self.root.name}.", dir=self.root.parent))
+        # Beside `root`, so that it can be renamed to it.
+        folder = self.root.with_name(f".{self.root.name}.draft")
+        shutil.rmtree(folder, ignore_errors=True)
+        self.root.parent.mkdir(parents=True, exist_ok=True)
         try:
-            folder = workshop / "dataset"
             writer = V30Writer(
                 folder, self._repo_id, _features(first), first.fps, self._codec, first.table.robot_type
             )
@@ -100,7 +106,7 @@ class DatasetWriter:
                 raise
             folder.rename(self.root)
         finally:
-            shutil.rmtree(workshop, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(self._drawer)
         return self.root
 

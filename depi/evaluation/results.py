@@ -153,7 +153,8 @@ def contact_sheet(folder: Path, episodes: Sequence[Episode]) -> None:
     tiles = []
     for episode in episodes:
         path = frame_path(folder, episode.index)
-        tile = Image.open(path).convert("RGB") if path.exists() else Image.new("RGB", (160, 120))
+        ended = episode.error is None and path.exists()
+        tile = Image.open(path).convert("RGB") if ended else Image.new("RGB", (160, 120))
         color = GRAY if episode.error is not None else GREEN if episode.success else RED
         tiles.append(ImageOps.expand(ImageOps.pad(tile, (160, 120)), 4, color))
     columns = min(10, len(tiles))

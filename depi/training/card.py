@@ -175,10 +175,12 @@ def evaluation_lines(path: Path) -> list[str]:
     """Return the card's lines about the `eval.json` of `depi eval`.
 
     Raises:
-        UserError: it is missing or none.
+        UserError: it is missing or none, or none of its episodes counts.
     """
+    result = read_json(path)
     try:
-        result = read_json(path)
+        if result["success_rate"] is None:
+            raise UserError(f"{path} has no success rate: all of its episodes ended in an error")
         low, high = result["success_interval_95"]
         rate, episodes, env = result["success_rate"], len(result["episodes"]), result["env"]
         return [
