@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
 MAX_BYTES = 1_000_000
 _MAX_PAUSE = 600.0
+# Parts of a question that some servers and models refuse.
+_MAX_TOKENS, _TEMPERATURE, _SCHEMA = "max_tokens", "temperature", "JSON schema"
 
 
 @dataclass(frozen=True)
@@ -37,22 +39,21 @@ class ServerConfig:
     model: None for the first one that the server offers
     connections: questions at a time
     timeout: seconds for one answer, from first byte sent to last byte read
-    read_timeout: longest silence of the server within that time
     """
 
     base_url: str | None = None
     model: str | None = None
     connections: int = 32
     timeout: float = 180.0
-    read_timeout: float = 120.0
     retries: RetryPolicy = RetryPolicy(attempts=6, longest_retry_after=_MAX_PAUSE)  # noqa: RUF009
 
 
 class OpenAiServer:
     """A connection to the server; see `depi.annotate.backend.Backend`.
 
-    The key comes from OPENAI_API_KEY. Where the server refuses JSON schemas, that is noticed once and it is
-    asked without. When it asks to wait (Retry-After), all threads wait.
+    The key comes from OPENAI_API_KEY. What the server refuses of a question's form (JSON schemas, a
+    temperature, `max_tokens` by that name) is noticed once, and it is asked without. When it asks to wait
+    (Retry-After), all threads wait.
 
     Raises:
         UserError: the server does not answer, takes no such key, or has no such model.
@@ -66,7 +67,7 @@ class OpenAiServer:
         self._client = self._connect()
         self._lock = threading.Lock()
         self._not_before = 0.0
-        self._with_schema = True
+        self._without: frozenset[str] = frozenset()
         try:
             self.model = config.model or self._first_model()
         except BaseException:
@@ -80,7 +81,7 @@ class OpenAiServer:
         limits = httpx.Limits(
             max_connections=self.config.connections, max_keepalive_connections=self.config.connections
         )
-        timeout = httpx.Timeout(self.config.read_timeout, connect=10.0, pool=None)
+        timeout = httpx.Timeout(self.config.timeout, connect=min(10.0, self.config.timeout), pool=None)
         try:
             return httpx.Client(
                 base_url=self.url + "/",
@@ -110,30 +111,34 @@ class OpenAiServer:
 
     def ask(self, question: Question) -> Reply:
         """See `depi.annotate.backend.Backend`."""
-        policy = self.config.retries
-        for attempt in range(1, policy.attempts + 1):
+        policy, attempt = self.config.retries, 1
+        without = self._without
+        while True:
             self._wait_if_asked()
-            with_schema = self._with_schema
+            headers: Mapping[str, str] = {}
             try:
-                status, answer, headers = self._exchange("POST", "chat/completions", self._body(question))
+                status, answer, headers = self._exchange(
+                    "POST", "chat/completions", self._body(question, without)
+                )
             except UnreachableError as error:
-                reason, status, headers = error, 0, {}
+                reason, status = error, 0
             else:
                 if status == 200:
+                    self._remember(without)
                     return _reply(answer)
                 self._refuse_if_hopeless(status, answer)
-                if status in (400, 422) and with_schema:
-                    self._do_without_schema(answer)
+                if status in (400, 422) and (less := _refused(_message(answer), without)):
+                    without |= {less}
                     continue
                 said = f"{self.url} answers with status {status}: {_message(answer)}"
                 if status not in PASSING_STATUSES:
                     raise BackendError(said)
                 reason = UnreachableError(said)
-            if attempt == policy.attempts or not self._back_off(attempt, status, headers):
+            if attempt == policy.attempts or not self._back_off(attempt, headers):
                 raise reason
-        raise BackendError(f"{self.url} refuses the question with and without a schema")
+            attempt += 1
 
-    def _body(self, question: Question) -> bytes:
+    def _body(self, question: Question, without: frozenset[str]) -> bytes:
         content: list[dict[str, Any]] = []
         for label, jpeg in question.images:
             url = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
@@ -145,10 +150,11 @@ class OpenAiServer:
                 {"role": "system", "content": question.system},
                 {"role": "user", "content": content},
             ],
-            "temperature": 0,
-            "max_tokens": question.max_tokens,
+            "max_completion_tokens" if _MAX_TOKENS in without else _MAX_TOKENS: question.max_tokens,
         }
-        if self._with_schema:
+        if _TEMPERATURE not in without:
+            body[_TEMPERATURE] = 0
+        if _SCHEMA not in without:
             schema = {"name": question.stage, "schema": dict(question.schema), "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return json.dumps(body).encode()
@@ -189,17 +195,18 @@ class OpenAiServer:
                 f"{self.url} has no model {model!r} or is no OpenAI-compatible server (status 404)"
             )
 
-    def _do_without_schema(self, answer: bytes) -> None:
+    def _remember(self, without: frozenset[str]) -> None:
+        """Ask from now on as a question was answered: one that was refused for itself changes nothing."""
         with self._lock:
-            if self._with_schema:
-                logger.warning("%s takes no JSON schema (%s): asking without", self.url, _message(answer))
-            self._with_schema = False
+            for name in sorted(without - self._without):
+                logger.warning("%s takes no %s: asking without", self.url, name)
+            self._without |= without
 
     def _wait_if_asked(self) -> None:
         while (wait := self._not_before - time.monotonic()) > 0:
             time.sleep(min(wait, 1.0) + random.uniform(0, 0.05))
 
-    def _back_off(self, attempt: int, status: int, headers: Mapping[str, str]) -> bool:
+    def _back_off(self, attempt: int, headers: Mapping[str, str]) -> bool:
         """Wait before the next attempt; False where the server asks for more than one may wait."""
         policy = self.config.retries
         asked = retry_after(headers)
@@ -212,6 +219,14 @@ class OpenAiServer:
         with self._lock:
             self._not_before = max(self._not_before, time.monotonic() + asked)
         return True
+
+
+def _refused(message: str, without: frozenset[str]) -> str | None:
+    """What to leave out of a question that was refused with a message; None where nothing is left to try."""
+    for name in (_MAX_TOKENS, _TEMPERATURE):
+        if name in message and name not in without:
+            return name
+    return _SCHEMA if _SCHEMA not in without else None
 
 
 def _message(answer: bytes) -> str:

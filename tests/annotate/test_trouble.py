@@ -147,7 +147,7 @@ def test_an_answer_that_trickles_is_cut():
 def test_a_silent_server_is_given_up(annotated, boxes):
     with serving(lambda handler, body, _: time.sleep(1)) as server:
         with pytest.raises(UnreachableError, match="does not answer"):
-            ask(server.url, read_timeout=0.1, retries=RetryPolicy(attempts=2, first_wait=0.01))
+            ask(server.url, timeout=0.1, retries=RetryPolicy(attempts=2, first_wait=0.01))
         assert server.number == 2
 
 
@@ -194,6 +194,43 @@ def test_a_server_without_schemas_is_asked_without_them(annotated, tmp_path, box
         summary = annotated(boxes, server.url, concurrency=1)
         assert server.number == 24 * 2 + 3 + 1, "noticed once"
     assert summary.trusted == 24
+
+
+def test_a_server_of_newer_models_is_asked_as_they_want(annotated, tmp_path, boxes):
+    """OpenAI's own take no `max_tokens` and no temperature, and say so one at a time."""
+
+    def answer(handler, body, _):
+        for name in ("max_tokens", "temperature"):
+            if name in body:
+                said = f"Unsupported parameter: '{name}' is not supported with this model."
+                return handler.send(400, json.dumps({"error": {"message": said}}).encode())
+        assert body["max_completion_tokens"] > 0
+        assert "response_format" in body, "schemas were not refused"
+        return handler.send(200, completion(good_answer(body)))
+
+    with serving(answer) as server:
+        summary = annotated(boxes, server.url, concurrency=1)
+        assert server.number == 24 * 2 + 3 + 2, "noticed once"
+    assert summary.trusted == 24
+
+
+def test_one_question_that_is_refused_does_not_cost_the_others_their_schema(annotated, boxes):
+    too_long, without_schema = set(), []
+
+    def answer(handler, body, number):
+        too_long.update([images_of(body)] if number == 1 else [])
+        without_schema.append("response_format" not in body)
+        if images_of(body) in too_long:
+            handler.send(400, b'{"error": {"message": "the prompt is longer than the context"}}')
+        else:
+            handler.send(200, completion(good_answer(body)))
+
+    with serving(answer) as server:
+        summary = annotated(boxes, server.url, concurrency=1)
+    assert list(summary.failures["ann/box"].values()) == [
+        f"{server.url} answers with status 400: the prompt is longer than the context"
+    ]
+    assert (summary.done, sum(without_schema)) == (23, 1)
 
 
 @pytest.mark.parametrize(("status", "says"), [(401, "does not accept the key"), (404, "has no model 'gone'")])
