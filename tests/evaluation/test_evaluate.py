@@ -1,11 +1,11 @@
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
+from evaluations import Arm, outcomes
 
 from depi import cli
 from depi.errors import UserError
@@ -27,16 +27,6 @@ from depi.policies import (
 )
 
 
-@dataclass
-class Arm:
-    """The shape of the simulated arm's data, with a slot more than the environment has cameras."""
-
-    state_dim: int = 6
-    action_dim: int = 6
-    max_cameras: int = 3
-    camera_slots: tuple[str, ...] = tuple(f"observation.images.{slot}" for slot in range(3))
-
-
 @pytest.fixture(scope="module")
 def checkpoint(module_hub, tmp_path_factory) -> Path:
     torch.manual_seed(0)
@@ -55,10 +45,6 @@ def evaluate(checkpoint: Path, output: Path, *more: str) -> dict:
     flags = [f"--policy.path={checkpoint}", "--policy.device=cpu", "--eval.n_episodes=2"]
     assert cli.main(["eval", *flags, "--eval.n_videos=1", f"--output_dir={output}", *more]) == 0
     return read_json(output / "eval.json")
-
-
-def outcomes(result: dict) -> list[dict]:
-    return [{name: row[name] for name in row.keys() - {"seconds"}} for row in result["episodes"]]
 
 
 def test_rollouts_are_counted_filmed_and_repeatable(checkpoint, tmp_path):

@@ -6,45 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from evaluations import Steady, choices, outcomes
 
 from depi.errors import UserError
 from depi.evaluation.actors import ExpertActor
 from depi.evaluation.evaluate import EnvConfig, EpisodesConfig, EvaluateConfig, evaluate, roll_out
 from depi.files import read_json
-
-TIMES = ("seconds",)
-
-
-class Steady:
-    """Acts on what it sees, without a network: half of the way to a point that depends on the chunk."""
-
-    batch, expert_steps = 2, 0
-
-    def fit(self, tables):
-        self.tables = tables
-
-    def act(self, observations):
-        return [
-            np.full((4, 2), 0.5 + 0.1 * (seen.chunk % 3) + 0.01 * seen.seen.state[0], np.float32)
-            for seen in observations
-        ]
-
-
-def choices(folder: Path, count: int = 6, env: str = "odd_envs:Odd-v0", **more) -> EvaluateConfig:
-    names = ("batch_size", "timeout", "n_videos")
-    episodes = EpisodesConfig(
-        n_episodes=count, **{"n_videos": 0, **{name: more.pop(name) for name in names if name in more}}
-    )
-    return EvaluateConfig(env=EnvConfig(type=env, options=more), eval=episodes, output_dir=folder, seed=0)
-
-
-def outcomes(result: dict) -> list[dict]:
-    return [{name: row[name] for name in row.keys() - set(TIMES)} for row in result["episodes"]]
 
 
 def test_what_goes_wrong_in_an_environment_is_an_error_and_nothing_else(tmp_path):
@@ -115,11 +86,12 @@ def test_a_rerun_goes_on_and_another_configuration_is_refused(tmp_path):
 
 def test_after_kill_9_the_same_command_gives_the_same_result(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from test_rollout import *\n"
+        "import sys; from pathlib import Path; from evaluations import Steady, choices\n"
+        "from depi.evaluation.evaluate import roll_out\n"
         "config = choices(Path(sys.argv[1]), 8, batch_size=2, seconds=0.05, n_videos=2)\n"
         "roll_out(config, Steady(), show_progress=False, resume=True)"
     )
-    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    paths = os.pathsep.join(sys.path)
     command = [sys.executable, "-c", code, str(tmp_path / "killed")]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths})
     journal = tmp_path / "killed" / "episodes.jsonl"
@@ -187,3 +159,67 @@ def test_an_environment_that_cannot_be_made_is_said(tmp_path, env, says):
     with pytest.raises(UserError, match=says):
         roll_out(config, Steady(), show_progress=False)
     assert not (tmp_path / "eval").exists()
+
+
+def aloha(folder: Path, count: int, **more) -> EvaluateConfig:
+    config = choices(folder, count, "aloha", batch_size=1, **more)
+    config.env.options = {}
+    config.env.episode_length = 5
+    config.env.observation_height, config.env.observation_width = 48, 64
+    return config
+
+
+def test_aloha_is_what_gym_aloha_shows_from_above(tmp_path):
+    import gymnasium as gym
+
+    class Reaching:
+        batch, expert_steps = 1, 0
+
+        def fit(self, tables):
+            pass
+
+        def act(self, observations):
+            return [
+                np.linspace(0, 0.1 * seen.seed, 14 * 5, dtype=np.float32).reshape(5, 14)
+                for seen in observations
+            ]
+
+    kept = []
+    config = aloha(tmp_path, 1, n_videos=1)
+    config.seed = 3
+    result = roll_out(config, Reaching(), show_progress=False, on_episode=kept.append)
+    assert (result["n_errors"], result["mean_length"]) == (0, 5)
+    with av.open(str(tmp_path / "videos" / "episode_000.mp4")) as video:
+        frames = [frame.to_ndarray(format="rgb24").astype(int) for frame in video.decode(video=0)]
+    assert (len(frames), frames[0].shape) == (5, (48, 64, 3))
+    assert np.abs(frames[-1] - frames[0]).max() > 20, "the robot does not move"
+    __import__("gym_aloha")
+    size = {"observation_height": 48, "observation_width": 64}
+    env = gym.make(
+        "gym_aloha/AlohaTransferCube-v0", obs_type="pixels_agent_pos", render_mode="rgb_array", **size
+    )
+    observation, _ = env.reset(seed=3)
+    for step in range(5):
+        np.testing.assert_array_equal(
+            kept[0].images["observation.images.top"][step], observation["pixels"]["top"]
+        )
+        np.testing.assert_array_equal(kept[0].states[step], observation["agent_pos"].astype(np.float32))
+        observation, reward, *_ = env.step(kept[0].actions[step])
+        assert kept[0].rewards[step] == reward
+    env.close()
+
+
+def test_physics_that_diverges_is_an_error(tmp_path):
+    class Violent:
+        batch, expert_steps = 1, 0
+
+        def fit(self, tables):
+            pass
+
+        def act(self, observations):
+            return [np.full((5, 14), 1e30 if seen.seed == 0 else 0.0, np.float32) for seen in observations]
+
+    result = roll_out(aloha(tmp_path, 2), Violent(), show_progress=False)
+    first, second = result["episodes"]
+    assert "PhysicsError" in first["error"]
+    assert (second["error"], second["length"]) == (None, 5)
