@@ -22,6 +22,8 @@ SLOTS = {
     "view": "0 wrist, 1 front, 2 top, 3 side.",
     "shuffle": "any order; they were shuffled sample by sample.",
 }
+POLICY = "A `{type}` vision-language-action policy"
+KINDS = {"value": "A value function: how far from success a frame is, from images, joints and instruction"}
 WEIGHTS_LINES = {
     "raw": "- Weights: as they were trained, after the last of these steps.",
     "ema": "- Weights: the exponential moving average of those that were trained.",
@@ -52,7 +54,7 @@ def model_card(
         library_name="lerobot",
         pipeline_tag="robotics",
         license="apache-2.0",
-        tags=["robotics", "lerobot", "pi0", "depi", "so101"],
+        tags=["robotics", "lerobot", policy.type if policy.type == "value" else "pi0", "depi", "so101"],
         # A repository may hold many datasets: it is named once.
         datasets=list(dict.fromkeys(parse_dataset_id(name).repo_id for name in ids)),
         base_model=base if revision else None,
@@ -67,12 +69,12 @@ def model_card(
         "",
         f"# {config.job_name}",
         "",
-        f"A `{policy.type}` vision-language-action policy, {origin} with DePi: {step} steps, "
+        f"{KINDS.get(policy.type, POLICY).format(type=policy.type)}, {origin} with DePi: {step} steps, "
         f"seed {config.seed}, {len(datasets)} datasets, {report['num_episodes']} episodes, "
         f"{report['num_frames']} frames.",
         "",
         *_interface_lines(config, policy),
-        *_run_lines(config, policy),
+        *(_judge_lines() if policy.type == "value" else _run_lines(config, policy)),
         *_metrics_lines(metrics),
         *_data_lines(datasets),
     ]
@@ -91,18 +93,40 @@ def _base(policy: PreTrainedConfig) -> tuple[str | None, str | None]:
 
 def _interface_lines(config: TrainConfig, policy: PreTrainedConfig) -> list[str]:
     cameras = ", ".join(f"`{key}`" for key in policy.image_features)
-    names = policy.action_feature_names or []
     averaged = config.ema.decay is not None and config.ema.export
     return [
         "## Inputs and outputs",
         "",
         f"- Cameras: {cameras}, letterboxed to {policy.image_resolution[0]} px; any of them may be absent.",
         f"- State: {policy.robot_state_feature.shape[0]} joints.",
-        f"- Action: chunks of {policy.chunk_size} steps of {len(names)} joints: {', '.join(names)}.",
+        _output_line(policy),
         f"- Units: {UNITS[config.dataset.joint_convention]}",
         f"- Camera slots: {SLOTS[config.dataset.cameras]}",
         *_prompt_lines(config),
         WEIGHTS_LINES["ema" if averaged else "raw"],
+        "",
+    ]
+
+
+def _output_line(policy: PreTrainedConfig) -> str:
+    if policy.type == "value":
+        return (
+            f"- Value: -1 to 0 in {policy.number_of_bins} bins: minus the frames that are left to success, "
+            f"and {policy.c_fail:g} more before a failure, divided by {policy.reward_normalizer:g}."
+        )
+    names = policy.action_feature_names or []
+    return f"- Action: chunks of {policy.chunk_size} steps of {len(names)} joints: {', '.join(names)}."
+
+
+def _judge_lines() -> list[str]:
+    """What a value function is for."""
+    return [
+        "## How to use it",
+        "",
+        "```bash",
+        "depi value plot --policy.path=THIS_REPOSITORY_OR_FOLDER --dataset.repo_id=YOU/NAME --episode=0",
+        "depi advantage --policy.path=THIS_REPOSITORY_OR_FOLDER --dataset.repo_id=YOU/NAME",
+        "```",
         "",
     ]
 

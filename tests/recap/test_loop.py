@@ -1,17 +1,29 @@
 """The order of the RECAP loop, what its commands read, and that nothing is done twice."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from depi.cli import main
 from depi.errors import UserError
+from depi.evaluation import config as evaluation_config
 from depi.files import read_json
+from depi.flags import check_flags, parse_flags
+from depi.recap import advantage_config
 from depi.recap.config import RecapConfig
 from depi.recap.loop import run_loop, run_stage
-from depi.recap.stages import Stage, data, merge, plan, to_args
+from depi.recap.stages import TRAIN_SCRIPT, Stage, data, merge, plan, to_args
+from depi.sim.record import record_dataset
+from depi.sim.setup import Camera, Setup
+from depi.training.lerobot_flags import check_train_flags
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "recap"
 
 DEMOS = [{"repo_id": "alice/touch", "root": "recordings/touch"}]
 
@@ -194,3 +206,64 @@ def test_wrong_files_are_one_sentence(tmp_path, capsys):
     file.write_text("iterations: 2\n")
     assert main(["recap", f"--config={file}"]) == 2
     assert "no demonstrations" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["loop.yaml", "loop_tiny.yaml"])
+def test_every_command_of_the_example_loops_has_flags_that_exist(file, tmp_path):
+    loop = parse_flags(RecapConfig, [f"--config_path={CONFIGS / file}"], "depi recap")
+    for stage in plan(loop):
+        args = [arg for arg in stage.command if arg.startswith("--")]
+        if stage.trains:
+            launch = stage.command.index(str(TRAIN_SCRIPT))
+            check_train_flags(stage.command[launch + 1 :])
+        elif "advantage" in stage.command:
+            check_flags(Path(advantage_config.__file__), "AdvantageFlags", args, "depi advantage")
+        else:
+            check_flags(Path(evaluation_config.__file__), "EvaluateConfig", args, "depi eval")
+
+
+TINY = """
+iterations: 1
+start_from: sft
+train: {num_workers: 0, log_freq: 10, save_freq: 0, eval_freq: 0, batch_size: 4}
+sft:
+  policy: {type: depi_pi0, device: cpu, chunk_size: 8, n_action_steps: 8, vision_depth: 1, depth: 1}
+  steps: 20
+value:
+  policy: {type: value, size: tiny, device: cpu, c_fail: 40, reward_normalizer: 80}
+  dataset: {assume_success: true}
+  steps: 10
+policy: {policy: {device: cpu}, steps: 10}
+advantage: {look_ahead: 5, policy: {device: cpu}, workers: 1, dataset: {assume_success: true}}
+env: {type: so101, task: touch, cameras: [front], episode_length: 8}
+rollouts: {eval: {n_episodes: 3, n_videos: 0}}
+evaluation: {eval: {n_episodes: 2, n_videos: 1}, seed: 1000}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_whole_loop_goes_on_after_a_kill(tmp_path, module_hub):
+    demos = tmp_path / "demos"
+    setup = Setup(cameras=(Camera("front", "front"),), width=80, height=60, fps=10)
+    record_dataset("touch", setup, "alice/touch", demos, episodes=3)
+    file = tmp_path / "loop.yaml"
+    file.write_text(f"{TINY}demonstrations: [{{repo_id: alice/touch, root: {demos}}}]\n")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "depi.cli", "recap", f"--config={file}", f"--output_dir={out}"]
+    first = subprocess.Popen(command, start_new_session=True)
+    while not (out / "stages" / "sft.json").exists():
+        assert first.poll() is None
+        time.sleep(0.2)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    trained = (out / "sft/checkpoints/last/pretrained_model/model.safetensors").stat().st_mtime_ns
+    subprocess.run(command, check=True, timeout=1700)
+    assert (out / "sft/checkpoints/last/pretrained_model/model.safetensors").stat().st_mtime_ns == trained
+    rows = read_json(out / "results.json")["evaluations"]
+    assert [row["name"] for row in rows] == ["SFT", "iteration 1", "same data, no advantages"]
+    assert all(row["episodes"] == 2 and row["n_errors"] == 0 for row in rows)
+    assert (out / "results.png").stat().st_size > 1000
+    report = read_json(out / "iteration_1/policy/data_report.json")
+    assert [entry["repo_id"] for entry in report["datasets"]] == ["alice/touch", "recap/rollouts_1"]
+    assert report["stream"]["advantage"]["frames_missing"] == 0

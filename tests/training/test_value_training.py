@@ -68,6 +68,11 @@ def test_trains_through_the_launcher_and_resumes_to_the_same_weights(value_flags
     assert all(0 <= line["absolute_error"] <= 1 and line["clamped"] == 0 for line in lines)
     assert [line["step"] for line in metrics(run) if "eval/loss" in line] == [3, 6]
     assert load_value(run).config.reward_normalizer == 20
+    card = (run / "checkpoints/last/pretrained_model/README.md").read_text()
+    assert "A value function" in card
+    assert "divided by 20" in card
+    assert "depi advantage" in card
+    assert "lerobot-rollout" not in card
     whole, seen = weights(run), losses(run)
     resumed = run / "checkpoints" / "000003" / "pretrained_model"
     assert main(["--resume=true", f"--config_path={resumed}"]) == 0
