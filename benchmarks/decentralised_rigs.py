@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from depi.sim.community import Contributor
-from depi.sim.setup import CONVENTIONS, Setup, random_setup
+from depi.sim.setup import CONVENTIONS, Camera, Setup, random_setup
 
 TASK = "touch"
 # Actions per second, of all chunks in training and of the robot when a policy is played.
 RATE = 10
-# A drawn colour and a smaller cube ask for more training than a small scale has.
+# A drawn colour asks for more training than a small scale has.
 COLOR = "red"
-SIZE = 0.04
 # Episodes to play have these seeds, far from those of the recordings.
 FIRST_TRIAL = 5_000_000
 
@@ -26,7 +25,9 @@ class Scale:
         contributors: who record `episodes` each, at `fps_limit` or less.
         unseen: rigs that nobody recorded. trials: episodes played in every rig, seen or unseen.
         steps, batch_size: of every training, whatever it trains on.
-        policy: sizes of `depi_pi0` that are not its defaults.
+        alike: whether the rigs differ little, see `_alike_rig`; otherwise as `random_setup` draws them.
+        object_size: side of the cube in metres. slots: for cameras, as many as the rigs have at most.
+        policy: settings of `depi_pi0` that are not `work.train_flags`'s.
         processes: recordings, trainings and evaluations at a time, one thread each.
         loaders: DataLoader workers of a training. device: of trainings and evaluations.
         render_s, step_s, trial_s: seconds that a rendered picture, a training step and a played episode are
@@ -41,7 +42,10 @@ class Scale:
     batch_size: int
     processes: int
     fps_limit: int = 15
-    policy: Mapping[str, int | str] = dataclasses.field(default_factory=dict)
+    alike: bool = False
+    object_size: float = 0.04
+    slots: int = 3
+    policy: Mapping[str, float | int | str] = dataclasses.field(default_factory=dict)
     loaders: int = 0
     device: str = "cpu"
     render_s: float = 0.05
@@ -51,7 +55,24 @@ class Scale:
 
 SCALES = {
     "smoke": Scale(contributors=4, episodes=2, unseen=2, trials=1, steps=20, batch_size=8, processes=2),
-    "cpu": Scale(contributors=8, episodes=16, unseen=8, trials=6, steps=1800, batch_size=8, processes=2),
+    "cpu": Scale(
+        contributors=4,
+        episodes=25,
+        unseen=4,
+        trials=12,
+        steps=1750,
+        batch_size=8,
+        processes=2,
+        fps_limit=RATE,
+        alike=True,
+        object_size=0.03,
+        slots=2,
+        policy={
+            "optimizer_lr": 1e-3,
+            "scheduler_warmup_steps": 1000,
+            "scheduler_decay_lr": 1e-4,
+        },
+    ),
     "full": Scale(
         contributors=16,
         episodes=20,
@@ -62,6 +83,7 @@ SCALES = {
         processes=16,
         fps_limit=30,
         policy={
+            "optimizer_lr": 3e-4,
             "dtype": "bfloat16",
             "image_resolution": "[112,112]",
             "vision_width": 256,
@@ -198,7 +220,8 @@ def _rig(scale: Scale, seed: int, split: str, number: int) -> Setup:
 
     Cameras get names that do not tell their view, in the drawn order, as many people call theirs.
     """
-    drawn = random_setup(1000 * seed + number, split)
+    draw = 1000 * seed + number
+    drawn = _alike_rig(draw, split) if scale.alike else random_setup(draw, split)
     cameras = tuple(
         dataclasses.replace(camera, name=f"camera{place}") for place, camera in enumerate(drawn.cameras, 1)
     )
@@ -208,7 +231,35 @@ def _rig(scale: Scale, seed: int, split: str, number: int) -> Setup:
         convention=CONVENTIONS[number % len(CONVENTIONS)],
         fps=min(drawn.fps, scale.fps_limit),
         object_color=COLOR,
-        object_size=SIZE,
+        object_size=scale.object_size,
+    )
+
+
+def _alike_rig(draw: int, split: str) -> Setup:
+    """A rig that differs little from others: what a small policy can learn in a few minutes.
+
+    Every rig has a front and a wrist camera of 160x120 pixels, which one comes first is drawn. Cameras and
+    base are half as far from their standard poses as `random_setup` puts them, so that those of the two
+    splits still come from disjoint ranges. Tables, lights and the robot's colour are those of recorded
+    rigs, in both splits.
+    """
+    drawn = random_setup(draw, split)
+    looks = drawn if split == "seen" else random_setup(draw + 500, "seen")
+    poses = [random_setup(1000 * draw + place, split).cameras[0] for place in (1, 2)]
+    cameras = [
+        Camera(kind, kind, pose.azimuth / 2, pose.elevation / 2, (1 + pose.distance) / 2, pose.jitter)
+        for kind, pose in zip(("front", "wrist"), poses, strict=True)
+    ]
+    x, y, yaw = drawn.base_offset
+    return dataclasses.replace(
+        drawn,
+        cameras=tuple(reversed(cameras) if draw % 4 in (1, 2) else cameras),
+        width=160,
+        height=120,
+        table=looks.table,
+        lighting=looks.lighting,
+        robot_color=looks.robot_color,
+        base_offset=(x / 2, y / 2, yaw / 2),
     )
 
 

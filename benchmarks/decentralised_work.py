@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from decentralised_rigs import BLIND, RATE, SIZE, TASK, Arm, Experiment, Trials
+from decentralised_rigs import BLIND, RATE, TASK, Arm, Experiment, Trials
 
 from depi.errors import UserError
 from depi.files import read_json, write_json
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from depi.sim.community import Contributor
     from depi.sim.setup import Setup
     from depi.sim.simulation import So101Env
-
-CAMERAS = "--dataset.max_cameras=3"
 
 
 def start(logs: Path) -> None:
@@ -77,7 +75,7 @@ def prepare_images(experiment: Experiment) -> None:
             f"--output_dir={experiment.root / 'prepared'}",
             f"--image_size={side}",
             f"--workers={max(1, scale.processes // 2)}",
-            CAMERAS,
+            f"--dataset.max_cameras={scale.slots}",
         ]
     )
 
@@ -86,6 +84,15 @@ def train_flags(experiment: Experiment, arm: Arm) -> list[str]:
     """The command line of `depi/train.py` for an arm."""
     scale = experiment.scale
     data = mixture(experiment, arm.name, experiment.contributors_of(arm))
+    policy = {
+        "chunk_size": 16,
+        "n_action_steps": 8,
+        "optimizer_lr": 1e-3,
+        "scheduler_warmup_steps": 100,
+        "scheduler_decay_steps": scale.steps,
+        "scheduler_decay_lr": 1e-5,
+        **scale.policy,
+    }
     return [
         f"--dataset.mixture={data}",
         f"--dataset.prepared={experiment.root / 'prepared'}",
@@ -93,17 +100,11 @@ def train_flags(experiment: Experiment, arm: Arm) -> list[str]:
         f"--dataset.cameras={arm.cameras}",
         f"--dataset.action_freq={RATE}",
         "--dataset.weights=uniform",
-        CAMERAS,
+        f"--dataset.max_cameras={scale.slots}",
         "--policy.type=depi_pi0",
         f"--policy.device={scale.device}",
         "--policy.push_to_hub=false",
-        "--policy.chunk_size=16",
-        "--policy.n_action_steps=8",
-        "--policy.optimizer_lr=1e-3" if scale.device == "cpu" else "--policy.optimizer_lr=3e-4",
-        "--policy.scheduler_warmup_steps=100",
-        f"--policy.scheduler_decay_steps={scale.steps}",
-        "--policy.scheduler_decay_lr=1e-5",
-        *(f"--policy.{name}={value}" for name, value in scale.policy.items()),
+        *(f"--policy.{name}={value}" for name, value in policy.items()),
         f"--batch_size={scale.batch_size}",
         f"--steps={scale.steps}",
         f"--num_workers={scale.loaders}",
@@ -188,7 +189,8 @@ def play(experiment: Experiment, trials: Trials) -> list[bool]:
     env = make_env(TASK, trials.setup)
     try:
         if trials.arm == BLIND:
-            outcomes = [play_motion(env, mean_motion(), seed) for seed in trials.seeds]
+            motion = mean_motion(trials.setup.object_size)
+            outcomes = [play_motion(env, motion, seed) for seed in trials.seeds]
         else:
             table = table_of(trials.setup)
             checkpoint = experiment.run_folder(trials.arm) / "checkpoints" / "last" / "pretrained_model"
@@ -261,8 +263,11 @@ def play_motion(env: "So101Env", motion: "NDArray[np.float32]", seed: int) -> bo
 
 
 @functools.cache
-def mean_motion() -> "NDArray[np.float32]":
-    """The mean of what experts do step by step, float32 (T, 6) degrees; who is done holds still."""
+def mean_motion(size: float) -> "NDArray[np.float32]":
+    """The mean of what experts do step by step, float32 (T, 6) degrees; who is done holds still.
+
+    `size` is the cube's side in metres; the rig is the standard one.
+    """
     import numpy as np
 
     from depi.sim.env import make_env
@@ -270,7 +275,7 @@ def mean_motion() -> "NDArray[np.float32]":
     from depi.sim.rollout import play as perform
     from depi.sim.setup import Setup
 
-    env = make_env(TASK, Setup(cameras=(), fps=RATE, object_size=SIZE))
+    env = make_env(TASK, Setup(cameras=(), fps=RATE, object_size=size))
     expert = Expert(env)
     motions = [perform(env, expert, seed).actions for seed in range(50)]
     steps = env.max_steps

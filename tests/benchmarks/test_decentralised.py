@@ -19,6 +19,9 @@ TINY = {
     "steps": 2,
     "batch_size": 2,
     "processes": 1,  # imports are most of what it takes
+    "fps_limit": 10,
+    "alike": True,
+    "slots": 2,
 }
 
 
@@ -62,7 +65,7 @@ def test_arms_differ_in_one_thing_and_play_the_same(rigs, tmp_path, name):
 
 
 def test_seen_rigs_are_the_recorded_ones_with_new_episodes(rigs, tmp_path):
-    experiment = rigs.Experiment(tmp_path, rigs.SCALES["cpu"])
+    experiment = rigs.Experiment(tmp_path, rigs.SCALES["full"])
     trials = experiment.trials(rigs.ARMS[0])
     recorded = {dataclasses.replace(person.setup, fps=rigs.RATE) for person in experiment.contributors}
     assert {each.setup for each in trials if each.seen} == recorded
@@ -76,12 +79,32 @@ def test_seen_rigs_are_the_recorded_ones_with_new_episodes(rigs, tmp_path):
     assert names == {"camera1", "camera2", "camera3"}
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_rigs_of_the_cpu_scale_differ_little(rigs, tmp_path, seed):
+    experiment = rigs.Experiment(tmp_path, rigs.SCALES["cpu"], seed)
+    trials = experiment.trials(rigs.ARMS[0])
+    assert len({each.setup for each in trials}) == 8
+    poses = {True: [], False: []}
+    for each in trials:
+        assert {camera.kind for camera in each.setup.cameras} == {"front", "wrist"}
+        assert [camera.name for camera in each.setup.cameras] == ["camera1", "camera2"]
+        assert (each.setup.width, each.setup.height, each.setup.fps) == (160, 120, rigs.RATE)
+        for camera in each.setup.cameras:
+            poses[each.seen].append([abs(camera.azimuth), abs(camera.elevation), abs(camera.distance - 1)])
+    limits = np.array([6, 3, 0.06])
+    assert (np.array(poses[True]) <= limits).all()
+    assert (np.array(poses[False]) >= limits).all()
+    for seen in (True, False):
+        order = [each.setup.cameras[0].kind for each in trials if each.seen == seen]
+        assert sorted(order) == ["front", "front", "wrist", "wrist"]
+
+
 def test_single_is_trained_on_one(rigs, work, tmp_path):
-    experiment = rigs.Experiment(tmp_path, rigs.SCALES["cpu"])
+    experiment = rigs.Experiment(tmp_path, rigs.SCALES["full"])
     for arm in rigs.ARMS:
         (flag,) = [flag for flag in work.train_flags(experiment, arm) if "--dataset.mixture=" in flag]
         sources = read_json(flag.partition("=")[2])
-        assert len(sources) == (1 if arm.single else 8)
+        assert len(sources) == (1 if arm.single else 16)
     assert len(experiment.contributors_of(rigs.ARMS[-1])[0].setup.cameras) == 3
 
 
@@ -123,10 +146,10 @@ def test_who_does_not_look_succeeds_now_and_then(rigs, work):
     from depi.sim.env import make_env
     from depi.sim.setup import Setup
 
-    env = make_env(rigs.TASK, Setup(cameras=(), fps=rigs.RATE, object_size=rigs.SIZE))
-    outcomes = [work.play_motion(env, work.mean_motion(), seed) for seed in range(100, 130)]
+    env = make_env(rigs.TASK, Setup(cameras=(), fps=rigs.RATE, object_size=0.03))
+    outcomes = [work.play_motion(env, work.mean_motion(0.03), seed) for seed in range(100, 130)]
     env.close()
-    assert 0 < sum(outcomes) < 15
+    assert 0 < sum(outcomes) < 10
 
 
 def test_outcomes_against_the_union(script):
