@@ -134,6 +134,14 @@ def test_what_does_not_fit_is_named(checkpoints, tmp_path):
         camera_keys(["observation.image"], ["observation.images.top"], by_view=False, rename={})
 
 
+def test_guidance_is_refused_where_there_is_no_indicator(checkpoints, tmp_path):
+    config = choices(checkpoints / "act", tmp_path / "a", 1)
+    config.policy.guidance = 2.0
+    with pytest.raises(UserError, match="a policy of type act has no advantage indicator"):
+        evaluate(config)
+    assert not (tmp_path / "a").exists()
+
+
 @pytest.mark.parametrize(
     "step",
     [

@@ -82,6 +82,9 @@ def test_the_card_says_what_it_was_trained_on_and_how_to_run_it(averaged, api, t
     write_json(tmp_path / "eval.json", {"success_rate": 1})
     assert cli.main([*flags, f"--eval={tmp_path / 'eval.json'}"]) == 2
     assert "no result of `depi eval`" in capsys.readouterr().err
+    write_json(tmp_path / "eval.json", {**result, "success_rate": None, "success_interval_95": None})
+    assert cli.main([*flags, f"--eval={tmp_path / 'eval.json'}"]) == 2
+    assert "has no success rate: all of its episodes ended in an error" in capsys.readouterr().err
 
 
 def test_a_run_goes_on_from_the_hub(flags, tmp_path, api, capfd):

@@ -2,10 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from runs import losses, metrics, replaced, weights
 
+from depi import cli
+from depi.evaluation.evaluate import EnvConfig, EpisodesConfig, EvaluateConfig, roll_out
+from depi.evaluation.recording import DatasetWriter
 from depi.files import read_json
 from depi.train import main as train
 from depi.training import validation
@@ -102,6 +106,54 @@ def test_random_numbers_and_modes_are_put_back(flags, tmp_path, monkeypatch):
     assert train(replaced(flags, steps=1, save_freq=0, eval_freq=1, **EVAL)) == 0
     assert at_evaluation == [False]
     assert json.dumps(evaluations(tmp_path / "run")[1]["eval/loss"]) == "1.0"
+
+
+class Wandering:
+    """Moves pusht's dot to a point that depends on the seed."""
+
+    batch, expert_steps = 1, 0
+
+    def fit(self, tables):
+        pass
+
+    def act(self, observations):
+        return [np.full((6, 2), 100 + 50 * seen.seed, np.float32) for seen in observations]
+
+
+def test_rollouts_in_pusht(flags, tmp_path):
+    root, env = tmp_path / "pusht", EnvConfig(type="pusht", episode_length=6)
+    env.observation_height = env.observation_width = 96
+    choices = EvaluateConfig(env=env, eval=EpisodesConfig(2, 0, 1), output_dir=tmp_path / "played", seed=0)
+    with DatasetWriter(root, "ann/pusht") as writer:
+        roll_out(choices, Wandering(), show_progress=False, on_episode=writer.append)
+    flags = [flag for flag in flags if not flag.startswith(("--num_datasets", "--dataset.data_ids"))]
+    data = {"dataset.repo_id": "ann/pusht", "dataset.root": root}
+    size = {"env.observation_height": 96, "env.observation_width": 96, "env.episode_length": 6}
+    simulator = {"env.type": "pusht", "eval.n_episodes": 2, "eval.n_videos": 1, "eval_freq": 1, **size}
+    assert train(replaced(flags, steps=1, save_freq=1, **data, **simulator)) == 0
+    (line,) = evaluations(tmp_path / "run").values()
+    result = read_json(tmp_path / "run" / "eval" / "000001" / "eval.json")
+    assert line["eval/mean_reward"] == result["mean_reward"]
+    assert [(row["seed"], row["length"], row["error"]) for row in result["episodes"]] == [
+        (1000, 6, None),
+        (1001, 6, None),
+    ]
+    checkpoint = tmp_path / "run" / "checkpoints" / "last" / "pretrained_model"
+    command = [
+        "eval",
+        f"--policy.path={checkpoint}",
+        "--eval.n_episodes=2",
+        f"--output_dir={tmp_path / 'eval'}",
+    ]
+    assert (
+        cli.main([*command, "--seed=1000", *(f"--{name}={simulator[name]}" for name in ("env.type", *size))])
+        == 0
+    )
+    rows = [
+        [(row["success"], row["length"], row["reward"]) for row in found["episodes"]]
+        for found in (result, read_json(tmp_path / "eval" / "eval.json"))
+    ]
+    assert rows[0] == rows[1]
 
 
 @pytest.mark.parametrize(
