@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import signal
+import sys
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,6 +108,10 @@ class AnnotateConfig:
             raise UserError("--engine=ray goes with --backend=openai or rules: serve the model on its own")
         if self.root is not None and self.repo_id is None:
             raise UserError("--root needs --repo_id=USER/NAME, the name that its annotations go by")
+        if self.revision is not None and self.repo_id is None:
+            raise UserError("--revision needs --repo_id=USER/NAME; a list's revisions are in its catalogue")
+        if self.repo_id is not None and (self.start, self.end) != (0, None):
+            raise UserError("--start and --end go with a list: --repo_id names one dataset")
         least = {"concurrency": 1, "batch_size": 1, "frames": 2, "max_pixels": 1024, "view_episodes": 0}
         least |= {"start": 0, "workers": 0, "max_refinements": 0, "max_episodes": 1, "end": 1}
         for name, minimum in least.items():
@@ -129,7 +134,11 @@ def main(args: list[str]) -> int:
     if threading.current_thread() is threading.main_thread():
         # A scheduler's SIGTERM ends a call as Ctrl-C does: with the sidecars of what is there.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    summary = annotate(config)
+    try:
+        summary = annotate(config)
+    except KeyboardInterrupt:
+        print("Stopped. What was answered is written; the same command asks for the rest.", file=sys.stderr)
+        raise
     from depi.annotate.pipeline import as_json
 
     if config.json:

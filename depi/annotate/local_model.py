@@ -68,18 +68,24 @@ class LocalModel:
             raise UserError(f"--model={config.model} takes no images")
         self._processor.tokenizer.padding_side = "left"
         self._questions: queue.Queue[tuple[Question, Future[Reply]] | None] = queue.Queue()
+        self._lock, self._closed = threading.Lock(), False
         self._thread = threading.Thread(target=self._serve, name="depi-model", daemon=True)
         self._thread.start()
 
     def ask(self, question: Question) -> Reply:
         """See `depi.annotate.backend.Backend`."""
         answer: Future[Reply] = Future()
-        self._questions.put((question, answer))
+        with self._lock:
+            if self._closed:
+                raise BackendError("the model was stopped")
+            self._questions.put((question, answer))
         return answer.result()
 
     def close(self) -> None:
         """Stop after the questions that were asked."""
-        self._questions.put(None)
+        with self._lock:
+            self._closed = True
+            self._questions.put(None)
         self._thread.join()
 
     def _serve(self) -> None:

@@ -116,6 +116,7 @@ class Run:
         self._open: dict[str, DatasetWork] = {}
         self._waiting: dict[str, int] = {}
         self._in_a_row = 0
+        self._who = plan.backend, plan.model
 
     def __call__(self, sources: Sequence[DatasetSource]) -> Summary:
         """Annotate the datasets; the sidecars are written also where this is interrupted.
@@ -174,7 +175,7 @@ class Run:
                 str(work.state)[:14],
             )
         for episode, reason in work.bad.items():
-            self._failed(work.repo_id, work.state, episode, reason)
+            self._failed(work.repo_id, Failure(episode, work.state, *self._who, reason, now()))
         self._open[work.repo_id], self._waiting[work.repo_id] = work, len(work.jobs)
 
     def _dataset_failed(self, repo_id: str, error: Exception) -> None:
@@ -182,9 +183,8 @@ class Run:
             logger.error("planning %s failed", repo_id, exc_info=error)
         self.summary.dataset_failures[repo_id] = clean(error, 300)
 
-    def _failed(self, repo_id: str, state: str | None, episode: int, reason: str) -> None:
-        self.summary.failures.setdefault(repo_id, {})[episode] = reason
-        failure = Failure(episode, state, self.plan.backend, self.plan.model, reason, now())
+    def _failed(self, repo_id: str, failure: Failure) -> None:
+        self.summary.failures.setdefault(repo_id, {})[failure.episode] = failure.reason
         append(self.plan.folder, repo_id, failure)
 
     def _take(self, job: Job, outcome: Outcome) -> None:
@@ -198,7 +198,9 @@ class Run:
             summary.prompt_tokens += outcome.tokens.get("prompt", 0)
             summary.completion_tokens += outcome.tokens.get("completion", 0)
         else:
-            self._failed(job.repo_id, job.state, job.episode, _reason(job, outcome))
+            reason = _reason(job, outcome)
+            failure = Failure(job.episode, job.state, *self._who, reason, now(), job.recorded)
+            self._failed(job.repo_id, failure)
             if isinstance(outcome, HopelessError):
                 raise outcome
             self._in_a_row = self._in_a_row + 1 if isinstance(outcome, UnreachableError) else 0

@@ -73,10 +73,10 @@ def pull(folder: Path, repo_id: str, *, revision: str | None = None, overwrite: 
                 f"annotations of {len(reviewed)} datasets were reviewed here and differ from those of "
                 f"{repo_id}: {named}; nothing is changed, --overwrite replaces them"
             )
-        for name in other:
-            _put(Path(work), folder, name)
-    new = tuple(name for name in other if name not in there)
-    return Pulled(info.sha, new, tuple(sorted(there)), tuple(same), refused)
+        put = [name for name in other if _put(Path(work), folder, name, refused)]
+    new = tuple(name for name in put if name not in there)
+    replaced = tuple(sorted(there.intersection(put)))
+    return Pulled(info.sha, new, replaced, tuple(same), refused)
 
 
 def choose(sizes: dict[str, int]) -> tuple[list[str], dict[str, str]]:
@@ -165,6 +165,7 @@ def _checked_line(line: bytes) -> str:
             check_text(item.task, "a reviewed text")
         else:
             check_text(item.reason, "a reason")
+            check_text(item.recorded, "a text")
         return store.to_line(item)
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise DatasetError(f"the journal is damaged: {str(error)[:200]}") from None
@@ -185,8 +186,22 @@ def is_reviewed(folder: Path, name: str) -> bool:
     return bool(flags & set(store.VERDICTS)) or bool(store.read_results(folder, name).reviews)
 
 
-def _put(work: Path, folder: Path, name: str) -> None:
-    """Move a dataset's checked files into the folder, the journal first: the sidecar is made from it."""
+def _put(work: Path, folder: Path, name: str, refused: dict[str, str]) -> bool:
+    """Move a dataset's checked files into the folder, unless it is being annotated there."""
+    try:
+        claimed = store.claim(folder, name)
+    except UserError as error:
+        refused[name] = str(error)
+        return False
+    try:
+        _move(work, folder, name)
+    finally:
+        store.release(claimed)
+    return True
+
+
+def _move(work: Path, folder: Path, name: str) -> None:
+    """The journal first: the sidecar is made from it."""
     found = store.journal_path(work, name)
     with LineFile(store.journal_path(folder, name), wait=True) as file:
         if found.exists():

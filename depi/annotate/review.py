@@ -13,13 +13,13 @@ from typing import Any
 from depi.annotate.store import (
     VERDICTS,
     Journal,
-    Result,
     Review,
     annotated_datasets,
     append,
     now,
     read_results,
     rows_of,
+    typed,
     write_sidecar,
 )
 from depi.datasets.annotations import MAX_TEXT, EpisodeAnnotation, check_text
@@ -79,7 +79,7 @@ class Selection:
 
     keys: in the order of the page
     left_out: how many more there are
-    frames: what the model saw of each that has a result, camera -> numbers of the frames
+    frames: what the model saw of each, camera -> numbers of the frames; empty where it saw nothing
     revisions: of the datasets, as annotated
     """
 
@@ -127,11 +127,14 @@ def select(folder: Path, repo_id: str | None, max_episodes: int) -> Selection:
         chosen.revisions[name] = journal.revision
         for row in rows_of(journal):
             key = (name, row.episode_index)
-            chosen.frames[key] = journal.results[row.episode_index].frames
+            result = journal.results.get(row.episode_index)
+            chosen.frames[key] = {} if result is None else result.frames
             # Results of rules have no confidence; what they could not use is of most interest.
             unsure = float(row.task is not None) if row.confidence is None else row.confidence
             order.append((row.episode_index in journal.reviews, unsure, key))
-        order += [(False, 2.0, (name, episode)) for episode in journal.failures]
+        for episode in journal.failures.keys() - set(typed(journal)):
+            chosen.frames[name, episode] = {}
+            order.append((False, 2.0, (name, episode)))
     if not order:
         of = f"of {repo_id} " if repo_id is not None else ""
         raise UserError(f"{folder} has no annotations {of}to review: `depi annotate` writes them")
@@ -146,14 +149,13 @@ def take_pictures(chosen: Selection, root: Path | None, max_bytes: float) -> tup
     from depi.annotate.review_frames import load_frames
 
     pictures: dict[Key, list[tuple[str, int, bytes]]] = {}
-    wanted = [key for key in chosen.keys if key in chosen.frames]
-    for key, images in load_frames(wanted, chosen.frames, chosen.revisions, root, PAGE_PIXELS):
+    for key, images in load_frames(chosen.keys, chosen.frames, chosen.revisions, root, PAGE_PIXELS):
         size = sum(len(jpeg) for _, _, jpeg in images)
         if size > max_bytes:
             break
         max_bytes -= size
         pictures[key] = images
-    return pictures, len(wanted) - len(pictures)
+    return pictures, len(chosen.keys) - len(pictures)
 
 
 def render(
@@ -171,7 +173,7 @@ def render(
         folder: of the annotations.
         chosen: which episodes.
         pictures: of these.
-        without: how many have no pictures though they have an annotation.
+        without: how many have no pictures.
         command: shown where nothing can be saved.
         token: with which the page may save; None for a page to read.
     """
@@ -208,23 +210,24 @@ def _page_rows(folder: Path, repo_id: str) -> dict[int, dict[str, Any]]:
     """Episode -> what the page shows of it."""
     journal = read_results(folder, repo_id)
     found = {row.episode_index: _page_row(repo_id, row, journal) for row in rows_of(journal)}
-    for episode, failure in journal.failures.items():
+    for episode in journal.failures.keys() - found.keys():
+        failure = journal.failures[episode]
         found[episode] = {
             **dict.fromkeys(("task", "proposed", "confidence", "review")),
-            **{"repo_id": repo_id, "episode": episode, "recorded": "", "views": []},
+            **{"repo_id": repo_id, "episode": episode, "recorded": failure.recorded, "views": []},
             **{"status": "failed", "flags": [f"failed: {failure.reason}"]},
         }
     return found
 
 
 def _page_row(repo_id: str, row: EpisodeAnnotation, journal: Journal) -> dict[str, Any]:
-    result: Result = journal.results[row.episode_index]
+    result = journal.results.get(row.episode_index)
     review = next((flag for flag in reversed(row.flags) if flag in VERDICTS), None)
     return {
         "repo_id": repo_id,
         "episode": row.episode_index,
         "recorded": row.original_task or "",
-        "proposed": result.proposed,
+        "proposed": None if result is None else result.proposed,
         "task": row.task,
         "confidence": None if row.confidence is None else round(row.confidence, 4),
         "flags": [flag for flag in row.flags if flag not in VERDICTS],
@@ -256,15 +259,18 @@ def decide(folder: Path, repo_ids: Iterable[str], decision: Mapping[str, Any]) -
     text = check_text(text, "the text")
     journal = read_results(folder, repo_id)
     result = journal.results.get(episode)
-    if result is None:
+    if verdict == "edited":
+        if text is None:
+            raise UserError("an edit needs a text; to use none, reject it")
+        if result is None and episode not in journal.failures:
+            raise UserError(f"episode {episode} of {repo_id} was not annotated")
+    elif result is None:
         raise UserError(f"episode {episode} of {repo_id} has no annotation to decide about")
-    if verdict == "edited" and text is None:
-        raise UserError("an edit needs a text; to use none, reject it")
-    if verdict == "accepted":
+    elif verdict == "accepted":
         now_shown = next(row.task for row in rows_of(journal) if row.episode_index == episode)
         if text is None or text not in (now_shown, result.proposed):
             raise UserError("another text has taken its place meanwhile: load the page again")
-    if verdict == "rejected":
+    else:
         text = result.proposed
     append(folder, repo_id, Review(episode, verdict, text, journal.revision, now()))
     write_sidecar(folder, repo_id)

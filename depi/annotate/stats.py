@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from depi.annotate.store import Journal, annotated_datasets, read_results, rows_of
+from depi.annotate.store import Journal, annotated_datasets, read_results, rows_of, typed
 from depi.datasets.annotations import EpisodeAnnotation, read_annotations
 from depi.errors import DatasetError, UserError
 from depi.flags import parse_flags
@@ -79,7 +79,7 @@ def count(folder: Path) -> dict[str, Any]:
         except DatasetError as error:
             counts.damaged[repo_id] = str(error)
             sidecar = None
-        rows = rows_of(journal) if journal.results else sidecar[0] if sidecar else []
+        rows = rows_of(journal) or (sidecar[0] if sidecar else [])
         _count_rows(counts, rows)
         _count_journal(counts, journal)
     return _result(counts)
@@ -96,7 +96,7 @@ def _count_rows(counts: _Counts, rows: Iterable[EpisodeAnnotation]) -> None:
 
 
 def _count_journal(counts: _Counts, journal: Journal) -> None:
-    counts.episodes["failed"] += len(journal.failures)
+    counts.episodes["failed"] += len(journal.failures) - len(typed(journal))
     counts.episodes["reviewed"] += len(journal.reviews)
     counts.failures.update(failure.reason for failure in journal.failures.values())
     counts.reviews.update(review.verdict for review in journal.reviews.values())

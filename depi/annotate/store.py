@@ -91,6 +91,7 @@ class Failure:
     model: str
     reason: str
     at: str = ""
+    recorded: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Journal:
     """A dataset's journal, read.
 
     results: episode -> the result that counts, of `revision`
-    failures: episode -> its failure, where it has no result
+    failures: episode -> its failure, where it has no result; a person may have typed its text nevertheless
     reviews: episode -> the last decision about it, of `revision`
     everything: all results of all revisions, models and prompts, in order
     revision: of the newest result or, without one, the newest failure
@@ -136,6 +137,25 @@ class Journal:
 def journal_path(folder: Path, repo_id: str) -> Path:
     """Where a dataset's journal is; DatasetError where the repo id would lead out of the folder."""
     return annotation_path(folder, repo_id).with_suffix(".jsonl")
+
+
+def claim(folder: Path, repo_id: str) -> LineFile:
+    """Keep others from annotating a dataset until `release`, or until this process ends.
+
+    Raises:
+        UserError: another process annotates it.
+    """
+    path = journal_path(folder, repo_id)
+    try:
+        return LineFile(path.with_name(f".{path.stem}.annotating"))
+    except BlockingIOError:
+        raise UserError(f"another depi annotate works on {repo_id}") from None
+
+
+def release(claimed: LineFile) -> None:
+    """Let others annotate the dataset."""
+    claimed.remove()
+    claimed.close()
 
 
 def annotated_datasets(folder: Path) -> list[str]:
@@ -238,14 +258,36 @@ def _count(journal: Journal, item: Result | Failure) -> None:
 
 
 def rows_of(journal: Journal) -> list[EpisodeAnnotation]:
-    """The rows of a sidecar: made consistent over the dataset, with the reviewers' decisions on top."""
+    """The rows of a sidecar: made consistent over the dataset, with the reviewers' decisions on top.
+
+    An episode that failed has a row where a person has typed its text.
+    """
     results = [journal.results[episode] for episode in sorted(journal.results)]
     views = majority_views(result.views for result in results)
     tasks = unify([(result.recorded, result.task, result.confidence) for result in results])
-    return [
+    rows = [
         _row(result, task, views, journal.reviews.get(result.episode))
         for result, task in zip(results, tasks, strict=True)
     ]
+    rows += [_typed(journal.failures[episode], journal.reviews[episode], views) for episode in typed(journal)]
+    return sorted(rows, key=lambda row: row.episode_index)
+
+
+def typed(journal: Journal) -> list[int]:
+    """The episodes that failed and have a text by a person."""
+    reviews = journal.reviews
+    return [item for item in journal.failures if item in reviews and reviews[item].verdict == "edited"]
+
+
+def _typed(failure: Failure, review: Review, views: Mapping[str, str]) -> EpisodeAnnotation:
+    return EpisodeAnnotation(
+        episode_index=failure.episode,
+        original_task=failure.recorded or None,
+        task=review.task,
+        camera_views=dict(views),
+        flags=(review.verdict,),
+        confidence=1.0,
+    )
 
 
 def _row(
@@ -287,7 +329,7 @@ def is_current(folder: Path, repo_id: str, state: str | None) -> bool:
 
 
 def write_sidecar(folder: Path, repo_id: str, revision: str | None = None) -> Path | None:
-    """Write a dataset's sidecar, and the JSON beside it, from its journal; None where that has no result.
+    """Write a dataset's sidecar, and the JSON beside it, from its journal; None where that gives no row.
 
     The JSON: `revision` (None for a local folder, then `state` is its digest), `model`, `backend`,
     `prompts` (stage -> newest version) of most episodes, `models` (name -> episodes), `counts`, `tokens`,
@@ -299,16 +341,17 @@ def write_sidecar(folder: Path, repo_id: str, revision: str | None = None) -> Pa
     # Locked, so that no older state of the journal takes the place of a newer one.
     with LineFile(path, wait=True):
         journal = read_results(folder, repo_id, revision)
-        if not journal.results:
-            return None
         rows = rows_of(journal)
+        if not rows:
+            return None
         return write_annotations(folder, repo_id, rows, _provenance(journal, rows))
 
 
 def _provenance(journal: Journal, rows: Iterable[EpisodeAnnotation]) -> dict[str, Any]:
     results, rows = journal.results.values(), list(rows)
     models = Counter((result.backend, result.model) for result in results)
-    (backend, model), _ = models.most_common(1)[0]
+    tried = models or Counter((item.backend, item.model) for item in journal.failures.values())
+    (backend, model), _ = tried.most_common(1)[0]
     prompts: dict[str, str] = {}
     for result in sorted(results, key=lambda result: result.at):
         if (result.backend, result.model) == (backend, model):
@@ -317,7 +360,7 @@ def _provenance(journal: Journal, rows: Iterable[EpisodeAnnotation]) -> dict[str
     counts = {
         "episodes": len(rows),
         "with_task": sum(row.task is not None for row in rows),
-        "failed": len(journal.failures),
+        "failed": len(journal.failures) - len(typed(journal)),
         "reviewed": len(journal.reviews),
         "flags": dict(Counter(flag.partition(":")[0] for row in rows for flag in row.flags)),
     }

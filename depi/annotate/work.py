@@ -13,7 +13,7 @@ import numpy as np
 from depi.annotate.frames import CameraPlace, Clip, choose_frames
 from depi.annotate.rules import is_junk
 from depi.annotate.stages import Job
-from depi.annotate.store import RULES, Journal, Result, journal_path, read_results
+from depi.annotate.store import RULES, Journal, Result, claim, read_results, release
 from depi.annotate.templates import INSTRUCTION, REFINEMENT, VIEWS
 from depi.catalog.text import clean
 from depi.datasets.cameras import slot_order
@@ -75,8 +75,7 @@ class DatasetWork:
 
     def close(self) -> None:
         """Let others annotate the dataset."""
-        self.lock.remove()
-        self.lock.close()
+        release(self.lock)
 
 
 def list_sources(
@@ -103,7 +102,7 @@ def plan_dataset(source: DatasetSource, plan: Plan) -> DatasetWork:
         DatasetError: the dataset cannot be read.
         UserError: the Hub does not give it, or another process annotates it.
     """
-    lock = _lock(plan.folder, source.repo_id)
+    lock = claim(plan.folder, source.repo_id)
     try:
         files = open_source(source)
         files.metadata()
@@ -122,19 +121,10 @@ def plan_dataset(source: DatasetSource, plan: Plan) -> DatasetWork:
             asked, earlier = stages[_position(meta, job.episode)]
             jobs[place] = dataclasses.replace(job, stages=asked, before=earlier)
     except BaseException:
-        lock.remove()
-        lock.close()
+        release(lock)
         raise
     changed = before.revision if before.revision not in (None, state) else None
     return DatasetWork(source.repo_id, state, jobs, len(wanted), lock, changed, bad)
-
-
-def _lock(folder: Path, repo_id: str) -> LineFile:
-    path = journal_path(folder, repo_id)
-    try:
-        return LineFile(path.with_name(f".{path.stem}.annotating"))
-    except BlockingIOError:
-        raise UserError(f"another depi annotate works on {repo_id}") from None
 
 
 def local_state(root: Path) -> str:

@@ -7,7 +7,7 @@ from made_up_annotations import HAND, REVISION, TOP, failure, result, write
 
 from depi.annotate.export import main
 from depi.annotate.pull import MAX_BYTES, choose, pull
-from depi.annotate.store import Review, journal_path, read_results
+from depi.annotate.store import Review, claim, journal_path, read_results, release
 from depi.datasets.annotations import (
     SCHEMA,
     AnnotatedEpisodes,
@@ -58,6 +58,19 @@ def test_what_is_pushed_is_pulled_elsewhere(hub, folder: Path, tmp_path: Path, c
     assert not [path for path in [*folder.iterdir(), *other.iterdir()] if path.name.startswith(".")]
     again = pull(other, REPO)
     assert (again.new, again.replaced, again.same) == ((), (), ("ann/one", "bob/many:inner/v1.5"))
+
+
+def test_a_pull_leaves_alone_what_is_being_annotated(hub, folder: Path, tmp_path: Path, capsys):
+    main(["--push", f"--repo_id={REPO}", f"--annotations={folder}"])
+    other = tmp_path / "other"
+    claimed = claim(other, "ann/one")
+    assert main(["--pull", f"--repo_id={REPO}", f"--annotations={other}"]) == 3
+    assert "not taken: ann/one: another depi annotate works on ann/one" in capsys.readouterr().out
+    assert not journal_path(other, "ann/one").exists()
+    assert read_annotations(other, "bob/many:inner/v1.5")
+    release(claimed)
+    assert pull(other, REPO).new == ("ann/one",)
+    assert not list(other.rglob(".*"))
 
 
 def test_a_push_is_one_commit_with_a_card(hub, folder: Path):

@@ -21,6 +21,7 @@ from PIL import Image
 from playwright.sync_api import Browser
 
 from depi.annotate.review import decide, main, make_app, select, take_pictures
+from depi.annotate.stats import count
 from depi.annotate.store import RULES, read_results, write_sidecar
 from depi.annotate.work import local_state
 from depi.datasets.annotations import MAX_TEXT, AnnotatedEpisodes, read_annotations
@@ -96,7 +97,10 @@ def test_the_page_shows_the_frames_that_the_model_saw(browser: Browser, folder: 
     assert card(opened, 0).locator(".camera").all_inner_texts() == ["cam_a (top)", "image2 (wrist)"]
     assert card(opened, 0).locator(".recorded").inner_text() == "test"
     assert card(opened, 0).locator(".new").inner_text() == "Pick up the red cube."
-    assert card(opened, 3).locator("img").count() == 0
+    shown = card(opened, 3).locator("img").evaluate_all("all => all.map(image => image.src)")
+    assert list(map(number_in, shown)) == [300, 306, 311, 1300, 1306, 1311], (
+        "nothing was seen: its start to end"
+    )
     assert "failed: the server answered 500" in card(opened, 3).inner_text()
     # A file cannot save: it says how.
     assert opened.page.locator("#list button:enabled").count() == 0
@@ -161,6 +165,41 @@ def test_accept_reject_and_edit_are_in_the_sidecar_at_once(browser: Browser, fol
         assert ids(opened) == [f"{REPO} 1"]
         page.close()
         assert opened.complaints == []
+
+
+def test_an_episode_that_failed_takes_a_text_by_hand(browser: Browser, folder: Path):
+    with served(folder) as (url, token):
+        opened = OpenedPage(browser, f"{url}?token={token}")
+        for name in ("Accept", "Reject"):
+            assert card(opened, 3).get_by_role("button", name=name).is_disabled()
+        card(opened, 3).get_by_role("button", name="Edit").click()
+        card(opened, 3).locator("textarea").fill("Push the cube.")
+        card(opened, 3).get_by_role("button", name="Save").click()
+        card(opened, 3).locator(".badge.edited").wait_for()
+        opened.page.close()
+        assert opened.complaints == []
+    rows, provenance = read_annotations(folder, REPO)
+    assert (rows[3].task, rows[3].flags, rows[3].confidence) == ("Push the cube.", ("edited",), 1.0)
+    assert rows[3].camera_views == {TOP: "top", HAND: "wrist"}
+    assert (provenance["counts"]["episodes"], provenance["counts"]["failed"]) == (4, 0)
+    episodes = count(folder)["episodes"]
+    assert (episodes["all"], episodes["failed"]) == (4, 0)
+
+
+def test_a_dataset_of_which_all_failed_takes_texts_by_hand(tmp_path: Path):
+    write(tmp_path, REPO, failure(0, "refused"), failure(1, "refused"))
+    assert read_annotations(tmp_path, REPO) is None
+    for verdict in ("accepted", "rejected"):
+        with pytest.raises(UserError, match="no annotation to decide about"):
+            decide(tmp_path, {REPO}, {"repo_id": REPO, "episode": 1, "verdict": verdict, "task": "x"})
+    with pytest.raises(UserError, match="was not annotated"):
+        decide(tmp_path, {REPO}, {"repo_id": REPO, "episode": 2, "verdict": "edited", "task": "Push it."})
+    row = decide(tmp_path, {REPO}, {"repo_id": REPO, "episode": 1, "verdict": "edited", "task": "Push it."})
+    assert (row["status"], row["review"], row["task"]) == ("annotated", "edited", "Push it.")
+    rows, provenance = read_annotations(tmp_path, REPO)
+    assert [(row.episode_index, row.task) for row in rows] == [(1, "Push it.")]
+    assert (provenance["model"], provenance["counts"]["failed"]) == ("some/vlm", 1)
+    assert select(tmp_path, None, 9).keys == [(REPO, 0), (REPO, 1)], "undecided ones first"
 
 
 def test_what_cannot_be_saved_is_said_beside_the_episode(browser: Browser, folder: Path):
@@ -356,9 +395,9 @@ def test_episodes_and_pictures_are_bounded(folder: Path, root: Path, caplog: pyt
     assert without == 0
     size = sum(len(jpeg) for _, _, jpeg in pictures[REPO, 2])
     some, without = take_pictures(everything, root, size * 1.5)
-    assert (list(some), without) == ([(REPO, 2)], 2)
+    assert (list(some), without) == ([(REPO, 2)], 3)
     # Without the folder there are none, and it is said why.
-    assert take_pictures(everything, None, 64e6) == ({}, 3)
+    assert take_pictures(everything, None, 64e6) == ({}, 4)
     assert "it was annotated from a folder" in caplog.text
 
 

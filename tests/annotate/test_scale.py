@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from image_dataset import write_images
+from vlm_server import completion, good_answer, serving
 
+from depi.annotate import frames
 from depi.annotate.store import read_results
 from depi.datasets.annotations import read_annotations
 
-EPISODES = 1000
 SERVER = Path(__file__).parents[1] / "vlm_server.py"
 
 
@@ -44,40 +46,98 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "DEPI_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
 
 
-@pytest.fixture(scope="session")
-def thousand(tmp_path_factory) -> Path:
-    return write_images(tmp_path_factory.mktemp("thousand") / "set", EPISODES)
-
-
-def test_after_kill_9_only_the_missing_are_asked_for(thousand, server, tmp_path):
+@pytest.mark.parametrize("episodes", [120, pytest.param(1000, marks=pytest.mark.slow)])
+def test_after_kill_9_only_the_missing_are_asked_for(server, tmp_path, episodes):
     url, log = server
+    root = write_images(tmp_path / "set", episodes)
     out, journal = tmp_path / "out", tmp_path / "out/ann/box.jsonl"
-    words = command(thousand, url, out, "--concurrency=8", "--view_episodes=0")
+    words = command(root, url, out, "--concurrency=8", "--view_episodes=0")
     with subprocess.Popen(words, env=environment(tmp_path), stdout=subprocess.DEVNULL) as process:
         end = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < end:
             time.sleep(0.02)
-            if journal.exists() and journal.read_bytes().count(b"\n") > EPISODES // 3:
+            if journal.exists() and journal.read_bytes().count(b"\n") > episodes // 3:
                 break
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     done = read_results(out, "ann/box").results
-    assert EPISODES // 3 < len(done) < EPISODES, "it was killed half way"
+    assert episodes // 3 < len(done) < episodes, "it was killed half way"
     with journal.open("ab") as file:
         file.write(b'{"kind": "result", "episode": 3, "task": "half a li')
     requests_before = asked(log).total()
     last = subprocess.run(words, env=environment(tmp_path), stdout=subprocess.PIPE, text=True, check=True)
     summary = json.loads(last.stdout.splitlines()[-1])
-    assert (summary["reused"], summary["done"]) == (len(done), EPISODES - len(done))
-    assert asked(log).total() - requests_before == 2 * (EPISODES - len(done)), "the missing ones, each once"
+    assert (summary["reused"], summary["done"]) == (len(done), episodes - len(done))
+    assert asked(log).total() - requests_before == 2 * (episodes - len(done)), "the missing ones, each once"
     twice = sum(count - 1 for count in asked(log).values())
     assert twice <= 2 * 8, "only what was in flight at the kill"
-    assert len(asked(log)) == 2 * EPISODES
+    assert len(asked(log)) == 2 * episodes
     rows, _ = read_annotations(out, "ann/box")
-    assert [row.episode_index for row in rows] == list(range(EPISODES))
+    assert [row.episode_index for row in rows] == list(range(episodes))
     assert all(row.task for row in rows)
     lines = [json.loads(line)["episode"] for line in journal.read_text().splitlines()]
-    assert sorted(lines) == list(range(EPISODES)), "nothing lost, nothing twice"
+    assert sorted(lines) == list(range(episodes)), "nothing lost, nothing twice"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_at_once_and_nothing_is_lost(tmp_path, number):
+    """Also while the server is silent."""
+    root, out, enough = write_images(tmp_path / "set", 24), tmp_path / "out", threading.Event()
+
+    def answer(handler, body, count):
+        if count > 24:
+            enough.set()
+            time.sleep(60)
+        handler.send(200, completion(good_answer(body)))
+
+    with serving(answer) as silent:
+        words = command(root, silent.url, out, "--concurrency=4", "--view_episodes=0")
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(words, env=environment(tmp_path), **pipes) as process:
+            assert enough.wait(120)
+            time.sleep(0.5)
+            process.send_signal(number)
+            said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "What was answered is written" in said[1]
+    assert "Traceback" not in said[1]
+    done = len(read_annotations(out, "ann/box")[0])
+    assert done >= 8
+    with serving() as well:
+        again = command(root, well.url, out, "--view_episodes=0")
+        last = subprocess.run(again, env=environment(tmp_path), stdout=subprocess.PIPE, text=True, check=True)
+        assert well.of_stage("instruction") == 24 - done
+    assert json.loads(last.stdout.splitlines()[-1])["reused"] == done
+    assert len(read_annotations(out, "ann/box")[0]) == 24
+
+
+def test_slow_decoding_does_not_stall_requests(tmp_path, annotated, monkeypatch):
+    """Where decoding keeps up on the whole, the server has as many questions as it may get, all the time.
+
+    Frames take 40 ms with two loaders, 50 episodes/s; 8 askers with two questions of 100 ms need 40.
+    """
+    root, decode, busy, ends = write_images(tmp_path / "set", 120), frames._decode, [], []
+
+    def slowly(clip, max_pixels):
+        time.sleep(0.04)
+        return decode(clip, max_pixels)
+
+    def answer(handler, body, count):
+        busy.append(server.at_a_time)
+        time.sleep(0.1)
+        handler.send(200, completion(good_answer(body)))
+        ends.append(time.monotonic())
+
+    monkeypatch.setattr(frames, "_decode", slowly)
+    with serving(answer) as server:
+        summary = annotated(root, server.url, concurrency=8, workers=4, view_episodes=0)
+    assert summary.done == 120
+    middle = busy[40:-40]
+    in_flight = np.mean(middle)
+    wanted = 240 * 0.1 / 8
+    print(f"{in_flight:.1f} of 8 questions in flight, {wanted / summary.seconds:.0%} of the possible rate")
+    assert in_flight >= 7
+    assert server.most == 8
 
 
 @pytest.mark.slow

@@ -119,7 +119,7 @@ function buttons(row) {
   }
   return el("div", { class: "buttons" },
     button("Accept", () => save(row, "accepted", row.task ?? row.proposed), row.task === null && row.proposed === null),
-    button("Reject", () => save(row, "rejected")),
+    button("Reject", () => save(row, "rejected"), row.status === "failed"),
     button("Edit", () => edit(row, true)), said);
 }
 
