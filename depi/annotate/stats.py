@@ -50,6 +50,8 @@ def main(args: list[str]) -> int:
     found = count(config.annotations)
     if config.json:
         print(json.dumps(found, ensure_ascii=True))
+    elif not found["datasets"]:
+        print(f"{config.annotations} holds no annotations yet: `depi annotate` writes them")
     else:
         _print(found)
     return 0

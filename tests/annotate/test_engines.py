@@ -12,6 +12,7 @@ from depi.engine import RayConfig
 from depi.errors import UserError
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_a_cluster_writes_the_same_as_this_machine(tmp_path, ray_cluster, monkeypatch):
     monkeypatch.setenv("DEPI_CACHE", str(tmp_path / "cache"))

@@ -77,6 +77,11 @@ def test_only_the_newest_revision_counts(tmp_path: Path):
     assert found["confidence"] == {"0.5-0.6": 1}
 
 
+def test_an_empty_folder_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path} holds no annotations yet: `depi annotate` writes them\n"
+
+
 def test_a_folder_that_is_not_there(tmp_path: Path):
     with pytest.raises(UserError, match=r"there is no folder .*/none of annotations"):
         count(tmp_path / "none")
