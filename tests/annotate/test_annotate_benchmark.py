@@ -68,6 +68,7 @@ def test_the_smoke_run_records_and_is_all_right(tmp_path: Path):
     assert len(list(tmp_path.glob("bench/*/meta/info.json"))) == 2
 
 
+@pytest.mark.slow
 def test_rules_get_nothing_out_of_junk(script: ModuleType, data: Path, tmp_path: Path):
     found = measure(script, data, tmp_path, "--backend=rules")
     nothing = ("instruction_accuracy", "view_accuracy", "with_task", "tokens_per_episode")
