@@ -40,6 +40,7 @@ def test_a_failing_step_says_which_command_failed():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_whole_demo(tmp_path):
     root = tmp_path / "demo"
     write_json(root / demo.MARKER, {})
