@@ -60,7 +60,7 @@ SCALES = {
         episodes=25,
         unseen=4,
         trials=12,
-        steps=1750,
+        steps=2000,
         batch_size=8,
         processes=2,
         fps_limit=RATE,
@@ -68,6 +68,7 @@ SCALES = {
         object_size=0.03,
         slots=2,
         policy={
+            "n_action_steps": 4,
             "optimizer_lr": 1e-3,
             "scheduler_warmup_steps": 1000,
             "scheduler_decay_lr": 1e-4,
@@ -239,15 +240,15 @@ def _alike_rig(draw: int, split: str) -> Setup:
     """A rig that differs little from others: what a small policy can learn in a few minutes.
 
     Every rig has a front and a wrist camera of 160x120 pixels, which one comes first is drawn. Cameras and
-    base are half as far from their standard poses as `random_setup` puts them, so that those of the two
-    splits still come from disjoint ranges. Tables, lights and the robot's colour are those of recorded
+    base are a quarter as far from their standard poses as `random_setup` puts them, so that those of the
+    two splits still come from disjoint ranges. Tables, lights and the robot's colour are those of recorded
     rigs, in both splits.
     """
     drawn = random_setup(draw, split)
     looks = drawn if split == "seen" else random_setup(draw + 500, "seen")
     poses = [random_setup(1000 * draw + place, split).cameras[0] for place in (1, 2)]
     cameras = [
-        Camera(kind, kind, pose.azimuth / 2, pose.elevation / 2, (1 + pose.distance) / 2, pose.jitter)
+        Camera(kind, kind, pose.azimuth / 4, pose.elevation / 4, (3 + pose.distance) / 4, pose.jitter)
         for kind, pose in zip(("front", "wrist"), poses, strict=True)
     ]
     x, y, yaw = drawn.base_offset
@@ -259,7 +260,7 @@ def _alike_rig(draw: int, split: str) -> Setup:
         table=looks.table,
         lighting=looks.lighting,
         robot_color=looks.robot_color,
-        base_offset=(x / 2, y / 2, yaw / 2),
+        base_offset=(x / 4, y / 4, yaw / 4),
     )
 
 
