@@ -1,4 +1,4 @@
-"""Lists of datasets that users and `depi collect-ids` write: ids as JSON, what is known of each as a table."""
+"""Lists of datasets that users and `depi collect-ids` write: ids as JSON, facts about each as a table."""
 
 from pathlib import Path
 from typing import Any

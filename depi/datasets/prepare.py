@@ -205,8 +205,8 @@ def decode_frames(
     """The recorded images of frames first..last - 1 of a training set, each video in one run.
 
     Yields:
-        (episode, frame in the episode, slot, image uint8 [3, H, W]), cameras side by side; in place of an image
-        that cannot be decoded the reason.
+        (episode, frame in the episode, slot, image uint8 [3, H, W]), cameras side by side; in place of an
+        image that cannot be decoded the reason.
     """
     episode = int(np.searchsorted(dataset.episode_start, first, side="right")) - 1
     while first < last:

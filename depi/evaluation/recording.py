@@ -77,6 +77,7 @@ class DatasetWriter:
             UserError: there is no episode, or they do not have the same cameras, sizes and rate.
         """
         from depi.sim.v30 import V30Writer
+        from depi.sim.writing import finalized
 
         indices = [index for index in self.indices if wanted is None or index in wanted]
         if not indices:
@@ -88,10 +89,10 @@ class DatasetWriter:
         shutil.rmtree(folder, ignore_errors=True)
         self.root.parent.mkdir(parents=True, exist_ok=True)
         try:
-            writer = V30Writer(
+            new = V30Writer(
                 folder, self._repo_id, _features(first), first.fps, self._codec, first.table.robot_type
             )
-            try:
+            with finalized(new) as writer:
                 for index in indices:
                     trajectory = self._read(index)
                     if _shape(trajectory) != shape:
@@ -100,10 +101,6 @@ class DatasetWriter:
                             f"episode {indices[0]}"
                         )
                     writer.add_episode(_columns(trajectory), trajectory.images, trajectory.task)
-                writer.finalize()
-            except BaseException:
-                writer.abandon()
-                raise
             folder.rename(self.root)
         finally:
             shutil.rmtree(folder, ignore_errors=True)

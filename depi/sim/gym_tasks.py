@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from depi.errors import UserError
 from depi.sim.gl import select_backend
 from depi.sim.v30 import V30Writer
-from depi.sim.writing import Recording, check_counts, check_failures, new_folder, write_card
+from depi.sim.writing import Recording, check_counts, check_failures, finalized, new_folder, write_card
 
 
 class GymExpert(Protocol):
@@ -170,18 +170,14 @@ def record_gym_dataset(
     with new_folder(root) as folder:
         found = _successes(task, size, episodes, seed, failed)
         first = next(found)  # nothing is written before the environment works
-        writer = V30Writer(folder, repo_id, task.features(size), task.fps, codec, task.robot_type)
-        try:
+        new = V30Writer(folder, repo_id, task.features(size), task.fps, codec, task.robot_type)
+        with finalized(new) as writer:
             for done, episode in enumerate(chain([first], found), 1):
                 instruction = task.text if text is None else text
                 writer.add_episode(episode.columns, {task.camera: episode.images}, instruction)
                 frames += len(episode.images)
                 if progress:
                     progress(done)
-            writer.finalize()
-        except BaseException:
-            writer.abandon()
-            raise
         write_card(folder, repo_id, task.robot_type)
     return Recording(repo_id, root, episodes, frames, tuple(failed))
 

@@ -21,7 +21,7 @@ from depi.sim.expert import Expert, ExpertConfig, measure_expert
 from depi.sim.rollout import Episode, play
 from depi.sim.setup import CAMERA_KINDS, Camera, Setup
 from depi.sim.tasks import TASKS, find_task
-from depi.sim.writing import Recording, check_counts, check_failures, new_folder, write_card
+from depi.sim.writing import Recording, check_counts, check_failures, finalized, new_folder, write_card
 
 logger = logging.getLogger(__name__)
 
@@ -125,8 +125,7 @@ def record_dataset(
     frames = 0
     failed: list[int] = []
     with new_folder(root) as folder:
-        writer = _make_writer(folder, repo_id, setup)
-        try:
+        with finalized(_make_writer(folder, repo_id, setup)) as writer:
             successes = _successful_episodes(task, setup, episodes, seed, failed)
             for done, episode in enumerate(successes, 1):
                 columns = {
@@ -138,10 +137,6 @@ def record_dataset(
                 frames += len(episode.actions)
                 if progress:
                     progress(done)
-            writer.finalize()
-        except BaseException:
-            writer.abandon()
-            raise
         write_card(folder, repo_id, setup.robot_type)
     return Recording(repo_id, root, episodes, frames, tuple(failed))
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from depi.errors import UserError
 
@@ -46,6 +47,27 @@ def write_card(folder: Path, repo_id: str, robot_type: str) -> None:
     tags = list(dict.fromkeys([robot_type.removesuffix("_follower"), "robotics", "simulation"]))
     card = create_lerobot_dataset_card(tags=tags, license="apache-2.0", repo_id=repo_id)
     card.save(folder / "README.md")
+
+
+class DatasetWriter(Protocol):
+    """What writes a dataset: V21Writer or V30Writer."""
+
+    def finalize(self) -> None:
+        """Complete the dataset."""
+
+    def abandon(self) -> None:
+        """Stop, and leave whatever there is to be removed."""
+
+
+@contextmanager
+def finalized[Writer: DatasetWriter](writer: Writer) -> Iterator[Writer]:
+    """Complete the dataset when the body ends well, else stop writing."""
+    try:
+        yield writer
+        writer.finalize()
+    except BaseException:
+        writer.abandon()
+        raise
 
 
 @contextmanager
