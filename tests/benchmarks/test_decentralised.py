@@ -88,6 +88,7 @@ def test_rigs_of_the_cpu_scale_differ_little(rigs, tmp_path, seed):
     for each in trials:
         assert {camera.kind for camera in each.setup.cameras} == {"front", "wrist"}
         assert [camera.name for camera in each.setup.cameras] == ["camera1", "camera2"]
+        assert (each.setup.table, each.setup.robot_color) == ("gray", "yellow")
         assert (each.setup.width, each.setup.height, each.setup.fps) == (160, 120, rigs.RATE)
         for camera in each.setup.cameras:
             poses[each.seen].append([abs(camera.azimuth), abs(camera.elevation), abs(camera.distance - 1)])
