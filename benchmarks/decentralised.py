@@ -9,9 +9,9 @@ small pi0 is trained on all of them, and one per ablation with as many steps of 
 seed. Each is played in the rigs that were recorded in, in new episodes, and in rigs that nobody has
 recorded in. At `--scale=cpu` contributors differ little, in what a tiny policy can learn in a few minutes:
 four people, one of each joint convention, with the same two cameras under keys in another order, other
-file formats, and small differences of camera poses, base and light. All arms play the same episodes, so each is compared with the union by an exact test on pairs
-(McNemar's). What is complete in --output_dir is kept: run the same command again after an interruption. The
-last line is JSON.
+file formats, and small differences of camera poses, base and light. All arms play the same episodes, so
+each is compared with the union by an exact test on pairs (McNemar's). What is complete in --output_dir is
+kept: run the same command again after an interruption. The last line is JSON.
 
 Episodes are played by the actor of `depi eval`, not by `depi eval` itself, which draws a rig for each
 episode and cannot be told to keep one.
