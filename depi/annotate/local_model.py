@@ -114,7 +114,7 @@ class LocalModel:
                 self._answer(batch[half:])
                 return
             batch[0][1].set_exception(BackendError("the question does not fit into the GPU's memory"))
-        except Exception as error:
+        except Exception as error:  # of any model: the threads that wait must hear of it
             for _, answer in batch:
                 answer.set_exception(BackendError(f"the model failed: {clean(error, 200)}"))
         else:

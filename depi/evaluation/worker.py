@@ -166,7 +166,7 @@ def serve(connection: Connection) -> None:
                 answer = stage.play(request)
         except UserError as error:
             answer = Refused(str(error))
-        except Exception as error:
+        except Exception as error:  # of any simulator: it is this episode's error, and goes into the result
             answer = Failed(" ".join(f"{type(error).__name__}: {error}".split())[:500])
         connection.send(answer)
     if stage is not None:
