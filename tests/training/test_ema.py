@@ -52,6 +52,7 @@ def test_a_run_goes_on_exactly_and_may_export_the_average(flags, tmp_path):
     assert "exponential moving average" in card
 
 
+@pytest.mark.slow
 def test_sharded_averages_are_those_of_one_process(flags, tmp_path):
     flags = replaced(flags, steps=2, save_freq=0, **{"ema.decay": 0.5, "policy.scheduler_decay_steps": 2})
     two = replaced(flags, batch_size=2, sharding="full", output_dir=tmp_path / "two")

@@ -125,6 +125,7 @@ def test_two_processes_see_the_same_samples_and_losses_as_one(flags, tmp_path):
     assert metrics(tmp_path / "two")[-1]["samples"] == 12
 
 
+@pytest.mark.slow
 def test_compiled_training_gives_the_same_losses(flags, tmp_path):
     """With accumulation, recomputed layers, and resumed."""
     assert train(replaced(flags, steps=3, save_freq=0)) == 0
@@ -272,6 +273,7 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_offline_trains_from_what_an_earlier_run_has_fetched(flags, tmp_path):
     assert train(replaced(flags, steps=1)) == 0
     offline = replaced(flags, steps=1, output_dir=tmp_path / "offline", **{"dataset.offline": True})
