@@ -26,7 +26,7 @@ from depi.models.gemma import (
     rotary_table,
 )
 from depi.models.packing import any_length, pad
-from depi.models.scene import Observation, SceneDimensions, SceneReader, place_prefix
+from depi.models.scene import SO400M, TINY_VISION, Observation, SceneDimensions, SceneReader, place_prefix
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,7 @@ class Pi0Dimensions(SceneDimensions):
     def full(cls, **changes: float) -> "Pi0Dimensions":
         """The published pi0: SigLIP So400m/14 at 224 pixels, Gemma 2B, action expert of 300 M."""
         sizes = {
-            "image_size": 224,
-            "patch_size": 14,
-            "vision_width": 1152,
-            "vision_depth": 27,
-            "vision_heads": 16,
-            "vision_mlp_dim": 4304,
-            "vocab_size": 257_152,
+            **SO400M,
             "width": 2048,
             "mlp_dim": 16_384,
             "expert_width": 1024,
@@ -72,13 +66,7 @@ class Pi0Dimensions(SceneDimensions):
     def tiny(cls, **changes: float) -> "Pi0Dimensions":
         """The same architecture, small enough to train on a laptop's processor in a minute."""
         sizes = {
-            "image_size": 84,
-            "patch_size": 14,
-            "vision_width": 128,
-            "vision_depth": 2,
-            "vision_heads": 4,
-            "vision_mlp_dim": 256,
-            "vocab_size": 1024,
+            **TINY_VISION,
             "width": 128,
             "mlp_dim": 256,
             "expert_width": 128,

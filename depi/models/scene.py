@@ -17,6 +17,26 @@ from depi.models.gemma import RMSNorm, Rotation, attention_bias, rotary_table
 from depi.models.packing import Packing, Rows, any_length
 from depi.models.siglip import SiglipTower
 
+# SigLIP So400m/14 at 224 pixels and PaliGemma's vocabulary, as published; and what trains on a laptop.
+SO400M = {
+    "image_size": 224,
+    "patch_size": 14,
+    "vision_width": 1152,
+    "vision_depth": 27,
+    "vision_heads": 16,
+    "vision_mlp_dim": 4304,
+    "vocab_size": 257_152,
+}
+TINY_VISION = {
+    "image_size": 84,
+    "patch_size": 14,
+    "vision_width": 128,
+    "vision_depth": 2,
+    "vision_heads": 4,
+    "vision_mlp_dim": 256,
+    "vocab_size": 1024,
+}
+
 
 class Observation(NamedTuple):
     """What a network sees."""

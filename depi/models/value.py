@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from depi.models.checkpointing import planned
 from depi.models.gemma import GemmaLayer, KeyValueLayer, RMSNorm, Rotation, attention_bias, rotary_table
 from depi.models.packing import Rows, any_length, pad
-from depi.models.scene import Observation, SceneDimensions, SceneReader, place_prefix
+from depi.models.scene import SO400M, TINY_VISION, Observation, SceneDimensions, SceneReader, place_prefix
 
 # The tokens behind the prefix: the state, and the query that the distribution is read from.
 TAIL = 2
@@ -91,13 +91,7 @@ class ValueDimensions(SceneDimensions):
     def full(cls, **changes: int) -> "ValueDimensions":
         """SigLIP So400m/14 at 224 pixels and a language model with the sizes of Gemma 3 270M."""
         sizes = {
-            "image_size": 224,
-            "patch_size": 14,
-            "vision_width": 1152,
-            "vision_depth": 27,
-            "vision_heads": 16,
-            "vision_mlp_dim": 4304,
-            "vocab_size": 257_152,
+            **SO400M,
             "width": 640,
             "mlp_dim": 2048,
             "depth": 18,
@@ -111,13 +105,7 @@ class ValueDimensions(SceneDimensions):
     def tiny(cls, **changes: int) -> "ValueDimensions":
         """The same architecture, small enough to train on a laptop's processor in a minute."""
         sizes = {
-            "image_size": 84,
-            "patch_size": 14,
-            "vision_width": 128,
-            "vision_depth": 2,
-            "vision_heads": 4,
-            "vision_mlp_dim": 256,
-            "vocab_size": 1024,
+            **TINY_VISION,
             "width": 128,
             "mlp_dim": 256,
             "depth": 3,
