@@ -9,24 +9,20 @@ small pi0 is trained on all of them, and one per ablation with as many steps of 
 seed. Each is played in the rigs that were recorded in, in new episodes, and in rigs that nobody has
 recorded in. At `--scale=cpu` contributors differ little, in what a tiny policy can learn in a few minutes:
 four people, one of each joint convention, with the same two cameras under keys in another order, other
-file formats, and small differences of camera poses, base and light. All arms play the same episodes, so
-each is compared with the union by an exact test on pairs (McNemar's). What is complete in --output_dir is
-kept: run the same command again after an interruption. The last line is JSON.
-
-Episodes are played by the actor of `depi eval`, not by `depi eval` itself, which draws a rig for each
-episode and cannot be told to keep one.
+file formats, and small differences of camera poses, base and light. `depi eval` plays all arms in the same
+episodes, and `depi compare`'s exact test on pairs (McNemar's) compares each with the union. What is complete
+in --output_dir is kept: run the same command again after an interruption. The last line is JSON.
 """
 
 import argparse
 import dataclasses
-import functools
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,16 +30,16 @@ from typing import Any
 from unittest.mock import patch
 
 import decentralised_work as work
-from decentralised_rigs import ARMS, COLOR, RATE, SCALES, Arm, Experiment, Trials
+from decentralised_rigs import ARMS, COLOR, RATE, SCALES, Arm, Experiment
 from rich.console import Console
 from rich.table import Table
 
 from depi.errors import UserError
-from depi.evaluation.compare import mcnemar, wilson
+from depi.evaluation.compare import Comparison, Evaluation, Side, compare, read_evaluation
 from depi.files import read_json, write_json
 
 # Raise it when recordings, trainings or episodes of an older version no longer compare.
-VERSION = 1
+VERSION = 2
 
 
 def parse(args: list[str] | None = None) -> argparse.Namespace:
@@ -99,28 +95,27 @@ class Stage:
 
 
 def check_settings(experiment: Experiment) -> None:
-    """Refuse a folder of another experiment.
+    """Refuse a folder of another experiment, and write down the rigs for `depi eval`.
 
     Raises:
         UserError: it is one.
     """
     root = experiment.root
     settings = {"version": VERSION, "seed": experiment.seed, **dataclasses.asdict(experiment.scale)}
-    for name in ("processes", "loaders", "render_s", "step_s", "trial_s"):
+    for name in ("processes", "loaders", "render_s", "step_s"):
         del settings[name]
-    settings["rigs"] = [trials.setup.to_dict() for trials in experiment.trials(experiment.arms[0])]
+    settings["rigs"] = [rig.setup.to_dict() for rig in experiment.rigs]
     settings = json.loads(json.dumps(settings))
     path = root / "settings.json"
-    if not path.exists():
-        write_json(path, settings)
-        return
-    before = read_json(path)
+    before = read_json(path) if path.exists() else settings
     for name in sorted(settings.keys() | before.keys()):
         if settings.get(name) != before.get(name):
             raise UserError(
                 f"{root} holds an experiment with other {name}, {_short(before.get(name))} instead of "
                 f"{_short(settings.get(name))}: choose another --output_dir, or remove that one"
             )
+    write_json(path, settings)
+    write_json(experiment.rigs_file, settings["rigs"])
 
 
 def _short(value: Any) -> str:
@@ -172,109 +167,54 @@ def offline_hub(root: Path) -> Iterator[None]:
             yield
 
 
-def train_and_play(experiment: Experiment) -> None:
-    """Train what is not trained, and play each arm as soon as it is; `scale.processes` at a time."""
+def train(experiment: Experiment) -> None:
+    """Train the arms that are not trained yet, `scale.processes` at a time."""
     scale, root = experiment.scale, experiment.root
     to_train = [arm for arm in experiment.arms if not experiment.trained(arm)]
-    for arm in to_train:  # what was played of an earlier training does not count
-        shutil.rmtree(root / "played" / arm.name, ignore_errors=True)
-    missing = {
-        arm: [trials for trials in experiment.trials(arm) if not experiment.outcomes(trials).exists()]
-        for arm in experiment.played_arms
-    }
-    if not to_train and not any(missing.values()):
+    if not to_train:
         return
-    at_once = min(len(to_train), scale.processes) or 1
-    training = Stage("train", len(to_train), scale.steps * scale.step_s * len(to_train) / at_once)
-    count = sum(map(len, missing.values()))
-    playing = Stage("play", count, count * scale.trials * scale.trial_s / scale.processes)
-    pool = ProcessPoolExecutor(scale.processes, get_context("spawn"), work.start, (root / "logs",))
-    jobs: dict[Future[Any], Callable[[Any], None]] = {}
-
-    def played(trials: Trials, outcomes: list[bool]) -> None:
-        playing.step(f"{trials.arm.name} in {trials.rig}, {sum(outcomes)} of {len(outcomes)}")
-
-    def play(arm: Arm) -> None:
-        for trials in missing[arm]:
-            jobs[pool.submit(work.play, experiment, trials)] = functools.partial(played, trials)
-
-    def train(arm: Arm) -> None:
-        def trained(loss: float) -> None:
-            training.step(f"{arm.name}, loss {loss:.3f}")
-            play(arm)
-
-        jobs[pool.submit(work.train_arm, experiment, arm)] = trained
-
-    def prepared(_: Any) -> None:
-        for arm in to_train:
-            train(arm)
-
+    for arm in to_train:  # what was played of an earlier training does not count
+        shutil.rmtree(experiment.played_folder(arm), ignore_errors=True)
+    at_once = min(len(to_train), scale.processes)
+    pool = ProcessPoolExecutor(at_once, get_context("spawn"), work.start, (root / "logs",))
     try:
-        if to_train:
-            say("prepare: images for training")
-            jobs[pool.submit(work.prepare_images, experiment)] = prepared
-        for arm in experiment.played_arms:
-            if arm not in to_train:
-                play(arm)
-        while jobs:
-            for job in wait(jobs, return_when=FIRST_COMPLETED).done:
-                jobs.pop(job)(job.result())
+        say("prepare: images for training")
+        pool.submit(work.prepare_images, experiment).result()
+        stage = Stage("train", len(to_train), scale.steps * scale.step_s * len(to_train) / at_once)
+        jobs = {pool.submit(work.train_arm, experiment, arm): arm for arm in to_train}
+        for job in as_completed(jobs):
+            stage.step(f"{jobs[job].name}, loss {job.result():.3f}")
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """Successes of an arm over episodes, next to the union's in the same episodes.
-
-    Attributes:
-        successes, episodes: how many. interval: 95%, Wilson.
-        gained, lost: episodes in which only this arm, or only the union, succeeded. p: that these differ
-            by chance (McNemar's exact test).
-    """
-
-    successes: int
-    episodes: int
-    interval: tuple[float, float]
-    gained: int
-    lost: int
-    p: float
-
-    @classmethod
-    def of(cls, mine: list[bool], unions: list[bool]) -> "Outcome":
-        """From the successes of the same episodes."""
-        gained = sum(a and not b for a, b in zip(mine, unions, strict=True))
-        lost = sum(b and not a for a, b in zip(mine, unions, strict=True))
-        interval = wilson(sum(mine), len(mine))
-        return cls(sum(mine), len(mine), interval, gained, lost, mcnemar(lost, gained))
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.successes / self.episodes:.0%} of {self.episodes} ({low:.0%} to {high:.0%})"
-
-    def against(self) -> str:
-        """The comparison with the union."""
-        return f"+{self.gained} -{self.lost}, p {self.p:.2g}"
+def play(experiment: Experiment) -> None:
+    """Play all arms, as far as they are not played yet."""
+    count = experiment.scale.trials * len(experiment.rigs)
+    for arm in experiment.played_arms:
+        say(f"play {arm.name}: {count} episodes in {len(experiment.rigs)} rigs")
+        work.play(experiment, arm)
 
 
-def evaluate(experiment: Experiment) -> dict[str, dict[str, Outcome]]:
-    """Arm -> `seen` and `unseen` -> what it achieved."""
+def evaluate(experiment: Experiment) -> dict[str, dict[str, Comparison]]:
+    """Arm -> `seen` and `unseen` -> the union (a) and the arm (b) in the same episodes."""
 
-    def successes(arm: Arm, seen: bool) -> list[bool]:
-        played = [experiment.outcomes(trials) for trials in experiment.trials(arm) if trials.seen == seen]
-        return [success for path in played for success in read_json(path)["success"]]
+    def episodes(arm: Arm, seen: bool) -> Evaluation:
+        all_of_them = read_evaluation(experiment.played_folder(arm))
+        rows = {seed: row for seed, row in all_of_them.rows.items() if experiment.rig_of(seed).seen == seen}
+        return dataclasses.replace(all_of_them, rows=rows)
 
     union = experiment.arms[0]
     return {
         arm.name: {
-            split: Outcome.of(successes(arm, split == "seen"), successes(union, split == "seen"))
+            split: compare(episodes(union, split == "seen"), episodes(arm, split == "seen"))
             for split in ("seen", "unseen")
         }
         for arm in experiment.played_arms
     }
 
 
-def show(results: dict[str, dict[str, Outcome]], experiment: Experiment) -> None:
+def show(results: dict[str, dict[str, Comparison]], experiment: Experiment) -> None:
     """Print the table, and what its rows mean."""
     scale = experiment.scale
     print(
@@ -285,13 +225,21 @@ def show(results: dict[str, dict[str, Outcome]], experiment: Experiment) -> None
     for arm in experiment.played_arms:
         cells = []
         for split in ("seen", "unseen"):
-            outcome = results[arm.name][split]
-            cells += [str(outcome), "" if arm is experiment.arms[0] else outcome.against()]
+            found = results[arm.name][split]
+            gained, lost = len(found.only_b), len(found.only_a)
+            against = "" if arm is experiment.arms[0] else f"+{gained} -{lost}, p {found.p_value:.2g}"
+            cells += [rate(found.b), against]
         table.add_row(arm.name, *cells)
     Console(width=110).print(table)
     print("Success with 95% Wilson intervals; +G -L: episodes that only this arm, or only the union, did.")
     for arm in experiment.played_arms:
         print(f"  {arm.name}: {arm.meaning}")
+
+
+def rate(side: Side) -> str:
+    """A success rate with its interval."""
+    low, high = side.success_interval_95
+    return f"{side.success_rate:.0%} of {side.episodes} ({low:.0%} to {high:.0%})"
 
 
 def main(args: list[str] | None = None) -> int:
@@ -302,13 +250,17 @@ def main(args: list[str] | None = None) -> int:
     check_settings(experiment)
     record(experiment)
     with offline_hub(experiment.root):
-        train_and_play(experiment)
+        train(experiment)
+        play(experiment)
     results = evaluate(experiment)
     show(results, experiment)
     misjudged = work.misjudged(experiment, experiment.arms[0])
     for sentence in misjudged:
         print(f"the joint convention was not recognised: {sentence}")
-    arms = {name: {split: dataclasses.asdict(o) for split, o in by.items()} for name, by in results.items()}
+    arms = {
+        name: {split: dataclasses.asdict(found) for split, found in by.items()}
+        for name, by in results.items()
+    }
     head = {"scale": options.scale, "seed": options.seed, "seconds": round(time.monotonic() - began, 1)}
     print(json.dumps({**head, "conventions_misjudged": misjudged, "arms": arms}))
     return 0

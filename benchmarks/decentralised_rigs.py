@@ -14,7 +14,7 @@ RATE = 10
 # A drawn colour asks for more training than a small scale has.
 COLOR = "red"
 # Episodes to play have these seeds, far from those of the recordings.
-FIRST_TRIAL = 5_000_000
+FIRST_SEED = 5_000_000
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Scale:
         alike: whether the rigs differ little, see `_alike_rig`; otherwise as `random_setup` draws them.
         object_size: side of the cube in metres. slots: for cameras, as many as the rigs have at most.
         policy: settings of `depi_pi0` that are not `work.train_flags`'s.
-        processes: recordings, trainings and evaluations at a time, one thread each.
+        processes: recordings, trainings and environments at a time, one thread each.
         loaders: DataLoader workers of a training. device: of trainings and evaluations.
-        render_s, step_s, trial_s: seconds that a rendered picture, a training step and a played episode are
-            expected to take in one of the processes.
+        render_s, step_s: seconds that a rendered picture and a training step are expected to take in one of
+            the processes.
     """
 
     contributors: int
@@ -50,7 +50,6 @@ class Scale:
     device: str = "cpu"
     render_s: float = 0.05
     step_s: float = 0.1
-    trial_s: float = 1.0
 
 
 SCALES = {
@@ -100,7 +99,6 @@ SCALES = {
         loaders=2,
         device="cuda",
         step_s=0.08,
-        trial_s=1.2,
     ),
 }
 
@@ -185,22 +183,17 @@ class Experiment:
         people = self.contributors
         return [max(people, key=lambda person: len(person.setup.cameras))] if arm.single else people
 
-    def trials(self, arm: Arm) -> "list[Trials]":
-        """What is played of an arm: the same rigs and seeds for every arm, so that outcomes form pairs."""
-        scale = self.scale
-        rigs = [(person.repo_id, True, person.setup) for person in self.contributors]
-        for number in range(scale.unseen):
-            rigs.append((f"unseen{number:02}", False, _rig(scale, self.seed, "unseen", number)))
-        return [
-            Trials(
-                arm,
-                rig,
-                seen,
-                dataclasses.replace(setup, fps=RATE),
-                tuple(range(FIRST_TRIAL + 1000 * number, FIRST_TRIAL + 1000 * number + scale.trials)),
-            )
-            for number, (rig, seen, setup) in enumerate(rigs)
-        ]
+    @property
+    def rigs(self) -> "list[Rig]":
+        """In which every arm is played: those of the contributors, and some that nobody recorded in."""
+        people, scale = self.contributors, self.scale
+        seen = [Rig(person.repo_id, True, person.setup) for person in people]
+        drawn = [_rig(scale, self.seed, "unseen", number) for number in range(scale.unseen)]
+        return seen + [Rig(f"unseen{number:02}", False, setup) for number, setup in enumerate(drawn)]
+
+    def rig_of(self, seed: int) -> "Rig":
+        """The rig in which the episode of a seed is played: `depi eval` takes those of a file in turn."""
+        return self.rigs[seed % len(self.rigs)]
 
     def run_folder(self, arm: Arm) -> Path:
         """Where an arm's training is."""
@@ -211,9 +204,23 @@ class Experiment:
         last = self.run_folder(arm) / "checkpoints" / "last"
         return last.exists() and int(last.resolve().name) == self.scale.steps
 
-    def outcomes(self, trials: "Trials") -> Path:
-        """Where the outcomes of episodes are kept."""
-        return self.root / "played" / trials.arm.name / f"{trials.rig.replace('/', '_')}.json"
+    @property
+    def rigs_file(self) -> Path:
+        """What `--env.setups` of `depi eval` is given."""
+        return self.root / "rigs.json"
+
+    def played_folder(self, arm: Arm) -> Path:
+        """Where an arm's evaluation is: the `--output_dir` of `depi eval`."""
+        return self.root / "played" / arm.name
+
+
+@dataclass(frozen=True)
+class Rig:
+    """Where episodes are played: named after its contributor, if somebody recorded in it (`seen`)."""
+
+    name: str
+    seen: bool
+    setup: Setup
 
 
 def _rig(scale: Scale, seed: int, split: str, number: int) -> Setup:
@@ -262,19 +269,3 @@ def _alike_rig(draw: int, split: str) -> Setup:
         lighting=((1 + red) / 2, (1 + green) / 2, (1 + blue) / 2),
         base_offset=(x / 4, y / 4, yaw / 4),
     )
-
-
-@dataclass(frozen=True)
-class Trials:
-    """Episodes of one arm's policy in one rig.
-
-    Attributes:
-        rig: the contributor's repo id, or the unseen rig's name. seen: whether it was recorded in.
-        setup: the rig. seeds: of the episodes.
-    """
-
-    arm: Arm
-    rig: str
-    seen: bool
-    setup: Setup
-    seeds: tuple[int, ...]

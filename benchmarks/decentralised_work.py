@@ -1,34 +1,33 @@
-"""What the processes of `decentralised.py` do: prepare images, train an arm, play its policy in a rig."""
+"""What the processes of `decentralised.py` do: prepare images, train an arm, play its policy."""
 
 import contextlib
-import functools
-import itertools
 import json
 import os
 import shutil
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from decentralised_rigs import BLIND, RATE, TASK, Arm, Experiment, Trials
+from decentralised_rigs import BLIND, FIRST_SEED, RATE, TASK, Arm, Experiment
 
 from depi.errors import UserError
+from depi.evaluation.evaluate import EvaluateConfig, roll_out
 from depi.files import read_json, write_json
+from depi.flags import parse_flags
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from depi.datasets.multi import MultiLeRobotDataset
+    from depi.evaluation.actors import Observation
     from depi.evaluation.environments import EnvTable
-    from depi.evaluation.pi0_actor import Pi0Actor
     from depi.sim.community import Contributor
-    from depi.sim.setup import Setup
-    from depi.sim.simulation import So101Env
 
 
 def start(logs: Path) -> None:
@@ -181,88 +180,59 @@ def misjudged(experiment: Experiment, arm: Arm) -> list[str]:
     ]
 
 
-def play(experiment: Experiment, trials: Trials) -> list[bool]:
-    """Play an arm's policy in a rig, keep and return which episodes succeeded."""
-    from depi.sim.env import make_env
+def play(experiment: Experiment, arm: Arm) -> None:
+    """Play an arm in all rigs by `depi eval`, or go on with that.
 
-    began = time.perf_counter()
-    env = make_env(TASK, trials.setup)
-    try:
-        if trials.arm == BLIND:
-            motion = mean_motion(trials.setup.object_size)
-            outcomes = [play_motion(env, motion, seed) for seed in trials.seeds]
-        else:
-            table = table_of(trials.setup)
-            checkpoint = experiment.run_folder(trials.arm) / "checkpoints" / "last" / "pretrained_model"
-            actor = load(checkpoint, trials.arm.joints)
-            actor.fit([table])
-            outcomes = [play_episode(env, actor, table, seed) for seed in trials.seeds]
-    finally:
-        env.close()
-    seconds = round(time.perf_counter() - began, 1)
-    write_json(experiment.outcomes(trials), {"seeds": trials.seeds, "success": outcomes, "seconds": seconds})
-    return outcomes
+    Raises:
+        UserError: an episode ended in an error.
+    """
+    folder = experiment.played_folder(arm)
+    if arm == BLIND:
+        evaluation = parse_flags(EvaluateConfig, play_flags(experiment, arm)[1:], "depi eval")
+        roll_out(evaluation, BlindActor(experiment.scale.object_size), resume=True)
+    else:
+        command = [sys.executable, "-m", "depi.cli", *play_flags(experiment, arm)]
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    errors = read_json(folder / "eval.json")["errors"]
+    if errors:
+        raise UserError(f"{arm.name}: episodes ended in an error, remove {folder}: {', '.join(errors)}")
 
 
-def table_of(setup: "Setup") -> "EnvTable":
-    """Names and units of a rig, for the policy's side: it speaks degrees, its owner's recordings may not."""
-    from depi.evaluation.environments import EnvTable
-    from depi.sim.setup import JOINTS
-    from depi.sim.tasks import find_task
-
-    names = tuple(f"{joint}.pos" for joint in JOINTS)
-    return EnvTable(
-        cameras={f"observation.images.{camera.name}": f"images/{camera.name}" for camera in setup.cameras},
-        state=("state",),
-        state_names=names,
-        action_names=names,
-        fps=setup.fps,
-        max_steps=round(find_task(TASK).max_seconds * setup.fps),
-        convention="degrees",
-        recorded_convention=setup.convention,
-    )
-
-
-@functools.lru_cache(maxsize=1)
-def load(folder: Path, convention: str) -> "Pi0Actor":
-    """A trained policy, ready to act; `native` speaks to each rig in the rig's own units."""
-    from depi.evaluation.pi0_actor import Pi0Actor
-    from depi.policies import load_policy, load_processors
-
-    policy = load_policy(folder).eval()
-    processors = load_processors(folder, device=policy.config.device)
-    return Pi0Actor(policy, processors, convention=convention, batch=1)
+def play_flags(experiment: Experiment, arm: Arm) -> list[str]:
+    """The command line of `depi` that plays an arm."""
+    scale = experiment.scale
+    checkpoint = experiment.run_folder(arm) / "checkpoints" / "last" / "pretrained_model"
+    return [
+        "eval",
+        *([] if arm == BLIND else [f"--policy.path={checkpoint}", f"--policy.device={scale.device}"]),
+        "--env.type=so101",
+        f"--env.task={TASK}",
+        f"--env.fps={RATE}",
+        f"--env.setups={experiment.rigs_file}",
+        f"--eval.n_episodes={scale.trials * len(experiment.rigs)}",
+        f"--eval.batch_size={scale.processes}",
+        "--eval.n_videos=0",
+        f"--seed={FIRST_SEED}",
+        f"--output_dir={experiment.played_folder(arm)}",
+    ]
 
 
-def play_episode(env: "So101Env", actor: "Pi0Actor", table: "EnvTable", seed: int) -> bool:
-    """One episode; pictures are only drawn where the policy looks at them."""
-    from depi.evaluation.actors import Observation
-    from depi.evaluation.messages import Seen
+class BlindActor:
+    """Does the mean of what experts do, without looking; `size` is the cube's side in metres."""
 
-    observation, _ = env.reset(seed=seed)
-    for chunk in itertools.count():
-        images = {f"observation.images.{name}": image for name, image in observation["images"].items()}
-        seen = Seen(images, observation["state"], env.instruction)
-        (actions,) = actor.act([Observation(0, seed, chunk, seen, table)])
-        for number, action in enumerate(actions, 1):
-            env.with_images = number == len(actions)
-            observation, _, success, truncated, _ = env.step(action)
-            if success or truncated:
-                return bool(success)
-    raise AssertionError
+    batch, expert_steps = 1, 0
+
+    def __init__(self, size: float) -> None:
+        self._motion = mean_motion(size)
+
+    def fit(self, tables: "Sequence[EnvTable]") -> None:
+        """Nothing to check: it looks at nothing."""
+
+    def act(self, observations: "Sequence[Observation]") -> "list[NDArray[np.float32]]":
+        """The whole motion at once."""
+        return [self._motion for _ in observations]
 
 
-def play_motion(env: "So101Env", motion: "NDArray[np.float32]", seed: int) -> bool:
-    """One episode in which the robot does as it always does, without looking."""
-    env.reset(seed=seed, options={"images": False})
-    for action in motion:
-        _, _, success, truncated, _ = env.step(action)
-        if success or truncated:
-            return bool(success)
-    return False
-
-
-@functools.cache
 def mean_motion(size: float) -> "NDArray[np.float32]":
     """The mean of what experts do step by step, float32 (T, 6) degrees; who is done holds still.
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SETUPS = ("standard", "seen", "unseen")
+DRAWN_SETUPS = ("seen", "unseen")
 
 
 @dataclass
@@ -34,7 +34,8 @@ class EnvironmentConfig:
     fps: int | None = None
     # Of so101 with the standard setup: wrist, front, side, top.
     cameras: list[str] = field(default_factory=lambda: ["front", "wrist"])
-    # Of so101: standard, or rigs drawn for each episode, seen (as contributors record) or unseen.
+    # Of so101: standard; a rig drawn for each episode, seen (as contributors record) or unseen; or a JSON
+    # file with a list of rigs (depi.sim.setup.Setup), of which an episode gets the one numbered seed % count.
     setups: str = "standard"
     # The task's text; null: the environment's own.
     instruction: str | None = None

@@ -5,15 +5,17 @@ it. Training on such a dataset and rolling a policy out therefore agree on names
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from depi.errors import UserError
-from depi.evaluation.config import SETUPS, EnvironmentConfig
-from depi.sim.setup import JOINTS, Camera, Setup, random_setup
+from depi.evaluation.config import DRAWN_SETUPS, EnvironmentConfig
+from depi.sim.setup import JOINTS, Camera, Setup, random_setup, read_setups
 from depi.sim.tasks import find_task
 
 ALOHA_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
@@ -84,7 +86,7 @@ def resolve(env: Any) -> EnvironmentConfig:
     """The environment's choices with nothing left open: from `depi eval`'s flags, or LeRobot's `EnvConfig`.
 
     Raises:
-        UserError: unknown task or setups.
+        UserError: unknown task, or setups that there are not.
     """
     if not isinstance(env, EnvironmentConfig):
         env = _from_lerobot(env)
@@ -99,8 +101,6 @@ def resolve(env: Any) -> EnvironmentConfig:
     env = dataclasses.replace(
         env, **{name: value for name, value in defaults.items() if getattr(env, name) is None}
     )
-    if env.setups not in SETUPS:
-        raise UserError(f"--env.setups={env.setups} is none of {', '.join(SETUPS)}")
     if env.setups != "standard" and env.type != "so101":
         raise UserError(f"--env.setups goes with --env.type=so101, not {env.type}")
     for name in ("episode_length", "fps", "observation_height", "observation_width"):
@@ -134,12 +134,12 @@ def _from_lerobot(env: Any) -> EnvironmentConfig:
 
 
 def so101_setup(env: EnvironmentConfig, seed: int) -> Setup:
-    """The rig of one episode of so101: the standard one, or drawn from the seed.
+    """The rig of one episode of so101: the standard one, drawn from the seed, or one of a file's.
 
-    A drawn rig is controlled at `--env.fps` too: the rate belongs to the policy.
+    Every rig is controlled at `--env.fps`: the rate belongs to the policy.
 
     Raises:
-        UserError: an impossible camera, rate or size.
+        UserError: an impossible camera, rate or size, or a file without setups.
     """
     fps = env.fps or 10
     size: dict[str, Any] = {}
@@ -147,11 +147,23 @@ def so101_setup(env: EnvironmentConfig, seed: int) -> Setup:
         size["height"] = env.observation_height
     if env.observation_width is not None:
         size["width"] = env.observation_width
-    if env.setups != "standard":
-        return dataclasses.replace(random_setup(seed, env.setups), fps=fps, **size)
-    if not env.cameras:
+    if env.setups == "standard":
+        setup = Setup(cameras=tuple(Camera(kind, kind) for kind in env.cameras))
+    elif env.setups in DRAWN_SETUPS:
+        setup = random_setup(seed, env.setups)
+    else:
+        setups = _setups_of_file(env.setups)
+        setup = setups[seed % len(setups)]
+    if not setup.cameras:
         raise UserError("the environment has no camera, the policy needs at least one: --env.cameras")
-    return Setup(cameras=tuple(Camera(kind, kind) for kind in env.cameras), fps=fps, **size)
+    return dataclasses.replace(setup, fps=fps, **size)
+
+
+@functools.lru_cache
+def _setups_of_file(name: str) -> tuple[Setup, ...]:
+    if not Path(name).exists():
+        raise UserError(f"--env.setups={name} is neither standard, {', '.join(DRAWN_SETUPS)} nor a file")
+    return read_setups(Path(name))
 
 
 def so101_table(env: EnvironmentConfig, seed: int) -> EnvTable:
@@ -169,7 +181,7 @@ def so101_table(env: EnvironmentConfig, seed: int) -> EnvTable:
         instruction=env.instruction or task.instruction(setup),
         convention="degrees",
         robot_type=setup.robot_type,
-        recorded_convention=setup.convention if env.setups != "standard" else "degrees",
+        recorded_convention=setup.convention,
     )
 
 

@@ -209,7 +209,7 @@ def as_actor(
 def _tables(config: EvaluateConfig, env: EnvironmentConfig, first: EnvTable) -> list[EnvTable]:
     """The tables of all episodes."""
     seeds = range(config.seed, config.seed + config.eval.n_episodes)
-    return [find_table(env, seed) or first for seed in seeds] if env.setups != "standard" else [first]
+    return [find_table(env, seed) or first for seed in seeds]
 
 
 def _roll_out(
@@ -271,8 +271,12 @@ def _roll_out(
 
 def _fingerprint(config: EvaluateConfig, head: dict[str, Any]) -> dict[str, Any]:
     """Everything on which episodes and videos depend."""
+    from depi.evaluation.results import digest
+
+    setups = Path(config.env.setups)
     return {
         **head,
+        "setups_file": digest(setups) if setups.is_file() else None,
         "n_videos": config.eval.n_videos,
         "policy_batch": config.eval.policy_batch,
         "device": config.policy.device,

@@ -14,7 +14,7 @@ class So101EnvConfig(EnvConfig):
     task: str | None = "touch"
     fps: int = 10
     cameras: list[str] = field(default_factory=lambda: ["front", "wrist"])
-    # standard, or rigs drawn for each episode: seen, unseen.
+    # standard; a rig drawn for each episode, seen or unseen; or a JSON file with a list of rigs.
     setups: str = "standard"
     episode_length: int | None = None
     observation_height: int | None = None

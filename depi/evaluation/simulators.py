@@ -33,16 +33,16 @@ class Simulator:
         assert self._env is not None
         return self._env
 
-    def open(self, index: int, seed: int) -> EnvTable:
+    def open(self, seed: int) -> EnvTable:
         """Have the environment of an episode ready.
 
         Raises:
             UserError: it cannot be made, or is not what its table says.
         """
-        key = self._key(index, seed)
+        key = so101_setup(self.config, seed) if self.config.type == "so101" else None
         if self._env is None or key != self._made_for:
             self.close()
-            self._env, self._made_for = self._make(index, seed), key
+            self._env, self._made_for = self._make(seed), key
             self._checked = False
         table = find_table(self.config, seed) or self._table_of_spaces()
         _check_spaces(table, self.env)
@@ -51,7 +51,7 @@ class Simulator:
 
     def reset(self, index: int, seed: int) -> Any:
         """Begin an episode and return its first observation."""
-        table = self.open(index, seed)
+        table = self.open(seed)
         if hasattr(self.env.unwrapped, "turn"):
             self.env.unwrapped.turn = index
         observation, _ = self.env.reset(seed=seed)
@@ -97,10 +97,7 @@ class Simulator:
                 self._env.close()
         self._env = None
 
-    def _key(self, index: int, seed: int) -> Any:
-        return seed if self.config.setups != "standard" else 0
-
-    def _make(self, index: int, seed: int) -> gym.Env:
+    def _make(self, seed: int) -> gym.Env:
         config = self.config
         if config.type != "pusht" and select_backend() == "disable" and config.type == "aloha":
             raise UserError(f"the simulator cannot render on this machine: {REMEDY}")

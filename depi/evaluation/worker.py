@@ -46,7 +46,7 @@ class Stage:
         self._images: dict[str, list[np.ndarray]] = {}
         self._frames: list[np.ndarray] = []
         self._success = False
-        table = self.simulator.open(request.index, request.seed)
+        table = self.simulator.open(request.seed)
         self.simulator.look(True)
         self._observation = self.simulator.reset(request.index, request.seed)
         self._task = self.simulator.instruction()
@@ -157,7 +157,7 @@ def serve(connection: Connection) -> None:
         try:
             if isinstance(request, Open):
                 stage = Stage(request, beat)
-                answer: Any = stage.simulator.open(0, request.seed)
+                answer: Any = stage.simulator.open(request.seed)
             elif isinstance(request, Begin):
                 assert stage is not None
                 answer = stage.begin(request)

@@ -1,13 +1,14 @@
 """One contributor's rig: cameras, clock, joint convention, file format and looks of the scene."""
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from depi.errors import UserError
+from depi.files import read_json
 
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 CAMERA_KINDS = ("wrist", "front", "side", "top")
@@ -124,18 +125,39 @@ class Setup:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Setup":
+    def from_dict(cls, values: Any) -> "Setup":
         """Build a setup from `to_dict`'s values as JSON gives them back.
 
         Raises:
             UserError: a field is unknown or has an impossible value.
         """
+        if not isinstance(values, dict):
+            raise UserError("not a simulation setup: no JSON object")
         try:
-            cameras = tuple(Camera(**camera) for camera in values.get("cameras", ()))
             vectors = {key: tuple(values[key]) for key in ("lighting", "base_offset") if key in values}
-            return cls(**{**values, **vectors, "cameras": cameras})
+            if "cameras" in values:
+                vectors["cameras"] = tuple(Camera(**camera) for camera in values["cameras"])
+            return cls(**{**values, **vectors})
         except TypeError as error:
             raise UserError(f"not a simulation setup: {error}") from None
+
+
+def read_setups(path: Path) -> tuple[Setup, ...]:
+    """The setups in a JSON file: a list of what `Setup.to_dict` gives, or a part of it; the rest is standard.
+
+    Raises:
+        UserError: no such file, no setup in it, or an impossible one.
+    """
+    found = read_json(path)
+    if not isinstance(found, list) or not found:
+        raise UserError(f"{path} holds no list of simulation setups")
+    setups = []
+    for number, values in enumerate(found):
+        try:
+            setups.append(Setup.from_dict(values))
+        except UserError as error:
+            raise UserError(f"{path}, setup {number}: {error}") from None
+    return tuple(setups)
 
 
 def random_setup(seed: int, split: str = "seen") -> Setup:

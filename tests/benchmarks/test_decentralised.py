@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 
-from depi.datasets.joints import from_degrees
 from depi.errors import UserError
 from depi.files import read_json, write_json
 
@@ -47,7 +46,7 @@ def work(benchmarks):
 
 
 @pytest.mark.parametrize("name", ["smoke", "cpu", "full"])
-def test_arms_differ_in_one_thing_and_play_the_same(rigs, tmp_path, name):
+def test_arms_differ_in_one_thing(rigs, tmp_path, name):
     experiment = rigs.Experiment(tmp_path, rigs.SCALES[name])
     people = experiment.contributors
     assert len({person.setup.convention for person in people}) == 4
@@ -59,44 +58,56 @@ def test_arms_differ_in_one_thing_and_play_the_same(rigs, tmp_path, name):
             dataclasses.asdict(dataclasses.replace(arm, **same)).items() - dataclasses.asdict(union).items()
         )
         assert len(changed) == 1
-        played = experiment.trials(arm)
-        pairs = zip(played, experiment.trials(union), strict=True)
-        assert all((mine.setup, mine.seeds) == (theirs.setup, theirs.seeds) for mine, theirs in pairs)
 
 
 def test_seen_rigs_are_the_recorded_ones_with_new_episodes(rigs, tmp_path):
     experiment = rigs.Experiment(tmp_path, rigs.SCALES["full"])
-    trials = experiment.trials(rigs.ARMS[0])
-    recorded = {dataclasses.replace(person.setup, fps=rigs.RATE) for person in experiment.contributors}
-    assert {each.setup for each in trials if each.seen} == recorded
-    seeds = [seed for each in trials for seed in each.seeds]
-    assert len(set(seeds)) == len(seeds)
-    assert min(seeds) > max(person.seed + 1000 * person.episodes for person in experiment.contributors)
-    unseen = [each.setup for each in trials if not each.seen]
+    recorded = [person.setup for person in experiment.contributors]
+    assert [rig.setup for rig in experiment.rigs if rig.seen] == recorded
+    last = max(person.seed + 1000 * person.episodes for person in experiment.contributors)
+    assert last < rigs.FIRST_SEED
+    unseen = [rig.setup for rig in experiment.rigs if not rig.seen]
     assert {setup.table for setup in unseen}.isdisjoint(setup.table for setup in recorded)
     assert all(1 <= len(setup.cameras) <= 3 for setup in [*unseen, *recorded])
     names = {camera.name for setup in [*unseen, *recorded] for camera in setup.cameras}
     assert names == {"camera1", "camera2", "camera3"}
 
 
+def test_episodes_are_counted_in_the_rigs_that_depi_eval_plays_them_in(script, rigs, work, tmp_path):
+    from depi.evaluation.environments import find_table, resolve, so101_setup
+    from depi.evaluation.evaluate import EvaluateConfig
+    from depi.flags import parse_flags
+
+    experiment = rigs.Experiment(tmp_path, rigs.SCALES["smoke"])
+    script.check_settings(experiment)
+    config = parse_flags(EvaluateConfig, work.play_flags(experiment, rigs.BLIND)[1:], "depi eval")
+    env = resolve(config.env)
+    counts = dict.fromkeys((rig.name for rig in experiment.rigs), 0)
+    for seed in range(config.seed, config.seed + config.eval.n_episodes):
+        rig = experiment.rig_of(seed)
+        counts[rig.name] += 1
+        assert so101_setup(env, seed) == dataclasses.replace(rig.setup, fps=rigs.RATE)
+        assert find_table(env, seed).recorded_convention == rig.setup.convention
+    assert set(counts.values()) == {experiment.scale.trials}
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_rigs_of_the_cpu_scale_differ_little(rigs, tmp_path, seed):
     experiment = rigs.Experiment(tmp_path, rigs.SCALES["cpu"], seed)
-    trials = experiment.trials(rigs.ARMS[0])
-    assert len({each.setup for each in trials}) == 8
+    assert len({rig.setup for rig in experiment.rigs}) == 8
     poses = {True: [], False: []}
-    for each in trials:
-        assert {camera.kind for camera in each.setup.cameras} == {"front", "wrist"}
-        assert [camera.name for camera in each.setup.cameras] == ["camera1", "camera2"]
-        assert (each.setup.table, each.setup.robot_color) == ("gray", "yellow")
-        assert (each.setup.width, each.setup.height, each.setup.fps) == (160, 120, rigs.RATE)
-        for camera in each.setup.cameras:
-            poses[each.seen].append([abs(camera.azimuth), abs(camera.elevation), abs(camera.distance - 1)])
+    for rig in experiment.rigs:
+        assert {camera.kind for camera in rig.setup.cameras} == {"front", "wrist"}
+        assert [camera.name for camera in rig.setup.cameras] == ["camera1", "camera2"]
+        assert (rig.setup.table, rig.setup.robot_color) == ("gray", "yellow")
+        assert (rig.setup.width, rig.setup.height, rig.setup.fps) == (160, 120, rigs.RATE)
+        for camera in rig.setup.cameras:
+            poses[rig.seen].append([abs(camera.azimuth), abs(camera.elevation), abs(camera.distance - 1)])
     limits = np.array([3, 1.5, 0.03])
     assert (np.array(poses[True]) <= limits).all()
     assert (np.array(poses[False]) >= limits).all()
     for seen in (True, False):
-        order = [each.setup.cameras[0].kind for each in trials if each.seen == seen]
+        order = [rig.setup.cameras[0].kind for rig in experiment.rigs if rig.seen == seen]
         assert sorted(order) == ["front", "front", "wrist", "wrist"]
 
 
@@ -109,58 +120,41 @@ def test_single_is_trained_on_one(rigs, work, tmp_path):
     assert len(experiment.contributors_of(rigs.ARMS[-1])[0].setup.cameras) == 3
 
 
-class Recorder:
-    """A policy that notes what it is told, and answers with one pose in its own units."""
+def test_who_does_not_look_succeeds_now_and_then(rigs, work, tmp_path):
+    from depi.evaluation.evaluate import roll_out
+    from depi.flags import parse_flags
 
-    def __init__(self, answer):
-        self.answer, self.states = answer, []
-
-    def act(self, observations):
-        from depi.datasets.joints import to_degrees
-        from depi.evaluation.actors import units
-
-        (observation,) = observations
-        unit = units(observation.table, self.answer)
-        self.states.append(from_degrees(observation.seen.state, unit))
-        return [to_degrees(np.tile(self.states[-1], (8, 1)), unit)]
+    scale = dataclasses.replace(rigs.SCALES["cpu"], trials=4)
+    experiment = rigs.Experiment(tmp_path, scale)
+    write_json(experiment.rigs_file, [rig.setup.to_dict() for rig in experiment.rigs])
+    flags = work.play_flags(experiment, rigs.BLIND)[1:]
+    config = parse_flags(work.EvaluateConfig, flags, "depi eval")
+    result = roll_out(config, work.BlindActor(scale.object_size), show_progress=False)
+    assert (result["n_episodes"], result["n_errors"]) == (32, 0)
+    assert 0 < result["n_successes"] < 12
 
 
-@pytest.mark.parametrize("convention", ["degrees_v1", "normalized", "radians"])
-def test_raw_policies_speak_the_rigs_units(rigs, work, convention):
-    from depi.sim.env import make_env
-    from depi.sim.setup import Setup
+def test_arms_are_compared_with_the_union_by_split(script, rigs, tmp_path):
+    experiment = rigs.Experiment(tmp_path, rigs.SCALES["smoke"], arms=rigs.ARMS[:2])
+    seeds = range(rigs.FIRST_SEED, rigs.FIRST_SEED + 60)
 
-    setup = Setup(cameras=(), fps=rigs.RATE, convention=convention)
-    env = make_env(rigs.TASK, setup)
-    raw, unified = Recorder("native"), Recorder("degrees")
-    table = work.table_of(setup)
-    for actor in (raw, unified):
-        assert work.play_episode(env, actor, table, 1) is False  # it stays where it is
-        assert len(actor.states) == table.max_steps // 8 == 5
-    env.close()
-    np.testing.assert_allclose(raw.states[0], from_degrees(unified.states[0], convention), rtol=1e-5)
-    assert np.abs(raw.states[0] - unified.states[0]).max() > 1
-    assert np.abs(unified.states[-1] - unified.states[0]).max() < 5
+    def played(arm, wins):
+        rows = [
+            {"index": index, "seed": seed, "success": wins(seed), "length": 1, "reward": 0.0, "error": None}
+            for index, seed in enumerate(seeds)
+        ]
+        write_json(experiment.played_folder(arm) / "eval.json", {"env": {}, "episodes": rows})
 
-
-def test_who_does_not_look_succeeds_now_and_then(rigs, work):
-    from depi.sim.env import make_env
-    from depi.sim.setup import Setup
-
-    env = make_env(rigs.TASK, Setup(cameras=(), fps=rigs.RATE, object_size=0.03))
-    outcomes = [work.play_motion(env, work.mean_motion(0.03), seed) for seed in range(100, 130)]
-    env.close()
-    assert 0 < sum(outcomes) < 10
-
-
-def test_outcomes_against_the_union(script):
-    union = [True] * 10 + [False] * 10
-    mine = [True] * 2 + [False] * 8 + [True] + [False] * 9
-    outcome = script.Outcome.of(mine, union)
-    assert (outcome.successes, outcome.episodes, outcome.gained, outcome.lost) == (3, 20, 1, 8)
-    assert outcome.p == pytest.approx(2 * (1 + 9) / 2**9)  # both tails of a fair coin, 9 throws
-    assert outcome.interval == pytest.approx((0.0524, 0.3604), abs=1e-4)
-    assert script.Outcome.of(union, union).p == 1.0
+    union, raw = experiment.arms
+    played(union, lambda seed: experiment.rig_of(seed).seen)
+    played(raw, lambda seed: not experiment.rig_of(seed).seen)
+    played(rigs.BLIND, lambda seed: False)
+    results = script.evaluate(experiment)
+    seen, unseen = results["raw_joints"]["seen"], results["raw_joints"]["unseen"]
+    assert (seen.paired, len(seen.only_a), len(seen.only_b)) == (40, 40, 0)
+    assert (unseen.paired, len(unseen.only_a), len(unseen.only_b)) == (20, 0, 20)
+    assert script.rate(results["union"]["seen"].b) == "100% of 40 (91% to 100%)"
+    assert results["blind"]["unseen"].p_value == 1.0
 
 
 def test_a_folder_of_another_experiment_is_refused(script, rigs, tmp_path):
@@ -187,7 +181,7 @@ def test_small_run_is_complete_and_kept(script, rigs, tmp_path, monkeypatch, cap
     said = capsys.readouterr()
     result = json.loads(said.out.splitlines()[-1])
     assert result["conventions_misjudged"] == []
-    assert {name: arm["seen"]["episodes"] for name, arm in result["arms"].items()} == {
+    assert {name: arm["seen"]["paired"] for name, arm in result["arms"].items()} == {
         "union": 2,
         "raw_joints": 2,
         "blind": 2,
@@ -196,14 +190,14 @@ def test_small_run_is_complete_and_kept(script, rigs, tmp_path, monkeypatch, cap
     means = {name: normalisation(tmp_path / "out", name) for name in ("union", "raw_joints")}
     assert np.abs(means["union"] - means["raw_joints"]).max() > 10  # the first one's degrees_v1 are others
 
-    lost = tmp_path / "out" / "played" / "union" / "unseen00.json"
-    before = read_json(lost)
-    lost.unlink()
+    journal = tmp_path / "out" / "played" / "union" / "episodes.jsonl"
+    first, *lost = journal.read_text().splitlines()
+    journal.write_text(first + "\n")
     assert script.main(flags) == 0
     again = capsys.readouterr()
     assert "train" not in again.err
-    assert "play 1 of 1: union in unseen00" in again.err
-    assert read_json(lost)["success"] == before["success"]
+    kept, *others = journal.read_text().splitlines()
+    assert (kept, len(others)) == (first, len(lost))
     assert json.loads(again.out.splitlines()[-1])["arms"] == result["arms"]
 
 
@@ -230,9 +224,9 @@ def test_every_arm(script, rigs, tmp_path, capsys):
     mean = normalisation(tmp_path, "one_statistics")
     assert np.abs(mean - normalisation(tmp_path, "union")).max() > 0.1
     shutil.rmtree(checkpoints)
-    write_json(tmp_path / "played" / "one_statistics" / "unseen00.json", {"success": [True] * 99})
+    journal = tmp_path / "played" / "one_statistics" / "episodes.jsonl"
+    journal.write_text("of an earlier training")
     assert script.main(flags) == 0
-    said = capsys.readouterr()
-    assert "train 1 of 1: one_statistics" in said.err
-    assert "play 6 of 6: one_statistics" in said.err
+    assert "train 1 of 1: one_statistics" in capsys.readouterr().err
+    assert len(journal.read_text().splitlines()) == 6
     np.testing.assert_array_equal(normalisation(tmp_path, "one_statistics"), mean)

@@ -141,6 +141,49 @@ def test_rigs_are_drawn_for_each_episode(tmp_path):
     assert seen["seen"].keys() == seen["unseen"].keys() == {0, 1, 2}
 
 
+def test_rigs_of_a_file_are_played_in_turn(tmp_path):
+    rigs = [{"cameras": [{"name": name, "kind": "front"}], "fps": 30} for name in ("mine", "yours")]
+    rigs[1]["convention"] = "radians"
+    file = tmp_path / "rigs.json"
+    file.write_text(json.dumps(rigs))
+    config = choices(tmp_path / "eval", 3, "so101", batch_size=2)
+    config.policy.path, config.env.setups, config.seed = "expert", str(file), 7
+    config.env.observation_height, config.env.observation_width = 60, 80
+    kept = []
+    result = roll_out(config, ExpertActor(), show_progress=False, on_episode=kept.append)
+    assert (result["n_successes"], result["n_errors"]) == (3, 0)
+    tables = {one.seed: one.table for one in kept}
+    cameras = {seed: table.cameras["observation.images.yours"] for seed, table in tables.items() if seed % 2}
+    assert cameras == {7: "images/yours", 9: "images/yours"}
+    assert list(tables[8].cameras) == ["observation.images.mine"]
+    assert [tables[seed].recorded_convention for seed in (7, 8)] == ["radians", "degrees"]
+    assert {one.fps for one in kept} == {10}
+
+    file.write_text(json.dumps(rigs[::-1]))
+    with pytest.raises(UserError, match="another setups_file"):
+        roll_out(config, ExpertActor(), show_progress=False, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "neither standard, seen, unseen nor a file"),
+        ("[]", "holds no list of simulation setups"),
+        ("{", "is not valid JSON"),
+        ("[{}, 3]", "setup 1: not a simulation setup: no JSON object"),
+        ('[{"cameras": [{"name": "a", "kind": "ceiling"}]}]', "unknown kind 'ceiling'"),
+        ('[{"cameras": []}]', "no camera"),
+    ],
+)
+def test_files_without_rigs_are_named(tmp_path, content, says):
+    file = tmp_path / "rigs.json"
+    if content is not None:
+        file.write_text(content)
+    config = EvaluateConfig(env=EnvConfig(setups=str(file)), output_dir=tmp_path / "eval")
+    with pytest.raises(UserError, match=says):
+        roll_out(config, Steady(), show_progress=False)
+
+
 @pytest.mark.parametrize(
     ("env", "says"),
     [
