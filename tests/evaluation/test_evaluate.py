@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -114,6 +115,12 @@ def test_a_policy_in_other_units_is_spoken_to_in_them(checkpoint, tmp_path):
     actor = Pi0Actor(load_policy(checkpoint), (None, None), convention="normalized")
     batch = actor._batch([shown(["wrist"], state)])
     np.testing.assert_allclose(batch["observation.state"][0], [100, 0, 0, 0, 0, 50], rtol=1e-6)
+    actor = Pi0Actor(load_policy(checkpoint), (None, None), convention="native")
+    observation = shown(["wrist"], np.full(6, 90, np.float32))
+    for convention, joint in (("degrees", 90), ("radians", np.pi / 2)):
+        table = dataclasses.replace(observation.table, recorded_convention=convention)
+        batch = actor._batch([dataclasses.replace(observation, table=table)])
+        np.testing.assert_allclose(batch["observation.state"][0][:5], joint, rtol=1e-6)
     write_json(folder / "train_config.json", {"dataset": {"joint_convention": "native"}})
     write_json(folder / "data_report.json", {"datasets": [{"convention": "radians"}]})
     assert training_choices(folder) == (False, "radians")
