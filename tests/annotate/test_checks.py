@@ -1,6 +1,7 @@
 """What passes as an instruction, and texts that talk to the model instead of describing a recording."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -100,6 +101,39 @@ def test_other_answers_are_refused(answer):
         with pytest.raises(AnswerError):
             parse(stage, answer, ("camera_1",))
     assert parse("views", '<think>so</think>\n{"views": {"camera_1": "unusable"}}', ("camera_1",))
+
+
+VIEWED = '{"views": {"camera_1": "top"}}'
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f"```json\n{VIEWED}\n```",
+        f"```\n{VIEWED}```",
+        f"  <think>```\n\n</think>\n\n```json \r\n\r\n {VIEWED} \r\n\r\n ```  \n",
+        f"\n {VIEWED} \n",
+    ],
+)
+def test_a_fence_and_thoughts_around_an_answer_are_passed_over(answer):
+    assert parse("views", answer, ("camera_1",)) == {"views": {"camera_1": "top"}}
+
+
+@pytest.mark.parametrize("start", ["```json", "```", "", "<think>", "```json\n```"])
+def test_an_answer_of_empty_lines_takes_no_time(start):
+    started = time.process_time()
+    for end in ("", "x"):
+        with pytest.raises(AnswerError, match="not valid JSON"):
+            parse("views", start + "\n" * 16_000 + end, ("camera_1",))
+    assert time.process_time() - started < 0.5
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "1" + "0" * 5000, "NaN", "Infinity", "1e999", "-0.1"])
+def test_a_confidence_beyond_all_bounds_is_refused(number):
+    answer = '{"seen": [], "not_seen": [], "instruction": "Pick it up.", "confidence": 0.5}'
+    assert parse("refinement", answer)
+    with pytest.raises(AnswerError):
+        parse("refinement", answer.replace("0.5", number))
 
 
 INJECTIONS = [
