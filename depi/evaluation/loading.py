@@ -8,10 +8,10 @@ from depi.evaluation.actors import Actor
 from depi.evaluation.config import EvaluateConfig
 from depi.evaluation.evaluate import training_choices
 from depi.evaluation.pi0_actor import Pi0Actor
-from depi.evaluation.results import digest
+from depi.evaluation.results import checkpoint_digest
 from depi.files import read_json
 from depi.policies import Pi0Policy, load_policy, load_processors, resolve_checkpoint
-from depi.policies.checkpoint import CONFIG, CONFIG_CLASSES, WEIGHTS
+from depi.policies.checkpoint import CONFIG, CONFIG_CLASSES
 from depi.policies.indicator import is_conditioned
 
 
@@ -25,9 +25,11 @@ def load_actor(config: EvaluateConfig) -> tuple[Actor, dict[str, Any]]:
     folder = resolve_checkpoint(config.policy.path, revision=config.policy.revision)
     content = read_json(folder / CONFIG)
     kind = content.get("type") if isinstance(content, dict) else None
-    identity = {"checkpoint": str(folder), "policy_type": kind}
-    if (folder / WEIGHTS).exists():
-        identity["weights"] = digest(folder / WEIGHTS)
+    identity = {
+        "checkpoint": str(folder),
+        "policy_type": kind,
+        "checkpoint_digest": checkpoint_digest(folder),
+    }
     if kind in CONFIG_CLASSES or kind is None:
         return _load_pi0(folder, config), identity
     if config.policy.guidance is not None:

@@ -26,7 +26,7 @@ class Journal:
         fresh: forget what is there.
 
     Raises:
-        UserError: the folder belongs to an evaluation with another configuration.
+        UserError: the folder has episodes of an evaluation with another configuration.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], *, fresh: bool = False):
@@ -35,11 +35,11 @@ class Journal:
             for name in (EPISODES, CONFIG, RESULT):
                 (folder / name).unlink(missing_ok=True)
         config = json.loads(json.dumps(config))
-        if (folder / CONFIG).exists():
+        self.episodes = self._read()
+        if self.episodes and (folder / CONFIG).exists():
             _refuse_differences(folder, read_json(folder / CONFIG), config)
         else:
             write_json(folder / CONFIG, config)
-        self.episodes = self._read()
 
     def _read(self) -> dict[int, Episode]:
         if not self._path.exists():
@@ -142,6 +142,13 @@ def digest(path: Path, pieces: int = 64, size: int = 65_536) -> str:
             file.seek(piece * max(0, length - size) // max(1, pieces - 1))
             found.update(file.read(size))
     return found.hexdigest()[:16]
+
+
+def checkpoint_digest(folder: Path) -> str:
+    """A fingerprint of all that loading reads: weights, adapters, configuration, normalisation, processors."""
+    files = sorted({*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("assets/**/*.json")})
+    names = [f"{path.relative_to(folder)} {digest(path)}" for path in files]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
 def contact_sheet(folder: Path, episodes: Sequence[Episode]) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from evaluations import Arm, outcomes
+from safetensors.torch import load_file, save_file
 
 from depi import cli
 from depi.errors import UserError
@@ -64,6 +65,29 @@ def test_rollouts_are_counted_filmed_and_repeatable(checkpoint, tmp_path):
     again = evaluate(checkpoint, tmp_path / "again", "--seed=7")
     assert outcomes(again) == outcomes(first)
     assert (tmp_path / "again" / "videos" / "episode_000.mp4").read_bytes() == videos[0].read_bytes()
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "policy_preprocessor.json", "*.safetensors", "adapter_model"]
+)
+def test_a_rerun_with_a_changed_checkpoint_is_refused(checkpoint, tmp_path, name, capfd):
+    folder, short = tmp_path / "checkpoint", "--env.episode_length=3"
+    shutil.copytree(checkpoint, folder)
+    evaluate(folder, tmp_path / "eval", "--eval.n_episodes=1", short)
+    if name == "config.json":
+        write_json(folder / name, read_json(folder / name) | {"n_action_steps": 2})
+    elif name == "policy_preprocessor.json":
+        write_json(folder / name, read_json(folder / name) | {"note": "other"})
+    else:
+        before = next(path for path in folder.glob("*.safetensors") if path.name != "model.safetensors")
+        path = before if name == "*.safetensors" else folder / "adapter_model.safetensors"
+        tensors = load_file(before)
+        save_file(
+            {key: value + 1 if value.is_floating_point() else value for key, value in tensors.items()}, path
+        )
+    flags = [f"--policy.path={folder}", "--policy.device=cpu", "--eval.n_videos=1", short]
+    assert cli.main(["eval", *flags, "--eval.n_episodes=2", f"--output_dir={tmp_path / 'eval'}"]) == 2
+    assert "holds an evaluation with another checkpoint_digest" in capfd.readouterr().err
 
 
 def slots(cameras: list[str], **settings) -> dict[str, str | None]:

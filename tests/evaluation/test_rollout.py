@@ -84,6 +84,20 @@ def test_a_rerun_goes_on_and_another_configuration_is_refused(tmp_path):
         roll_out(other, Steady(), show_progress=False, resume=True)
 
 
+def test_a_command_that_played_nothing_may_be_corrected(tmp_path):
+    class Refusing(Steady):
+        def act(self, observations):
+            raise UserError("wrong camera")
+
+    config = choices(tmp_path, 1, batch_size=1)
+    config.rename_map = {"observation.image": "observation.images.7"}
+    with pytest.raises(UserError, match="wrong camera"):
+        roll_out(config, Refusing(), show_progress=False, resume=True)
+    config.rename_map = {}
+    assert roll_out(config, Steady(), show_progress=False, resume=True)["n_errors"] == 0
+    assert read_json(tmp_path / "eval_config.json")["rename_map"] == {}
+
+
 def test_after_kill_9_the_same_command_gives_the_same_result(tmp_path):
     code = (
         "import sys; from pathlib import Path; from evaluations import Steady, choices\n"
