@@ -1,5 +1,6 @@
 """Whatever acts in an environment: a policy behind one function, `act(observations) -> chunks`."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from depi.errors import UserError
 from depi.evaluation.environments import EnvTable
 from depi.evaluation.messages import Seen
+
+logger = logging.getLogger(__name__)
 
 EXPERT_STEPS = 8
 
@@ -82,23 +85,49 @@ def check_dimensions(config: Any, table: EnvTable) -> None:
             raise UserError(f"the environment's {what} has {ours} values, the policy's {feature.shape[0]}")
 
 
+def check_cameras(
+    policy_keys: Sequence[str], tables: Sequence[EnvTable], *, by_view: bool, rename: dict[str, str]
+) -> None:
+    """Check the cameras of all episodes, and log the names of those that the policy does not see.
+
+    Raises:
+        UserError: `rename` has a name that neither side has, or a camera of the policy is missing or doubled.
+    """
+    known = dict.fromkeys(key for table in tables for key in table.cameras)
+    for side, names, has in (
+        ("environment", rename.keys(), known),
+        ("policy", rename.values(), policy_keys),
+    ):
+        for name in names:
+            if name not in has:
+                raise UserError(f"--rename_map: the {side} has no camera {name}; it has {', '.join(has)}")
+    left: dict[str, None] = {}
+    for cameras in {tuple(table.cameras) for table in tables}:
+        keys = camera_keys(policy_keys, cameras, by_view=by_view, rename=rename)
+        left |= dict.fromkeys(key for key, name in keys.items() if name is None)
+    if left:
+        logger.warning("the policy does not see these cameras: %s", ", ".join(sorted(left)))
+
+
 def camera_keys(
     policy_keys: Sequence[str], cameras: Sequence[str], *, by_view: bool, rename: dict[str, str]
 ) -> dict[str, str | None]:
     """Under which of the policy's keys each of the environment's cameras goes; None: it is left out.
 
     Numbered slots (`observation.images.0`) are filled by the rule that training uses: in the order of the
-    names' views, or with `by_view` each view into its slot. Other keys are names: each has to be there.
+    names' views, or with `by_view` each view into its slot; but where `rename` is given, by that alone. Other
+    keys are names: each has to be there.
 
     Raises:
-        UserError: a camera of the policy is not among the environment's.
+        UserError: a camera of the policy is not among the environment's, or two of these are the same.
     """
     from depi.datasets.cameras import slot_order, slots_by_view
 
     if not cameras:
         raise UserError("the environment has no camera, the policy needs at least one")
     slots = [f"observation.images.{slot}" for slot in range(len(policy_keys))]
-    if list(policy_keys) == slots and not rename:
+    numbered = list(policy_keys) == slots
+    if numbered and not rename:
         size = len(slots)
         taken: list[str | None] = list(slot_order(cameras)[:size])
         if by_view:
@@ -106,11 +135,15 @@ def camera_keys(
                 None if camera is None else cameras[camera] for camera in slots_by_view(cameras, {}, size)
             ]
         return {key: slots[taken.index(key)] if key in taken else None for key in cameras}
-    called = {key: rename.get(key, key) for key in cameras}
-    missing = [key for key in policy_keys if key not in called.values() and "empty_camera" not in key]
-    if missing and list(policy_keys) != slots:
+    called = {key: rename.get(key, "" if numbered else key) for key in cameras}
+    found = [name for name in called.values() if name in policy_keys]
+    missing = [key for key in policy_keys if key not in found and "empty_camera" not in key]
+    if not found or (missing and not numbered):
         raise UserError(
             f"the policy's camera {', '.join(missing)} is none of the environment's ({', '.join(cameras)}); "
             'name it: --rename_map=\'{"ENVIRONMENT_KEY": "POLICY_KEY"}\''
         )
+    if len(set(found)) < len(found):
+        twice = next(name for name in found if found.count(name) > 1)
+        raise UserError(f"two of the environment's cameras ({', '.join(cameras)}) are the policy's {twice}")
     return {key: name if name in policy_keys else None for key, name in called.items()}

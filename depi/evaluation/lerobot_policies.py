@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from depi.datasets.joints import from_degrees, to_degrees
 from depi.errors import UserError
-from depi.evaluation.actors import Observation, camera_keys, check_dimensions, units
+from depi.evaluation.actors import Observation, camera_keys, check_cameras, check_dimensions, units
 from depi.evaluation.environments import EnvTable
 from depi.evaluation.pi0_actor import generator
 from depi.files import read_json
@@ -144,9 +144,11 @@ class LeRobotActor:
         config = self._policy.config
         if config.env_state_feature is not None:
             raise UserError("the policy needs the environment's state, which is no part of observations")
+        names = list(config.image_features)
+        if names:
+            check_cameras(names, tables, by_view=False, rename=self._rename)
         for table in {tuple(table.cameras): table for table in tables}.values():
             check_dimensions(config, table)
-            self._keys(table)
 
     def act(self, observations: Sequence[Observation]) -> list[NDArray[np.float32]]:
         """One chunk, or one action, for each observation."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from depi.datasets.cameras import letterbox
 from depi.datasets.joints import from_degrees, to_degrees
-from depi.evaluation.actors import Observation, camera_keys, check_dimensions, units
+from depi.evaluation.actors import Observation, camera_keys, check_cameras, check_dimensions, units
 from depi.evaluation.environments import EnvTable
 from depi.policies.processors import preprocess
 
@@ -57,9 +57,10 @@ class Pi0Actor:
 
     def fit(self, tables: Sequence[EnvTable]) -> None:
         """Raise a UserError that names what does not fit."""
+        keys = list(self._policy.config.image_features)
+        check_cameras(keys, tables, by_view=self._by_view, rename=self._rename)
         for table in {tuple(table.cameras): table for table in tables}.values():
             check_dimensions(self._policy.config, table)
-            self._policy_keys(table)
 
     def act(self, observations: Sequence[Observation]) -> list[NDArray[np.float32]]:
         """One chunk for each observation, its first `n_action_steps`."""

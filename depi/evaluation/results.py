@@ -145,7 +145,7 @@ def digest(path: Path, pieces: int = 64, size: int = 65_536) -> str:
 
 
 def checkpoint_digest(folder: Path) -> str:
-    """A fingerprint of all that loading reads: weights, adapters, configuration, normalisation, processors."""
+    """A fingerprint of all that loading reads: weights, adapters, configuration, normalisation, units."""
     files = sorted({*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("assets/**/*.json")})
     names = [f"{path.relative_to(folder)} {digest(path)}" for path in files]
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]

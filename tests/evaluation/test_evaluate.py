@@ -121,6 +121,41 @@ def test_cameras_go_to_the_slots_that_training_gives_them(checkpoint):
         slots([])
 
 
+FRONT, WRIST = "observation.images.front", "observation.images.wrist"
+
+
+@pytest.mark.parametrize(
+    ("rename", "says"),
+    [
+        (
+            {"observation.images.fromt": "observation.images.1"},
+            "environment has no camera observation.images.fromt",
+        ),
+        (
+            {FRONT: "observation.images.7"},
+            "policy has no camera observation.images.7; it has observation.images.0",
+        ),
+        ({FRONT: "observation.images.1", WRIST: "observation.images.1"}, "two of the environment's cameras"),
+    ],
+)
+def test_a_wrong_rename_map_is_named_at_the_start(checkpoint, rename, says):
+    actor = Pi0Actor(load_policy(checkpoint), (None, None), rename=rename)
+    with pytest.raises(UserError, match=says):
+        actor.fit([find_table(resolve(EnvConfig()))])
+
+
+def test_what_the_policy_does_not_see_is_logged(checkpoint, caplog):
+    tables = [find_table(resolve(EnvConfig(cameras=cameras))) for cameras in (["front", "wrist"], ["wrist"])]
+    actor = Pi0Actor(load_policy(checkpoint), (None, None), rename={WRIST: "observation.images.1"})
+    actor.fit(tables)
+    assert actor._policy_keys(tables[0]) == {FRONT: None, WRIST: "observation.images.1"}
+    assert caplog.messages == [f"the policy does not see these cameras: {FRONT}"]
+    with pytest.raises(UserError, match=r"is none of the environment's \(observation.images.wrist\)"):
+        Pi0Actor(load_policy(checkpoint), (None, None), rename={FRONT: "observation.images.1"}).fit(tables)
+    with pytest.raises(UserError, match="are the policy's b"):
+        camera_keys(["b"], ["a", "b"], by_view=False, rename={"a": "b"})
+
+
 def test_a_table_that_does_not_fit_is_named(checkpoint):
     policy = load_policy(checkpoint)
     with pytest.raises(UserError, match="state has 2 values, the policy's 6"):
