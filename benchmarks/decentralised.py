@@ -236,6 +236,19 @@ def show(results: dict[str, dict[str, Comparison]], experiment: Experiment) -> N
         print(f"  {arm.name}: {arm.meaning}")
 
 
+def figures(found: Comparison) -> dict[str, Any]:
+    """What the last line of output says of an arm."""
+    low, high = found.b.success_interval_95
+    return {
+        "episodes": found.paired,
+        "success_rate": found.b.success_rate,
+        "success_interval_95": [low, high],
+        "only_this": len(found.only_b),
+        "only_union": len(found.only_a),
+        "p_value": found.p_value,
+    }
+
+
 def rate(side: Side) -> str:
     """A success rate with its interval."""
     low, high = side.success_interval_95
@@ -257,10 +270,7 @@ def main(args: list[str] | None = None) -> int:
     misjudged = work.misjudged(experiment, experiment.arms[0])
     for sentence in misjudged:
         print(f"the joint convention was not recognised: {sentence}")
-    arms = {
-        name: {split: dataclasses.asdict(found) for split, found in by.items()}
-        for name, by in results.items()
-    }
+    arms = {name: {split: figures(found) for split, found in by.items()} for name, by in results.items()}
     head = {"scale": options.scale, "seed": options.seed, "seconds": round(time.monotonic() - began, 1)}
     print(json.dumps({**head, "conventions_misjudged": misjudged, "arms": arms}))
     return 0

@@ -181,7 +181,7 @@ def test_small_run_is_complete_and_kept(script, rigs, tmp_path, monkeypatch, cap
     said = capsys.readouterr()
     result = json.loads(said.out.splitlines()[-1])
     assert result["conventions_misjudged"] == []
-    assert {name: arm["seen"]["paired"] for name, arm in result["arms"].items()} == {
+    assert {name: arm["seen"]["episodes"] for name, arm in result["arms"].items()} == {
         "union": 2,
         "raw_joints": 2,
         "blind": 2,
