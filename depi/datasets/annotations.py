@@ -6,17 +6,19 @@ beside it where the annotations come from (model, prompt version, annotated revi
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from depi.datasets.cameras import UNUSABLE, VIEWS
 from depi.datasets.checks import check_relative, short
+from depi.datasets.formats import MAX_EPISODES
 from depi.errors import DatasetError, UserError
 from depi.files import atomic_write, write_json
 
@@ -40,8 +42,11 @@ ANNOTATED_VIEWS = (*VIEWS, "other", UNUSABLE)
 MAX_TEXT = 1000
 _MAX_NAME = 200
 _MAX_ITEMS = 64
-_MAX_EPISODES = 1_000_000
 _MAX_BYTES = 256 * 2**20
+# Of one text as it is stored, before white space is put in order.
+_MAX_TEXT_BYTES = 4 * MAX_TEXT
+_CODED = pa.dictionary(pa.int32(), pa.string())
+_BATCH = 1024
 _NAMED = 5
 
 
@@ -98,42 +103,86 @@ def read_annotations(folder: Path, repo_id: str) -> tuple[list[EpisodeAnnotation
     path = annotation_path(folder, repo_id)
     if not path.exists():
         return None
-    rows = [_checked(row) for row in _read_table(path).to_pylist()]
+    rows, seen = [], dict[Any, Any]()
+    try:
+        table = _read_table(path)
+        for batch in table.to_batches(max_chunksize=_BATCH):
+            rows += [_checked(row, seen) for row in batch.to_pylist()]
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DatasetError(f"{path.name} cannot be read: {short(str(error))}") from None
     if len({row.episode_index for row in rows}) < len(rows):
         raise DatasetError(f"{path.name} annotates an episode more than once")
     return rows, _read_provenance(path.with_suffix(".json"))
 
 
 def _read_table(path: Path) -> pa.Table:
+    """The columns of SCHEMA, texts dictionary-coded: one that many rows share is there once, and is short."""
     if not path.is_file() or path.stat().st_size > _MAX_BYTES:
         raise DatasetError(f"{path.name} is no file of at most {_MAX_BYTES} bytes")
-    try:
-        with pq.ParquetFile(path) as file:
-            metadata, schema = file.metadata, file.schema_arrow
-            groups = [metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups)]
-            if metadata.num_rows > _MAX_EPISODES or sum(groups) > _MAX_BYTES:
-                raise DatasetError(
-                    f"{path.name} holds {metadata.num_rows} rows of {sum(groups)} bytes: too much"
-                )
-            for column in SCHEMA:
-                if column.name in _OPTIONAL and column.name not in schema.names:
-                    continue
-                if column.name not in schema.names:
-                    raise DatasetError(f"{path.name} has no column {column.name}")
-                if schema.field(column.name).type != column.type:
-                    found = short(str(schema.field(column.name).type))
-                    raise DatasetError(f"{path.name}: column {column.name} is {found}, not {column.type}")
-            return file.read(columns=[name for name in SCHEMA.names if name in schema.names])
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DatasetError(f"{path.name} cannot be read: {short(str(error))}") from None
+    with pq.ParquetFile(path) as file:
+        _check_file(path.name, file)
+        leaves = [file.schema.column(number) for number in range(len(file.schema.names))]
+        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        names = [name for name in SCHEMA.names if name in file.schema_arrow.names]
+    with pq.ParquetFile(path, read_dictionary=texts) as file:
+        table = file.read(columns=names)
+    table.validate(full=True)
+    for name, what in (("camera_views", "cameras"), ("flags", "flags")):
+        most = pc.max(pc.list_value_length(table[name])).as_py() or 0
+        if most > _MAX_ITEMS:
+            raise DatasetError(f"{path.name}: an episode has {most} {what}, at most {_MAX_ITEMS} are read")
+    for name in ("task", "camera_views", "flags"):
+        for dictionary in _dictionaries(table[name]):
+            longest = pc.max(pc.binary_length(dictionary)).as_py() or 0
+            if longest > _MAX_TEXT_BYTES:
+                raise DatasetError(f"{path.name}: a text of {name} has {longest} bytes: too much")
+    place = table.schema.get_field_index("original_task")
+    return table.set_column(place, "original_task", pa.chunked_array(map(_cut, table[place].chunks), _CODED))
 
 
-def _checked(row: Mapping[str, Any]) -> EpisodeAnnotation:
+def _check_file(name: str, file: pq.ParquetFile) -> None:
+    metadata, schema = file.metadata, file.schema_arrow
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    size = sum(group.total_byte_size for group in groups)
+    values = max(
+        (group.column(n).num_values for group in groups for n in range(group.num_columns)), default=0
+    )
+    too_many = values > _MAX_ITEMS * metadata.num_rows + 10_000
+    if metadata.num_rows > MAX_EPISODES or size > _MAX_BYTES or too_many:
+        raise DatasetError(f"{name} holds {metadata.num_rows} rows of {size} bytes: too much")
+    for column in SCHEMA:
+        if column.name in _OPTIONAL and column.name not in schema.names:
+            continue
+        if column.name not in schema.names:
+            raise DatasetError(f"{name} has no column {column.name}")
+        if schema.field(column.name).type != column.type:
+            found = short(str(schema.field(column.name).type))
+            raise DatasetError(f"{name}: column {column.name} is {found}, not {column.type}")
+
+
+def _dictionaries(column: pa.ChunkedArray) -> Iterator[pa.Array]:
+    """The different texts in each piece of a column, whatever they are nested in."""
+    arrays: list[pa.Array] = list(column.chunks)
+    while arrays:
+        array = arrays.pop()
+        if pa.types.is_list(array.type):
+            arrays.append(array.values)
+        elif pa.types.is_struct(array.type):
+            arrays += [array.field(number) for number in range(array.type.num_fields)]
+        else:
+            yield array.dictionary
+
+
+def _cut(array: pa.DictionaryArray) -> pa.DictionaryArray:
+    texts = pc.utf8_slice_codeunits(array.dictionary, 0, MAX_TEXT)
+    return pa.DictionaryArray.from_arrays(array.indices, texts)
+
+
+def _checked(row: Mapping[str, Any], seen: dict[Any, Any]) -> EpisodeAnnotation:
+    """A row; values that an earlier one had are taken from `seen`: a small file may repeat them often."""
     index, views, flags = row["episode_index"], row["camera_views"] or [], row["flags"] or []
     if index is None or index < 0:
         raise DatasetError(f"episode_index is {index}")
-    if len(views) > _MAX_ITEMS or len(flags) > _MAX_ITEMS:
-        raise DatasetError(f"episode {index} has {len(views)} cameras and {len(flags)} flags")
     confidence = row.get("confidence")
     if confidence is not None and not 0 <= confidence <= 1:
         raise DatasetError(f"episode {index}: confidence is {short(confidence)}, expected 0 to 1")
@@ -143,12 +192,14 @@ def _checked(row: Mapping[str, Any]) -> EpisodeAnnotation:
             found = short(view and view["view"])
             raise DatasetError(f"episode {index}: view {found} is none of {', '.join(ANNOTATED_VIEWS)}")
         named[check_text(view["camera"], f"episode {index}: a camera's name", _MAX_NAME) or ""] = view["view"]
+    task = check_text(row["task"], f"episode {index}: the task", MAX_TEXT)
+    remarks = tuple(check_text(flag, f"episode {index}: a flag", _MAX_NAME) or "" for flag in flags)
     return EpisodeAnnotation(
         episode_index=index,
-        original_task=row["original_task"] and row["original_task"][:MAX_TEXT],
-        task=check_text(row["task"], f"episode {index}: the task", MAX_TEXT),
-        camera_views=named,
-        flags=tuple(check_text(flag, f"episode {index}: a flag", _MAX_NAME) or "" for flag in flags),
+        original_task=seen.setdefault(row["original_task"], row["original_task"]),
+        task=seen.setdefault(task, task),
+        camera_views=seen.setdefault(("views", *named.items()), named),
+        flags=seen.setdefault(remarks, remarks),
         refinements=row["refinements"] or 0,
         confidence=confidence,
     )

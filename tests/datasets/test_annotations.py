@@ -1,4 +1,6 @@
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -137,6 +139,54 @@ def test_files_that_are_no_parquet_too_large_or_double(tmp_path):
     (tmp_path / "a.parquet").mkdir()
     with pytest.raises(DatasetError, match="is no file"):
         read_annotations(tmp_path, "a")
+
+
+FEW, MANY = 40_000, 10_000
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("task", "x" * FEW),
+        ("original_task", "x" * FEW),
+        ("flags", ["x" * FEW]),
+        ("flags", ["x"] * 4000),
+        ("camera_views", [{"camera": "x" * FEW, "view": "top"}]),
+        ("camera_views", [{"camera": "x", "view": "x" * FEW}]),
+        ("task", "x" * MAX_TEXT),
+        ("camera_views", [{"camera": f"{number}" * 100, "view": "top"} for number in range(64)]),
+    ],
+)
+def test_one_long_text_in_many_rows_does_not_fill_the_memory(tmp_path, column, value):
+    """It is once in the file, which has a few kB, and would be a GB in memory."""
+    rows = {"episode_index": pa.array(range(MANY))}
+    for name in SCHEMA.names[1:]:
+        kind = SCHEMA.field(name).type
+        pieces = [pa.array([value] * 500, kind)] * (MANY // 500) if name == column else [pa.nulls(MANY, kind)]
+        rows[name] = pa.chunked_array(pieces)
+    pq.write_table(pa.table(rows, SCHEMA), tmp_path / "a.parquet", compression="zstd")
+    del rows
+    code = (
+        "import resource, sys; from pathlib import Path; from depi.datasets.annotations import *\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try: print(len(read_annotations(Path(sys.argv[1]), 'a')[0]), 'rows')\n"
+        "except DatasetError as error: print(error)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    said, grown = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert said.endswith(("too much", "at most 64 are read", f"{MANY} rows")), said
+    assert int(grown) < 100_000, "kB"
+
+
+def test_a_recorded_text_is_cut_and_what_is_no_text_refused(tmp_path):
+    pq.write_table(table(original_task=pa.array(["ä" * 5000])), tmp_path / "a.parquet")
+    assert read_annotations(tmp_path, "a")[0][0].original_task == "ä" * MAX_TEXT
+    for column in ("task", "original_task"):
+        bad = pa.array([b"\xff\xfe"]).view(pa.string())
+        pq.write_table(table(**{column: bad}), tmp_path / "a.parquet")
+        with pytest.raises(DatasetError, match=r"a.parquet cannot be read"):
+            read_annotations(tmp_path, "a")
 
 
 def test_damaged_provenance(tmp_path):
