@@ -4,11 +4,11 @@ import json
 import logging
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -17,6 +17,7 @@ from depi.files import read_json, write_json
 from depi.flags import parse_flags
 from depi.recap.config import RecapConfig
 from depi.recap.results import collect_results, draw, table
+from depi.recap.running import only_one, run_command
 from depi.recap.stages import Stage, plan
 
 logger = logging.getLogger(__name__)
@@ -26,28 +27,37 @@ def run_loop(config: RecapConfig) -> dict[str, object]:
     """Run the stages that are left, and return the results; see `collect_results`.
 
     Raises:
-        UserError: a stage failed, or one that is done was run with other flags.
+        UserError: a stage failed; one that is done or was begun was run with other flags or data; a folder is
+            in its way; or the loop is running already.
+        KeyboardInterrupt: SIGINT or SIGTERM stopped it, and the stage that was running.
     """
     stages = plan(config)
-    check_done(config, stages)
-    for number, stage in enumerate(stages, start=1):
-        if is_done(config, stage):
-            logger.info("stage %s of %s, %s: done already", number, len(stages), stage.name)
-            continue
-        logger.info("stage %s of %s, %s: %s", number, len(stages), stage.name, shlex.join(stage.command))
-        started = time.time()
-        run_stage(config, stage)
-        seconds = round(time.time() - started, 1)
-        write_json(marker(config, stage), {"command": list(stage.command), "seconds": seconds})
-        results = collect_results(config)
-        write_json(config.output_dir / "results.json", results)
-        draw(results, config.output_dir / "results.png")
+    with only_one(config.output_dir / "stages") as lock:
+        check_before(config, stages)
+        for number, stage in enumerate(stages, start=1):
+            if is_done(config, stage):
+                logger.info("stage %s of %s, %s: done already", number, len(stages), stage.name)
+                continue
+            logger.info("stage %s of %s, %s: %s", number, len(stages), stage.name, shlex.join(stage.command))
+            begun = time.time()
+            run_stage(config, stage, lock)
+            seconds = round(time.time() - begun, 1)
+            write_json(marker(config, stage), {**_facts(stage), "seconds": seconds})
+            started(config, stage).unlink(missing_ok=True)
+            results = collect_results(config)
+            write_json(config.output_dir / "results.json", results)
+            draw(results, config.output_dir / "results.png")
     return collect_results(config)
 
 
 def marker(config: RecapConfig, stage: Stage) -> Path:
-    """The file that says that a stage is done, and with which command."""
+    """The file that says that a stage is done, with which command and which files."""
     return config.output_dir / "stages" / f"{stage.name.replace('/', '_')}.json"
+
+
+def started(config: RecapConfig, stage: Stage) -> Path:
+    """The file that says that a stage was begun, and so that its folder is the loop's own."""
+    return marker(config, stage).with_suffix(".started.json")
 
 
 def is_done(config: RecapConfig, stage: Stage) -> bool:
@@ -55,42 +65,77 @@ def is_done(config: RecapConfig, stage: Stage) -> bool:
     return marker(config, stage).exists()
 
 
-def check_done(config: RecapConfig, stages: Sequence[Stage]) -> None:
-    """Raise a UserError where a stage that is done was run with another command than now."""
+def _facts(stage: Stage) -> dict[str, Any]:
+    """What a stage's outcome depends on."""
+    return {"command": list(stage.command), "files": {str(path): content for path, content in stage.files}}
+
+
+def check_before(config: RecapConfig, stages: Sequence[Stage]) -> None:
+    """Check what the stages have left in earlier runs.
+
+    Raises:
+        UserError: a stage was run or begun with another command or other data than now; or a folder of
+            someone else's is where a stage would write.
+    """
     for stage in stages:
-        if not is_done(config, stage):
-            continue
-        before, now = set(read_json(marker(config, stage))["command"]), set(stage.command)
-        if before != now:
-            differing = " ".join(sorted(now - before)) or f"without {' '.join(sorted(before - now))}"
+        folder = config.output_dir / stage.name
+        there = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+        if is_done(config, stage):
+            _check_same(folder, marker(config, stage), stage)
+        elif there and started(config, stage).exists():
+            _check_same(folder, started(config, stage), stage)
+        elif there:
             raise UserError(
-                f"the stage {stage.name} in {config.output_dir} was run with other flags (now {differing}): "
-                f"remove {marker(config, stage)} and the folder {config.output_dir / stage.name} to run it "
-                "and, likewise, those after it again, or choose another --output_dir"
+                f"{folder} is there, but this loop has not made it: choose another --output_dir, or move it"
             )
 
 
-def run_stage(config: RecapConfig, stage: Stage) -> None:
-    """Run a stage's command to its end; one that was stopped goes on.
+def _check_same(folder: Path, noted: Path, stage: Stage) -> None:
+    """Raise a UserError where a stage was run with another command or other files than now."""
+    facts = read_json(noted)
+    before, now = set(facts["command"]), set(stage.command)
+    differing = " ".join(sorted(now - before)) or " ".join(f"without {arg}" for arg in sorted(before - now))
+    files = _facts(stage)["files"]
+    changed = [path for path, content in files.items() if facts.get("files", files).get(path) != content]
+    if differing:
+        how = f"with other flags (now {differing})"
+    elif changed:
+        how = f"with other data than {changed[0]} would name now"
+    else:
+        return
+    raise UserError(
+        f"the stage {stage.name} in {folder} was run {how}: remove {noted} and that folder to run it and, "
+        "likewise, those after it again, or choose another --output_dir"
+    )
+
+
+def run_stage(config: RecapConfig, stage: Stage, lock: int) -> None:
+    """Run a stage's command to its end; one that was stopped goes on. See `check_before` and `run_command`.
 
     Raises:
         UserError: it failed; its own message is above.
+        KeyboardInterrupt: it was stopped.
     """
+    folder = config.output_dir / stage.name
+    check_before(config, [stage])
+    write_json(started(config, stage), _facts(stage))
     for path, content in stage.files:
         write_json(path, content)
     command = list(stage.command)
-    if stage.trains:
-        folder = config.output_dir / stage.name
-        if (folder / "checkpoints" / "last").exists():
-            if _has_all_steps(folder):
-                return
-            command = [*command[: _script_at(command) + 1], "--resume=true", f"--output_dir={folder}"]
-        elif folder.exists():  # it was stopped before its first checkpoint
-            shutil.rmtree(folder)
-    status = subprocess.run(command, check=False).returncode
+    if stage.trains and (folder / "checkpoints" / "last").exists():
+        if _has_all_steps(folder):
+            return
+        command = [*command[: _script_at(command) + 1], "--resume=true", f"--output_dir={folder}"]
+    elif stage.trains and folder.exists():  # it was stopped before its first checkpoint
+        shutil.rmtree(folder)
+    status = run_command(command, lock)
+    if status < 0 or status > 128:
+        number = -status if status < 0 else status - 128
+        raise UserError(
+            f"the stage {stage.name} was killed by signal {number}; is memory short? "
+            "The same command goes on from there"
+        )
     if status:
-        if status < 0 or status > 128:
-            raise KeyboardInterrupt
         raise UserError(
             f"the stage {stage.name} ended with status {status}: the same command goes on from there"
         )
@@ -113,7 +158,9 @@ def main(args: Sequence[str]) -> int:
     args = [f"--config_path={arg[9:]}" if arg.startswith("--config=") else arg for arg in args]
     config = parse_flags(RecapConfig, args, "depi recap")
     if config.dry_run:
-        for stage in plan(config):
+        stages = plan(config)
+        check_before(config, stages)
+        for stage in stages:
             if not is_done(config, stage):
                 print(f"# {stage.name}\n{shlex.join(stage.command)}")
         return 0

@@ -167,26 +167,89 @@ def test_a_stage_that_fails_ends_the_loop_and_is_tried_again(tmp_path, monkeypat
     assert (tmp_path / "ran").read_text() == "ran\n" * 3
 
 
-def test_a_training_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
-    chosen = config(tmp_path)
-    stage = plan(chosen)[0]
-    run = chosen.output_dir / "sft"
+def begun(chosen: RecapConfig, stage: Stage, steps: int = 10) -> Path:
+    """A training that was stopped after its fourth step: its `train_config.json`."""
+    run = chosen.output_dir / stage.name
     pretrained = run / "checkpoints/000004/pretrained_model"
     pretrained.mkdir(parents=True)
     (run / "checkpoints/last").symlink_to("000004")
-    (pretrained / "train_config.json").write_text(json.dumps({"steps": 10}))
-    commands = []
+    (pretrained / "train_config.json").write_text(json.dumps({"steps": steps}))
+    return pretrained / "train_config.json"
 
-    def note(command, check):
-        commands.append(command)
-        return type("Done", (), {"returncode": 0})
 
-    monkeypatch.setattr("depi.recap.loop.subprocess.run", note)
-    run_stage(chosen, stage)
-    assert commands[-1][-2:] == ["--resume=true", f"--output_dir={run}"]
-    (pretrained / "train_config.json").write_text(json.dumps({"steps": 4}))
-    run_stage(chosen, stage)
-    assert len(commands) == 1
+@pytest.fixture
+def commands(monkeypatch) -> list[list[str]]:
+    """The commands that would have been run."""
+    noted: list[list[str]] = []
+    monkeypatch.setattr("depi.recap.loop.run_command", lambda command, lock: noted.append(command) or 0)
+    return noted
+
+
+def test_a_training_goes_on_from_its_last_checkpoint(tmp_path, commands):
+    chosen = config(tmp_path)
+    stage = plan(chosen)[0]
+    run_stage(chosen, stage, 0)  # is begun, and stopped
+    saved = begun(chosen, stage)
+    run_stage(chosen, stage, 0)
+    assert commands[-1][-2:] == ["--resume=true", f"--output_dir={chosen.output_dir / 'sft'}"]
+    saved.write_text(json.dumps({"steps": 4}))
+    run_stage(chosen, stage, 0)
+    assert len(commands) == 2
+
+
+def test_a_training_that_left_no_checkpoint_begins_again(tmp_path, commands):
+    chosen = config(tmp_path)
+    stage = plan(chosen)[0]
+    run_stage(chosen, stage, 0)
+    left = chosen.output_dir / "sft" / "metrics.jsonl"
+    left.parent.mkdir()
+    left.touch()
+    run_stage(chosen, stage, 0)
+    assert not left.exists()
+    assert commands == [list(stage.command)] * 2
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("name", ["sft", "iteration_1/rollouts"])
+def test_a_folder_that_the_loop_has_not_made_is_left_alone(tmp_path, commands, checkpoint, name):
+    chosen = config(tmp_path)
+    stage = next(stage for stage in plan(chosen) if stage.name == name)
+    if checkpoint:
+        begun(chosen, stage)
+    mine = chosen.output_dir / name / "mine.txt"
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.touch()
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"{name} is there, but this loop has not made it"):
+            run_loop(chosen)
+    assert mine.exists()
+    assert commands == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sft": {"policy": {"type": "depi_pi0"}, "steps": 30}}, r"other flags \(now --steps=30\)"),
+        ({"demonstrations": [DEMOS[0] | {"episodes": [1, 2]}]}, "other data than .*sft_mixture.json"),
+        ({"demonstrations": [DEMOS[0] | {"root": "elsewhere"}]}, "other data"),
+    ],
+)
+@pytest.mark.parametrize("done", [False, True])
+def test_what_was_begun_or_done_otherwise_is_refused(tmp_path, commands, monkeypatch, changes, said, done):
+    monkeypatch.setattr("depi.recap.loop.collect_results", lambda _: {"evaluations": []})
+    chosen = config(tmp_path)
+    stage = plan(chosen)[0]
+    if done:
+        run_loop(chosen)
+    else:
+        run_stage(chosen, stage, 0)
+        begun(chosen, stage)
+    run = len(commands)
+    for flags in (changes, changes | {"dry_run": True}):
+        with pytest.raises(UserError, match=said):
+            run_loop(config(tmp_path, **flags))
+    assert len(commands) == run
+    run_loop(chosen)
 
 
 def test_the_command_prints_what_it_would_run(tmp_path, capsys):
@@ -206,6 +269,86 @@ def test_wrong_files_are_one_sentence(tmp_path, capsys):
     file.write_text("iterations: 2\n")
     assert main(["recap", f"--config={file}"]) == 2
     assert "no demonstrations" in capsys.readouterr().err
+
+
+SLEEPER = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
+def stop(*_):
+    (folder / "stopped").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+(folder / "begun").touch()
+while not (folder / "go").exists():
+    time.sleep(0.02)
+"""
+LOOP = """
+import sys
+from pathlib import Path
+from depi.cli import run
+from depi.recap import loop
+from depi.recap.config import RecapConfig
+from depi.recap.stages import Stage
+stages = [Stage("sft_eval", tuple(sys.argv[2:]))]
+loop.plan = lambda _: stages
+config = RecapConfig(output_dir=Path(sys.argv[1]), demonstrations=[{"repo_id": "a/b"}], start_from="sft")
+sys.exit(run(lambda _: loop.run_loop(config) and 0, []))
+"""
+
+
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < until, f"{path} does not come"
+        time.sleep(0.02)
+
+
+def start_loop(tmp_path: Path, *stage: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", LOOP, str(tmp_path / "out"), sys.executable, "-c", *stage]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_stage_is_told_to_stop_with_its_loop(tmp_path):
+    with start_loop(tmp_path, SLEEPER, str(tmp_path)) as loop:
+        wait_for(tmp_path / "begun")
+        loop.terminate()
+        assert loop.wait(60) == 130
+    assert (tmp_path / "stopped").exists()
+    assert not (tmp_path / "out/stages/sft_eval.json").exists()
+
+
+def test_a_stage_that_has_outlived_its_loop_is_not_run_twice(tmp_path):
+    with start_loop(tmp_path, SLEEPER, str(tmp_path)) as loop:
+        wait_for(tmp_path / "begun")
+        loop.kill()
+        loop.stderr.close()
+    try:
+        with start_loop(tmp_path, SLEEPER, str(tmp_path)) as second:
+            assert second.wait(60) == 2
+            assert "is still running" in second.stderr.read()
+    finally:
+        (tmp_path / "go").touch()
+    until = time.monotonic() + 60
+    while True:  # the stage sees that it may end
+        with start_loop(tmp_path, SLEEPER, str(tmp_path)) as third:
+            if third.wait(60) == 0:
+                break
+        assert time.monotonic() < until
+    assert not (tmp_path / "stopped").exists()
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "sys.exit(137)"])
+def test_a_stage_that_is_killed_is_named(tmp_path, end):
+    with start_loop(tmp_path, f"import os, sys; {end}") as loop:
+        assert loop.wait(60) == 2
+        assert "the stage sft_eval was killed by signal 9; is memory short?" in loop.stderr.read()
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), 15)", "os.kill(os.getpid(), 2)", "sys.exit(130)"])
+def test_a_stage_that_was_stopped_stops_the_loop(tmp_path, end):
+    with start_loop(tmp_path, f"import os, sys; {end}") as loop:
+        assert loop.wait(60) == 130
+        assert "error" not in loop.stderr.read()
 
 
 @pytest.mark.parametrize("file", ["loop.yaml", "loop_tiny.yaml"])
