@@ -111,11 +111,12 @@ def fit(run: Run, stop: list[int]) -> int:
             finished = status or run.step == config.steps
             if run.step % config.log_freq == 0 or finished:
                 log(run, watch, writer)
-            if not status and is_due(run):
-                with watch.meter.not_training():
-                    measure(run, writer)
             if finished or (config.save_freq > 0 and run.step % config.save_freq == 0):
                 watch.saver.save()
+            # After saving: whatever ends the process while it measures loses no step.
+            if not status and is_due(run):
+                with watch.meter.not_training():
+                    measure(run, writer, stop)
             if writer:
                 writer.advance()
         watch.profiler.finish(run.step)
@@ -153,10 +154,10 @@ def log(run: Run, watch: Watch, writer: MetricsWriter | None) -> None:
         )
 
 
-def measure(run: Run, writer: MetricsWriter | None) -> None:
+def measure(run: Run, writer: MetricsWriter | None, stop: list[int]) -> None:
     """Evaluate the policy, and write what was measured."""
-    values = evaluate(run)
-    if writer:
+    values = evaluate(run, stop)
+    if writer and values:
         writer.say(describe(run.step, values))
         writer.write_evaluation(run.step, values, curves(run, values))
 

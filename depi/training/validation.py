@@ -6,12 +6,13 @@ Both leave training as it would be without them: random numbers, modes and the s
 import contextlib
 import logging
 import random
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
+from numpy.typing import NDArray
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
@@ -19,9 +20,10 @@ from torch.utils.data import DataLoader
 from depi.datasets.joints import CONVENTIONS
 from depi.datasets.multi import MultiLeRobotDataset
 from depi.errors import UserError
+from depi.evaluation.actors import Actor, Observation
 from depi.evaluation.config import EnvConfig, EvaluateConfig, PolicyConfig
 from depi.evaluation.environments import resolve
-from depi.evaluation.evaluate import check_environment, roll_out
+from depi.evaluation.evaluate import as_actor, check_environment, roll_out
 from depi.policies import Pi0Policy
 from depi.policies.factory import AnyPolicy
 from depi.training.config import TrainConfig
@@ -56,8 +58,12 @@ def is_due(run: "Run") -> bool:
     return wanted and (run.step % config.eval_freq == 0 or run.step == config.steps)
 
 
-def evaluate(run: "Run") -> dict[str, float]:
+def evaluate(run: "Run", stop: Sequence[int] = ()) -> dict[str, float]:
     """Measure the policy as it is; every process must call this.
+
+    Args:
+        run: what is trained.
+        stop: signals that have come; rollouts end early once there is one.
 
     Returns:
         by names that begin with `eval/`: `eval/loss` and `eval/loss/<repo id>`; `eval/success_rate`,
@@ -68,7 +74,7 @@ def evaluate(run: "Run") -> dict[str, float]:
         if run.held_out is not None:
             values.update(held_out_loss(run, run.held_out))
         if rolls_out(run.config):
-            values.update(success(run))
+            values.update(success(run, stop))
     return values
 
 
@@ -121,26 +127,59 @@ def held_out_loss(run: "Run", stream: PolicyStream) -> dict[str, float]:
     return {"eval/loss": sum(losses_of) / sum(samples_of), **by_dataset}
 
 
-def success(run: "Run") -> dict[str, float]:
-    """Roll the policy out on the main process, into `eval/<step>/` of the run, while the others wait."""
+class Stopped(Exception):  # noqa: N818  no error
+    """A signal came while the policy was rolled out."""
+
+
+class _Stoppable:
+    """An actor that raises `Stopped` instead of acting once a signal has come."""
+
+    def __init__(self, actor: Actor, stop: Sequence[int]):
+        self._actor, self._stop = actor, stop
+        self.batch, self.expert_steps, self.fit = actor.batch, actor.expert_steps, actor.fit
+
+    def act(self, observations: Sequence[Observation]) -> list[NDArray[np.float32]]:
+        if self._stop:
+            raise Stopped
+        return self._actor.act(observations)
+
+
+def success(run: "Run", stop: Sequence[int] = ()) -> dict[str, float]:
+    """Roll the policy out on the main process, into `eval/<step>/` of the run, while the others wait.
+
+    What goes wrong with the environment is logged, and training goes on.
+    """
     policy = _whole_policy(run)
     values: dict[str, float] = {}
     if policy is not None:
-        result = roll_out(
-            _evaluate_config(run),
-            policy,
-            run.processors,
-            by_view=run.config.dataset.cameras == "view",
-            convention=_convention(run.config, run.dataset),
-            show_progress=False,
-        )
-        for name in ("success_rate", "mean_length", "mean_reward"):
-            if result[name] is not None:
-                values[f"eval/{name}"] = result[name]
-        if result["n_errors"]:
-            logger.warning("%d episodes ended in an error: %s", result["n_errors"], result["errors"])
-            values["eval/errors"] = result["n_errors"]
+        try:
+            values = _rates(_roll_out(run, policy, stop))
+        except Stopped:
+            logger.warning("the rollouts of step %d were stopped", run.step)
+        except (UserError, OSError) as error:
+            logger.error("the rollouts of step %d failed: %s", run.step, error)
     run.accelerator.wait_for_everyone()
+    return values
+
+
+def _roll_out(run: "Run", policy: Pi0Policy, stop: Sequence[int]) -> dict[str, Any]:
+    config = _evaluate_config(run)
+    actor = as_actor(
+        policy,
+        run.processors,
+        config,
+        by_view=run.config.dataset.cameras == "view",
+        convention=_convention(run.config, run.dataset),
+    )
+    return roll_out(config, _Stoppable(actor, stop), show_progress=False)
+
+
+def _rates(result: dict[str, Any]) -> dict[str, float]:
+    names = ("success_rate", "mean_length", "mean_reward")
+    values = {f"eval/{name}": result[name] for name in names if result[name] is not None}
+    if result["n_errors"]:
+        logger.warning("%d episodes ended in an error: %s", result["n_errors"], result["errors"])
+        values["eval/errors"] = result["n_errors"]
     return values
 
 

@@ -1,6 +1,8 @@
 """Evaluation during training: what it measures, and that training does not notice."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -8,11 +10,12 @@ import torch
 from runs import losses, metrics, replaced, weights
 
 from depi import cli
+from depi.errors import UserError
 from depi.evaluation.evaluate import EnvConfig, EpisodesConfig, EvaluateConfig, roll_out
 from depi.evaluation.recording import DatasetWriter
 from depi.files import read_json
 from depi.train import main as train
-from depi.training import validation
+from depi.training import saving, validation
 
 EVAL = {"dataset.eval_split": 0.5, "eval.n_samples": 5}
 # Weights that hardly move.
@@ -92,9 +95,9 @@ def test_random_numbers_and_modes_are_put_back(flags, tmp_path, monkeypatch):
 
     evaluate = validation.evaluate
 
-    def watched(run):
+    def watched(run, stop):
         before = torch.get_rng_state()
-        values = evaluate(run)
+        values = evaluate(run, stop)
         assert torch.equal(torch.get_rng_state(), before)
         assert run.policy.training
         return values
@@ -106,6 +109,40 @@ def test_random_numbers_and_modes_are_put_back(flags, tmp_path, monkeypatch):
     assert train(replaced(flags, steps=1, save_freq=0, eval_freq=1, **EVAL)) == 0
     assert at_evaluation == [False]
     assert json.dumps(evaluations(tmp_path / "run")[1]["eval/loss"]) == "1.0"
+
+
+SIMULATOR = {"env.type": "so101", "env.task": "touch", "eval.n_episodes": 1, "env.episode_length": 3}
+
+
+def test_a_signal_ends_rollouts_and_loses_no_step(flags, tmp_path, monkeypatch, caplog):
+    saved, roll_out = [], validation.roll_out
+
+    def interrupted(*args, **more):
+        saved.append(len(list((tmp_path / "run" / "checkpoints").glob("0*"))))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return roll_out(*args, **more)
+
+    monkeypatch.setattr(validation, "roll_out", interrupted)
+    monkeypatch.setattr(saving.Saver, "save", lambda saver: (save(saver), saver.wait()))
+    assert train(replaced(flags, save_freq=2, eval_freq=2, **SIMULATOR)) == 128 + signal.SIGTERM
+    assert saved == [1], "it measures before it saves"
+    assert "the rollouts of step 2 were stopped" in caplog.text
+    assert not (tmp_path / "run" / "eval" / "000002" / "eval.json").exists()
+    last = (tmp_path / "run" / "checkpoints" / "last").resolve()
+    assert last.name.lstrip("0") == "3"
+
+
+save = saving.Saver.save
+
+
+def test_an_environment_that_fails_does_not_end_training(flags, tmp_path, monkeypatch, caplog):
+    def broken(*args, **more):
+        raise UserError("the simulator is gone")
+
+    monkeypatch.setattr(validation, "roll_out", broken)
+    assert train(replaced(flags, steps=2, save_freq=0, eval_freq=1, **SIMULATOR)) == 0
+    assert "the rollouts of step 1 failed: the simulator is gone" in caplog.text
+    assert not evaluations(tmp_path / "run")
 
 
 class Wandering:
