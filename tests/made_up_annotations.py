@@ -3,7 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from depi.annotate.store import Failure, Result, Review, append, write_sidecar
+from depi.annotate.sidecar import write_sidecar
+from depi.annotate.store import Failure, Result, Review, append
 
 REVISION = "a" * 40
 TOP, HAND = "observation.images.cam_a", "observation.images.image2"

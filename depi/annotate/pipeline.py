@@ -20,8 +20,9 @@ from typing import Any
 from depi import engine
 from depi.annotate.backend import BackendError, HopelessError, UnreachableError
 from depi.annotate.frames import Images
+from depi.annotate.sidecar import is_current, write_sidecar
 from depi.annotate.stages import VIEWS_FAILED, Job
-from depi.annotate.store import Failure, Result, append, is_current, now, write_sidecar
+from depi.annotate.store import Failure, Result, append, now
 from depi.annotate.work import DatasetWork, Plan, plan_dataset
 from depi.catalog.text import clean
 from depi.datasets.sources import DatasetSource

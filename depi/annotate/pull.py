@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from depi.annotate import store
+from depi.annotate.sidecar import write_sidecar
 from depi.datasets.annotations import (
     EpisodeAnnotation,
     annotation_path,
@@ -147,7 +148,7 @@ def _write_anew(root: Path, work: Path, name: str) -> None:
                 file.add(line)
     try:
         # The next run makes the sidecar from the journal: that must be possible.
-        store.write_sidecar(work, name)
+        write_sidecar(work, name)
         read_annotations(work, name)
         write_annotations(work, name, rows, provenance)
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from depi.annotate.sidecar import rows_of, typed, write_sidecar
 from depi.annotate.store import (
     VERDICTS,
     Journal,
@@ -18,9 +19,6 @@ from depi.annotate.store import (
     append,
     now,
     read_results,
-    rows_of,
-    typed,
-    write_sidecar,
 )
 from depi.datasets.annotations import MAX_TEXT, EpisodeAnnotation, check_text
 from depi.errors import UserError

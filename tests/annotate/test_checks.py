@@ -13,7 +13,8 @@ from depi.annotate.checks import denied_objects, gives_orders, problems, similar
 from depi.annotate.consistency import majority_views, unify
 from depi.annotate.frames import choose_frames
 from depi.annotate.rules import is_junk
-from depi.annotate.store import Review, append, read_results, write_sidecar
+from depi.annotate.sidecar import write_sidecar
+from depi.annotate.store import Review, append, read_results
 from depi.annotate.templates import load_prompts
 from depi.datasets.annotations import read_annotations
 from depi.errors import UserError

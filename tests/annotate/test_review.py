@@ -21,8 +21,9 @@ from PIL import Image
 from playwright.sync_api import Browser
 
 from depi.annotate.review import decide, main, make_app, select, take_pictures
+from depi.annotate.sidecar import write_sidecar
 from depi.annotate.stats import count
-from depi.annotate.store import RULES, read_results, write_sidecar
+from depi.annotate.store import RULES, read_results
 from depi.annotate.work import local_state
 from depi.datasets.annotations import MAX_TEXT, AnnotatedEpisodes, read_annotations
 from depi.errors import DatasetError, UserError
