@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from depi.annotate.consistency import majority_views, unify
-from depi.annotate.store import Journal, Result, Review, journal_path, now, read_results
+from depi.annotate.store import Failure, Journal, Result, Review, journal_path, now, read_results
 from depi.datasets.annotations import EpisodeAnnotation, annotation_path, write_annotations
 from depi.errors import UserError
 from depi.files import read_json
