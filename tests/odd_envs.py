@@ -28,6 +28,7 @@ class OddEnv(gym.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
+        print("a simulator's greeting")
         self._seed, self._steps = seed, 0
         self._place = self.np_random.uniform(0, 1, 2)
         return self._observe(), {"is_success": False}

@@ -52,7 +52,12 @@ class Worker:
         command = [sys.executable, "-m", "depi.evaluation.worker", str(theirs.fileno()), str(os.getpid())]
         with theirs:
             self._process = subprocess.Popen(
-                command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, env=environment
+                command,
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # simulators print, and our own output may be JSON
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for us: an environment that it ends would be an error
             )
         self.connection = Connection(ours.detach())
         self.ask(Open(self._env, self._seed), max(self._timeout, OPEN_SECONDS))

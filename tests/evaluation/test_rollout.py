@@ -126,6 +126,30 @@ def test_after_kill_9_the_same_command_gives_the_same_result(tmp_path):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_ctrl_c_is_no_error_of_an_environment_nor_is_its_output_ours(tmp_path):
+    code = (
+        "import signal, sys; from pathlib import Path; from evaluations import Steady, choices\n"
+        "signal.signal(signal.SIGINT, lambda *_: None)  # as training does, to finish its step\n"
+        "from depi.evaluation.evaluate import roll_out\n"
+        "config = choices(Path(sys.argv[1]), 8, batch_size=2, seconds=0.05)\n"
+        "roll_out(config, Steady(), show_progress=False, resume=True)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], env=environment, start_new_session=True,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    journal = tmp_path / "episodes.jsonl"
+    end = time.monotonic() + 120
+    while not (journal.exists() and journal.read_text()) and time.monotonic() < end:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (0, "")
+    assert read_json(tmp_path / "eval.json")["errors"] == {}
+
+
 @pytest.mark.parametrize("task", ["touch"])
 def test_the_scripted_expert_has_its_success_rate_through_the_same_path(tmp_path, task):
     config = choices(tmp_path, 50, "so101", n_videos=1, batch_size=2)
