@@ -4,7 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from depi.evaluation.config import EpisodesConfig, EvaluateConfig
+
 STARTS = ("pretrained", "sft")
+# Rollouts of one iteration see other seeds than those of another; so there are at most so many.
+SEEDS_PER_ITERATION = 1_000_000
 
 # Flags of a command as they are nested in a file: {"policy": {"path": "lerobot/pi0_base"}, "steps": 10000}.
 CommandFlags = dict[str, Any]
@@ -29,7 +33,8 @@ class RecapConfig:
     iterations: int = 2
     # The demonstrations: a list of {repo_id, root, revision, episodes, weight}, as of --dataset.mixture.
     demonstrations: list[dict[str, Any]] = field(default_factory=list)
-    # Weight of all rollouts of one iteration, where the demonstrations have weights; null: by their frames.
+    # Weight of all rollouts of one iteration, where the demonstrations have weights, and only there; without
+    # weights everything is drawn by its frames.
     rollouts_weight: float | None = None
     # The network that `policy` starts from in each iteration: as sft does (pretrained), or the one of sft.
     start_from: str = "pretrained"
@@ -68,7 +73,49 @@ class RecapConfig:
             raise ValueError(
                 f"--given: {', '.join(sorted(unknown))} is no stage with a checkpoint: sft, value"
             )
+        self._check_sections()
+        self._check_seeds()
         if self.start_from == "pretrained" and "path" not in self.sft.get("policy", {}):
             raise ValueError(
                 "--start_from=pretrained needs sft.policy.path, the pretrained policy: without one use sft"
             )
+
+    def _check_sections(self) -> None:
+        """Refuse `policy: NAME` and the like, which hold flags of their own."""
+        for section in ("train", "sft", "value", "value_update", "policy", "advantage"):
+            for name in ("policy", "dataset"):
+                found = getattr(self, section).get(name, {})
+                if not isinstance(found, dict):
+                    raise ValueError(
+                        f"{section}.{name} is {found!r}: write flags under it, such as path or type, "
+                        f"as in {section}: {{{name}: {{...}}}}"
+                    )
+        for section in ("rollouts", "evaluation"):
+            if not isinstance(getattr(self, section).get("eval", {}), dict):
+                raise ValueError(f"{section}.eval holds flags, such as n_episodes")
+
+    def _check_seeds(self) -> None:
+        """Refuse evaluations on seeds that the policy has been trained on."""
+        first, episodes = self._seeds("rollouts", seed=0)
+        start, evaluated = self._seeds("evaluation", seed=EvaluateConfig.seed)
+        if episodes > SEEDS_PER_ITERATION:
+            raise ValueError(
+                f"rollouts.eval.n_episodes must be at most {SEEDS_PER_ITERATION}, not {episodes}"
+            )
+        for iteration in range(1, self.iterations + 1):
+            begin = first + SEEDS_PER_ITERATION * iteration
+            if start < begin + episodes and begin < start + evaluated:
+                raise ValueError(
+                    f"evaluation.seed={start}: the rollouts of iteration {iteration} have the seeds {begin} "
+                    f"to {begin + episodes - 1}, the {evaluated} episodes of the evaluation must have others"
+                )
+
+    def _seeds(self, section: str, seed: int) -> tuple[int, int]:
+        """The first seed of a section, and how many there are; `seed` is the default."""
+        flags = getattr(self, section)
+        first = flags.get("seed", seed)
+        episodes = flags.get("eval", {}).get("n_episodes", EpisodesConfig.n_episodes)
+        for name, value in (("seed", first), ("eval.n_episodes", episodes)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise ValueError(f"{section}.{name} must be a whole number of 0 or more, not {value!r}")
+        return first, episodes

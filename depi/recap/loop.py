@@ -18,7 +18,7 @@ from depi.flags import parse_flags
 from depi.recap.config import RecapConfig
 from depi.recap.results import collect_results, draw, table
 from depi.recap.running import only_one, run_command
-from depi.recap.stages import Stage, plan
+from depi.recap.stages import Stage, check_stages, plan
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +27,12 @@ def run_loop(config: RecapConfig) -> dict[str, object]:
     """Run the stages that are left, and return the results; see `collect_results`.
 
     Raises:
-        UserError: a stage failed; one that is done or was begun was run with other flags or data; a folder is
-            in its way; or the loop is running already.
+        UserError: a stage failed, or has flags or data that cannot be; one that is done or was begun was run
+            with other flags or data; a folder is in its way; or the loop is running already.
         KeyboardInterrupt: SIGINT or SIGTERM stopped it, and the stage that was running.
     """
     stages = plan(config)
+    check_stages(stages)
     with only_one(config.output_dir / "stages") as lock:
         check_before(config, stages)
         for number, stage in enumerate(stages, start=1):
@@ -155,10 +156,13 @@ def _has_all_steps(run: Path) -> bool:
 
 def main(args: Sequence[str]) -> int:
     """Run the `depi recap` verb."""
-    args = [f"--config_path={arg[9:]}" if arg.startswith("--config=") else arg for arg in args]
+    renamed = {"--config": "--config_path"}
+    parts = [arg.partition("=") for arg in args]
+    args = [renamed.get(name, name) + equals + value for name, equals, value in parts]
     config = parse_flags(RecapConfig, args, "depi recap")
     if config.dry_run:
         stages = plan(config)
+        check_stages(stages)
         check_before(config, stages)
         for stage in stages:
             if not is_done(config, stage):

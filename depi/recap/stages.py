@@ -2,16 +2,26 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from depi.recap.config import CommandFlags, RecapConfig
+from depi.errors import UserError
+from depi.flag_sources import read_flags
+from depi.flags import check_flags
+from depi.recap.config import SEEDS_PER_ITERATION, CommandFlags, RecapConfig
+from depi.training.lerobot_flags import check_train_flags
+from depi.training.mixture import decode_mixture, read_mixture
 
-TRAIN_SCRIPT = Path(__file__).parents[1] / "train.py"
-# Rollouts never see the seeds of the evaluation, nor those of another iteration.
-SEEDS_PER_ITERATION = 1_000_000
+DEPI = Path(__file__).parents[1]
+TRAIN_SCRIPT = DEPI / "train.py"
+# Of each command that a stage may be: where its configuration class is.
+VERBS = {
+    "train": (DEPI / "training" / "config.py", "TrainConfig"),
+    "eval": (DEPI / "evaluation" / "config.py", "EvaluateConfig"),
+    "advantage": (DEPI / "recap" / "advantage_config.py", "AdvantageFlags"),
+}
 
 
 @dataclass(frozen=True)
@@ -23,12 +33,14 @@ class Stage:
         command: with all its flags.
         trains: whether it is a training run, which goes on with `--resume`.
         files: JSON files to write before, by path.
+        verb: of VERBS, whose flags the command has; None where it is none of DePi's.
     """
 
     name: str
     command: tuple[str, ...]
     trains: bool = False
     files: tuple[tuple[Path, Any], ...] = ()
+    verb: str | None = None
 
 
 def plan(config: RecapConfig) -> list[Stage]:
@@ -48,6 +60,25 @@ def plan(config: RecapConfig) -> list[Stage]:
         )
         stages.append(_evaluate(config, "baseline/eval", _trained(config, "baseline/policy")))
     return stages
+
+
+def check_stages(stages: Iterable[Stage]) -> None:
+    """Check the flags and data of all stages, before hours are spent on the first ones.
+
+    Raises:
+        UserError: a flag does not exist or is no number, or a mixture of datasets is not sound.
+    """
+    for stage in stages:
+        try:
+            for _, content in stage.files:
+                read_mixture(decode_mixture(content))
+            if stage.verb == "train":
+                check_train_flags(stage.command[stage.command.index(str(TRAIN_SCRIPT)) + 1 :])
+            elif stage.verb is not None:
+                args = stage.command[stage.command.index(stage.verb) + 1 :]
+                check_flags(*VERBS[stage.verb], args, f"depi {stage.verb}")
+        except (UserError, ValueError) as error:
+            raise UserError(f"the stage {stage.name}: {error}") from None
 
 
 def _iteration(config: RecapConfig, iteration: int) -> Iterator[Stage]:
@@ -73,7 +104,8 @@ def _train(config: RecapConfig, name: str, *sections: CommandFlags, iteration: i
     if config.accelerate is not None:
         launch = [sys.executable, "-m", "accelerate.commands.launch", *config.accelerate, str(TRAIN_SCRIPT)]
     flags = merge(config.train, *sections, own)
-    return Stage(name, (*launch, *to_args(flags)), True, ((mixture, data(config, iteration)),))
+    files = ((mixture, data(config, iteration)),)
+    return Stage(name, (*launch, *to_args(flags, maps("train"))), True, files, "train")
 
 
 def _policy_flags(config: RecapConfig) -> CommandFlags:
@@ -96,7 +128,8 @@ def _evaluate(config: RecapConfig, name: str, checkpoint: str, collect: int | No
         section = config.rollouts
         own["record"] = {"root": str(rollouts_root(config, collect)), "repo_id": rollouts_id(collect)}
         own["seed"] = section.get("seed", 0) + SEEDS_PER_ITERATION * collect
-    return Stage(name, (*_depi("eval"), *to_args(merge({"env": config.env}, section, own))))
+    flags = to_args(merge({"env": config.env}, section, own), maps("eval"))
+    return Stage(name, (*_depi("eval"), *flags), verb="eval")
 
 
 def _advantage(config: RecapConfig, folder: str, iteration: int) -> Stage:
@@ -106,10 +139,9 @@ def _advantage(config: RecapConfig, folder: str, iteration: int) -> Stage:
         "dataset": {"mixture": str(mixture)},
         "output_dir": str(config.output_dir / folder / "advantage"),
     }
-    flags = to_args(merge(config.advantage, own))
-    return Stage(
-        f"{folder}/advantage", (*_depi("advantage"), *flags), files=((mixture, data(config, iteration)),)
-    )
+    flags = to_args(merge(config.advantage, own), maps("advantage"))
+    files = ((mixture, data(config, iteration)),)
+    return Stage(f"{folder}/advantage", (*_depi("advantage"), *flags), files=files, verb="advantage")
 
 
 def data(config: RecapConfig, iteration: int) -> list[dict[str, Any]]:
@@ -143,12 +175,24 @@ def merge(*sections: Mapping[str, Any]) -> CommandFlags:
     return merged
 
 
-def to_args(flags: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Nested flags as arguments: {"policy": {"path": "x"}} -> ["--policy.path=x"]; null is left out."""
+def maps(verb: str) -> frozenset[str]:
+    """The flags of a command that take a mapping, as `env.options` of `depi eval`."""
+    known = read_flags(*VERBS[verb]).known({})
+    return frozenset(name for name, flag in known.items() if "dict" in flag.types)
+
+
+def to_args(flags: Mapping[str, Any], whole: Collection[str] = (), prefix: str = "") -> list[str]:
+    """Nested flags as arguments: {"policy": {"path": "x"}} -> ["--policy.path=x"]; null is left out.
+
+    Args:
+        flags: as in a file.
+        whole: flags whose value is a mapping, as JSON.
+        prefix: of all names.
+    """
     args = []
     for name, value in flags.items():
-        if isinstance(value, Mapping):
-            args += to_args(value, f"{prefix}{name}.")
+        if isinstance(value, Mapping) and prefix + name not in whole:
+            args += to_args(value, whole, f"{prefix}{name}.")
         elif value is not None:
             text = value if isinstance(value, str | Path) else json.dumps(value)
             args.append(f"--{prefix}{name}={text}")

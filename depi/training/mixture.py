@@ -47,14 +47,25 @@ def read_mixture(mixture: list[MixtureSource] | Path) -> list[MixtureSource]:
     return mixture
 
 
+def decode_mixture(content: object) -> list[MixtureSource]:
+    """The datasets that a file's content lists, one by one as it should be; see `read_mixture` for the rest.
+
+    Raises:
+        ValueError: it is no such list.
+    """
+    if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
+        raise ValueError("it holds no list of datasets, each with its repo_id")
+    try:
+        sources: list[MixtureSource] = draccus.decode(list[MixtureSource], content)
+    except DecodingError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    return sources
+
+
 def _read_file(path: Path) -> list[MixtureSource]:
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))  # JSON is YAML too
-        if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
-            raise ValueError("it holds no list of datasets, each with its repo_id")
-        sources: list[MixtureSource] = draccus.decode(list[MixtureSource], content)
+        return decode_mixture(yaml.safe_load(path.read_text("utf-8")))  # JSON is YAML too
     except OSError as error:
         raise ValueError(f"--dataset.mixture={path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, DecodingError, ValueError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"--dataset.mixture={path}: {' '.join(str(error).split())}") from None
-    return sources

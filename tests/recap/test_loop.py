@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,12 @@ from depi.cli import main
 from depi.errors import UserError
 from depi.evaluation import config as evaluation_config
 from depi.files import read_json
-from depi.flags import check_flags, parse_flags
-from depi.recap import advantage_config
+from depi.flags import parse_flags
 from depi.recap.config import RecapConfig
 from depi.recap.loop import run_loop, run_stage
-from depi.recap.stages import TRAIN_SCRIPT, Stage, data, merge, plan, to_args
+from depi.recap.stages import Stage, check_stages, data, merge, plan, to_args
 from depi.sim.record import record_dataset
 from depi.sim.setup import Camera, Setup
-from depi.training.lerobot_flags import check_train_flags
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "recap"
 
@@ -42,6 +41,14 @@ def config(tmp_path: Path, **changes) -> RecapConfig:
             **changes,
         }
     )
+
+
+@pytest.fixture
+def commands(monkeypatch) -> list[list[str]]:
+    """The commands that would have been run."""
+    noted: list[list[str]] = []
+    monkeypatch.setattr("depi.recap.loop.run_command", lambda command, lock: noted.append(command) or 0)
+    return noted
 
 
 def flags(stage: Stage) -> dict[str, str]:
@@ -124,6 +131,13 @@ def test_from_the_pretrained_policy_each_iteration_starts_as_the_first_training(
         ({"start_from": "here"}, "pretrained, sft"),
         ({"start_from": "pretrained"}, "sft.policy.path"),
         ({"given": {"policy": "x"}}, "policy"),
+        ({"value": {"policy": "lerobot/x"}}, "value.policy is 'lerobot/x'"),
+        ({"train": {"dataset": ["a/b"]}}, "train.dataset is"),
+        ({"rollouts": {"seed": "abc"}}, "rollouts.seed must be a whole number"),
+        ({"evaluation": {"eval": {"n_episodes": "many"}}}, "evaluation.eval.n_episodes must be"),
+        ({"evaluation": {"seed": 1_000_000}}, "rollouts of iteration 1 have the seeds 1000000 to 1000029"),
+        ({"evaluation": {"seed": 1_999_951}}, "rollouts of iteration 2 have the seeds 2000000"),
+        ({"rollouts": {"seed": 1000, "eval": {"n_episodes": 1_000_001}}}, "at most 1000000"),
     ],
 )
 def test_impossible_loops_are_refused(tmp_path, changes, said):
@@ -135,6 +149,47 @@ def test_nested_flags_become_arguments():
     merged = merge({"policy": {"path": "a", "dtype": "float32"}}, {"policy": {"path": "b"}, "steps": 3})
     assert to_args(merged) == ["--policy.path=b", "--policy.dtype=float32", "--steps=3"]
     assert to_args({"a": True, "b": None, "c": ["x", 1]}) == ["--a=true", '--c=["x", 1]']
+
+
+def test_flags_that_take_a_mapping_get_it_whole(tmp_path):
+    kinds = {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
+    changes = {
+        "env": {"type": "gym_x", "options": {"a": {"b": 1}}},
+        "evaluation": {"rename_map": {"observation.image": "observation.images.0"}},
+        "policy": {"policy": {"normalization_mapping": kinds}},
+    }
+    stages = {stage.name: flags(stage) for stage in plan(config(tmp_path, **changes))}
+    assert json.loads(stages["iteration_1/rollouts"]["env.options"]) == {"a": {"b": 1}}
+    evaluation = parse_flags(
+        evaluation_config.EvaluateConfig,
+        [f"--{name}={value}" for name, value in stages["sft_eval"].items()],
+        "depi eval",
+    )
+    assert evaluation.env.options == {"a": {"b": 1}}
+    assert evaluation.rename_map == {"observation.image": "observation.images.0"}
+    assert json.loads(stages["iteration_1/policy"]["policy.normalization_mapping"]) == kinds
+    check_stages(plan(config(tmp_path, **changes)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rollouts_weight": 0.5}, "stage iteration_1/value: .*alice/touch has no weight"),
+        (
+            {"demonstrations": [DEMOS[0] | {"weight": 1}]},
+            "iteration_1/value: .*recap/rollouts_1 has no weight",
+        ),
+        ({"demonstrations": [{"repo": "a/b"}]}, "stage sft: .*repo"),
+        ({"policy": {"stepss": 4}}, "iteration_1/policy: .*unknown flag --stepss.*did you mean --steps"),
+        ({"evaluation": {"eval": {"episodes": 4}}}, "sft_eval: depi eval: unknown flag --eval.episodes"),
+        ({"advantage": {"lookahead": 4}}, "iteration_1/advantage: depi advantage: unknown flag"),
+        ({"advantage": {"look_ahead": "x"}}, "iteration_1/advantage: .*look_ahead"),
+    ],
+)
+def test_what_a_late_stage_cannot_do_is_said_before_the_first(tmp_path, commands, changes, said):
+    with pytest.raises(UserError, match=said):
+        run_loop(config(tmp_path, **changes))
+    assert commands == []
 
 
 def counting_stage(tmp_path: Path, name: str, status: int = 0) -> Stage:
@@ -175,14 +230,6 @@ def begun(chosen: RecapConfig, stage: Stage, steps: int = 10) -> Path:
     (run / "checkpoints/last").symlink_to("000004")
     (pretrained / "train_config.json").write_text(json.dumps({"steps": steps}))
     return pretrained / "train_config.json"
-
-
-@pytest.fixture
-def commands(monkeypatch) -> list[list[str]]:
-    """The commands that would have been run."""
-    noted: list[list[str]] = []
-    monkeypatch.setattr("depi.recap.loop.run_command", lambda command, lock: noted.append(command) or 0)
-    return noted
 
 
 def test_a_training_goes_on_from_its_last_checkpoint(tmp_path, commands):
@@ -267,8 +314,14 @@ def test_the_command_prints_what_it_would_run(tmp_path, capsys):
 def test_wrong_files_are_one_sentence(tmp_path, capsys):
     file = tmp_path / "loop.yaml"
     file.write_text("iterations: 2\n")
-    assert main(["recap", f"--config={file}"]) == 2
-    assert "no demonstrations" in capsys.readouterr().err
+    for config_flag in ([f"--config={file}"], ["--config", str(file)], [f"--config_path={file}"]):
+        assert main(["recap", *config_flag]) == 2
+        assert "no demonstrations" in capsys.readouterr().err
+    assert main(["recap", "--config", str(tmp_path / "nope.yaml")]) == 2
+    assert "nope.yaml" in capsys.readouterr().err
+    file.write_text("start_from: sft\ndemonstrations: [{repo: a/b}]\n")
+    assert main(["recap", "--config", str(file), "--dry_run"]) == 2
+    assert "the stage sft: " in capsys.readouterr().err
 
 
 SLEEPER = """
@@ -354,15 +407,9 @@ def test_a_stage_that_was_stopped_stops_the_loop(tmp_path, end):
 @pytest.mark.parametrize("file", ["loop.yaml", "loop_tiny.yaml"])
 def test_every_command_of_the_example_loops_has_flags_that_exist(file, tmp_path):
     loop = parse_flags(RecapConfig, [f"--config_path={CONFIGS / file}"], "depi recap")
-    for stage in plan(loop):
-        args = [arg for arg in stage.command if arg.startswith("--")]
-        if stage.trains:
-            launch = stage.command.index(str(TRAIN_SCRIPT))
-            check_train_flags(stage.command[launch + 1 :])
-        elif "advantage" in stage.command:
-            check_flags(Path(advantage_config.__file__), "AdvantageFlags", args, "depi advantage")
-        else:
-            check_flags(Path(evaluation_config.__file__), "EvaluateConfig", args, "depi eval")
+    check_stages(plan(loop))
+    with pytest.raises(UserError, match="unknown flag --nothing"):
+        check_stages(plan(replace(loop, baseline=True, policy=loop.policy | {"nothing": 1})))
 
 
 TINY = """
