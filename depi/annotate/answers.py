@@ -74,6 +74,15 @@ def parse(stage: str, text: str, cameras: Sequence[str] = ()) -> dict[str, Any]:
     return value
 
 
+def fits(stage: str, value: Any) -> bool:
+    """Whether a value, such as a journal's, is an answer of INSTRUCTION or REFINEMENT."""
+    try:
+        _check(value, schema(stage), "")
+    except AnswerError:
+        return False
+    return True
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):

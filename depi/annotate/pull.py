@@ -7,10 +7,12 @@ each is read and checked whole, and what is written to the folder is made anew f
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from depi.annotate import store
 from depi.annotate.sidecar import write_sidecar
+from depi.catalog.text import clean
 from depi.datasets.annotations import (
     EpisodeAnnotation,
     annotation_path,
@@ -159,17 +161,21 @@ def _checked_line(line: bytes) -> str:
     try:
         item = store.from_line(line)
         check_text(item.at, "at")
-        if isinstance(item, store.Result):
-            for text in (item.recorded, item.proposed, item.task, *item.flags):
-                check_text(text, "a text")
-        elif isinstance(item, store.Review):
+        check_text(item.revision, "a revision")
+        if isinstance(item, store.Review):
             check_text(item.task, "a reviewed text")
         else:
+            for text in (item.backend, item.model, item.recorded):
+                check_text(text, "a text")
+        if isinstance(item, store.Result):
+            named = (item.prompts, item.views, item.frames, item.tokens)
+            for said in (item.proposed, item.task, *item.flags, *item.prompts.values(), *chain(*named)):
+                check_text(said, "a text")
+        elif isinstance(item, store.Failure):
             check_text(item.reason, "a reason")
-            check_text(item.recorded, "a text")
         return store.to_line(item)
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
-        raise DatasetError(f"the journal is damaged: {str(error)[:200]}") from None
+        raise DatasetError(f"the journal is damaged: {clean(error, 200)}") from None
 
 
 def _rows(folder: Path, name: str) -> list[EpisodeAnnotation] | None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from depi.annotate.answers import AnswerError, parse, schema
+from depi.annotate.answers import AnswerError, fits, parse, schema
 from depi.annotate.backend import MAX_TOKENS, Backend, BackendError, Question
 from depi.annotate.checks import STABLE, denied_objects, gives_orders, problems, similarity, tidy
 from depi.annotate.frames import Clip, Images
@@ -104,12 +104,13 @@ class Annotator:
     def _text_stages(
         self, job: Job, talk: "_Talk", recorded: str
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        if INSTRUCTION in job.stages or job.before is None or job.before.instruction is None:
+        # A journal that was pulled may hold anything where answers should be.
+        if INSTRUCTION in job.stages or job.before is None or not fits(INSTRUCTION, job.before.instruction):
             first = talk.ask(INSTRUCTION, self.prompts.render(INSTRUCTION, recorded=recorded))
         else:
-            first = dict(job.before.instruction)
-            if REFINEMENT not in job.stages:
-                return first, [dict(answer) for answer in job.before.refinements]
+            first, looks = dict(job.before.instruction or {}), job.before.refinements
+            if REFINEMENT not in job.stages and all(fits(REFINEMENT, answer) for answer in looks):
+                return first, [dict(answer) for answer in looks]
         return first, self._refine(talk, first)
 
     def _refine(self, talk: "_Talk", first: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -15,13 +15,15 @@ never takes the place of a model's. Lines that are damaged are passed over with 
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from depi.datasets.annotations import annotation_path
+from depi.datasets.annotations import ANNOTATED_VIEWS, annotation_path
+from depi.datasets.checks import short
 from depi.errors import UserError
 from depi.hub.names import is_dataset_id
 from depi.journal import LineFile, read_lines
@@ -32,6 +34,8 @@ RULES = "rules"
 """The `backend` and `model` of results that no model gave."""
 VERDICTS = ("accepted", "rejected", "edited")
 MAX_LINE = 1_000_000
+MAX_ITEMS = 64
+_Fits = Callable[[Any], bool]
 
 
 @dataclass(frozen=True)
@@ -195,20 +199,69 @@ def from_line(line: bytes) -> Result | Failure | Review:
     if len(line) > MAX_LINE:
         raise ValueError("the line is too long")
     values = json.loads(line)
+    if b"\\u" in line:
+        json.dumps(values, ensure_ascii=False).encode()  # ValueError for half a character
     kind = values.pop("kind")
-    if not isinstance(values["episode"], int) or values["episode"] < 0:
-        raise ValueError("episode is no number")
     if kind == "review":
-        return Review(**values.pop("review"), **values)
+        values |= values.pop("review")
+    for name, value in values.items():
+        if not _FITS[name](value):
+            raise ValueError(f"{name} is {short(value)}")
+    if kind == "review":
+        return Review(**values)
     if kind == "failure":
         return Failure(**values)
     if kind != "result":
-        raise ValueError(f"kind is {kind!r}")
-    values["flags"] = tuple(map(str, values["flags"]))
-    values["refinements"] = tuple(map(dict, values["refinements"]))
-    values["frames"] = {key: tuple(map(int, frames)) for key, frames in values["frames"].items()}
-    values["views"] = {str(key): str(view) for key, view in values["views"].items()}
+        raise ValueError(f"kind is {short(kind)}")
+    for name in ("flags", "refinements"):
+        values[name] = tuple(values[name])
+    values["frames"] = {key: tuple(frames) for key, frames in values["frames"].items()}
     return Result(**values)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def _is_number(value: Any, most: float = 1e12) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
+
+
+def _is_answer(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _may_lack(fits: _Fits) -> _Fits:
+    return lambda value: value is None or fits(value)
+
+
+def _list_of(fits: _Fits) -> _Fits:
+    return lambda value: isinstance(value, list) and len(value) <= MAX_ITEMS and all(map(fits, value))
+
+
+def _by_name(fits: _Fits) -> _Fits:
+    return lambda value: isinstance(value, dict) and all(map(fits, value.values()))
+
+
+# Field -> whether a value of JSON is one; journals may come from strangers.
+_FITS: Mapping[str, _Fits] = {
+    **dict.fromkeys(("backend", "model", "recorded", "reason", "at", "verdict"), _is_text),
+    **dict.fromkeys(("revision", "proposed", "task"), _may_lack(_is_text)),
+    **dict.fromkeys(("episode", "requests"), _is_whole),
+    "prompts": _by_name(_is_text),
+    "confidence": _may_lack(partial(_is_number, most=1.0)),
+    "flags": _list_of(_is_text),
+    "instruction": _may_lack(_is_answer),
+    "refinements": _list_of(_is_answer),
+    "views": _by_name(ANNOTATED_VIEWS.__contains__),
+    "frames": _by_name(_list_of(_is_whole)),
+    "tokens": _by_name(_is_whole),
+    "seconds": _is_number,
+}
 
 
 def read_results(folder: Path, repo_id: str, revision: str | None = None) -> Journal:

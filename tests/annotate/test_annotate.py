@@ -89,6 +89,22 @@ def test_a_second_call_asks_for_nothing_and_a_new_prompt_for_its_stage_alone(ann
     assert [row.task for row in rows] == [GOOD] * 4
 
 
+@pytest.mark.parametrize("part", ["instruction", "refinements"])
+def test_a_journal_whose_answers_are_none_is_asked_again(annotated, tmp_path, videos, part):
+    """Where they are needed: for the views of more episodes."""
+    with serving() as server:
+        annotated(videos, server.url, view_episodes=0)
+        path = tmp_path / "out/ann/box.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        damaged = {"instruction": {"instruction": 5}, "refinements": [{"instruction": 5}]}
+        path.write_text("".join(json.dumps(line | {part: damaged[part]}) + "\n" for line in lines))
+        server.asked.clear()
+        summary = annotated(videos, server.url, view_episodes=1)
+    assert (summary.done, summary.incomplete) == (1, False)
+    assert server.of_stage("refinement") == 1
+    assert {row.task for row in rows_of(tmp_path)[0]} == {GOOD}
+
+
 def test_refinement_ends_when_the_text_is_stable(annotated, tmp_path, videos):
     texts = {1: "Pick up the cube.", 2: "Pick up the red cube.", 3: "Grasp the red cube quickly."}
     looks = []

@@ -6,8 +6,8 @@ import pytest
 from made_up_annotations import HAND, REVISION, TOP, failure, result, write
 
 from depi.annotate.stats import count, main
-from depi.annotate.store import RULES, Review
-from depi.datasets.annotations import EpisodeAnnotation, write_annotations
+from depi.annotate.store import RULES, Review, journal_path, to_line
+from depi.datasets.annotations import EpisodeAnnotation, read_annotations, write_annotations
 from depi.errors import UserError
 
 
@@ -75,6 +75,38 @@ def test_only_the_newest_revision_counts(tmp_path: Path):
     found = count(tmp_path)
     assert found["episodes"] == {"all": 1, "with_task": 1, "kept_recorded": 0, "failed": 0, "reviewed": 0}
     assert found["confidence"] == {"0.5-0.6": 1}
+
+
+DAMAGE = [
+    *[{"episode": value} for value in ("0", -1, True, 10**30, None)],
+    *[{"revision": value} for value in (5, ["a"])],
+    *[{"confidence": value} for value in ("x", 2, float("nan"), True)],
+    *[{"tokens": value} for value in ({"prompt": "x"}, {"prompt": -1}, [], None)],
+    *[{"prompts": value} for value in ([["a", "b"]], {"a": 1})],
+    *[{"views": value} for value in ({TOP: "inside"}, {TOP: ["top"]}, [TOP])],
+    *[{"frames": value} for value in ({TOP: "012"}, {TOP: [0.5]}, {TOP: [1] * 65})],
+    *[{"flags": value} for value in ("low", [1], ["x"] * 65)],
+    *[{"task": 5}, {"model": None}, {"at": 0}, {"instruction": "x"}, {"refinements": [1]}, {"more": 1}],
+    *[{"seconds": value} for value in ("x", float("inf"))],
+    *[{"recorded": "\ud800"}, {"kind": "review"}, {"kind": []}],
+    *[{"kind": "failure", "reason": "x", "revision": 5}, {"kind": "review", "review": {"verdict": []}}],
+]
+
+
+@pytest.mark.parametrize("changes", DAMAGE, ids=str)
+@pytest.mark.parametrize("revision", [REVISION, "b" * 40])
+def test_a_line_of_wrong_types_is_passed_over(tmp_path, caplog, changes, revision):
+    """As one may come with the journal of a stranger, also about a revision that no longer counts."""
+    line = json.loads(to_line(result(1, revision=revision))) | changes
+    if line["kind"] == "failure":
+        line = {key: line[key] for key in ("kind", "episode", "backend", "model", "reason", "revision")}
+    path = journal_path(tmp_path, "ann/one")
+    path.parent.mkdir()
+    path.write_text(json.dumps(line) + "\n")
+    write(tmp_path, "ann/one", result(0))
+    assert count(tmp_path)["episodes"]["all"] == 1
+    assert "1 of 2 lines of" in caplog.text
+    assert [row.episode_index for row in read_annotations(tmp_path, "ann/one")[0]] == [0]
 
 
 def test_an_empty_folder_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
