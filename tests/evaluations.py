@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from depi.evaluation.config import EnvConfig, EpisodesConfig, EvaluateConfig
+from depi.evaluation.config import EnvironmentConfig, EpisodesConfig, EvaluateConfig
 
 
 @dataclass
@@ -38,7 +38,9 @@ def choices(folder: Path, count: int = 6, env: str = "odd_envs:Odd-v0", **more) 
     episodes = EpisodesConfig(
         n_episodes=count, **{"n_videos": 0, **{name: more.pop(name) for name in names if name in more}}
     )
-    return EvaluateConfig(env=EnvConfig(type=env, options=more), eval=episodes, output_dir=folder, seed=0)
+    return EvaluateConfig(
+        env=EnvironmentConfig(type=env, options=more), eval=episodes, output_dir=folder, seed=0
+    )
 
 
 def outcomes(result: dict) -> list[dict]:

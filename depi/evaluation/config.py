@@ -30,7 +30,7 @@ class EnvironmentConfig:
     type: str = "so101"
     # null: touch, PushT-v0, AlohaTransferCube-v0, or LeRobot's own.
     task: str | None = None
-    # Control steps per second; null: 10 for so101, else the environment's own.
+    # Control steps per second, where they can be chosen; null: 10 for so101, else the environment's own.
     fps: int | None = None
     # Of so101 with the standard setup: wrist, front, side, top.
     cameras: list[str] = field(default_factory=lambda: ["front", "wrist"])
@@ -90,6 +90,3 @@ class EvaluateConfig:
     rename_map: dict[str, str] = field(default_factory=dict)
     # Print the result as JSON instead of a table.
     json: bool = False
-
-
-EnvConfig = EnvironmentConfig

@@ -15,10 +15,10 @@ import numpy as np
 
 from depi.errors import UserError
 from depi.evaluation.config import DRAWN_SETUPS, EnvironmentConfig
+from depi.sim.gym_tasks import GYM_TASKS, GymTask
 from depi.sim.setup import JOINTS, Camera, Setup, random_setup, read_setups
 from depi.sim.tasks import find_task
 
-ALOHA_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
 # What to install where a simulator's package is missing.
 EXTRAS = {
     "so101": "pip install 'depi[sim]'",
@@ -90,14 +90,16 @@ def resolve(env: Any) -> EnvironmentConfig:
     """
     if not isinstance(env, EnvironmentConfig):
         env = _from_lerobot(env)
-    defaults: dict[str, Any] = {
-        "so101": {"task": "touch", "fps": 10},
-        "pusht": {"task": "PushT-v0", "fps": 10, "episode_length": 300},
-        "aloha": {"task": "AlohaTransferCube-v0", "fps": 50, "episode_length": 400},
-    }.get(env.type, {})
-    if env.type in ("pusht", "aloha"):
+    defaults: dict[str, Any] = {"task": "touch", "fps": 10} if env.type == "so101" else {}
+    if env.type in TABLES:
+        task, table = next(iter(TABLES[env.type].items()))
         size = (384, 384) if env.type == "pusht" else (480, 640)
+        defaults = {"task": task, "fps": table.fps, "episode_length": table.max_steps}
         defaults |= {"observation_height": size[0], "observation_width": size[1]}
+        if env.fps not in (None, table.fps):
+            raise UserError(
+                f"--env.fps={env.fps}: {env.type} has {table.fps} steps per second, no other rate"
+            )
     env = dataclasses.replace(
         env, **{name: value for name, value in defaults.items() if getattr(env, name) is None}
     )
@@ -185,31 +187,25 @@ def so101_table(env: EnvironmentConfig, seed: int) -> EnvTable:
     )
 
 
-_PUSHT = EnvTable(
-    cameras={"observation.image": "pixels"},
-    state=("agent_pos",),
-    state_names=("motor_0", "motor_1"),
-    action_names=("motor_0", "motor_1"),
-    fps=10,
-    max_steps=300,
-    instruction="Push the T-shaped block onto the T-shaped target.",
-)
-_ALOHA = EnvTable(
-    cameras={"observation.images.top": "pixels/top"},
-    state=("agent_pos",),
-    state_names=tuple(f"{side}_{joint}" for side in ("left", "right") for joint in ALOHA_JOINTS),
-    action_names=tuple(f"{side}_{joint}" for side in ("left", "right") for joint in ALOHA_JOINTS),
-    fps=50,
-    max_steps=400,
-    robot_type="aloha",
-)
+def _gym_table(task: GymTask, picture: str) -> EnvTable:
+    return EnvTable(
+        cameras={task.camera: picture},
+        state=("agent_pos",),
+        state_names=task.names,
+        action_names=task.names,
+        fps=task.fps,
+        max_steps=task.max_steps,
+        instruction=task.text,
+        robot_type=task.robot_type,
+    )
+
+
+_ALOHA = _gym_table(GYM_TASKS["aloha_transfer_cube"], "pixels/top")
 # Environments whose table is known beforehand: type -> task -> table. so101's depends on the rig.
 TABLES: dict[str, dict[str, EnvTable]] = {
-    "pusht": {"PushT-v0": _PUSHT},
+    "pusht": {"PushT-v0": _gym_table(GYM_TASKS["pusht"], "pixels")},
     "aloha": {
-        "AlohaTransferCube-v0": dataclasses.replace(
-            _ALOHA, instruction="Pick up the cube with the right arm and transfer it to the left arm."
-        ),
+        "AlohaTransferCube-v0": _ALOHA,
         "AlohaInsertion-v0": dataclasses.replace(_ALOHA, instruction="Insert the peg into the socket."),
     },
 }
@@ -229,7 +225,6 @@ def find_table(env: EnvironmentConfig, seed: int = 0) -> EnvTable | None:
         return None
     return dataclasses.replace(
         table,
-        fps=env.fps or table.fps,
         max_steps=env.episode_length or table.max_steps,
         instruction=env.instruction or table.instruction,
     )

@@ -14,7 +14,6 @@ from rich.console import Console
 from depi.datasets.joints import CONVENTIONS
 from depi.errors import UserError
 from depi.evaluation.config import (
-    EnvConfig,
     EnvironmentConfig,
     EpisodesConfig,
     EvaluateConfig,
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from depi.policies import Pi0Policy
 
 __all__ = [
-    "EnvConfig",
     "EnvironmentConfig",
     "EpisodesConfig",
     "EvaluateConfig",

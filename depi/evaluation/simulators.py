@@ -105,7 +105,8 @@ class Simulator:
             if config.type == "so101":
                 from depi.sim.env import make_env
 
-                return make_env(config.task or "", so101_setup(config, seed), seed=seed)
+                setup = so101_setup(config, seed)
+                return make_env(config.task or "", setup, seed=seed, max_steps=config.episode_length)
             return _make_gym(config) if _is_gym(config.type) else _make_lerobot(config)
         except ModuleNotFoundError as error:
             remedy = EXTRAS.get(config.type, "install it, or correct the id")
@@ -124,15 +125,18 @@ class Simulator:
             )
         state = int(np.prod(space["agent_pos"].shape or ()))
         limit = self.config.episode_length or (self.env.spec.max_episode_steps if self.env.spec else None)
-        fps = self.config.fps or self.env.metadata.get("render_fps")
-        if not fps:
+        told, fps = self.env.metadata.get("render_fps"), self.config.fps
+        rate = told or fps
+        if not rate:
             raise UserError(f"--env.type={self.config.type} does not tell its rate: give --env.fps")
+        if told and fps and round(told) != fps:
+            raise UserError(f"--env.fps={fps}: {self.config.type} says that its rate is {told:g}")
         return EnvTable(
             cameras=cameras,
             state=("agent_pos",),
             state_names=tuple(f"state_{number}" for number in range(state)),
             action_names=tuple(f"action_{number}" for number in range(actions.shape[0])),
-            fps=round(fps),
+            fps=round(rate),
             max_steps=limit or DEFAULT_STEPS,
             instruction=self.config.instruction,
         )
@@ -147,24 +151,6 @@ def _make_lerobot(config: EnvironmentConfig) -> gym.Env:
     from depi.evaluation.lerobot_envs import LeRobotEnv
 
     return LeRobotEnv(config)
-
-
-def _only_top_camera(env: gym.Env) -> gym.Env:
-    """Make aloha draw the one camera that its observations have, at their size, and only when asked.
-
-    It draws three at 480x640 for every step otherwise, whatever is asked for.
-    """
-    inner: Any = env.unwrapped
-    inner.with_images = True
-    task, height, width = inner._env.task, inner.observation_height, inner.observation_width
-    black = np.zeros((height, width, 3), np.uint8)
-
-    def observe(physics: Any) -> dict[str, Any]:
-        image = physics.render(height=height, width=width, camera_id="top") if inner.with_images else black
-        return {"qpos": task.get_qpos(physics), "images": {"top": image}}
-
-    task.get_observation = observe
-    return env
 
 
 def _cameras(space: gym.Space) -> dict[str, str]:
@@ -191,11 +177,15 @@ def _make_gym(config: EnvironmentConfig) -> gym.Env:
         arguments["max_episode_steps"] = config.episode_length
     try:
         env = gym.make(name, disable_env_checker=True, **arguments)
-        return _only_top_camera(env) if config.type == "aloha" else env
     except gym.error.Error as error:
         raise UserError(f"--env.type={config.type}: {' '.join(str(error).split())}") from None
     except TypeError as error:
         raise UserError(f"--env.type={config.type} does not take these --env flags: {error}") from None
+    if config.type == "aloha":
+        from depi.sim.aloha import only_top_camera
+
+        only_top_camera(env.unwrapped)
+    return env
 
 
 def _check_spaces(table: EnvTable, env: gym.Env) -> None:

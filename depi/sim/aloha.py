@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from gym_aloha.constants import ACTIONS, DT, START_ARM_POSE, normalize_puppet_gripper_position
 from gym_aloha.env import AlohaEnv
-from gym_aloha.tasks.sim import TransferCubeTask
 from numpy.typing import NDArray
 
 SIDES = ("left", "right")
@@ -22,26 +21,28 @@ PITCH = np.radians(50)  # of the right gripper, downwards
 IK_EVERY = 0.1  # seconds
 
 
+def only_top_camera(env: AlohaEnv) -> None:
+    """Make gym-aloha draw the one camera that its observations have, and only while `env.with_images`.
+
+    It draws three at 480x640 for every step otherwise, whatever is asked for.
+    """
+    env.with_images = True
+    task, height, width = env._env.task, env.observation_height, env.observation_width
+    black = np.zeros((height, width, 3), np.uint8)
+
+    def observe(physics: Any) -> dict[str, Any]:
+        image = physics.render(height=height, width=width, camera_id="top") if env.with_images else black
+        return {"qpos": task.get_qpos(physics), "images": {"top": image}}
+
+    task.get_observation = observe
+
+
 class TransferEnv(AlohaEnv):
-    """gym-aloha's environment that renders the top camera alone, or nothing: `with_images` says which."""
+    """gym-aloha's cube transfer, which draws the top camera alone, or nothing: `with_images` says which."""
 
     def __init__(self, **options: Any):
-        self.with_images = True
         super().__init__(task="transfer_cube", obs_type="pixels_agent_pos", **options)
-
-    def _make_env_task(self, task_name: str) -> Any:
-        env = super()._make_env_task(task_name)
-        env._task.get_observation = self._observation  # gym-aloha renders three cameras for every step
-        return env
-
-    def _observation(self, physics: Any) -> dict[str, Any]:
-        height, width = self.observation_height, self.observation_width
-        image = (
-            physics.render(height=height, width=width, camera_id="top")
-            if self.with_images
-            else np.zeros((height, width, 3), np.uint8)
-        )
-        return {"qpos": TransferCubeTask.get_qpos(physics), "images": {"top": image}}
+        only_top_camera(self)
 
     @property
     def physics(self) -> Any:

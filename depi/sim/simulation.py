@@ -43,19 +43,20 @@ class So101Env(gymnasium.Env):
     Targets are interpolated linearly over a control period, and physics runs at 240 Hz at every fps.
 
     The reward is 1 on success, else 0. `info["is_success"]` says whether the task is done, and
-    `terminated` follows it; `truncated` after the task's time limit. Equal seeds give equal episodes,
-    with or without cameras. While `with_images` is False observations have no images, which saves time.
+    `terminated` follows it; `truncated` after `max_steps`, by default the task's time limit. Equal seeds give
+    equal episodes, with or without cameras. While `with_images` is False observations have no images, which
+    saves time.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
     render_mode = "rgb_array"
 
-    def __init__(self, task: Task, setup: Setup, *, seed: int = 0):
+    def __init__(self, task: Task, setup: Setup, *, seed: int = 0, max_steps: int | None = None):
         self.task = task
         self.setup = setup
         self.metadata = {**self.metadata, "render_fps": setup.fps}
         self.instruction = setup.task_text if setup.task_text is not None else task.instruction(setup)
-        self.max_steps = round(task.max_seconds * setup.fps)
+        self.max_steps = max_steps or round(task.max_seconds * setup.fps)
         self._seed: int | None = seed
         self.with_images = True
         self._scene = make_scene(task, setup)

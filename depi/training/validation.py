@@ -21,7 +21,7 @@ from depi.datasets.joints import CONVENTIONS
 from depi.datasets.multi import MultiLeRobotDataset
 from depi.errors import UserError
 from depi.evaluation.actors import Actor, Observation
-from depi.evaluation.config import EnvConfig, EvaluateConfig, PolicyConfig
+from depi.evaluation.config import EnvironmentConfig, EvaluateConfig, PolicyConfig
 from depi.evaluation.environments import resolve
 from depi.evaluation.evaluate import as_actor, check_environment, roll_out
 from depi.policies import Pi0Policy
@@ -219,7 +219,7 @@ def _evaluate_config(run: "Run") -> EvaluateConfig:
     )
 
 
-def _environment(config: TrainConfig) -> EnvConfig:
+def _environment(config: TrainConfig) -> EnvironmentConfig:
     assert config.env is not None
     return resolve(config.env)
 

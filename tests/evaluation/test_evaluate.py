@@ -13,7 +13,7 @@ from depi import cli
 from depi.errors import UserError
 from depi.evaluation.actors import Observation, camera_keys, check_dimensions
 from depi.evaluation.environments import find_table, resolve
-from depi.evaluation.evaluate import EnvConfig, training_choices
+from depi.evaluation.evaluate import EnvironmentConfig, training_choices
 from depi.evaluation.messages import Seen
 from depi.evaluation.pi0_actor import Pi0Actor
 from depi.evaluation.same_actions import action_chunk
@@ -98,7 +98,7 @@ def slots(cameras: list[str], **settings) -> dict[str, str | None]:
 
 
 def shown(cameras: list[str], state: np.ndarray) -> Observation:
-    table = find_table(resolve(EnvConfig(cameras=cameras)))
+    table = find_table(resolve(EnvironmentConfig(cameras=cameras)))
     images = {key: np.full((4, 6, 3), number + 1, np.uint8) for number, key in enumerate(table.cameras)}
     return Observation(0, 7, 0, Seen(images, state, "pick"), table)
 
@@ -141,11 +141,13 @@ FRONT, WRIST = "observation.images.front", "observation.images.wrist"
 def test_a_wrong_rename_map_is_named_at_the_start(checkpoint, rename, says):
     actor = Pi0Actor(load_policy(checkpoint), (None, None), rename=rename)
     with pytest.raises(UserError, match=says):
-        actor.fit([find_table(resolve(EnvConfig()))])
+        actor.fit([find_table(resolve(EnvironmentConfig()))])
 
 
 def test_what_the_policy_does_not_see_is_logged(checkpoint, caplog):
-    tables = [find_table(resolve(EnvConfig(cameras=cameras))) for cameras in (["front", "wrist"], ["wrist"])]
+    tables = [
+        find_table(resolve(EnvironmentConfig(cameras=cameras))) for cameras in (["front", "wrist"], ["wrist"])
+    ]
     actor = Pi0Actor(load_policy(checkpoint), (None, None), rename={WRIST: "observation.images.1"})
     actor.fit(tables)
     assert actor._policy_keys(tables[0]) == {FRONT: None, WRIST: "observation.images.1"}
@@ -159,7 +161,7 @@ def test_what_the_policy_does_not_see_is_logged(checkpoint, caplog):
 def test_a_table_that_does_not_fit_is_named(checkpoint):
     policy = load_policy(checkpoint)
     with pytest.raises(UserError, match="state has 2 values, the policy's 6"):
-        check_dimensions(policy.config, find_table(resolve(EnvConfig(type="pusht"))))
+        check_dimensions(policy.config, find_table(resolve(EnvironmentConfig(type="pusht"))))
 
 
 def test_a_policy_in_other_units_is_spoken_to_in_them(checkpoint, tmp_path):

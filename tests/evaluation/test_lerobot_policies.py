@@ -15,7 +15,7 @@ from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from depi.errors import UserError
 from depi.evaluation.actors import Observation, camera_keys
 from depi.evaluation.environments import find_table, resolve
-from depi.evaluation.evaluate import EnvConfig, EpisodesConfig, EvaluateConfig, PolicyConfig, evaluate
+from depi.evaluation.evaluate import EnvironmentConfig, EpisodesConfig, EvaluateConfig, PolicyConfig, evaluate
 from depi.evaluation.lerobot_policies import LeRobotActor, load_lerobot_policy
 from depi.evaluation.messages import Seen
 from depi.evaluation.pi0_actor import generator
@@ -69,7 +69,7 @@ def choices(checkpoint, folder, batch_size, **more) -> EvaluateConfig:
     size = {"observation_height": 96, "observation_width": 96, "episode_length": 13}
     return EvaluateConfig(
         policy=PolicyConfig(path=str(checkpoint), device="cpu"),
-        env=EnvConfig(type="pusht", **{**size, **more}),
+        env=EnvironmentConfig(type="pusht", **{**size, **more}),
         eval=EpisodesConfig(n_episodes=3, n_videos=0, batch_size=batch_size),
         output_dir=folder,
     )
@@ -91,7 +91,7 @@ def test_results_do_not_depend_on_how_many_are_played_at_once(checkpoints, tmp_p
 @pytest.mark.parametrize("name", CONFIGS)
 def test_interleaved_episodes_get_the_actions_that_lerobot_gives(checkpoints, name):
     kind = "diffusion" if name == "diffusion" else "act"
-    table = find_table(resolve(EnvConfig(type="pusht")))
+    table = find_table(resolve(EnvironmentConfig(type="pusht")))
     draw = np.random.default_rng(0)
     shown = {
         place: [

@@ -14,7 +14,9 @@ from evaluations import Steady, choices, outcomes
 
 from depi.errors import UserError
 from depi.evaluation.actors import ExpertActor
-from depi.evaluation.evaluate import EnvConfig, EpisodesConfig, EvaluateConfig, evaluate, roll_out
+from depi.evaluation.environments import resolve
+from depi.evaluation.evaluate import EnvironmentConfig, EpisodesConfig, EvaluateConfig, evaluate, roll_out
+from depi.evaluation.simulators import Simulator
 from depi.files import read_json
 
 
@@ -217,7 +219,7 @@ def test_files_without_rigs_are_named(tmp_path, content, says):
     file = tmp_path / "rigs.json"
     if content is not None:
         file.write_text(content)
-    config = EvaluateConfig(env=EnvConfig(setups=str(file)), output_dir=tmp_path / "eval")
+    config = EvaluateConfig(env=EnvironmentConfig(setups=str(file)), output_dir=tmp_path / "eval")
     with pytest.raises(UserError, match=says):
         roll_out(config, Steady(), show_progress=False)
 
@@ -231,15 +233,23 @@ def test_files_without_rigs_are_named(tmp_path, content, says):
         ({"type": "CartPole-v1"}, "actions must be a vector"),
         ({"type": "pusht", "task": "PushZ"}, "PushT-v0"),
         ({"type": "pusht", "setups": "seen"}, "so101"),
+        ({"type": "pusht", "fps": 30}, "--env.fps=30: pusht has 10 steps per second"),
+        ({"type": "odd_envs:Odd-v0", "fps": 30}, "--env.fps=30: odd_envs:Odd-v0 says that its rate is 10"),
         ({"type": "odd_envs:Odd-v0", "options": {"colour": 1}}, "colour"),
     ],
 )
 def test_an_environment_that_cannot_be_made_is_said(tmp_path, env, says):
     one = EpisodesConfig(batch_size=1)
-    config = EvaluateConfig(env=EnvConfig(**env), eval=one, output_dir=tmp_path / "eval")
+    config = EvaluateConfig(env=EnvironmentConfig(**env), eval=one, output_dir=tmp_path / "eval")
     with pytest.raises(UserError, match=says):
         roll_out(config, Steady(), show_progress=False)
     assert not (tmp_path / "eval").exists()
+
+
+def test_the_simulated_arm_has_the_limit_of_its_table():
+    simulator = Simulator(resolve(EnvironmentConfig(cameras=["front"], episode_length=100)))
+    assert simulator.open(0).max_steps == simulator.env.max_steps == 100
+    simulator.close()
 
 
 def test_aloha_is_what_gym_aloha_shows_from_above(tmp_path):

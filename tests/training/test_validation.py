@@ -11,7 +11,7 @@ from runs import losses, metrics, replaced, weights
 
 from depi import cli
 from depi.errors import UserError
-from depi.evaluation.evaluate import EnvConfig, EpisodesConfig, EvaluateConfig, roll_out
+from depi.evaluation.evaluate import EnvironmentConfig, EpisodesConfig, EvaluateConfig, roll_out
 from depi.evaluation.recording import DatasetWriter
 from depi.files import read_json
 from depi.train import main as train
@@ -158,7 +158,7 @@ class Wandering:
 
 
 def test_rollouts_in_pusht(flags, tmp_path):
-    root, env = tmp_path / "pusht", EnvConfig(type="pusht", episode_length=6)
+    root, env = tmp_path / "pusht", EnvironmentConfig(type="pusht", episode_length=6)
     env.observation_height = env.observation_width = 96
     choices = EvaluateConfig(env=env, eval=EpisodesConfig(2, 0, 1), output_dir=tmp_path / "played", seed=0)
     with DatasetWriter(root, "ann/pusht") as writer:
