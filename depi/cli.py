@@ -4,6 +4,7 @@ import contextlib
 import errno
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -36,7 +37,16 @@ VERBS = {
 }
 
 # What is the matter with the user's disk or rights, wherever it shows.
-DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+DISK_TROUBLE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+}
 
 
 def usage() -> str:
@@ -57,8 +67,8 @@ def run(command: Callable[[list[str]], int], args: Sequence[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as stop:  # a handler of another signal names it
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         sys.stderr.close()
         return 141
@@ -86,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     start_logging()
     status = run(lambda flags: importlib.import_module(VERBS[verb][0]).main(flags), rest)
-    if argv is None and status in (2, 130):
+    if argv is None and status in (2, 3, 130, 143):
         _leave(status)
     return status
 

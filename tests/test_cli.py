@@ -70,6 +70,19 @@ def test_a_full_disk_is_one_sentence_and_status_2(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: /data/x: No space left on device\n"
 
 
+@pytest.mark.parametrize("path", ["file", "file/below"])
+def test_a_file_where_a_folder_should_be_is_one_sentence_and_status_2(tmp_path, monkeypatch, capsys, path):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setattr("depi.evaluation.evaluate.main", lambda args: (tmp_path / path).mkdir())
+    assert cli.main(["eval"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path / path}: ")
+    assert said.count("\n") == 1
+    monkeypatch.setattr("depi.evaluation.evaluate.main", lambda args: tmp_path.read_text())
+    assert cli.main(["eval"]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}: Is a directory\n"
+
+
 def test_a_missing_file_that_nobody_expected_is_a_bug(monkeypatch):
     def fail(args):
         raise FileNotFoundError(errno.ENOENT, "gone", "/data/x")

@@ -97,7 +97,7 @@ def test_a_signal_ends_it_at_once_and_nothing_is_lost(tmp_path, annotated, numbe
             time.sleep(0.5)
             process.send_signal(number)
             said = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "What was answered is written" in said[1]
     assert "Traceback" not in said[1]
     done = len(read_annotations(out, "ann/box")[0])
@@ -106,6 +106,25 @@ def test_a_signal_ends_it_at_once_and_nothing_is_lost(tmp_path, annotated, numbe
         assert annotated(root, well.url, view_episodes=0).reused == done
         assert well.of_stage("instruction") == 24 - done
     assert len(read_annotations(out, "ann/box")[0]) == 24
+
+
+def test_a_call_that_gives_up_does_not_wait_for_answers(tmp_path):
+    """What is still asked may take as long as `--timeout`."""
+
+    def answer(handler, body, number):
+        if number == 3:
+            time.sleep(60)
+        handler.send(503, b"{}", Retry_After="0")
+
+    with serving(answer) as failing:
+        root = write_images(tmp_path / "set", 40)
+        words = command(root, failing.url, tmp_path / "out", "--concurrency=4", "--timeout=40")
+        with subprocess.Popen(words, env=environment(tmp_path), stdout=subprocess.PIPE, text=True) as process:
+            summary, said = json.loads(process.stdout.readline()), time.monotonic()
+            process.communicate(timeout=30)
+    assert time.monotonic() - said < 15
+    assert process.returncode == 3
+    assert "in a row got no answer" in summary["stopped"]
 
 
 def test_slow_decoding_does_not_stall_requests(tmp_path, annotated, monkeypatch):
