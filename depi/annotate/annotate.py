@@ -8,16 +8,19 @@ import sys
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from depi.engine import ENGINES, RayConfig
 from depi.errors import UserError
 from depi.flags import parse_flags
+from depi.hub.names import is_dataset_id
 
 if TYPE_CHECKING:
     from depi.annotate.equipment import Recipe
     from depi.annotate.pipeline import Summary
 
+MAX_TIMEOUT = 86_400
 BACKENDS = ("openai", "transformers", "rules")
 # verb: module with `main(args) -> exit status`
 VERBS = {
@@ -39,8 +42,9 @@ class AnnotateConfig:
 
     Also: `depi annotate review` (look, accept, edit), `depi annotate stats`, `depi annotate export`.
 
-    Exit status: 0 when every episode has a result, 3 when some have none (they are named, and the next call
-    tries them again), 2 when the command cannot work at all.
+    Exit status: 0 when every episode has a result, 3 when some have none (the first are named, with --json
+    all; the next call tries them again), 2 when the command cannot work at all, 130 or 143 when Ctrl-C or
+    SIGTERM has stopped it.
     """
 
     # A JSON list of repo ids; a catalogue beside it gives the revisions.
@@ -110,6 +114,8 @@ class AnnotateConfig:
             raise UserError("--root needs --repo_id=USER/NAME, the name that its annotations go by")
         if self.revision is not None and self.repo_id is None:
             raise UserError("--revision needs --repo_id=USER/NAME; a list's revisions are in its catalogue")
+        if self.repo_id is not None and not is_dataset_id(self.repo_id):
+            raise UserError(f"--repo_id must be USER/NAME, got {self.repo_id[:200]!r}")
         if self.repo_id is not None and (self.start, self.end) != (0, None):
             raise UserError("--start and --end go with a list: --repo_id names one dataset")
         least = {"concurrency": 1, "batch_size": 1, "frames": 2, "max_pixels": 1024, "view_episodes": 0}
@@ -120,10 +126,14 @@ class AnnotateConfig:
                 raise UserError(f"--{name}={value}: at least {minimum} is needed")
         if not 0 <= self.min_confidence <= 1:
             raise UserError(f"--min_confidence={self.min_confidence}: 0 to 1 is possible")
-        if not self.timeout > 0:
-            raise UserError(f"--timeout={self.timeout}: more than 0 is needed")
+        if not 0 < self.timeout <= MAX_TIMEOUT:
+            raise UserError(f"--timeout={self.timeout}: more than 0 and at most {MAX_TIMEOUT} is possible")
         if self.frames > 16 or self.max_pixels > 4_000_000 or self.max_refinements > 10:
             raise UserError("at most --frames=16, --max_pixels=4000000 and --max_refinements=10 are possible")
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def main(args: list[str]) -> int:
@@ -133,7 +143,7 @@ def main(args: list[str]) -> int:
     config = parse_flags(AnnotateConfig, args, "depi annotate")
     if threading.current_thread() is threading.main_thread():
         # A scheduler's SIGTERM ends a call as Ctrl-C does: with the sidecars of what is there.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, _stop)
     try:
         summary = annotate(config)
     except KeyboardInterrupt:
@@ -165,6 +175,10 @@ def annotate(config: AnnotateConfig) -> "Summary":
         config.repo_ids, config.repo_id, config.root, config.revision, config.start, config.end
     )
     recipe = _recipe(config)
+    try:
+        config.annotations.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--annotations={config.annotations} can be no folder: {error.strerror}") from None
     backend = make_backend(recipe)
     try:
         plan = Plan(

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -64,6 +65,7 @@ class OpenAiServer:
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
         self.url = (config.base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL).rstrip("/")
+        self.shown = shown(self.url)
         self._client = self._connect()
         self._lock = threading.Lock()
         self._not_before = 0.0
@@ -89,8 +91,8 @@ class OpenAiServer:
                 limits=limits,
                 timeout=timeout,
             )
-        except httpx.InvalidURL as error:
-            raise UserError(f"--base_url={self.url} is no address: {error}") from None
+        except (httpx.InvalidURL, UnicodeError):
+            raise UserError(f"--base_url={self.shown} is no address such as {DEFAULT_URL}") from None
 
     def _first_model(self) -> str:
         try:
@@ -100,10 +102,10 @@ class OpenAiServer:
         try:
             if status == 200:
                 return str(json.loads(answer)["data"][0]["id"])[:200]
-        except (ValueError, KeyError, IndexError, TypeError):
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
             pass
         self._refuse_if_hopeless(status, answer)
-        raise UserError(f"{self.url} does not say which models it has: name one with --model")
+        raise UserError(f"{self.shown} does not say which models it has: name one with --model")
 
     def close(self) -> None:
         """Close the connections."""
@@ -130,7 +132,7 @@ class OpenAiServer:
                 if status in (400, 422) and (less := _refused(_message(answer), without)):
                     without |= {less}
                     continue
-                said = f"{self.url} answers with status {status}: {_message(answer)}"
+                said = f"{self.shown} answers with status {status}: {_message(answer)}"
                 if status not in PASSING_STATUSES:
                     raise BackendError(said)
                 reason = UnreachableError(said)
@@ -170,36 +172,36 @@ class OpenAiServer:
                     answer += piece
                     if len(answer) > MAX_BYTES:
                         raise BackendError(
-                            f"the answer of {self.url} does not end: cut after {MAX_BYTES} bytes"
+                            f"the answer of {self.shown} does not end: cut after {MAX_BYTES} bytes"
                         )
                     if time.monotonic() > end:
                         raise UnreachableError(
-                            f"the answer of {self.url} takes longer than {self.config.timeout:g} s"
+                            f"the answer of {self.shown} takes longer than {self.config.timeout:g} s"
                         )
                 return response.status_code, bytes(answer), response.headers
-        except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
-            raise HopelessError(f"--base_url={self.url} cannot be asked: {error}") from None
+        except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, UnicodeError) as error:
+            raise HopelessError(f"--base_url={self.shown} cannot be asked: {error}") from None
         except httpx.DecodingError:
-            raise BackendError(f"the answer of {self.url} is garbled") from None
+            raise BackendError(f"the answer of {self.shown} is garbled") from None
         except httpx.TransportError as error:
             raise UnreachableError(
-                f"{self.url} does not answer ({clean(str(error) or type(error).__name__, 100)})"
+                f"{self.shown} does not answer ({clean(str(error) or type(error).__name__, 100)})"
             ) from None
 
     def _refuse_if_hopeless(self, status: int, answer: bytes) -> None:
         if status in (401, 403):
-            raise HopelessError(f"{self.url} does not accept the key in OPENAI_API_KEY (status {status})")
+            raise HopelessError(f"{self.shown} does not accept the key in OPENAI_API_KEY (status {status})")
         if status == 404:
             model = getattr(self, "model", None)
             raise HopelessError(
-                f"{self.url} has no model {model!r} or is no OpenAI-compatible server (status 404)"
+                f"{self.shown} has no model {model!r} or is no OpenAI-compatible server (status 404)"
             )
 
     def _remember(self, without: frozenset[str]) -> None:
         """Ask from now on as a question was answered: one that was refused for itself changes nothing."""
         with self._lock:
             for name in sorted(without - self._without):
-                logger.warning("%s takes no %s: asking without", self.url, name)
+                logger.warning("%s takes no %s: asking without", self.shown, name)
             self._without |= without
 
     def _wait_if_asked(self) -> None:
@@ -219,6 +221,11 @@ class OpenAiServer:
         with self._lock:
             self._not_before = max(self._not_before, time.monotonic() + asked)
         return True
+
+
+def shown(url: str) -> str:
+    """The address for messages, which are published with the journals: without a password or a key."""
+    return clean(re.split(r"[?#]", re.sub(r"//.*@", "//", url), maxsplit=1)[0], 200)
 
 
 def _refused(message: str, without: frozenset[str]) -> str | None:

@@ -24,6 +24,7 @@ from depi.datasets.annotations import MAX_TEXT, EpisodeAnnotation, check_text
 from depi.errors import UserError
 from depi.files import write_text
 from depi.flags import parse_flags
+from depi.hub.names import is_dataset_id
 from depi.page import document
 
 PAGE_PIXELS = 24_000
@@ -65,6 +66,8 @@ class ReviewConfig:
             raise ValueError(f"--max_episodes={self.max_episodes}: it must be 1 or more")
         if not (math.isfinite(self.max_picture_mb) and self.max_picture_mb >= 0):
             raise ValueError(f"--max_picture_mb={self.max_picture_mb}: it must be 0 or more")
+        if self.repo_id is not None and not is_dataset_id(self.repo_id):
+            raise ValueError(f"--repo_id must be USER/NAME, got {self.repo_id[:200]!r}")
         if self.root is not None and self.repo_id is None:
             raise ValueError("--root needs --repo_id: say whose folder it is")
         if self.serve and self.output is not None:

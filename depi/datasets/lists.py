@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from depi.errors import UserError
@@ -31,10 +32,17 @@ def read_id_list(path: Path) -> list[str]:
 
 
 def catalogued(folder: Path, column: str) -> dict[str, Any]:
-    """One column of the catalogue in a folder, by repo id, where it is known; empty without a catalogue."""
+    """One column of the catalogue in a folder, by repo id, where it is known; empty without a catalogue.
+
+    Raises:
+        UserError: the catalogue is damaged.
+    """
     path = folder / CATALOG_FILE
     if not path.exists():
         return {}
-    table = pq.read_table(path, columns=["repo_id", column]).to_pydict()
-    pairs = zip(table["repo_id"], table[column], strict=True)
+    try:
+        table = pq.read_table(path, columns=["repo_id", column]).to_pydict()
+        pairs = zip(table["repo_id"], table[column], strict=True)
+    except (pa.ArrowException, OSError, ValueError, KeyError):
+        raise UserError(f"{path} is damaged: collect it again with `depi collect-ids`") from None
     return {repo_id: value for repo_id, value in pairs if value is not None}

@@ -129,6 +129,16 @@ def test_an_empty_list_and_an_empty_part_are_one_sentence(data_ids):
         annotate(data_ids, "http://127.0.0.1:9/v1")
 
 
+def test_a_damaged_catalogue_is_one_sentence(data_ids):
+    for content in (b"PAR1 and nothing else", b""):
+        (data_ids / "catalog.parquet").write_bytes(content)
+        with pytest.raises(UserError, match=r"catalog.parquet is damaged: collect it again with"):
+            annotate(data_ids, "http://127.0.0.1:9/v1")
+    pq.write_table(pa.table({"repo_id": list(NAMES)}), data_ids / "catalog.parquet")
+    with pytest.raises(UserError, match=r"catalog.parquet is damaged"):
+        annotate(data_ids, "http://127.0.0.1:9/v1")
+
+
 def test_two_revisions_in_turn_keep_their_own_answers(data_ids, tmp_path):
     """A person goes back to the first commit: what was answered about it is not asked again."""
     first = catalogued(data_ids)[0]

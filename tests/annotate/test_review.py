@@ -433,6 +433,7 @@ def test_errors_name_the_remedy(tmp_path: Path):
         main([str(tmp_path), "--repo_id=ann/x"])
     write(tmp_path, REPO, result(0))
     for flags, says in {
+        ("--repo_id=../x",): "--repo_id must be USER/NAME",
         ("--root=x",): "--root needs --repo_id",
         ("--serve", "--output=x.html"): "--output does not go with --serve",
         ("--max_episodes=0",): "must be 1 or more",

@@ -5,11 +5,11 @@ import time
 
 import pytest
 from image_dataset import write_images
-from vlm_server import GOOD, completion, good_answer, images_of, serving, stage_of
+from vlm_server import GOOD, Handler, completion, good_answer, images_of, serving, stage_of
 
 from depi.annotate.annotate import main
 from depi.annotate.backend import BackendError, Question, UnreachableError
-from depi.annotate.openai_server import MAX_BYTES, OpenAiServer, ServerConfig
+from depi.annotate.openai_server import MAX_BYTES, OpenAiServer, ServerConfig, shown
 from depi.annotate.store import read_results
 from depi.datasets.annotations import read_annotations
 from depi.errors import UserError
@@ -246,11 +246,55 @@ def test_what_will_never_work_ends_the_call_at_once(annotated, tmp_path, boxes, 
 
 @pytest.mark.parametrize(
     ("url", "says"),
-    [("http://127.0.0.1:9/v1", "start it, or name it"), ("ftp://x/v1", "cannot be asked")],
+    [
+        ("http://127.0.0.1:9/v1", "start it, or name it"),
+        ("ftp://x/v1", "cannot be asked"),
+        ("http://a..b/v1", "cannot be asked"),
+        ("http://x:port/v1", "is no address such as http"),
+    ],
 )
 def test_no_server_is_one_sentence(annotated, boxes, url, says):
     with pytest.raises(UserError, match=says):
         annotated(boxes, url)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"repo_id": "nobody"}, "must be USER/NAME, got 'nobody'"),
+        ({"repo_id": "../x"}, "must be USER/NAME"),
+        ({"annotations": "/etc/passwd"}, "--annotations=/etc/passwd can be no folder: File exists"),
+        ({"annotations": "/etc/passwd/x"}, "can be no folder: Not a directory"),
+        *[({"timeout": value}, "more than 0 and at most 86400") for value in ("inf", "nan", "1e12", "0")],
+    ],
+)
+def test_flags_that_cannot_work_are_one_sentence(boxes, tmp_path, flags, says):
+    given = {"repo_id": "ann/box", "root": boxes, "annotations": tmp_path, "backend": "rules"} | flags
+    with pytest.raises(UserError, match=says):
+        main([f"--{name}={value}" for name, value in given.items()])
+
+
+@pytest.mark.parametrize("models", [b"[" * 100_000, b'{"data": []}', b"\xff"])
+def test_a_server_that_does_not_say_its_models(models, monkeypatch):
+    monkeypatch.setattr(Handler, "do_GET", lambda handler: handler.send(200, models))
+    with serving() as server, pytest.raises(UserError, match="does not say which models it has"):
+        ask(server.url)
+
+
+def test_the_password_in_an_address_is_told_to_nobody(annotated, tmp_path, boxes, caplog):
+    """The journal is published."""
+    with serving(lambda handler, body, _: handler.send(418, b"no")) as server:
+        url = server.url.replace("//", "//me:sec%40ret@")
+        summary = annotated(boxes, url, max_episodes=2)
+        assert server.headers_seen["Authorization"].startswith("Basic")
+    assert server.url in summary.failures["ann/box"][0]
+    written = "".join(path.read_text() for path in (tmp_path / "out").rglob("*.json*"))
+    assert server.url in written
+    assert "sec%40ret" not in f"{summary}{written}{caplog.text}"
+    for end in ("", "?key=secret", "#secret"):
+        for word in ("me:secret", "me:sec/secret", "me:sec?secret", "me:sec#secret", "me:sec@secret"):
+            assert shown(f"https://{word}@host:1/v1{end}") == "https://host:1/v1"
+    assert shown("http://host/v1") == "http://host/v1"
 
 
 def test_a_call_keeps_others_off_its_datasets(annotated, boxes):
