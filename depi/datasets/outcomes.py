@@ -38,6 +38,10 @@ _THREADS = 8
 _NAMED = 5
 
 
+class UnknownOutcomeError(UserError):
+    """Of an episode nobody says whether it succeeded."""
+
+
 class Episodes(Protocol):
     """What is read of a `MultiLeRobotDataset`."""
 
@@ -155,12 +159,27 @@ def read_outcomes(dataset: Episodes, *, file: Path | None = None, assume_success
         assume_success: take an episode of which nothing is known for a success.
 
     Raises:
-        UserError: nothing is known of an episode; a recording contradicts itself or cannot be read; or the
-            file is wrong. Names the datasets.
+        UnknownOutcomeError: nothing is known of an episode. Names the datasets.
+        UserError: a recording contradicts itself or cannot be read; or the file is wrong, or names an episode
+            that its dataset does not have.
     """
     named = {} if file is None else read_success_file(file)
+    if others := [repo_id for repo_id in named if repo_id not in dataset.repo_ids]:
+        more = ", ..." if len(others) > _NAMED else ""
+        logger.warning(
+            "%s names %s datasets that are not in use: %s%s",
+            file,
+            len(others),
+            ", ".join(map(short, others[:_NAMED])),
+            more,
+        )
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = list(pool.map(lambda number: _read_dataset(dataset, number), range(len(dataset.repo_ids))))
+        numbers = range(len(dataset.repo_ids))
+        found = list(
+            pool.map(
+                lambda number: _read_dataset(dataset, number, named.get(dataset.repo_ids[number])), numbers
+            )
+        )
     success = np.zeros(len(dataset.episode_recorded), bool)
     sources, missing = {}, {}
     for number, (repo_id, (flags, _)) in enumerate(zip(dataset.repo_ids, found, strict=True)):
@@ -179,7 +198,7 @@ def read_outcomes(dataset: Episodes, *, file: Path | None = None, assume_success
         counts = {"recorded": len(unknown) - from_file - assumed, "file": from_file, "assumed": assumed}
         sources[repo_id] = {name: count for name, count in counts.items() if count}
     if missing:
-        raise UserError(_missing_sentence(missing, len(dataset.repo_ids)))
+        raise UnknownOutcomeError(_missing_sentence(missing, len(dataset.repo_ids)))
     assumed = sum("assumed" in counts for counts in sources.values())
     if assumed:
         logger.warning("%s datasets have episodes whose success is assumed, not known", assumed)
@@ -227,14 +246,20 @@ def _said(value: bool | Mapping[int, bool] | None, recorded: np.ndarray) -> np.n
     return np.array([value.get(episode, -1) for episode in recorded.tolist()], np.int8)
 
 
-def _read_dataset(dataset: Episodes, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Success of each episode as in `_said` or _CONTRADICTORY, int8 [e]; intervention of frames, bool [f]."""
+def _read_dataset(
+    dataset: Episodes, number: int, named: bool | Mapping[int, bool] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Success of each episode as in `_said` or _CONTRADICTORY, int8 [e]; intervention of frames, bool [f].
+
+    `named` is what a file says of the dataset, whose episodes, in use or not, must be there.
+    """
     repo_id, entry = dataset.repo_ids[number], dataset.entries[number]
     first, last = dataset.dataset_start[number : number + 2].tolist()
     recorded = np.asarray(dataset.episode_recorded[first:last])
     length = np.diff(dataset.episode_start[first : last + 1])
     try:
         meta = load_meta(dataset.roots[number], repo_id, entry["revision"])
+        _check_named(named, meta)
         meta = select_episodes(meta, np.flatnonzero(np.isin(meta.episodes.episode_index, recorded)))
         if not (
             np.array_equal(meta.episodes.episode_index, recorded) and (meta.episodes.length == length).all()
@@ -252,6 +277,17 @@ def _read_dataset(dataset: Episodes, number: int) -> tuple[np.ndarray, np.ndarra
     if in_frames is not None:
         success = np.where((in_meta >= 0) & (in_meta != in_frames), _CONTRADICTORY, in_frames)
     return success, np.zeros(int(length.sum()), bool) if intervention is None else intervention
+
+
+def _check_named(named: bool | Mapping[int, bool] | None, meta: DatasetMeta) -> None:
+    wrong = (
+        sorted(set(named) - set(meta.episodes.episode_index.tolist())) if isinstance(named, Mapping) else ()
+    )
+    if wrong:
+        raise UserError(
+            f"the file of --dataset.success names episode {wrong[0]} of dataset {meta.repo_id}, which has "
+            f"{len(meta.episodes)} episodes and not that one"
+        )
 
 
 def _read_column(meta: DatasetMeta, names: Sequence[str], present: Sequence[str]) -> np.ndarray | None:

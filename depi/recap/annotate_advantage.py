@@ -7,7 +7,7 @@ starts a single process.
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,6 @@ from depi.errors import UserError
 from depi.flags import check_flags, parse_flags
 
 if TYPE_CHECKING:
-    from depi.policies.configuration_value import ValueConfig
     from depi.recap.advantage_config import AdvantageFlags
     from depi.recap.frames import FrameReader
     from depi.recap.labels import Labels
@@ -36,13 +35,19 @@ def main(args: Sequence[str]) -> int:
     # The help and wrong flags are answered before anything that takes seconds is imported.
     check_flags(Path(__file__).with_name("advantage_config.py"), "AdvantageFlags", args, COMMAND)
     from depi.recap.advantage_config import AdvantageFlags
+    from depi.recap.judging import given_flags
 
-    _show(compute_advantages(parse_flags(AdvantageFlags, args, COMMAND)))
+    config = parse_flags(AdvantageFlags, args, COMMAND)
+    _show(compute_advantages(config, given_flags(args)))
     return 0
 
 
-def compute_advantages(config: "AdvantageFlags") -> dict[str, Any]:
+def compute_advantages(config: "AdvantageFlags", given: Collection[str] = ()) -> dict[str, Any]:
     """Compute and write the advantages that the flags describe; see `depi.datasets.advantages`.
+
+    Args:
+        config: of the command.
+        given: the flags that are no defaults; see `depi.recap.judging.as_trained`.
 
     Returns:
         What `advantages.json` says, and under `folder` where it is.
@@ -52,11 +57,13 @@ def compute_advantages(config: "AdvantageFlags") -> dict[str, Any]:
             or too many episodes have frames that cannot be read.
     """
     from depi.datasets.outcomes import check_normalizer, read_outcomes
+    from depi.recap.judging import as_trained, load_value_config, open_frames
     from depi.recap.labels import Labels, Settings
 
-    checkpoint, value = _load_value_config(config)
-    reader = _open_frames(config, value)
-    data, dataset = config.dataset, reader.dataset
+    checkpoint, value = load_value_config(config.policy)
+    data = as_trained(config.dataset, checkpoint, given)
+    reader = open_frames(data, config.num_datasets, value.image_resolution[0])
+    dataset = reader.dataset
     settings = Settings(
         look_ahead=config.look_ahead,
         share=config.share,
@@ -71,57 +78,10 @@ def compute_advantages(config: "AdvantageFlags") -> dict[str, Any]:
     lengths, rewards = np.diff(dataset.episode_start), (settings.c_fail, settings.reward_normalizer)
     check_normalizer(lengths, outcomes.success, *rewards, clamp=settings.clamp)
     folder, parts, sha256 = _compute(config, reader, checkpoint)
-    labels = Labels(dataset, parts, outcomes, settings)
+    labels = Labels(reader, parts, outcomes, settings)
     _refuse_too_many(labels, data.max_bad_fraction)
     about = {"path": config.policy.path, "folder": str(checkpoint), "sha256": sha256}
     return {"folder": str(folder), **labels.write(folder, about)}
-
-
-def _load_value_config(config: "AdvantageFlags") -> tuple[Path, "ValueConfig"]:
-    """The folder of the checkpoint, and its configuration."""
-    from depi.policies import load_config, resolve_checkpoint
-    from depi.policies.configuration_value import ValueConfig
-
-    if not config.policy.path:
-        raise UserError("name the value network with --policy.path=FOLDER_OR_REPO")
-    folder = resolve_checkpoint(config.policy.path, config.policy.revision)
-    value = load_config(folder)
-    if not isinstance(value, ValueConfig):
-        raise UserError(
-            f"--policy.path={config.policy.path} is of type {value.type}, not a value network: train one "
-            "with --policy.type=value"
-        )
-    return folder, value
-
-
-def _open_frames(config: "AdvantageFlags", value: "ValueConfig") -> "FrameReader":
-    from depi.datasets.multi import MultiLeRobotDataset
-    from depi.datasets.stream import annotated_episodes
-    from depi.recap.frames import CAMERA_MODES, FrameReader
-    from depi.training.command_line import check_data_source
-    from depi.training.config import TrainConfig
-    from depi.training.data import dataset_sources
-
-    data = config.dataset
-    if data.cameras not in CAMERA_MODES:
-        raise UserError(f"--dataset.cameras={data.cameras} is none of {', '.join(CAMERA_MODES)}")
-    training = TrainConfig(dataset=data, num_datasets=config.num_datasets)
-    check_data_source(training)
-    dataset = MultiLeRobotDataset(
-        dataset_sources(training),
-        chunk_size=1,
-        image_size=value.image_resolution[0],
-        max_cameras=data.max_cameras,
-        joint_convention=data.joint_convention,
-        max_bad_fraction=data.max_bad_fraction,
-        max_bad_datasets=data.max_bad_datasets,
-        episodes=data.episodes,
-        offline=data.offline,
-        prepared=data.prepared,
-    )
-    wanted = data.use_annotated_tasks or (data.cameras == "view" and data.annotations.is_dir())
-    notes = annotated_episodes(dataset, data.annotations) if wanted else None
-    return FrameReader(dataset, data.cameras, notes, data.use_annotated_tasks)
 
 
 def _compute(

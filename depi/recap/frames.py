@@ -54,6 +54,23 @@ class FrameReader:
             else:
                 yield self._sample(episode, frame, images)
 
+    def task_texts(self) -> tuple[np.ndarray, tuple[str, ...]]:
+        """The text of each frame, as the network reads it: int [F], positions in the texts that follow."""
+        data = self.dataset
+        numbers, texts = np.array(data.task, np.int64), list(data.tasks)
+        if self.annotations is None or not self.annotated_tasks:
+            return numbers, tuple(texts)
+        places = {text: place for place, text in enumerate(texts)}
+        for episode in range(data.num_episodes):
+            text = self.annotations.task(episode)
+            if text is None:
+                continue
+            if text not in places:
+                places[text] = len(texts)
+                texts.append(text)
+            numbers[data.episode_start[episode] : data.episode_start[episode + 1]] = places[text]
+        return numbers, tuple(texts)
+
     def _frames(self, first: int, last: int) -> Iterator[tuple[int, int, dict[int, Tensor] | LeftOut]]:
         """(episode, frame in it, image by the dataset's slot) of each frame."""
         data, size = self.dataset, self.dataset.image_size

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from depi.datasets.advantages import SUMMARY_NAME, write_advantages, write_summary
-from depi.datasets.multi import MultiLeRobotDataset
 from depi.datasets.outcomes import Outcomes, check_normalizer, episode_returns, normalised
 from depi.errors import UserError
 from depi.recap.advantage import (
@@ -20,7 +19,7 @@ from depi.recap.advantage import (
     threshold,
     thresholds,
 )
-from depi.recap.frames import LeftOut
+from depi.recap.frames import FrameReader, LeftOut
 from depi.recap.values import Part, dataset_values
 
 FORMAT = 1
@@ -52,7 +51,7 @@ class Labels:
     """Advantages and indicators of all frames of a training set.
 
     Args:
-        dataset: the training set.
+        reader: of the training set.
         parts: of its values, all computed.
         outcomes: of its episodes.
         settings: see `Settings`.
@@ -63,14 +62,14 @@ class Labels:
 
     def __init__(
         self,
-        dataset: MultiLeRobotDataset,
+        reader: FrameReader,
         parts: list[list[Part]],
         outcomes: Outcomes,
         settings: Settings,
     ) -> None:
-        self.dataset, self.parts, self.outcomes, self.settings = dataset, parts, outcomes, settings
+        self.dataset, self.parts, self.outcomes, self.settings = reader.dataset, parts, outcomes, settings
         self.clamped = check_normalizer(
-            np.diff(dataset.episode_start),
+            np.diff(self.dataset.episode_start),
             outcomes.success,
             settings.c_fail,
             settings.reward_normalizer,
@@ -83,8 +82,9 @@ class Labels:
         self.advantages = np.concatenate([self._advantages(number) for number in range(len(parts))])
         if np.isnan(self.advantages).all():
             raise UserError("no frame has an advantage: no image can be decoded")
+        self.task, self.tasks = reader.task_texts()
         self.thresholds = self._thresholds()
-        epsilon = np.array([self._epsilon(text) for text in dataset.tasks])[np.asarray(dataset.task)]
+        epsilon = np.array([self._epsilon(text) for text in self.tasks])[self.task]
         self.indicators = indicators(self.advantages, epsilon, self.forced)
 
     def _advantages(self, number: int) -> np.ndarray:
@@ -113,9 +113,7 @@ class Labels:
         """By task text, or one alone for all under the empty text."""
         if not self.settings.per_task:
             return {"": threshold(self.advantages, self.settings.share)}
-        return thresholds(
-            self.advantages, self.settings.share, np.asarray(self.dataset.task), self.dataset.tasks
-        )
+        return thresholds(self.advantages, self.settings.share, self.task, self.tasks)
 
     def _epsilon(self, text: str) -> float:
         found = self.thresholds.get(text if self.settings.per_task else "")

@@ -1,7 +1,7 @@
 """`depi value plot`: the value of an episode's frames over time, as PNG and as mp4."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,15 +50,21 @@ def main(args: Sequence[str]) -> int:
         raise UserError(f"depi value takes plot, not {verb!r}: see `depi value --help`")
     # The help and wrong flags are answered before anything that takes seconds is imported.
     check_flags(Path(__file__).with_name("plot_config.py"), "ValuePlotConfig", rest, COMMAND)
+    from depi.recap.judging import given_flags
     from depi.recap.plot_config import ValuePlotConfig
 
-    for path in plot(parse_flags(ValuePlotConfig, rest, COMMAND)):
+    config = parse_flags(ValuePlotConfig, rest, COMMAND)
+    for path in plot(config, given_flags(rest)):
         print(f"written to {path}")
     return 0
 
 
-def plot(config: "ValuePlotConfig") -> tuple[Path, Path]:
+def plot(config: "ValuePlotConfig", given: Collection[str] = ()) -> tuple[Path, Path]:
     """Write both pictures of the episode, and return where they are.
+
+    Args:
+        config: of the command.
+        given: the flags that are no defaults; see `depi.recap.judging.as_trained`.
 
     Raises:
         UserError: network, dataset or episode cannot be used.
@@ -66,21 +72,16 @@ def plot(config: "ValuePlotConfig") -> tuple[Path, Path]:
     from depi.catalog.episode_video import write_video
     from depi.catalog.view import file_name, find_episode, read_episode
     from depi.datasets.sources import DatasetSource
-    from depi.policies import load_config, resolve_checkpoint
-    from depi.policies.configuration_value import ValueConfig
+    from depi.recap.judging import as_trained, load_value_config
 
     data = config.dataset
-    if not config.policy.path:
-        raise UserError("name the value function with --policy.path=FOLDER_OR_REPO")
     if not data.repo_id:
         raise UserError("name the dataset with --dataset.repo_id=USER/NAME, and a local one's --dataset.root")
-    checkpoint = resolve_checkpoint(config.policy.path, config.policy.revision)
-    value = load_config(checkpoint)
-    if not isinstance(value, ValueConfig):
-        raise UserError(f"--policy.path={config.policy.path} is of type {value.type}, not a value function")
-    files, meta = find_episode(DatasetSource(data.repo_id, data.revision, data.root), config.episode)
-    judged = judge(config, checkpoint, value)
-    stem = config.output / f"{file_name(data.repo_id)}_episode_{config.episode:06d}"
+    checkpoint, value = load_value_config(config.policy)
+    data = as_trained(data, checkpoint, given)
+    files, meta = find_episode(DatasetSource(str(data.repo_id), data.revision, data.root), config.episode)
+    judged = judge(replace(config, dataset=data), checkpoint, value)
+    stem = config.output / f"{file_name(str(data.repo_id))}_episode_{config.episode:06d}"
     try:
         draw_png(stem.with_suffix(".png"), read_episode(files, meta), judged)
         # The images are decoded once more: a long episode's do not all fit into memory.
@@ -94,35 +95,31 @@ def plot(config: "ValuePlotConfig") -> tuple[Path, Path]:
 
 
 def judge(config: "ValuePlotConfig", checkpoint: Path, value: "ValueConfig") -> Judged:
-    """The values of the episode's frames, and its true returns where its success is known."""
-    from depi.datasets.multi import MultiLeRobotDataset
-    from depi.datasets.outcomes import episode_returns, read_outcomes
-    from depi.datasets.sources import DatasetSource
-    from depi.recap.frames import FrameReader
+    """The values of the episode's frames, and its true returns where its success is known.
+
+    Raises:
+        UserError: dataset or episode cannot be used, or what is said of its success.
+    """
+    from depi.datasets.outcomes import UnknownOutcomeError, episode_returns, read_outcomes
+    from depi.recap.judging import open_frames
     from depi.recap.values import GROUP, device_for, fill_group, load_network
 
     data = config.dataset
-    dataset = MultiLeRobotDataset(
-        [DatasetSource(str(data.repo_id), data.revision, data.root)],
-        chunk_size=1,
-        image_size=value.image_resolution[0],
-        max_cameras=data.max_cameras,
-        joint_convention=data.joint_convention,
-        episodes=[config.episode],
-        offline=data.offline,
-    )
-    frames = list(FrameReader(dataset, data.cameras).read(0, dataset.num_frames))
+    reader = open_frames(replace(data, episodes=[config.episode]), None, value.image_resolution[0])
+    dataset = reader.dataset
+    try:
+        outcomes = read_outcomes(dataset, file=data.success, assume_success=data.assume_success)
+        success = bool(outcomes.success[0])
+    except UnknownOutcomeError:
+        success = None
+    frames = list(reader.read(0, dataset.num_frames))
     predict = load_network(checkpoint, device_for(config.policy.device))
     values = np.full(len(frames), np.nan, np.float32)
     readable = [number for number, frame in enumerate(frames) if isinstance(frame, dict)]
     for first in range(0, len(readable), GROUP):
         group = readable[first : first + GROUP]
         values[group] = predict(fill_group([frames[number] for number in group]))[: len(group)]
-    try:
-        success = bool(
-            read_outcomes(dataset, file=data.success, assume_success=data.assume_success).success[0]
-        )
-    except UserError:
+    if success is None:
         return Judged(values, None, None)
     returns = episode_returns(len(frames), success, value.c_fail) / value.reward_normalizer
     return Judged(values, returns, success)

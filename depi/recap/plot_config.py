@@ -16,7 +16,7 @@ class ValuePlotConfig:
     """
 
     policy: ValueNetworkConfig = field(default_factory=ValueNetworkConfig)
-    # Read as in the network's training: take the same --dataset.max_cameras and --dataset.cameras.
+    # Cameras, joint convention and tasks are read as in the network's training.
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     # As recorded.
     episode: int = 0

@@ -22,6 +22,8 @@ VERBS = {
     "eval": (DEPI / "evaluation" / "config.py", "EvaluateConfig"),
     "advantage": (DEPI / "recap" / "advantage_config.py", "AdvantageFlags"),
 }
+# What `depi advantage` says of the data as the value function's training did, unless it is told otherwise.
+SHARED_DATA = ("success", "assume_success", "annotations", "offline", "prepared", "max_bad_datasets")
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,10 @@ def _advantage(config: RecapConfig, folder: str, iteration: int) -> Stage:
         "dataset": {"mixture": str(mixture)},
         "output_dir": str(config.output_dir / folder / "advantage"),
     }
-    flags = to_args(merge(config.advantage, own), maps("advantage"))
+    # How frames are read the network's checkpoint says itself.
+    trained = merge(config.train, config.value, config.value_update).get("dataset", {})
+    shared = {"dataset": {name: trained[name] for name in SHARED_DATA if name in trained}}
+    flags = to_args(merge(shared, config.advantage, own), maps("advantage"))
     files = ((mixture, data(config, iteration)),)
     return Stage(f"{folder}/advantage", (*_depi("advantage"), *flags), files=files, verb="advantage")
 

@@ -144,12 +144,25 @@ def test_metadata_tells_and_a_file_wins(root, tmp_path):
     say_in_metadata(root, {"success": True}, {"success": 0}, {"success": [True]})
     assert read_outcomes(opened(root)).success.tolist() == [True, False, True]
     file = tmp_path / "success.json"
-    file.write_text(json.dumps({"a/b": {"1": True, "2": False, "9": True}, "other/one": False}))
+    file.write_text(json.dumps({"a/b": {"1": True, "2": False}}))
     found = read_outcomes(opened(root), file=file)
     assert found.success.tolist() == [True, True, False]
     assert found.sources == {"a/b": {"recorded": 1, "file": 2}}
     file.write_text('{"a/b": false}')
     assert not read_outcomes(opened(root), file=file).success.any()
+
+
+def test_a_file_that_names_what_is_not_there(root, tmp_path, caplog):
+    file = tmp_path / "success.json"
+    flags = {"a/b": {"0": True, "1": True, "2": False}, "a/c": False, "other/one": True}
+    file.write_text(json.dumps(flags))
+    # Episodes that are not in use are there nevertheless.
+    assert read_outcomes(opened(root, episodes=(2,)), file=file).success.tolist() == [False]
+    assert "names 2 datasets that are not in use: 'a/c', 'other/one'" in caplog.text
+    flags["a/b"]["3"] = True
+    file.write_text(json.dumps(flags))
+    with pytest.raises(UserError, match="names episode 3 of dataset a/b, which has 3 episodes"):
+        read_outcomes(opened(root), file=file)
 
 
 def test_what_is_not_known_is_an_error_unless_success_is_assumed(root):

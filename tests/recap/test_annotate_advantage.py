@@ -2,21 +2,29 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import draccus
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from depi.cli import main
 from depi.datasets.advantages import MISSING, NEGATIVE, POSITIVE, frame_advantages
 from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
 from depi.datasets.outcomes import episode_returns, normalised
+from depi.errors import UserError
 from depi.recap.advantage import episode_advantages
+from depi.recap.frames import FrameReader
+from depi.recap.judging import as_trained, given_flags
+from depi.training.config import DatasetConfig
 
 LENGTHS = (37, 22, 30, 19, 45)
 SUCCESS = (True, False, True, True, False)
@@ -129,8 +137,6 @@ def test_killed_and_resumed_with_other_processes_and_batches_the_numbers_are_the
 
 
 def test_another_look_ahead_takes_the_values_that_are_there(flags, reference, tmp_path, monkeypatch):
-    import shutil
-
     from depi.recap import values
 
     folder = tmp_path / "again"
@@ -161,8 +167,6 @@ def test_training_reads_the_indicators(reference, roots, tmp_path):
 
 
 def test_a_frame_that_cannot_be_decoded_is_left_out_and_counted(flags, roots, tmp_path, value_checkpoint):
-    import shutil
-
     root = tmp_path / "broken"
     shutil.copytree(roots["alice/pick"], root)
     video = next(root.glob("videos/chunk-000/observation.images.wrist/episode_000001.mp4"))
@@ -192,6 +196,13 @@ def test_a_frame_that_cannot_be_decoded_is_left_out_and_counted(flags, roots, tm
     [
         (["--policy.path="], "--policy.path"),
         (["--dataset.cameras=shuffle"], "none of name, view"),
+        (["--dataset.exclude=missing.json"], "--dataset.exclude is for training"),
+        (["--dataset.min_episode_frames=9"], "--dataset.min_episode_frames is for training"),
+        (["--dataset.trim_idle"], "--dataset.trim_idle is for training"),
+        (["--dataset.eval_split=0.5"], "--dataset.eval_split is for training"),
+        (["--policy.device=foo"], "--policy.device=foo is not there"),
+        (["--policy.device=meta"], "--policy.device=meta is not there"),
+        (["--policy.device=cuda:99"], "--policy.device=cuda:99 is not there"),
         (["--batch_size=20"], "multiple of 16"),
         (["--share=30"], "--share must be 0 to 1"),
         (["--look_ahead=0"], "--look_ahead must be at least 1"),
@@ -201,3 +212,64 @@ def test_a_frame_that_cannot_be_decoded_is_left_out_and_counted(flags, roots, tm
 def test_wrong_flags_are_one_sentence(flags, extra, says, capsys, tmp_path):
     assert main([*flags, f"--output_dir={tmp_path}", *extra]) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_not_replaced_by_the_processor(flags, capsys, tmp_path):
+    assert main([*flags, "--policy.device=cuda", f"--output_dir={tmp_path}"]) == 2
+    assert "--policy.device=cuda is not there: this machine has cpu and 0 GPUs" in capsys.readouterr().err
+
+
+def trained_with(checkpoint: Path, folder: Path, **choices) -> Path:
+    """A copy of the checkpoint whose training read its data with these choices."""
+    shutil.copytree(checkpoint, folder)
+    data = draccus.encode(DatasetConfig(**choices))
+    (folder / "train_config.json").write_text(json.dumps({"dataset": data, "steps": 1}))
+    return folder
+
+
+def test_frames_are_read_as_in_the_networks_training(value_checkpoint, tmp_path):
+    choices = {"cameras": "view", "joint_convention": "native", "max_cameras": 2, "use_annotated_tasks": True}
+    checkpoint = trained_with(value_checkpoint, tmp_path / "view", **choices)
+    found = as_trained(DatasetConfig(repo_id="a/b", offline=True), checkpoint)
+    assert found == DatasetConfig(repo_id="a/b", offline=True, **choices)
+    assert as_trained(found, checkpoint, {"dataset.cameras"}) == found
+    assert as_trained(found, value_checkpoint) == found  # it says nothing of its training
+    with pytest.raises(UserError, match=r"joint_convention=normalized, but .* trained with native"):
+        as_trained(DatasetConfig(joint_convention="normalized"), checkpoint)
+    with pytest.raises(UserError, match=r"cameras=name, but .* trained with view: leave the flag out"):
+        as_trained(DatasetConfig(), checkpoint, {"dataset.cameras"})
+    shuffled = trained_with(value_checkpoint, tmp_path / "shuffle", cameras="shuffle")
+    assert as_trained(DatasetConfig(cameras="view"), shuffled, {"dataset.cameras"}).cameras == "view"
+    (shuffled / "train_config.json").write_text('{"dataset": {"max_cameras": "2"}}')
+    with pytest.raises(UserError, match=r"dataset\.max_cameras is '2'"):
+        as_trained(DatasetConfig(), shuffled)
+
+
+def test_flags_are_given_on_the_command_line_or_in_a_file(tmp_path):
+    file = tmp_path / "advantage.yaml"
+    file.write_text("dataset: {cameras: name}\nlook_ahead: 3\n")
+    for named in ([f"--config_path={file}"], ["--config_path", str(file)]):
+        found = given_flags([*named, "--dataset.joint-convention=degrees"])
+        assert {"dataset.cameras", "dataset.joint_convention"} <= found
+        assert "dataset.use_annotated_tasks" not in found
+
+
+def test_another_reading_of_the_frames_than_in_training_is_refused(value_checkpoint, flags, tmp_path, capsys):
+    checkpoint = trained_with(value_checkpoint, tmp_path / "two", max_cameras=2)
+    wrong = [*flags, f"--policy.path={checkpoint}", f"--output_dir={tmp_path / 'out'}"]
+    assert main([*wrong, "--dataset.max_cameras=3"]) == 2
+    assert "--dataset.max_cameras=3, but the value network" in capsys.readouterr().err
+
+
+def test_per_task_thresholds_are_of_the_texts_that_the_network_reads(roots):
+    sources = [DatasetSource(name, root=root) for name, root in roots.items()]
+    dataset = MultiLeRobotDataset(sources, chunk_size=1, image_size=28)
+    notes = SimpleNamespace(task={0: "stack", 3: "drop the cube", 4: "stack"}.get)
+    numbers, texts = FrameReader(dataset, "name", notes, annotated_tasks=True).task_texts()
+    expected = ["stack"] * LENGTHS[0] + [dataset.tasks[task] for task in dataset.task[37:89]]
+    expected += ["drop the cube"] * LENGTHS[3] + ["stack"] * LENGTHS[4]
+    assert [texts[number] for number in numbers] == expected
+    for reader in (FrameReader(dataset, "name", notes), FrameReader(dataset)):
+        numbers, texts = reader.task_texts()
+        assert [texts[number] for number in numbers] == [dataset.tasks[task] for task in dataset.task]

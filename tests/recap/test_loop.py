@@ -89,6 +89,22 @@ def test_each_stage_reads_what_the_ones_before_have_written(tmp_path):
     assert stages["baseline/policy"]["policy.path"] == stages["iteration_2/policy"]["policy.path"]
 
 
+def test_advantages_take_the_successes_that_the_value_function_learnt(tmp_path):
+    changes = {
+        "train": {"dataset": {"success": "a.json", "cameras": "view", "exclude": "short.json"}},
+        "value": {"policy": {"type": "value"}, "dataset": {"assume_success": True}},
+        "advantage": {"dataset": {"success": "b.json"}},
+    }
+    for advantage, success in ((changes["advantage"], "b.json"), ({}, "a.json")):
+        stages = plan(config(tmp_path, **changes | {"advantage": advantage}))
+        found = next(flags(stage) for stage in stages if stage.name == "iteration_1/advantage")
+        assert found["dataset.success"] == success
+        assert found["dataset.assume_success"] == "true"
+        # The checkpoint says how frames are read; advantages are of all of them.
+        assert "dataset.cameras" not in found
+        assert "dataset.exclude" not in found
+
+
 def test_rollouts_and_evaluations_never_share_a_seed(tmp_path):
     stages = {stage.name: flags(stage) for stage in plan(config(tmp_path, iterations=3))}
     evaluated = {stage["seed"] for name, stage in stages.items() if name.endswith("eval")}

@@ -165,3 +165,17 @@ def test_plot_draws_an_episode_of_a_trained_network(value_flags, module_hub, tmp
     assert blue[-1] > blue[3] > blue[0]
     with pytest.raises(UserError, match="has no episode 9"):
         plot([*command, "--episode=9", f"--output={tmp_path / 'plots'}"])
+    (tmp_path / "broken.json").write_text("{")
+    for flag, message in (
+        ("--dataset.success=nowhere.json", "nowhere.json does not exist"),
+        (f"--dataset.success={tmp_path / 'broken.json'}", "is not valid JSON"),
+        ("--dataset.cameras=shuffle", "cameras=shuffle"),
+        ("--dataset.max_cameras=2", "max_cameras=2, but the value network"),
+        ("--policy.device=foo", "device=foo is not there"),
+    ):
+        with pytest.raises(UserError, match=message):
+            plot([*command, "--episode=1", flag, f"--output={tmp_path / 'no'}"])
+    nothing_said = [arg for arg in command if not arg.startswith("--dataset.success")]
+    assert len(plot_paths := list((tmp_path / "plots").iterdir())) == 2
+    assert plot([*nothing_said, "--episode=0", f"--output={tmp_path / 'plots'}"]) == 0
+    assert len(list((tmp_path / "plots").iterdir())) == len(plot_paths) + 2

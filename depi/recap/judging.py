@@ -1,0 +1,161 @@
+"""What `depi advantage` and `depi value plot` begin with: the value network, and frames as it reads them."""
+
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import fields, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from depi.datasets.multi import MultiLeRobotDataset
+from depi.datasets.stream import annotated_episodes
+from depi.errors import UserError
+from depi.files import read_json
+from depi.policies import load_config, resolve_checkpoint
+from depi.policies.configuration_value import ValueConfig
+from depi.recap.advantage_config import ValueNetworkConfig
+from depi.recap.frames import CAMERA_MODES, FrameReader
+from depi.training.command_line import check_data_source
+from depi.training.config import TRAIN_CONFIG_NAME, DatasetConfig, TrainConfig
+from depi.training.data import dataset_sources
+
+logger = logging.getLogger(__name__)
+
+DEFAULTS = {field.name: field.default for field in fields(DatasetConfig)}
+# What a network sees of a frame follows from these: they are those of its training.
+AS_TRAINED = ("cameras", "joint_convention", "max_cameras", "use_annotated_tasks")
+# What leaves frames out of training. All frames are judged, also of a single episode.
+FOR_TRAINING = ("exclude", "min_episode_frames", "trim_idle", "eval_split")
+
+
+def given_flags(args: Sequence[str]) -> set[str]:
+    """The flags that a command line or the file of its `--config_path` sets, as in {"dataset.cameras"}.
+
+    Args:
+        args: which have been parsed without an error.
+    """
+    names, file = set(), ""
+    for arg, follower in zip_longest(args, args[1:], fillvalue=""):
+        name, equals, value = arg.partition("=")
+        names.add(name.removeprefix("--").replace("-", "_"))
+        if name in ("--config_path", "--config-path"):
+            file = value if equals else follower
+    content = yaml.safe_load(Path(file).read_text("utf-8")) if file else {}
+    return names | {f"dataset.{name}" for name in content.get("dataset") or {}}
+
+
+def load_value_config(policy: ValueNetworkConfig) -> tuple[Path, ValueConfig]:
+    """The folder of the checkpoint, and its configuration.
+
+    Raises:
+        UserError: there is none, it is of another kind, or the device cannot be had.
+    """
+    if not policy.path:
+        raise UserError("name the value network with --policy.path=FOLDER_OR_REPO")
+    check_device(policy.device)
+    folder = resolve_checkpoint(policy.path, policy.revision)
+    value = load_config(folder)
+    if not isinstance(value, ValueConfig):
+        raise UserError(
+            f"--policy.path={policy.path} is of type {value.type}, not a value network: train one "
+            "with --policy.type=value"
+        )
+    return folder, value
+
+
+def check_device(wanted: str | None) -> None:
+    """Raise a UserError unless this machine has the device; None is any."""
+    if wanted is None:
+        return
+    try:
+        device = torch.device(wanted)
+        if device.type == "cuda":  # is not touched here: the processes that compute are still to be started
+            there = (device.index or 0) < torch.cuda.device_count()
+        else:
+            there = torch.zeros(1, device=device).item() == 0
+    except (RuntimeError, AssertionError, NotImplementedError):
+        there = False
+    if not there:
+        gpus = torch.cuda.device_count()
+        raise UserError(f"--policy.device={wanted} is not there: this machine has cpu and {gpus} GPUs")
+
+
+def as_trained(data: DatasetConfig, checkpoint: Path, given: Collection[str] = ()) -> DatasetConfig:
+    """The flags of the data, with what the network's training says of AS_TRAINED.
+
+    Args:
+        data: as flags and defaults say.
+        checkpoint: whose `train_config.json`, where it has one, says how its training read frames.
+        given: see `given_flags`; what differs from the default counts as given too.
+
+    Raises:
+        UserError: a flag that is given says otherwise, or the training's are no such settings.
+    """
+    path = checkpoint / TRAIN_CONFIG_NAME
+    saved = read_json(path) if path.exists() else {}
+    saved = saved.get("dataset") if isinstance(saved, dict) else None
+    taken: dict[str, Any] = {}
+    for name in AS_TRAINED:
+        if not isinstance(saved, dict) or name not in saved:
+            continue
+        trained, wanted = saved[name], getattr(data, name)
+        if name == "cameras" and trained == "shuffle":
+            continue  # it knows the cameras in any order
+        if type(trained) is not type(DEFAULTS[name]):
+            raise UserError(f"{path}: dataset.{name} is {trained!r}")
+        if wanted != trained:
+            if wanted != DEFAULTS[name] or f"dataset.{name}" in given:
+                raise UserError(
+                    f"--dataset.{name}={_typed(wanted)}, but the value network in {checkpoint} was trained "
+                    f"with {_typed(trained)}: leave the flag out"
+                )
+            taken[name] = trained
+    if taken:
+        said = " ".join(f"--dataset.{name}={_typed(value)}" for name, value in taken.items())
+        logger.info("frames are read as in the network's training: %s", said)
+    try:
+        return replace(data, **taken)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _typed(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def open_frames(data: DatasetConfig, num_datasets: int | None, image_size: int) -> FrameReader:
+    """The frames that the flags name; see `as_trained` for how they should be read.
+
+    Args:
+        data: flags of the data.
+        num_datasets: how many of the list, where it names them.
+        image_size: pixels of a side, as the network takes them.
+
+    Raises:
+        UserError: the data is not named once, cannot be opened, or a flag makes no sense here.
+    """
+    if data.cameras not in CAMERA_MODES:
+        raise UserError(f"--dataset.cameras={data.cameras} is none of {', '.join(CAMERA_MODES)}")
+    for name in FOR_TRAINING:
+        if getattr(data, name) != DEFAULTS[name]:
+            raise UserError(f"--dataset.{name} is for training, here all frames are judged: leave it out")
+    training = TrainConfig(dataset=data, num_datasets=num_datasets)
+    check_data_source(training)
+    dataset = MultiLeRobotDataset(
+        dataset_sources(training),
+        chunk_size=1,
+        image_size=image_size,
+        max_cameras=data.max_cameras,
+        joint_convention=data.joint_convention,
+        max_bad_fraction=data.max_bad_fraction,
+        max_bad_datasets=data.max_bad_datasets,
+        episodes=data.episodes,
+        offline=data.offline,
+        prepared=data.prepared,
+    )
+    wanted = data.use_annotated_tasks or (data.cameras == "view" and data.annotations.is_dir())
+    notes = annotated_episodes(dataset, data.annotations) if wanted else None
+    return FrameReader(dataset, data.cameras, notes, data.use_annotated_tasks)
