@@ -70,7 +70,11 @@ class LeRobotEnv(gym.Env):
         return ""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """Begin an episode of the task whose `turn` it is."""
+        """Begin an episode of the task whose `turn` it is, from the start that belongs to the turn."""
+        env: Any = self._env.unwrapped
+        if hasattr(env, "init_state_id"):
+            # LIBERO counts its own resets, which would make episodes depend on the number of processes.
+            env.init_state_id = self.turn // len(self._envs)
         observation, info = self._env.reset(seed=seed, options=options)
         return self._observe(observation), info
 

@@ -252,6 +252,37 @@ def test_the_simulated_arm_has_the_limit_of_its_table():
     simulator.close()
 
 
+COUNTING = """
+import gymnasium as gym
+from odd_envs import OddEnv
+
+class Counting(OddEnv):
+    init_state_id = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=0)
+        self._place = self._place * 0 + 0.1 * self.init_state_id
+        self.init_state_id += 1
+        return self._observe(), {"is_success": False}
+
+gym.register(id="gym_gym_manipulator/Counting-v0", entry_point=Counting, max_episode_steps=5)
+"""
+
+
+def test_lerobots_environments_begin_as_their_turn_says(tmp_path, monkeypatch):
+    """A stand-in for LIBERO, whose environments take the next of their initial states at each reset."""
+    (tmp_path / "gym_gym_manipulator.py").write_text(COUNTING)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for size in (1, 3):
+        kept = []
+        config = choices(tmp_path / str(size), 4, "gym_manipulator", batch_size=size)
+        config.env.task, config.env.instruction = "Counting-v0", "Count."
+        roll_out(config, Steady(), show_progress=False, on_episode=kept.append)
+        found.append({one.index: float(one.states[0, 0]) for one in kept})
+    assert found[0] == found[1] == pytest.approx({index: 0.1 * index for index in range(4)})
+
+
 def test_aloha_is_what_gym_aloha_shows_from_above(tmp_path):
     import gymnasium as gym
 
