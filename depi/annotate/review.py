@@ -265,6 +265,8 @@ def decide(folder: Path, repo_ids: Iterable[str], decision: Mapping[str, Any]) -
             raise UserError("an edit needs a text; to use none, reject it")
         if result is None and episode not in journal.failures:
             raise UserError(f"episode {episode} of {repo_id} was not annotated")
+    elif result is None and verdict == "rejected" and episode in typed(journal):
+        text = journal.reviews[episode].task
     elif result is None:
         raise UserError(f"episode {episode} of {repo_id} has no annotation to decide about")
     elif verdict == "accepted":

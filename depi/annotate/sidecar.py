@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from depi.annotate.consistency import majority_views, unify
-from depi.annotate.store import Failure, Journal, Result, Review, journal_path, now, read_results
+from depi.annotate.store import RULES, Failure, Journal, Result, Review, journal_path, now, read_results
 from depi.datasets.annotations import EpisodeAnnotation, annotation_path, write_annotations
 from depi.errors import UserError
 from depi.files import read_json
@@ -22,7 +22,7 @@ def rows_of(journal: Journal) -> list[EpisodeAnnotation]:
     An episode that failed has a row where a person has typed its text.
     """
     results = [journal.results[episode] for episode in sorted(journal.results)]
-    views = majority_views(result.views for result in results)
+    views = _views(journal)
     tasks = unify([(result.recorded, result.task, result.confidence) for result in results])
     rows = [
         _row(result, task, views, journal.reviews.get(result.episode))
@@ -30,6 +30,20 @@ def rows_of(journal: Journal) -> list[EpisodeAnnotation]:
     ]
     rows += [_typed(journal.failures[episode], journal.reviews[episode], views) for episode in typed(journal)]
     return sorted(rows, key=lambda row: row.episode_index)
+
+
+def _views(journal: Journal) -> dict[str, str]:
+    """camera key -> view by what models have seen, or else by what rules make of its name.
+
+    Of each episode the newest answer counts, also where a later model was not asked about views.
+    """
+    seen: dict[int, Mapping[str, str]] = {}
+    named: dict[int, Mapping[str, str]] = {}
+    for result in journal.everything:
+        if result.views and result.revision == journal.revision:
+            (named if result.backend == RULES else seen)[result.episode] = result.views
+    by_name, by_sight = (majority_views(votes[one] for one in sorted(votes)) for votes in (named, seen))
+    return by_name | by_sight
 
 
 def typed(journal: Journal) -> list[int]:
@@ -88,7 +102,9 @@ def is_current(folder: Path, repo_id: str, state: str | None) -> bool:
 
 
 def write_sidecar(folder: Path, repo_id: str, revision: str | None = None) -> Path | None:
-    """Write a dataset's sidecar, and the JSON beside it, from its journal; None where that gives no row.
+    """Write a dataset's sidecar, and the JSON beside it, from its journal.
+
+    Where that gives no row there is none, and None is returned; a sidecar that came without a journal stays.
 
     The JSON: `revision` (None for a local folder, then `state` is its digest), `model`, `backend`,
     `prompts` (stage -> newest version) of most episodes, `models` (name -> episodes), `counts`, `tokens`,
@@ -102,6 +118,9 @@ def write_sidecar(folder: Path, repo_id: str, revision: str | None = None) -> Pa
         journal = read_results(folder, repo_id, revision)
         rows = rows_of(journal)
         if not rows:
+            if journal.reviews:  # a person took back the only text
+                for suffix in (".parquet", ".json"):
+                    path.with_suffix(suffix).unlink(missing_ok=True)
             return None
         return write_annotations(folder, repo_id, rows, _provenance(journal, rows))
 

@@ -165,7 +165,7 @@ def _missing(
 ) -> dict[int, tuple[frozenset[str], Result | None]]:
     """Position -> the stages to ask, and the earlier result of the same model, where there is something.
 
-    What a person has decided about is not asked again.
+    What a person has decided about is not asked again; what was rejected is, by another model or prompt.
     """
     mine = {
         result.episode: result
@@ -177,7 +177,8 @@ def _missing(
         episode = int(meta.episodes.episode_index[position])
         before = mine.get(episode)
         if stages := _text_stages(before, plan):
-            if episode not in journal.reviews:
+            review = journal.reviews.get(episode)
+            if review is None or (review.verdict == "rejected" and review.task is not None):
                 found[position] = frozenset(stages), before
         elif plan.backend == RULES and before is None:
             found[position] = frozenset(), None

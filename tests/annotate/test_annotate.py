@@ -8,7 +8,8 @@ import pytest
 from recordings import Recording, number_in, write_v2
 from vlm_server import GOOD, completion, good_answer, images_of, serving
 
-from depi.annotate.store import read_results
+from depi.annotate.review import decide
+from depi.annotate.store import Review, append, read_results
 from depi.annotate.templates import FOLDER
 from depi.datasets.annotations import read_annotations
 from depi.datasets.images import decode_image
@@ -181,6 +182,45 @@ def test_only_flagged_asks_about_what_rules_could_not_do(annotated, tmp_path, vi
     assert provenance["models"] == {"openai:tiny-vlm": 2, "rules:rules": 2}
     annotated(videos, backend="rules")
     assert rows_of(tmp_path)[0] == rows, "rules never take the place of a model"
+
+
+def test_what_models_see_wins_over_names_of_cameras(annotated, tmp_path, videos):
+    annotated(videos, backend="rules")
+    with serving() as server:
+        annotated(videos, server.url, view_episodes=1)
+        assert rows_of(tmp_path)[0][0].camera_views == CAMERAS, "one model against four names"
+        annotated(videos, server.url, model="another", view_episodes=0)
+    rows, provenance = rows_of(tmp_path)
+    assert provenance["models"] == {"openai:another": 4}
+    assert all(row.camera_views == CAMERAS for row in rows), "it was not asked about views"
+
+
+def test_what_was_rejected_is_asked_of_another_model_and_of_another_prompt(annotated, tmp_path, videos):
+    out, say = tmp_path / "out", {"text": GOOD}
+
+    def answer(handler, body, _):
+        handler.send(200, completion(good_answer(body, say["text"])))
+
+    def texts():
+        return [row.task for row in rows_of(tmp_path)[0]]
+
+    with serving(answer) as server:
+        annotated(videos, server.url, view_episodes=0)
+        for episode, verdict in ((0, "accepted"), (1, "rejected")):
+            decision = {"repo_id": "ann/box", "episode": episode, "verdict": verdict, "task": GOOD}
+            decide(out, {"ann/box"}, decision)
+        append(out, "ann/box", Review(2, "rejected"))  # of whatever text
+        assert annotated(videos, server.url, view_episodes=0).reused == 4
+        assert texts() == [GOOD, None, None, GOOD]
+        server.asked.clear()
+        assert annotated(videos, server.url, model="another", view_episodes=0).done == 2
+        assert server.of_stage("instruction") == 2
+        assert texts() == [GOOD, None, None, GOOD], "the same text stays rejected"
+        say["text"] = "Push the red cube."
+        (tmp_path / "instruction.txt").write_text((FOLDER / "instruction.txt").read_text() + "\nBe brief.")
+        assert annotated(videos, server.url, prompts=tmp_path, view_episodes=0).done == 2
+        assert texts() == [GOOD, "Push the red cube.", None, "Push the red cube."]
+        assert annotated(videos, server.url, prompts=tmp_path, view_episodes=0).reused == 4
 
 
 def test_frames_are_decoded_once_and_come_from_the_cache_then(annotated, tmp_path, videos, monkeypatch):

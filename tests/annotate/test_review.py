@@ -25,7 +25,13 @@ from depi.annotate.sidecar import write_sidecar
 from depi.annotate.stats import count
 from depi.annotate.store import RULES, read_results
 from depi.annotate.work import local_state
-from depi.datasets.annotations import MAX_TEXT, AnnotatedEpisodes, read_annotations
+from depi.datasets.annotations import (
+    MAX_TEXT,
+    AnnotatedEpisodes,
+    EpisodeAnnotation,
+    read_annotations,
+    write_annotations,
+)
 from depi.errors import DatasetError, UserError
 from depi.serving import listen, make_server, serving
 
@@ -201,6 +207,18 @@ def test_a_dataset_of_which_all_failed_takes_texts_by_hand(tmp_path: Path):
     assert [(row.episode_index, row.task) for row in rows] == [(1, "Push it.")]
     assert (provenance["model"], provenance["counts"]["failed"]) == ("some/vlm", 1)
     assert select(tmp_path, None, 9).keys == [(REPO, 0), (REPO, 1)], "undecided ones first"
+    row = decide(tmp_path, {REPO}, {"repo_id": REPO, "episode": 1, "verdict": "rejected", "task": None})
+    assert (row["status"], row["review"], row["task"]) == ("failed", None, None)
+    assert read_annotations(tmp_path, REPO) is None, "no text is left"
+    assert [path.name for path in (tmp_path / REPO).parent.iterdir()] == ["cubes.jsonl"]
+    write(tmp_path, REPO, result(1))
+    assert read_annotations(tmp_path, REPO)[0][0].task == "Pick up the red cube.", "another text is used"
+
+
+def test_a_sidecar_without_a_journal_stays_where_all_fails(tmp_path: Path):
+    write_annotations(tmp_path, REPO, [EpisodeAnnotation(0, task="Wipe it.")], {"state": "a" * 40})
+    write(tmp_path, REPO, failure(0, "refused"))
+    assert read_annotations(tmp_path, REPO)[0][0].task == "Wipe it."
 
 
 def test_what_cannot_be_saved_is_said_beside_the_episode(browser: Browser, folder: Path):
