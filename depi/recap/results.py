@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from depi.evaluation.compare import compare, read_evaluation
+from depi.evaluation.compare import Evaluation, compare, read_evaluation
 from depi.files import atomic_write, read_json
 from depi.recap.config import RecapConfig
 
@@ -19,8 +19,8 @@ def collect_results(config: RecapConfig) -> dict[str, Any]:
 
     Returns:
         `evaluations`: rows of name, folder, success_rate, success_interval_95, episodes, errors, mean_length,
-        and, where the other is there, `against_sft` and `against_baseline`: difference,
-        difference_interval_95 and p_value over paired seeds, see `compare`.
+        and, where the other is there and both have played a seed without an error, `against_sft` and
+        `against_baseline`: difference, difference_interval_95 and p_value over paired seeds, see `compare`.
     """
     folders = {SFT: config.output_dir / "sft_eval"}
     for iteration in range(1, config.iterations + 1):
@@ -36,13 +36,18 @@ def collect_results(config: RecapConfig) -> dict[str, Any]:
         row = {"name": name, "folder": str(folder), "episodes": len(result["episodes"])}
         row |= {key: result[key] for key in kept}
         for other, key in ((SFT, "against_sft"), (BASELINE, "against_baseline")):
-            if other in evaluations and other != name:
+            if other in evaluations and other != name and _paired(evaluations[other], evaluations[name]):
                 comparison = asdict(compare(evaluations[other], evaluations[name]))
                 row[key] = {
                     key: comparison[key] for key in ("difference", "difference_interval_95", "p_value")
                 }
         rows.append(row)
     return {"evaluations": rows}
+
+
+def _paired(one: Evaluation, other: Evaluation) -> bool:
+    """Whether there is a seed to compare."""
+    return not one.counted.keys().isdisjoint(other.counted)
 
 
 def table(results: dict[str, Any]) -> Table:
