@@ -13,11 +13,14 @@ class OddEnv(gym.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
-    def __init__(self, render_mode="rgb_array", crash=(), hang=(), fail=(), seconds=0.0):
+    def __init__(
+        self, render_mode="rgb_array", crash=(), hang=(), fail=(), seconds=0.0, stuck=False, endless=()
+    ):
         self.render_mode = render_mode
         self._wrong = {**dict.fromkeys(crash, "crash"), **dict.fromkeys(hang, "hang")}
         self._wrong |= dict.fromkeys(fail, "fail")
-        self._seconds = seconds
+        self._seconds, self._stuck, self._endless = seconds, stuck, endless
+        self._pixels = np.zeros((16, 24, 3), np.uint8)  # one for all observations, as some simulators have
         self.action_space = spaces.Box(-1, 1, (2,), np.float32)
         self.observation_space = spaces.Dict(
             {
@@ -29,6 +32,8 @@ class OddEnv(gym.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         print("a simulator's greeting")
+        if self._stuck:
+            raise RuntimeError("the arm is stuck")
         self._seed, self._steps = seed, 0
         self._place = self.np_random.uniform(0, 1, 2)
         return self._observe(), {"is_success": False}
@@ -45,13 +50,15 @@ class OddEnv(gym.Env):
             raise RuntimeError("the gripper is jammed")
         self._place = self._place + np.asarray(action, np.float64) / 10
         done = bool(self._place[0] > 1.5)
-        return self._observe(), float(self._place[0]), done, False, {"is_success": done}
+        reward = np.inf if self._seed in self._endless else float(self._place[0])
+        return self._observe(), reward, done, False, {"is_success": done}
 
     def render(self):
         return self._observe()["pixels"]
 
     def _observe(self):
-        pixels = np.zeros((16, 24, 3), np.uint8)
+        pixels = self._pixels
+        pixels[:] = 0
         pixels[:, : max(0, min(24, round(self._place[0] * 10)))] = 255
         return {"pixels": pixels, "agent_pos": self._place}
 

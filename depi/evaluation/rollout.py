@@ -114,7 +114,7 @@ class Rollouts:
         return table
 
     def try_reset(self, request: Begin) -> None:
-        """Begin an episode, to see whether the environment refuses.
+        """Begin an episode, to see whether the environment refuses or fails.
 
         Raises:
             UserError: it does.
@@ -124,6 +124,8 @@ class Rollouts:
         answer = worker.answer()
         if isinstance(answer, Refused):
             raise UserError(answer.reason)
+        if isinstance(answer, Failed):
+            raise UserError(f"the environment cannot begin an episode: {answer.reason}")
 
     def play(self, requests: Sequence[Begin], actor: Actor, on_end: OnEnd) -> None:
         """Play all episodes; `on_end` is called as each of them ends, in any order.

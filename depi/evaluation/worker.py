@@ -102,7 +102,8 @@ class Stage:
             self._states.append(state_of(table, self._observation))
             self._actions.append(np.asarray(action, np.float32))
             for key, image in images.items():
-                self._images.setdefault(key, []).append(image)
+                # Some simulators draw every picture into the same array.
+                self._images.setdefault(key, []).append(image.copy())
 
     def _ended(self, table: EnvTable, rewards: list[float], terminated: bool) -> Played:
         from depi.evaluation.films import write_video

@@ -15,7 +15,14 @@ from evaluations import Steady, choices, outcomes
 from depi.errors import UserError
 from depi.evaluation.actors import ExpertActor
 from depi.evaluation.environments import resolve
-from depi.evaluation.evaluate import EnvironmentConfig, EpisodesConfig, EvaluateConfig, evaluate, roll_out
+from depi.evaluation.evaluate import (
+    EnvironmentConfig,
+    EpisodesConfig,
+    EvaluateConfig,
+    check_environment,
+    evaluate,
+    roll_out,
+)
 from depi.evaluation.simulators import Simulator
 from depi.files import read_json
 
@@ -37,6 +44,19 @@ def test_what_goes_wrong_in_an_environment_is_an_error_and_nothing_else(tmp_path
     assert [row for row in outcomes(well) if row["seed"] in (0, 3, 5)] == [
         row for row in outcomes(result) if row["seed"] in (0, 3, 5)
     ]
+
+
+def test_an_environment_that_cannot_begin_is_said_before_training(tmp_path):
+    with pytest.raises(UserError, match="cannot begin an episode: RuntimeError: the arm is stuck"):
+        check_environment(choices(tmp_path, stuck=True), Steady())
+
+
+def test_pictures_are_kept_where_a_simulator_draws_them_all_into_one_array(tmp_path):
+    kept = []
+    roll_out(choices(tmp_path, 1, batch_size=1), Steady(), show_progress=False, on_episode=kept.append)
+    widths = (kept[0].images["observation.image"][:, 0, :, 0] > 0).sum(axis=1)
+    np.testing.assert_allclose(widths, np.clip(np.round(kept[0].states[:, 0] * 10), 0, 24))
+    assert widths[-1] > widths[0]
 
 
 def test_all_episodes_may_be_errors(tmp_path):
