@@ -93,11 +93,13 @@ def is_current(folder: Path, repo_id: str, state: str | None) -> bool:
     journal, sidecar = journal_path(folder, repo_id), annotation_path(folder, repo_id)
     if not journal.exists():
         return True
-    if not sidecar.exists() or sidecar.stat().st_mtime_ns <= journal.stat().st_mtime_ns:
-        return False
     try:
+        # As they were written one after another, unless a kill came between.
+        times = [path.stat().st_mtime_ns for path in (journal, sidecar.with_suffix(".json"), sidecar)]
+        if not times[0] < times[1] <= times[2]:
+            return False
         return read_json(sidecar.with_suffix(".json")).get("state") == state
-    except (UserError, AttributeError):
+    except (OSError, UserError, AttributeError):
         return False
 
 

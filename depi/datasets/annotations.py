@@ -81,14 +81,18 @@ def annotation_path(folder: Path, repo_id: str) -> Path:
 def write_annotations(
     folder: Path, repo_id: str, rows: Iterable[EpisodeAnnotation], provenance: Mapping[str, Any]
 ) -> Path:
-    """Write a dataset's sidecar and its provenance, which should name the annotated `revision`."""
+    """Write a dataset's sidecar and its provenance, which should name the annotated `revision`.
+
+    The provenance first: where it is the older of the two, both were written whole.
+    """
     path = annotation_path(folder, repo_id)
     columns = [asdict(row) for row in rows]
     for row in columns:
         row["camera_views"] = [{"camera": key, "view": view} for key, view in row["camera_views"].items()]
-    with atomic_write(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(columns, SCHEMA), temporary, compression="zstd")
+    table = pa.Table.from_pylist(columns, SCHEMA)
     write_json(path.with_suffix(".json"), dict(provenance))
+    with atomic_write(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
     return path
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from made_up_annotations import HAND, REVISION, TOP, failure, result, write
 
+from depi.annotate.sidecar import is_current, write_sidecar
 from depi.annotate.stats import count, main
-from depi.annotate.store import RULES, Review, journal_path, to_line
+from depi.annotate.store import RULES, Review, append, journal_path, to_line
 from depi.datasets.annotations import EpisodeAnnotation, read_annotations, write_annotations
 from depi.errors import UserError
 
@@ -107,6 +108,30 @@ def test_a_line_of_wrong_types_is_passed_over(tmp_path, caplog, changes, revisio
     assert count(tmp_path)["episodes"]["all"] == 1
     assert "1 of 2 lines of" in caplog.text
     assert [row.episode_index for row in read_annotations(tmp_path, "ann/one")[0]] == [0]
+
+
+def test_a_sidecar_that_a_kill_left_half_written_is_written_again(tmp_path, monkeypatch):
+    """At any moment it can be read, and the next call sees that it must be made anew."""
+    other = "b" * 40
+    write(tmp_path, "ann/one", result(0, revision=other), result(0), result(1, model="a/new"))
+    assert is_current(tmp_path, "ann/one", REVISION)
+    for revision, prepare in ((REVISION, lambda: append(tmp_path, "ann/one", result(2))), (other, int)):
+        prepare()
+        for killed in ("write_json", "pq.write_table"):
+            monkeypatch.setattr(f"depi.datasets.annotations.{killed}", stop)
+            with pytest.raises(KeyboardInterrupt):
+                write_sidecar(tmp_path, "ann/one", revision)
+            monkeypatch.undo()
+            assert len(read_annotations(tmp_path, "ann/one")[0]) >= 2
+            assert not is_current(tmp_path, "ann/one", revision)
+        write_sidecar(tmp_path, "ann/one", revision)
+        assert is_current(tmp_path, "ann/one", revision)
+        rows, provenance = read_annotations(tmp_path, "ann/one")
+        assert (provenance["revision"], provenance["counts"]["episodes"]) == (revision, len(rows))
+
+
+def stop(*args, **flags):
+    raise KeyboardInterrupt
 
 
 def test_an_empty_folder_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
