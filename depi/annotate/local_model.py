@@ -49,7 +49,6 @@ class LocalModel:
         import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        self.config, self.model = config, config.model
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
         kind = torch.bfloat16 if device.startswith("cuda") else torch.float32
         try:
@@ -67,6 +66,10 @@ class LocalModel:
         if not hasattr(self._processor, "tokenizer"):
             raise UserError(f"--model={config.model} takes no images")
         self._processor.tokenizer.padding_side = "left"
+        self._start(config)
+
+    def _start(self, config: LocalConfig) -> None:
+        self.config, self.model = config, config.model
         self._questions: queue.Queue[tuple[Question, Future[Reply]] | None] = queue.Queue()
         self._lock, self._closed = threading.Lock(), False
         self._thread = threading.Thread(target=self._serve, name="depi-model", daemon=True)
@@ -82,9 +85,13 @@ class LocalModel:
         return answer.result()
 
     def close(self) -> None:
-        """Stop after the questions that were asked."""
+        """Stop after the batch that is being answered; the other questions get no answer."""
         with self._lock:
             self._closed = True
+            with suppress(queue.Empty):
+                while True:
+                    if (waiting := self._questions.get_nowait()) is not None:
+                        waiting[1].set_exception(BackendError("the model was stopped"))
             self._questions.put(None)
         self._thread.join()
 

@@ -1,12 +1,16 @@
 """Where the work is done: on a Ray cluster, or by a model of this machine."""
 
+import threading
+import time
+
 import pytest
 from image_dataset import write_images
 from tiny_vlm import save_tiny_vlm
 from vlm_server import GOOD, serving
 
 from depi.annotate.annotate import AnnotateConfig, annotate
-from depi.annotate.local_model import LocalModel
+from depi.annotate.backend import BackendError, Question, Reply
+from depi.annotate.local_model import LocalConfig, LocalModel
 from depi.datasets.annotations import read_annotations
 from depi.engine import RayConfig
 from depi.errors import UserError
@@ -47,6 +51,46 @@ def test_a_model_that_is_not_there_is_one_sentence(tmp_path):
         annotate(config)
     with pytest.raises(UserError, match="serve the model on its own"):
         AnnotateConfig(backend="transformers", engine="ray")
+
+
+def test_a_model_that_is_stopped_does_not_answer_what_waits(monkeypatch):
+    """As on Ctrl-C: the batch at work is the last one."""
+    batches, at_work, go_on = [], threading.Event(), threading.Event()
+
+    def generate(self, questions):
+        batches.append(len(questions))
+        at_work.set()
+        go_on.wait(30)
+        return [Reply("x")] * len(questions)
+
+    monkeypatch.setattr(LocalModel, "_generate", generate)
+    monkeypatch.setattr(LocalModel, "__init__", lambda self, config: self._start(config))
+    model, outcomes = LocalModel(LocalConfig(batch_size=2)), []
+
+    def ask():
+        try:
+            outcomes.append(model.ask(Question("views", "", (), "", {})).text)
+        except BackendError as error:
+            outcomes.append(str(error))
+
+    askers = [threading.Thread(target=ask, daemon=True) for _ in range(7)]
+    for asker in askers:
+        asker.start()
+    assert at_work.wait(30)
+    end = time.monotonic() + 30
+    while model._questions.qsize() < 7 - batches[0] and time.monotonic() < end:
+        time.sleep(0.01)
+    closing = threading.Thread(target=model.close)
+    closing.start()
+    while len(outcomes) < 7 - batches[0] and time.monotonic() < end:
+        time.sleep(0.01)
+    go_on.set()
+    for thread in (closing, *askers):
+        thread.join(30)
+    assert batches == [batches[0]]
+    assert sorted(outcomes) == ["the model was stopped"] * (7 - batches[0]) + ["x"] * batches[0]
+    with pytest.raises(BackendError, match="was stopped"):
+        model.ask(Question("views", "", (), "", {}))
 
 
 @pytest.mark.timeout(200)
