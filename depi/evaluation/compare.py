@@ -15,6 +15,8 @@ from depi.flags import parse_flags
 # Environments that differ in one of these set different tasks for the same seed.
 SAME_TASK = ("type", "task", "setups", "options", "episode_length")
 MAX_EPISODES = 1_000_000
+# Larger ones are damage: JSON has numbers of any size, of which no mean can be taken.
+MAX_LENGTH, MAX_REWARD = 10**12, 1e300
 
 
 @dataclass
@@ -130,9 +132,9 @@ def _row(entry: Any, index: int) -> Row | None:
     success, reward, error = (values.get(name) for name in ("success", "reward", "error"))
     if not isinstance(success, bool) or not isinstance(error, str | None):
         return None
-    if not isinstance(reward, int | float) or not math.isfinite(reward):
+    if not isinstance(reward, int | float) or not abs(reward) <= MAX_REWARD:
         return None
-    if values["index"] < 0 or values["length"] < 0:
+    if not 0 <= values["index"] <= MAX_EPISODES or not 0 <= values["length"] <= MAX_LENGTH:
         return None
     return Row(values["index"], values["seed"], success, values["length"], float(reward), error)
 
@@ -141,7 +143,7 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     """Compare two evaluations over the seeds that both have played without an error.
 
     Raises:
-        UserError: their environments differ, or no seed is in both.
+        UserError: their environments differ, or no seed is in both without an error.
     """
     for name in SAME_TASK:
         first, second = a.env.get(name), b.env.get(name)
@@ -150,6 +152,9 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
                 f"{a.folder} and {b.folder} are not of the same task: {name} is {_short(first)} there, "
                 f"{_short(second)} here"
             )
+    for side in (a, b):
+        if not side.counted:
+            raise UserError(f"{side.folder} has nothing to compare: every episode ended in an error")
     seeds = sorted(a.counted.keys() & b.counted.keys())
     if not seeds:
         raise UserError(

@@ -105,6 +105,10 @@ def resolve(env: Any) -> EnvironmentConfig:
     )
     if env.setups != "standard" and env.type != "so101":
         raise UserError(f"--env.setups goes with --env.type=so101, not {env.type}")
+    if env.cameras != EnvironmentConfig().cameras and (env.type != "so101" or env.setups != "standard"):
+        raise UserError("--env.cameras goes with --env.type=so101 and --env.setups=standard alone")
+    if env.options and env.type == "so101":
+        raise UserError("--env.options goes with other environments than --env.type=so101")
     for name in ("episode_length", "fps", "observation_height", "observation_width"):
         value = getattr(env, name)
         if value is not None and value < 1:

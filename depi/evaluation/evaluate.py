@@ -67,8 +67,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 def _check_record(config: EvaluateConfig) -> None:
     """Raise a UserError where the episodes could not become one dataset."""
-    if config.record.root is None:
+    root = config.record.root
+    if root is None:
         return
+    parent = next(folder for folder in root.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise UserError(f"--record.root={root}: {parent} is a file, not a folder")
     if not is_repo_id(config.record.repo_id):
         raise UserError(f"--record.repo_id must be user/name, not {config.record.repo_id!r}")
     if config.env.setups != "standard":
@@ -126,6 +130,9 @@ def check_choices(config: EvaluateConfig) -> EnvironmentConfig:
             raise UserError(f"--eval.{name} must be at least {low}, not {value}")
     if not 0 < config.eval.timeout <= MAX_TIMEOUT:
         raise UserError(f"--eval.timeout must be above 0, at most {MAX_TIMEOUT}, not {config.eval.timeout}")
+    actions = config.policy.n_action_steps
+    if actions is not None and actions < 1:
+        raise UserError(f"--policy.n_action_steps must be at least 1, not {actions}")
     if config.seed < 0:
         raise UserError(f"--seed must not be negative, not {config.seed}")
     return resolve(config.env)

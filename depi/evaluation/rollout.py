@@ -214,12 +214,16 @@ class Rollouts:
         request = place.request
         assert request is not None
         place.request = place.seen = None
+        reward = float(sum(place.rewards))
+        if not np.isfinite(reward):
+            reward, success, played = 0.0, False, None
+            error = error or "the environment's rewards are not finite"
         episode = Episode(
             request.index,
             request.seed,
             success,
             len(place.rewards),
-            float(sum(place.rewards)),
+            reward,
             error,
             round(time.monotonic() - place.began, 3),
         )

@@ -62,6 +62,11 @@ def test_seeds_of_one_evaluation_alone_do_not_count(tmp_path):
         compare(a, far)
 
 
+def test_errors_alone_are_nothing_to_compare(tmp_path):
+    with pytest.raises(UserError, match=r"/b has nothing to compare: every episode ended in an error"):
+        compared(tmp_path, "11", "xx")
+
+
 def test_mcnemar_is_the_sign_test_of_the_discordant_pairs():
     assert mcnemar(0, 0) == 1
     assert mcnemar(0, 6) == mcnemar(6, 0) == pytest.approx(2 / 64)
@@ -104,6 +109,8 @@ def test_other_cameras_are_compared(tmp_path):
         {"seed": True, "success": True, "length": 3, "reward": 0.0},
         {"seed": 1, "success": True, "length": 3, "reward": None},
         {"seed": 1, "success": True, "length": -3, "reward": 0.0},
+        {"seed": 1, "success": True, "length": 10**400, "reward": 0.0},
+        {"seed": 1, "success": True, "length": 3, "reward": 10**400},
         {"seed": 1, "success": True, "length": 3, "reward": 0.0, "error": 5},
         {"seed": 1, "success": True, "length": 3, "reward": 0.0, "index": "../../x"},
     ],

@@ -221,6 +221,9 @@ def test_same_actions_compares_whole_checkpoints(checkpoint):
         (["--policy.path={}", "--env.fps=7"], "fps"),
         (["--policy.path={}", "--eval.n_episodes=0"], "n_episodes"),
         (["--policy.path={}", "--policy.n_action_steps=9"], "1 to 8"),
+        (["--policy.path=expert", "--policy.n_action_steps=0"], "at least 1, not 0"),
+        (["--policy.path=expert", "--policy.n_action_steps=-3"], "at least 1, not -3"),
+        (["--policy.path=expert", "--record.root={}/config.json/x"], "config.json is a file, not a folder"),
     ],
 )
 def test_wrong_commands_are_one_sentence_and_write_nothing(checkpoint, tmp_path, capfd, flags, says):

@@ -65,6 +65,15 @@ def test_all_episodes_may_be_errors(tmp_path):
     json.dumps(read_json(tmp_path / "eval.json"), allow_nan=False)
 
 
+def test_rewards_that_are_not_finite_are_an_error(tmp_path):
+    kept = []
+    config = choices(tmp_path, 2, endless=[1], batch_size=1)
+    for _ in range(2):
+        result = roll_out(config, Steady(), show_progress=False, resume=True, on_episode=kept.append)
+        assert result["errors"] == {"the environment's rewards are not finite": 1}
+    assert [one.index for one in kept] == [0]
+
+
 def test_a_policy_whose_actions_are_not_finite_is_named(tmp_path):
     class Lost(Steady):
         def act(self, observations):
@@ -253,6 +262,9 @@ def test_files_without_rigs_are_named(tmp_path, content, says):
         ({"type": "CartPole-v1"}, "actions must be a vector"),
         ({"type": "pusht", "task": "PushZ"}, "PushT-v0"),
         ({"type": "pusht", "setups": "seen"}, "so101"),
+        ({"type": "pusht", "cameras": ["wrist"]}, "--env.cameras goes with --env.type=so101"),
+        ({"setups": "seen", "cameras": ["wrist"]}, "--env.cameras goes with"),
+        ({"options": {"gravity": 0}}, "--env.options goes with other environments"),
         ({"type": "pusht", "fps": 30}, "--env.fps=30: pusht has 10 steps per second"),
         ({"type": "odd_envs:Odd-v0", "fps": 30}, "--env.fps=30: odd_envs:Odd-v0 says that its rate is 10"),
         ({"type": "odd_envs:Odd-v0", "options": {"colour": 1}}, "colour"),
