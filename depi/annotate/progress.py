@@ -50,6 +50,7 @@ def print_summary(summary: Summary, backend: str) -> None:
     rate = summary.done / summary.seconds if summary.seconds else 0.0
     for name, value in {
         "datasets": f"{summary.datasets:,}",
+        "datasets not read": f"{len(summary.dataset_failures):,}",
         "episodes": f"{summary.episodes:,}",
         "nothing to do": f"{summary.reused:,}",
         "done now": f"{summary.done:,}, {rate:.1f} a second",
@@ -62,12 +63,14 @@ def print_summary(summary: Summary, backend: str) -> None:
     console.print(table)
     if backend == "rules":
         console.print("No model has looked at anything: recorded texts were cleaned, useless ones flagged.")
-    for repo_id, reason in list(summary.dataset_failures.items())[:SHOWN]:
-        console.print(escape(f"{repo_id}: {reason}"), soft_wrap=True)
     failures = [(name, item) for name, each in summary.failures.items() for item in each.items()]
-    for repo_id, (episode, reason) in failures[:SHOWN]:
-        console.print(escape(f"{repo_id}, episode {episode}: {reason}"), soft_wrap=True)
-    if (more := len(failures) - SHOWN) > 0:
-        console.print(f"and {more:,} more; --json names all")
+    for lines in (
+        [f"{repo_id}: {reason}" for repo_id, reason in summary.dataset_failures.items()],
+        [f"{repo_id}, episode {episode}: {reason}" for repo_id, (episode, reason) in failures],
+    ):
+        for line in lines[:SHOWN]:
+            console.print(escape(line), soft_wrap=True)
+        if (more := len(lines) - SHOWN) > 0:
+            console.print(f"and {more:,} more; --json names all")
     if summary.stopped:
         console.print(escape(f"Stopped early: {summary.stopped}"), soft_wrap=True)

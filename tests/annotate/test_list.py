@@ -1,6 +1,7 @@
 """A list of datasets on the Hub, from a catalogue's list to what training reads."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -118,6 +119,16 @@ def test_what_cannot_be_read_is_named_and_costs_the_others_nothing(data_ids, tmp
     assert {path.name for path in (tmp_path / "out").rglob("*.*") if path.is_file()} == {
         f"{name}.{suffix}" for name in ("new", "no_video") for suffix in ("json", "jsonl", "parquet")
     }
+
+
+def test_many_datasets_that_cannot_be_read_are_counted_and_the_first_named(data_ids, tmp_path, capsys):
+    names = [f"eve/../up{number}" for number in range(13)]
+    (data_ids / "dataset_list_valid.json").write_text(json.dumps(names))
+    assert annotate(data_ids, "", "--backend=rules", "--json=false") == 3
+    shown = capsys.readouterr().out
+    assert re.search(r"datasets not read .* 13 ", shown)
+    assert len(re.findall(r"^eve/../up\d+: ", shown, re.MULTILINE)) == 10
+    assert "and 3 more; --json names all" in shown
 
 
 def test_an_empty_list_and_an_empty_part_are_one_sentence(data_ids):
