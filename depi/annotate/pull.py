@@ -68,7 +68,12 @@ def pull(folder: Path, repo_id: str, *, revision: str | None = None, overwrite: 
         checked = _check(root, Path(work), names, refused)
         same = [name for name in checked if _rows(folder, name) == _rows(Path(work), name)]
         other = [name for name in checked if name not in set(same)]
-        there = {name for name in other if annotation_path(folder, name).exists()}
+        # After a kill a journal may be all that there is.
+        there = {
+            name
+            for name in other
+            if annotation_path(folder, name).exists() or store.journal_path(folder, name).exists()
+        }
         reviewed = [name for name in other if is_reviewed(folder, name)]
         if reviewed and not overwrite:
             named = ", ".join(reviewed[:_NAMED]) + (", ..." if len(reviewed) > _NAMED else "")
@@ -76,7 +81,7 @@ def pull(folder: Path, repo_id: str, *, revision: str | None = None, overwrite: 
                 f"annotations of {len(reviewed)} datasets were reviewed here and differ from those of "
                 f"{repo_id}: {named}; nothing is changed, --overwrite replaces them"
             )
-        put = [name for name in other if _put(Path(work), folder, name, refused)]
+        put = [name for name in other if _put(Path(work), folder, name, refused, overwrite)]
     new = tuple(name for name in put if name not in there)
     replaced = tuple(sorted(there.intersection(put)))
     return Pulled(info.sha, new, replaced, tuple(same), refused)
@@ -188,29 +193,35 @@ def _rows(folder: Path, name: str) -> list[EpisodeAnnotation] | None:
 
 
 def is_reviewed(folder: Path, name: str) -> bool:
-    """Whether a person has decided about an episode of a dataset."""
+    """Whether a person has decided about an episode of a dataset, at whatever revision."""
     flags = {flag for row in _rows(folder, name) or [] for flag in row.flags}
-    return bool(flags & set(store.VERDICTS)) or bool(store.read_results(folder, name).reviews)
+    items = store.read_journal(folder, name)
+    return bool(flags & set(store.VERDICTS)) or any(isinstance(item, store.Review) for item in items)
 
 
-def _put(work: Path, folder: Path, name: str, refused: dict[str, str]) -> bool:
-    """Move a dataset's checked files into the folder, unless it is being annotated there."""
+def _put(work: Path, folder: Path, name: str, refused: dict[str, str], overwrite: bool) -> bool:
+    """Move a dataset's checked files into the folder, unless it is being annotated or reviewed there."""
     try:
         claimed = store.claim(folder, name)
     except UserError as error:
         refused[name] = str(error)
         return False
     try:
-        _move(work, folder, name)
+        _move(work, folder, name, overwrite)
+    except UserError as error:
+        refused[name] = str(error)
+        return False
     finally:
         store.release(claimed)
     return True
 
 
-def _move(work: Path, folder: Path, name: str) -> None:
+def _move(work: Path, folder: Path, name: str, overwrite: bool) -> None:
     """The journal first: the sidecar is made from it."""
     found = store.journal_path(work, name)
     with LineFile(store.journal_path(folder, name), wait=True) as file:
+        if not overwrite and is_reviewed(folder, name):
+            raise UserError("it was reviewed here meanwhile; --overwrite replaces that")
         if found.exists():
             found.replace(file.path)
         else:

@@ -264,15 +264,9 @@ _FITS: Mapping[str, _Fits] = {
 }
 
 
-def read_results(folder: Path, repo_id: str, revision: str | None = None) -> Journal:
-    """Read a dataset's journal, also while another process adds to it; empty where there is none.
-
-    Args:
-        folder: of the annotations.
-        repo_id: of the dataset.
-        revision: whose results count; by default the one annotated last.
-    """
-    journal, path = Journal(), journal_path(folder, repo_id)
+def read_journal(folder: Path, repo_id: str) -> list[Result | Failure | Review]:
+    """All that a dataset's journal holds, in order; damaged lines are passed over with a warning."""
+    path = journal_path(folder, repo_id)
     items: list[Result | Failure | Review] = []
     damaged = 0
     for line in read_lines(path):
@@ -282,6 +276,18 @@ def read_results(folder: Path, repo_id: str, revision: str | None = None) -> Jou
             damaged += 1
     if damaged:
         logger.warning("%s of %s lines of %s are damaged and not used", damaged, damaged + len(items), path)
+    return items
+
+
+def read_results(folder: Path, repo_id: str, revision: str | None = None) -> Journal:
+    """Read a dataset's journal, also while another process adds to it; empty where there is none.
+
+    Args:
+        folder: of the annotations.
+        repo_id: of the dataset.
+        revision: whose results count; by default the one annotated last.
+    """
+    journal, items = Journal(), read_journal(folder, repo_id)
     journal.everything = [item for item in items if isinstance(item, Result)]
     tried: Sequence[Result | Failure] = journal.everything
     if not tried:

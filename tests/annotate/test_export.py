@@ -7,7 +7,7 @@ from made_up_annotations import HAND, REVISION, TOP, failure, result, write
 
 from depi.annotate.export import main
 from depi.annotate.pull import MAX_BYTES, choose, pull
-from depi.annotate.store import Review, claim, journal_path, read_results, release
+from depi.annotate.store import Review, append, claim, journal_path, read_results, release
 from depi.datasets.annotations import (
     SCHEMA,
     AnnotatedEpisodes,
@@ -107,6 +107,35 @@ def test_what_was_reviewed_here_is_not_replaced_silently(hub, folder: Path, tmp_
     assert pulled.replaced == ("ann/one", "bob/many:inner/v1.5")
     assert read_annotations(other, "ann/one") == read_annotations(folder, "ann/one")
     assert read_results(other, "ann/one").reviews[1].task == "Lift the red cube."
+
+
+def test_a_review_of_an_earlier_revision_and_one_made_meanwhile_are_kept(
+    hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    main(["--push", f"--repo_id={REPO}", f"--annotations={folder}"])
+    other, mine = tmp_path / "other", Review(0, "edited", "Raise the red cube.", "b" * 40)
+    write(other, "ann/one", result(0, revision="b" * 40), mine, result(0, task="Touch it."))
+    with pytest.raises(UserError, match="annotations of 1 datasets were reviewed here"):
+        pull(other, REPO)
+    journal_path(other, "ann/one").unlink()
+    write(other, "ann/one", result(0, task="Touch it."))
+
+    def decide(folder: Path, name: str):
+        append(folder, name, Review(0, "edited", "Raise the red cube.", REVISION))
+        return claim(folder, name)
+
+    monkeypatch.setattr("depi.annotate.store.claim", decide)
+    pulled = pull(other, REPO)
+    assert pulled.refused["ann/one"] == "it was reviewed here meanwhile; --overwrite replaces that"
+    assert read_results(other, "ann/one").reviews[0].task == "Raise the red cube."
+
+
+def test_a_journal_that_a_kill_left_without_a_sidecar_is_replaced(hub, folder: Path, tmp_path: Path):
+    main(["--push", f"--repo_id={REPO}", f"--annotations={folder}"])
+    other = tmp_path / "other"
+    append(other, "ann/one", result(0, task="Touch it."))
+    pulled = pull(other, REPO)
+    assert (pulled.new, pulled.replaced) == (("bob/many:inner/v1.5",), ("ann/one",))
 
 
 def parquet(rows: list[EpisodeAnnotation], tmp_path: Path) -> bytes:
