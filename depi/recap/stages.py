@@ -23,7 +23,15 @@ VERBS = {
     "advantage": (DEPI / "recap" / "advantage_config.py", "AdvantageFlags"),
 }
 # What `depi advantage` says of the data as the value function's training did, unless it is told otherwise.
-SHARED_DATA = ("success", "assume_success", "annotations", "offline", "prepared", "max_bad_datasets")
+SHARED_DATA = (
+    "success",
+    "assume_success",
+    "annotations",
+    "offline",
+    "prepared",
+    "max_bad_datasets",
+    "max_bad_fraction",
+)
 
 
 @dataclass(frozen=True)
