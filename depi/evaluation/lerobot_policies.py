@@ -31,6 +31,8 @@ from depi.policies.checkpoint import POSTPROCESSOR, PREPROCESSOR
 
 type Pipelines = tuple[PolicyProcessorPipeline[Any, Any], PolicyProcessorPipeline[Any, Any]]
 
+# Policies that make a chunk of one observation, whatever came before it.
+_CHUNKED = ("act", "smolvla", "pi0", "pi05")
 # What a policy object has besides the memory of an episode.
 _NO_MEMORY = {"config", "training", *vars(torch.nn.Module())}
 
@@ -99,8 +101,8 @@ class LeRobotActor:
     """A policy of LeRobot's, called for one environment at a time.
 
     Whatever the policy remembers of an episode (past observations, queued actions, ensembles) is kept for
-    each environment, put into the policy before it is called, and taken out again. Policies that see one
-    observation and predict chunks are asked for a chunk, all others for each single action. Random numbers
+    each environment, put into the policy before it is called, and taken out again. Those that make
+    chunks of single observations are asked for a chunk, all others for each single action. Random numbers
     are drawn from the episode's seed and the number of the call.
     """
 
@@ -122,11 +124,8 @@ class LeRobotActor:
             self._set_action_steps(n_action_steps)
         self._memories: dict[int, dict[str, Any]] = {}
         config: Any = policy.config
-        self._by_chunk = (
-            getattr(config, "n_obs_steps", 1) == 1
-            and getattr(config, "temporal_ensemble_coeff", None) is None
-            and hasattr(config, "n_action_steps")
-        )
+        ensembles = getattr(config, "temporal_ensemble_coeff", None) is not None
+        self._by_chunk = config.type in _CHUNKED and not ensembles
 
     def _set_action_steps(self, count: int) -> None:
         config: Any = self._policy.config

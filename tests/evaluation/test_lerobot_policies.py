@@ -11,6 +11,7 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from lerobot.policies.tdmpc.configuration_tdmpc import TDMPCConfig
 
 from depi.errors import UserError
 from depi.evaluation.actors import Observation, camera_keys
@@ -42,9 +43,18 @@ CONFIGS = {
         **FEATURES, horizon=8, n_action_steps=4, down_dims=(16, 32), num_inference_steps=2,
         crop_shape=(84, 84), diffusion_step_embed_dim=16, spatial_softmax_num_keypoints=4,
     ),
+    "diffusion_of_one_observation": lambda: DiffusionConfig(
+        **FEATURES, n_obs_steps=1, horizon=8, n_action_steps=4, down_dims=(16, 32), num_inference_steps=2,
+        crop_shape=(84, 84), diffusion_step_embed_dim=16, spatial_softmax_num_keypoints=4,
+    ),
+    "tdmpc": lambda: TDMPCConfig(
+        **{name: value for name, value in FEATURES.items() if name != "pretrained_backbone_weights"},
+        latent_dim=8, mlp_dim=16, state_encoder_hidden_dim=16, image_encoder_hidden_dim=8, cem_iterations=1,
+        n_gaussian_samples=8, n_pi_samples=2, n_elites=2,
+    ),
 }  # fmt: skip
 if importlib.util.find_spec("diffusers") is None:
-    del CONFIGS["diffusion"]
+    del CONFIGS["diffusion"], CONFIGS["diffusion_of_one_observation"]
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +96,12 @@ def test_results_do_not_depend_on_how_many_are_played_at_once(checkpoints, tmp_p
     assert {length for _, length, _, _ in first} == {13}
     assert len({reward for _, _, reward, _ in first}) == 3
     assert results[0]["policy_type"] in name or name == "ensembling"
+    assert results[0]["errors"] == {}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_interleaved_episodes_get_the_actions_that_lerobot_gives(checkpoints, name):
-    kind = "diffusion" if name == "diffusion" else "act"
+    kind = CONFIGS[name]().type
     table = find_table(resolve(EnvironmentConfig(type="pusht")))
     draw = np.random.default_rng(0)
     shown = {
