@@ -119,7 +119,9 @@ def read_evaluation(path: Path) -> Evaluation:
         if row.seed in rows:
             raise UserError(f"{file}: two episodes have the seed {row.seed}")
         rows[row.seed] = row
-    return Evaluation(file.parent, str(found.get("policy")), found["env"], rows)
+    # Of rigs from a file it matters what they are, not where the file lies.
+    env = {**found["env"], "setups": found.get("setups_file") or found["env"].get("setups")}
+    return Evaluation(file.parent, str(found.get("policy")), env, rows)
 
 
 def _row(entry: Any, index: int) -> Row | None:

@@ -227,10 +227,11 @@ def _roll_out(
     on_episode: "Callable[[Trajectory], None] | None",
 ) -> dict[str, Any]:
     from depi.evaluation.messages import Begin
-    from depi.evaluation.results import RESULT, Journal, contact_sheet, summarise
+    from depi.evaluation.results import RESULT, Journal, contact_sheet, digest, summarise
     from depi.evaluation.rollout import Rollouts
 
     env = check_choices(config)
+    setups = Path(env.setups)
     head = {
         "policy": config.policy.path,
         "revision": config.policy.revision,
@@ -238,6 +239,7 @@ def _roll_out(
         "n_action_steps": config.policy.n_action_steps,
         "guidance": config.policy.guidance,
         "env": dataclasses.asdict(env),
+        "setups_file": digest(setups) if env.type == "so101" and setups.is_file() else None,
         "seed": config.seed,
     }
     wanted = range(config.eval.n_episodes)
@@ -276,12 +278,8 @@ def _roll_out(
 
 def _fingerprint(config: EvaluateConfig, head: dict[str, Any]) -> dict[str, Any]:
     """Everything on which episodes and videos depend."""
-    from depi.evaluation.results import digest
-
-    setups = Path(config.env.setups)
     return {
         **head,
-        "setups_file": digest(setups) if setups.is_file() else None,
         "n_videos": config.eval.n_videos,
         "policy_batch": config.eval.policy_batch,
         "device": config.policy.device,

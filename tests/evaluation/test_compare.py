@@ -13,7 +13,7 @@ import pytest
 from depi.errors import UserError
 from depi.evaluation.compare import compare, main, mcnemar, paired_difference, read_evaluation
 from depi.evaluation.films import GREEN, RED, write_video
-from depi.files import write_json
+from depi.files import read_json, write_json
 
 ENV = {"type": "so101", "task": "touch", "fps": 10, "cameras": ["front"], "setups": "standard"}
 
@@ -94,6 +94,16 @@ def test_the_interval_of_the_difference_covers_the_truth():
 def test_other_tasks_are_refused(tmp_path, env, name):
     with pytest.raises(UserError, match=f"not of the same task: {name} is"):
         compared(tmp_path, "10", "10", **env)
+
+
+def test_rigs_of_files_are_the_same_if_their_contents_are(tmp_path):
+    folders = [evaluation(tmp_path / name, "10", setups=f"{name}.json") for name in ("a", "b", "c")]
+    for folder, digest in zip(folders, ("1f", "1f", "2e"), strict=True):
+        write_json(folder / "eval.json", {**read_json(folder / "eval.json"), "setups_file": digest})
+    a, b, c = map(read_evaluation, folders)
+    assert compare(a, b).paired == 2
+    with pytest.raises(UserError, match="setups is '1f' there, '2e' here"):
+        compare(a, c)
 
 
 def test_other_cameras_are_compared(tmp_path):

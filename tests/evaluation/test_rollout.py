@@ -228,6 +228,7 @@ def test_rigs_of_a_file_are_played_in_turn(tmp_path):
     assert [tables[seed].recorded_convention for seed in (7, 8)] == ["radians", "degrees"]
     assert {one.fps for one in kept} == {10}
 
+    assert len(result["setups_file"]) == 16
     file.write_text(json.dumps(rigs[::-1]))
     with pytest.raises(UserError, match="another setups_file"):
         roll_out(config, ExpertActor(), show_progress=False, resume=True)
