@@ -14,12 +14,20 @@ class OddEnv(gym.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
     def __init__(
-        self, render_mode="rgb_array", crash=(), hang=(), fail=(), seconds=0.0, stuck=False, endless=()
+        self,
+        render_mode="rgb_array",
+        crash=(),
+        hang=(),
+        fail=(),
+        endless=(),
+        seconds=0.0,
+        stuck=False,
+        log=None,
     ):
         self.render_mode = render_mode
         self._wrong = {**dict.fromkeys(crash, "crash"), **dict.fromkeys(hang, "hang")}
         self._wrong |= dict.fromkeys(fail, "fail")
-        self._seconds, self._stuck, self._endless = seconds, stuck, endless
+        self._seconds, self._stuck, self._endless, self._log = seconds, stuck, endless, log
         self._pixels = np.zeros((16, 24, 3), np.uint8)  # one for all observations, as some simulators have
         self.action_space = spaces.Box(-1, 1, (2,), np.float32)
         self.observation_space = spaces.Dict(
@@ -40,6 +48,9 @@ class OddEnv(gym.Env):
 
     def step(self, action):
         self._steps += 1
+        if self._log:
+            with open(self._log, "a") as file:
+                file.write(f"{time.monotonic()}\n")
         time.sleep(self._seconds)
         trouble = self._wrong.get(self._seed) if self._steps == 3 else None
         if trouble == "crash":
