@@ -102,11 +102,15 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class VideoTable:
-    """Where one camera's episodes lie: `paths[file[e]]`, from second `start[e]` on."""
+    """Where one camera's episodes lie: `paths[file[e]]`, from second `start[e]` to `end[e]`.
+
+    `end` is infinite where an episode goes on to the end of its file, or the metadata does not say.
+    """
 
     paths: tuple[str, ...]
     file: np.ndarray
     start: np.ndarray
+    end: np.ndarray
 
 
 @dataclass(frozen=True)

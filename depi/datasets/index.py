@@ -31,7 +31,7 @@ KEEP_SECONDS = 30 * 24 * 3600
 """An index that nobody opened for so long is removed when another one is written."""
 
 _FRAMES = ("state", "action", "timestamp", "task")
-_EPISODES = ("recorded", "length", "camera_kind", "camera_file", "camera_begin")
+_EPISODES = ("recorded", "length", "camera_kind", "camera_file", "camera_begin", "camera_end")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Index:
     camera_kind: int8 [E, S], NO_CAMERA, VIDEO or IMAGE
     camera_file: int32 [E, S], positions in `files`
     camera_begin: float64 [E, S], second in the video or row in the table where the episode begins
+    camera_end: float64 [E, S], second in the video where it ends, infinite where that is not known
     files: paths within their dataset's folder; file_dataset: int32, whose file it is
     manifest: `datasets`, one entry each, and whatever else was stored with it
     """
@@ -58,6 +59,7 @@ class Index:
     camera_kind: np.ndarray
     camera_file: np.ndarray
     camera_begin: np.ndarray
+    camera_end: np.ndarray
     files: pa.Array
     file_dataset: np.ndarray
     tasks: pa.Array

@@ -92,6 +92,7 @@ class _Episodes:
             "camera_kind": kind,
             "camera_file": _to_slots(file, self.slots, 0),
             "camera_begin": _to_slots(index.camera_begin, self.slots, 0),
+            "camera_end": _to_slots(index.camera_end, self.slots, 0),
         }
         for name, values in columns.items():
             self.columns.setdefault(name, []).append(values)

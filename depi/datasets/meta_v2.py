@@ -31,8 +31,9 @@ def read_episodes(root: Path, info: DatasetInfo) -> Episodes:
     order = np.argsort(np.array(index, np.int64), kind="stable")
     episode_index = np.array(index, np.int64)[order]
     position = np.arange(len(rows), dtype=np.int32)
+    start, end = np.zeros(len(rows)), np.full(len(rows), np.inf)
     videos = {
-        key: VideoTable(_paths(info, info.video_path, episode_index, key), position, np.zeros(len(rows)))
+        key: VideoTable(_paths(info, info.video_path, episode_index, key), position, start, end)
         for key in info.video_keys
         if info.video_path is not None
     }

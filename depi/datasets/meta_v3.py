@@ -38,6 +38,8 @@ def read_episodes(root: Path, info: DatasetInfo) -> Episodes:
     columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
     for key in info.video_keys:
         columns += [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
+    ends = {f"videos/{key}/to_timestamp" for key in info.video_keys}
+    columns += sorted(ends.intersection(*(column_names(root, file) for file in files)))
     tables = []
     tasks: list[tuple[str, ...]] = []
     texts = TaskTexts()
@@ -51,7 +53,8 @@ def read_episodes(root: Path, info: DatasetInfo) -> Episodes:
     data_paths, data_file = _files(info.data_path, tables, "data", order)
     videos = {
         key: VideoTable(
-            *_files(info.video_path, tables, f"videos/{key}", order, key), _seconds(tables, key)[order]
+            *_files(info.video_path, tables, f"videos/{key}", order, key),
+            *(seconds[order] for seconds in _begin_and_end(tables, key)),
         )
         for key in info.video_keys
         if info.video_path is not None
@@ -88,12 +91,25 @@ def _integers(tables: list[pa.Table], name: str, high: int) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def _seconds(tables: list[pa.Table], key: str) -> np.ndarray:
-    name = f"videos/{key}/from_timestamp"
-    values = np.concatenate([_numbers(table, name) for table in tables]).astype(np.float64)
+def _begin_and_end(tables: list[pa.Table], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Where each episode begins and ends in its video, in seconds; infinite ends where none are recorded."""
+    begin = _seconds(tables, key, "from_timestamp")
+    if f"videos/{key}/to_timestamp" not in tables[0].column_names:
+        return begin, np.full(len(begin), np.inf)
+    end = _seconds(tables, key, "to_timestamp")
+    if (end <= begin).any():
+        raise DatasetError(
+            f"an episode's to_timestamp of {short(key)} does not come after its from_timestamp"
+        )
+    return begin, end
+
+
+def _seconds(tables: list[pa.Table], key: str, name: str) -> np.ndarray:
+    columns = [_numbers(table, f"videos/{key}/{name}") for table in tables]
+    values = np.concatenate(columns).astype(np.float64)
     if len(values) and not (values.min() >= 0 and values.max() <= MAX_SECONDS):
         worst = values[~np.isfinite(values)] if not math.isfinite(values.sum()) else values
-        raise DatasetError(f"from_timestamp of {short(key)} is {short(float(worst.max()))} seconds")
+        raise DatasetError(f"{name} of {short(key)} is {short(float(worst.max()))} seconds")
     return values
 
 

@@ -119,7 +119,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         self.timestamp, self.task = index.timestamp, index.task
         self.tasks: tuple[str, ...] = tuple(index.tasks.to_pylist())
         self.camera_kind, self.camera_file = index.camera_kind, index.camera_file
-        self.camera_begin = index.camera_begin
+        self.camera_begin, self.camera_end = index.camera_begin, index.camera_end
         self.files, self.file_dataset = index.files, index.file_dataset
         self.episode_recorded = index.recorded
         self.entries: list[dict[str, Any]] = index.manifest["datasets"]
@@ -129,7 +129,6 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         self.episode_start = np.concatenate([[0], np.cumsum(index.length)])
         self.episode_dataset = np.repeat(np.arange(len(counts)), counts)
         self.dataset_start = np.concatenate([[0], np.cumsum(counts)])
-        # A file that holds one whole episode can be read by frame number where its rate is wrong.
         self.file_per_episode = np.array([entry["version"] != "v3.0" for entry in self.entries])
         self.stats = stats_from_json(index.manifest["stats"])
         self.stats_by_group = {
@@ -312,9 +311,12 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
     def _request(self, episode: int, frame: int, slot: int) -> FrameRequest:
         dataset = int(self.episode_dataset[episode])
         start, end = self.episode_start[episode : episode + 2].tolist()
-        seconds = float(self.camera_begin[episode, slot]) + float(self.timestamp[start + frame])
-        number_of = (frame, end - start) if self.file_per_episode[dataset] else None
-        return FrameRequest(self._path(episode, slot), seconds, float(self.fps[dataset]), number_of)
+        place = float(self.camera_begin[episode, slot]), float(self.camera_end[episode, slot])
+        seconds = place[0] + float(self.timestamp[start + frame])
+        # Where the episode's end is known, it can be read by frame number if the declared rate is wrong.
+        known = self.file_per_episode[dataset] or np.isfinite(place[1])
+        number_of = (frame, end - start) if known else None
+        return FrameRequest(self._path(episode, slot), seconds, float(self.fps[dataset]), number_of, place)
 
     def _stored_image(self, episode: int, frame: int, slot: int) -> Tensor:
         camera = self.entries[self.episode_dataset[episode]]["cameras"][slot]

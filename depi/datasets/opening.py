@@ -110,7 +110,7 @@ def select_episodes(meta: DatasetMeta, positions: np.ndarray) -> DatasetMeta:
         data_paths=old.data_paths,
         data_file=old.data_file[positions],
         videos={
-            key: VideoTable(table.paths, table.file[positions], table.start[positions])
+            key: VideoTable(table.paths, table.file[positions], table.start[positions], table.end[positions])
             for key, table in old.videos.items()
         },
     )

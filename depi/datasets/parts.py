@@ -93,7 +93,7 @@ def open_part(source: LocalFiles | HubFiles, options: Options) -> Part:
 
 
 def _write(folder: Path, dataset: OpenDataset, licence: str | None) -> None:
-    kind, file, begin, files = _camera_columns(dataset)
+    cameras, files = _camera_columns(dataset)
     episodes = dataset.meta.episodes
     columns = {
         "state": dataset.state,
@@ -102,9 +102,7 @@ def _write(folder: Path, dataset: OpenDataset, licence: str | None) -> None:
         "task": dataset.task,
         "recorded": episodes.episode_index,
         "length": episodes.length,
-        "camera_kind": kind,
-        "camera_file": file,
-        "camera_begin": begin,
+        **cameras,
     }
     write_index(
         folder,
@@ -116,16 +114,16 @@ def _write(folder: Path, dataset: OpenDataset, licence: str | None) -> None:
     )
 
 
-def _camera_columns(dataset: OpenDataset) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Per episode and camera [E, C]: kind, position among the files, start; and the files that are used."""
+def _camera_columns(dataset: OpenDataset) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The columns [E, C] over episodes and cameras, see `Index`; and the files that are used."""
     episodes, count = dataset.meta.episodes, len(dataset.cameras)
     kind = np.zeros((len(episodes), count), np.int8)
-    file, begin = np.zeros(kind.shape, np.int64), np.zeros(kind.shape)
+    file, begin, end = np.zeros(kind.shape, np.int64), np.zeros(kind.shape), np.full(kind.shape, np.inf)
     paths: list[str] = []
     for slot, camera in enumerate(dataset.cameras):
         if camera in episodes.videos:
             table = episodes.videos[camera]
-            kind[:, slot], begin[:, slot] = VIDEO, table.start
+            kind[:, slot], begin[:, slot], end[:, slot] = VIDEO, table.start, table.end
             file[:, slot] = len(paths) + table.file
             paths += table.paths
         else:
@@ -133,7 +131,13 @@ def _camera_columns(dataset: OpenDataset) -> tuple[np.ndarray, np.ndarray, np.nd
             file[:, slot] = len(paths) + episodes.data_file
             paths += episodes.data_paths
     used, position = np.unique(file, return_inverse=True)
-    return kind, position.reshape(file.shape).astype(np.int32), begin, [paths[number] for number in used]
+    columns: dict[str, np.ndarray] = {
+        "camera_kind": kind,
+        "camera_file": position.reshape(file.shape).astype(np.int32),
+        "camera_begin": begin,
+        "camera_end": end,
+    }
+    return columns, [paths[number] for number in used]
 
 
 def _entry(dataset: OpenDataset, licence: str | None) -> dict[str, Any]:

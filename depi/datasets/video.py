@@ -2,7 +2,8 @@
 
 Which frame belongs to a time: the one on display half a frame period later, that is, the nearest one. So a
 timestamp may drift by just under half a period, and a video of variable frame rate is followed by its own
-clock. A time up to END_TOLERANCE past the end means the last frame; beyond that the frame does not exist.
+clock. A time up to END_TOLERANCE past the episode's end means its last frame; beyond that the frame does not
+exist: what follows in a file that episodes share is another episode.
 
 Frames are decoded at the recorded size and scaled by `letterbox`: to scale inside FFmpeg costs more than
 that (its filter takes every pixel into account) and differs from LeRobot's bilinear scaling by up to 40 grey
@@ -24,6 +25,7 @@ from depi.errors import DatasetError
 
 END_TOLERANCE = 0.1
 """Seconds by which a recording's table may outlast its video."""
+WHOLE_FILE = (0.0, float("inf"))
 
 
 class FrameRequest(NamedTuple):
@@ -32,14 +34,16 @@ class FrameRequest(NamedTuple):
     path: the file.
     seconds: the time since the video's first frame.
     fps: frames per second that the dataset declares.
-    number_of: where the file is one whole episode, (number of the frame, frames of the episode): if the file
-        has as many frames but runs at another rate, the number decides, not the time.
+    number_of: where `place` is known, (number of the frame, frames of the episode): if the video has as many
+        frames there but runs at another rate, the number decides, not the time.
+    place: seconds in the file where the episode begins and ends, by default the whole file.
     """
 
     path: Path
     seconds: float
     fps: float
     number_of: tuple[int, int] | None = None
+    place: tuple[float, float] = WHOLE_FILE
 
 
 class VideoReader:
@@ -82,12 +86,17 @@ class VideoReader:
         return images if size is None else [letterbox(image, size) for image in images]
 
     def frame(
-        self, path: Path, seconds: float, fps: float, number_of: tuple[int, int] | None = None
+        self,
+        path: Path,
+        seconds: float,
+        fps: float,
+        number_of: tuple[int, int] | None = None,
+        place: tuple[float, float] = WHOLE_FILE,
     ) -> Tensor:
         """One frame, uint8 [3, H, W]; see `FrameRequest` and `frames`."""
         try:
             video = self._video(path)
-            return video.frame_at(_frame_time(video, seconds, fps, number_of))
+            return video.frame_at(_frame_time(video, seconds, fps, number_of, place))
         except decoder_errors() as error:
             raise self._give_up(path, seconds, error) from None
         except DatasetError:
@@ -141,16 +150,22 @@ class VideoReader:
 
 
 def _frame_time(
-    video: OpenVideo, seconds: float, fps: float, number_of: tuple[int, int] | None = None
+    video: OpenVideo,
+    seconds: float,
+    fps: float,
+    number_of: tuple[int, int] | None = None,
+    place: tuple[float, float] = WHOLE_FILE,
 ) -> float:
     """A time when the wanted frame is on display."""
-    if number_of is not None and video.frames is not None and abs(video.fps / fps - 1) > 0.02:
+    begin, end = place[0], min(place[1], video.seconds)
+    if number_of is not None and abs(video.fps / fps - 1) > 0.02:
         number, frames = number_of
-        if abs(video.frames - frames) <= 1:
-            seconds = number / video.fps
+        if abs((end - begin) * video.fps - frames) < 1.5:
+            seconds = begin + number / video.fps
             fps = video.fps
-    if not -END_TOLERANCE <= seconds <= video.seconds + END_TOLERANCE:
-        raise DatasetError(f"the video has {video.seconds:.3f} s, a frame at {seconds:.3f} s was asked for")
+    if not begin - END_TOLERANCE <= seconds <= end + END_TOLERANCE:
+        has = "the video has" if place == WHOLE_FILE else "the episode's video ends at"
+        raise DatasetError(f"{has} {end:.3f} s, a frame at {seconds:.3f} s was asked for")
     # With a variable rate the average says little about how close two frames may be.
     half = 0.5 / max(video.fps, fps)
-    return max(0.0, min(seconds + half, video.seconds - half))
+    return max(begin, min(seconds + half, end - half))

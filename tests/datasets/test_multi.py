@@ -15,7 +15,7 @@ from depi.datasets.cameras import letterbox, slot_order
 from depi.datasets.formats import load_meta
 from depi.datasets.joints import JOINTS, from_degrees
 from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
-from depi.errors import UserError
+from depi.errors import DatasetError, UserError
 
 FRONT, WRIST = "observation.images.front", "observation.images.wrist"
 
@@ -489,6 +489,57 @@ def test_a_wrong_declared_rate_still_finds_the_frames(v21, tmp_path):
         images = [recording.image(FRONT, episode, frame) for frame in range(length)]
         write_video(root / f"videos/chunk-000/{FRONT}/episode_{episode:06d}.mp4", images, 5)
     check_against_reference(opened(root), 0, recording, 0)
+
+
+def share_video(root, recording, stored, fps, place):
+    """Give a v3.0 dataset videos with `stored` frames of each episode; `place` is from, to."""
+    (table,) = (root / "meta/episodes").rglob("*.parquet")
+    rows = pq.read_table(table)
+    for key in recording.cameras:
+        images = [
+            recording.image(key, episode, frame) for episode in (0, 1) for frame in range(stored[episode])
+        ]
+        (video,) = (root / "videos" / key).rglob("*.mp4")
+        write_video(video, images, fps)
+        for name, values in zip(("from_timestamp", "to_timestamp"), place, strict=False):
+            column = rows.column_names.index(f"videos/{key}/{name}")
+            rows = rows.set_column(column, rows.column_names[column], pa.array(values, pa.float64()))
+    pq.write_table(rows, table)
+
+
+def test_a_frame_past_an_episode_is_none_of_the_next_one(v30, tmp_path):
+    root = shutil.copytree(v30, tmp_path / "data")
+    share_video(root, Recording(), (5, 5), 10, ([0, 0.5], [0.5, 1.0]))
+    dataset = opened(root)
+    images = [number_in(dataset.camera_images(0, frame)[1]) for frame in range(6)]
+    assert images == [0, 1, 2, 3, 4, 4]
+    with pytest.raises(DatasetError, match=r"the episode's video ends at 0\.500 s"):
+        dataset.camera_images(0, 6)
+    assert [number_in(dataset.camera_images(1, frame)[1]) for frame in range(5)] == [*range(100, 105)]
+
+
+def test_a_wrong_declared_rate_still_finds_the_frames_in_a_shared_video(v30, tmp_path):
+    """The video runs at 20 fps where the table says 10, and the metadata says where its episodes lie."""
+    root = shutil.copytree(v30, tmp_path / "data")
+    share_video(root, Recording(), (7, 5), 20, ([0, 0.35], [0.35, 0.6]))
+    check_against_reference(opened(root), 0, Recording(), 0)
+
+
+def test_where_a_shared_video_has_no_ends_the_file_has_one(v30, tmp_path):
+    root = shutil.copytree(v30, tmp_path / "data")
+    (table,) = (root / "meta/episodes").rglob("*.parquet")
+    rows = pq.read_table(table)
+    pq.write_table(rows.drop_columns([f"videos/{key}/to_timestamp" for key in (FRONT, WRIST)]), table)
+    check_against_reference(opened(root), 0, Recording(), 0)
+    share_video(root, Recording(), (7, 5), 10, ([0, 0.7],))
+    assert np.isinf(opened(root).camera_end[:, :2]).all()
+
+
+def test_an_episode_that_ends_before_it_begins_is_refused(v30, tmp_path):
+    root = shutil.copytree(v30, tmp_path / "data")
+    share_video(root, Recording(), (7, 5), 10, ([0, 0.7], [0.7, 0.7]))
+    with pytest.raises(UserError, match=r"to_timestamp of .* does not come after its from_timestamp"):
+        opened(root)
 
 
 def test_the_report_is_json_and_complete(v21, v30):
