@@ -54,8 +54,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         UserError: no or a damaged checkpoint, unknown environment or task, one that does not fit, or an
             `output_dir` of another evaluation.
     """
-    if config.policy.path is None:
+    path = config.policy.path
+    if path is None:
         raise UserError("no policy: give --policy.path=FOLDER_OR_REPO")
+    # Here rather than when it is loaded, which takes long imports first.
+    if path != EXPERT and not Path(path).expanduser().is_dir() and not is_repo_id(path):
+        raise UserError(
+            f"--policy.path={path} is neither a folder nor a Hub repository of the form user/name"
+        )
     check_choices(config)
     if config.policy.device is not None and config.policy.device.partition(":")[0] not in DEVICES:
         raise UserError(f"--policy.device={config.policy.device} is none of {', '.join(DEVICES)}")

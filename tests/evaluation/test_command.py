@@ -1,6 +1,8 @@
 """`depi eval` with a pi0 that moves a dot: batches, guidance, errors, and what is printed."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +94,17 @@ def test_errors_are_named_in_json_and_table(checkpoints, tmp_path, capsys, monke
         "1 episode ended in an error: its process ended with status 7",
     ):
         assert text in printed, text
+
+
+def test_a_folder_that_does_not_exist_is_named_at_once(tmp_path):
+    code = (
+        "import sys; from depi import cli\n"
+        "status = cli.main(['eval', '--policy.path=./outputs/no/where'])\n"
+        "sys.exit(3 if 'torch' in sys.modules else status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--policy.path=./outputs/no/where is neither a folder nor" in done.stderr
 
 
 def test_a_result_without_a_rate_is_printed(checkpoints, tmp_path, capsys):
