@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from depi.datasets.joints import CONVENTIONS
 from depi.errors import UserError
 from depi.evaluation.config import (
     EnvironmentConfig,
@@ -319,33 +318,6 @@ def _play(
             bar.advance(line)
 
         rollouts.play(requests, actor, on_end)
-
-
-def training_choices(folder: Path) -> tuple[bool, str]:
-    """Return whether a checkpoint's slots mean views, and the joint convention it was trained in.
-
-    A checkpoint without DePi's training configuration is taken to speak degrees, as LeRobot's robots do.
-
-    Raises:
-        UserError: it was trained on recorded numbers of which no report tells the convention.
-    """
-    path = folder / "train_config.json"
-    saved = read_json(path) if path.exists() else {}
-    data = saved.get("dataset") if isinstance(saved, dict) else None
-    data = data if isinstance(data, dict) else {}
-    convention = data.get("joint_convention", "degrees")
-    if convention == "native":
-        try:
-            report = read_json(folder / "data_report.json")
-            found = {entry["convention"] for entry in report["datasets"]}
-        except (KeyError, TypeError):
-            found = set()
-        if not found:
-            raise UserError(f"{folder} was trained in recorded units, and its data report names none")
-        convention = found.pop() if len(found) == 1 else "native"
-    if convention not in CONVENTIONS or convention == "unknown":
-        raise UserError(f"{folder} was trained in unknown units: {convention!r}")
-    return data.get("cameras") == "view", convention
 
 
 def main(args: Sequence[str]) -> int:

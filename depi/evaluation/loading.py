@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from depi.datasets.joints import CONVENTIONS
 from depi.errors import UserError
 from depi.evaluation.actors import Actor
 from depi.evaluation.config import EvaluateConfig
-from depi.evaluation.evaluate import training_choices
 from depi.evaluation.pi0_actor import Pi0Actor
 from depi.evaluation.results import checkpoint_digest
 from depi.files import read_json
@@ -74,3 +74,30 @@ def _fast(policy: Pi0Policy) -> Pi0Policy:
     if next(policy.parameters()).device.type == "cuda":
         policy.for_inference()
     return policy
+
+
+def training_choices(folder: Path) -> tuple[bool, str]:
+    """Return whether a checkpoint's slots mean views, and the joint convention it was trained in.
+
+    A checkpoint without DePi's training configuration is taken to speak degrees, as LeRobot's robots do.
+
+    Raises:
+        UserError: it was trained on recorded numbers of which no report tells the convention.
+    """
+    path = folder / "train_config.json"
+    saved = read_json(path) if path.exists() else {}
+    data = saved.get("dataset") if isinstance(saved, dict) else None
+    data = data if isinstance(data, dict) else {}
+    convention = data.get("joint_convention", "degrees")
+    if convention == "native":
+        try:
+            report = read_json(folder / "data_report.json")
+            found = {entry["convention"] for entry in report["datasets"]}
+        except (KeyError, TypeError):
+            found = set()
+        if not found:
+            raise UserError(f"{folder} was trained in recorded units, and its data report names none")
+        convention = found.pop() if len(found) == 1 else "native"
+    if convention not in CONVENTIONS or convention == "unknown":
+        raise UserError(f"{folder} was trained in unknown units: {convention!r}")
+    return data.get("cameras") == "view", convention
