@@ -134,7 +134,11 @@ def _read_columns(meta: DatasetMeta) -> dict[str, np.ndarray]:
         if frames[name].dtype not in (np.float32, np.int64):
             raise DatasetError(f"the column {name} holds no numbers")
         frames[name] = frames[name].astype(np.float32).reshape(len(frames[name]), -1)
-    frames["timestamp"] = frames["timestamp"].astype(np.float32).reshape(-1)
+    for name in columns[2:]:
+        if frames[name].dtype not in (np.float32, np.int64) or frames[name].size != meta.num_frames:
+            raise DatasetError(f"the column {name} does not hold one number per frame")
+        frames[name] = frames[name].reshape(-1)
+    frames["timestamp"] = frames["timestamp"].astype(np.float32)
     return frames
 
 

@@ -29,7 +29,7 @@ def read_table(
     """Columns of one parquet file; plain texts come dictionary-encoded, so that repeated ones cost nothing.
 
     Raises:
-        DatasetError: the file is missing, broken, larger than promised, or lacks a column.
+        DatasetError: the file is missing, broken, larger than promised, lacks a column or has it twice.
     """
     path = resolve_file(root, relative)
     try:
@@ -46,6 +46,9 @@ def read_table(
             missing = [name for name in wanted if name not in schema.names]
             if missing:
                 raise DatasetError(f"{relative} lacks the column {short(missing[0])}")
+            twice = [name for name in wanted if schema.names.count(name) > 1]
+            if twice:
+                raise DatasetError(f"{relative} has the column {short(twice[0])} twice")
             _check_size(file, relative, wanted)
             if not texts:
                 return file.read(columns=wanted, use_threads=False)
@@ -90,7 +93,7 @@ def _check_size(file: pq.ParquetFile, relative: str, wanted: Sequence[str]) -> N
         row_group = file.metadata.row_group(group)
         for number in range(row_group.num_columns):
             column = row_group.column(number)
-            if column.path_in_schema.split(".")[0] in wanted or column.path_in_schema in wanted:
+            if _belongs_to(column.path_in_schema, wanted):
                 total += max(column.total_uncompressed_size, 8 * column.num_values)
     if total > MAX_COLUMN_BYTES:
         raise DatasetError(f"{relative} unfolds to {total} bytes, at most {MAX_COLUMN_BYTES} are read")
@@ -102,8 +105,13 @@ def _check_values(file: pq.ParquetFile, relative: str, wanted: Sequence[str]) ->
     for group in range(file.metadata.num_row_groups):
         row_group = file.metadata.row_group(group)
         for column in map(row_group.column, range(row_group.num_columns)):
-            if column.path_in_schema.split(".")[0] in wanted and column.num_values > bound:
+            if column.num_values > bound and _belongs_to(column.path_in_schema, wanted):
                 raise DatasetError(f"{relative} has {column.num_values} values, at most {bound} are read")
+
+
+def _belongs_to(path: str, columns: Sequence[str]) -> bool:
+    """Whether a leaf, such as `observation.state.list.element`, is of one of the columns."""
+    return any(path == name or path.startswith(f"{name}.") for name in columns)
 
 
 def read_frames(meta: DatasetMeta, columns: Sequence[str]) -> dict[str, np.ndarray]:
@@ -163,6 +171,8 @@ def _read_episodes(meta: DatasetMeta, relative: str, chosen: np.ndarray, columns
 
 def episode_rows(recorded: np.ndarray, meta: DatasetMeta, chosen: np.ndarray, relative: str) -> np.ndarray:
     """Row numbers, in episode order, of the chosen episodes in a file whose column episode_index is given."""
+    if recorded.dtype != np.int64 or recorded.ndim != 1:
+        raise DatasetError(f"the column episode_index of {relative} holds no whole numbers")
     order = np.argsort(recorded, kind="stable")
     index = meta.episodes.episode_index[chosen]
     low = np.searchsorted(recorded[order], index, side="left")

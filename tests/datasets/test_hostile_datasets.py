@@ -86,13 +86,60 @@ def many_rows(root):
     pq.write_table(pa.table({"action": np.zeros(20_000_000, np.int8)}), root / TABLE, compression="zstd")
 
 
-def long_lists(root):
+def long_lists(root, name="action"):
     """Seven rows, as listed, of 40 million values each; truth values, which are written fastest."""
     values = pa.array(np.zeros(7 * 40_000_000, bool))
     lists = pa.ListArray.from_arrays(pa.array(np.arange(8) * 40_000_000, pa.int32()), values)
     table = pq.read_table(root / TABLE)
-    table = table.set_column(table.column_names.index("action"), "action", lists)
+    table = table.set_column(table.column_names.index(name), name, lists)
     pq.write_table(table, root / TABLE, compression="zstd")
+
+
+def long_states(root):
+    """The same in a column whose name has a dot."""
+    long_lists(root, "observation.state")
+
+
+def set_column(root, name, change):
+    """Replace the values of a column in all tables by what `change` makes of them."""
+    for file in root.glob("data/*/*.parquet"):
+        table = pq.read_table(file)
+        values = pa.array(change(table[name].to_pylist()))
+        pq.write_table(table.set_column(table.column_names.index(name), name, values), file)
+
+
+def declare(root, name, shape):
+    """Declare a column with a shape, or not at all."""
+    file = root / "meta/info.json"
+    info = json.loads(file.read_text())
+    feature = info["features"].pop(name)
+    if shape is not None:
+        info["features"][name] = feature | {"shape": shape}
+    file.write_text(json.dumps(info))
+
+
+def timestamps_in_words(root):
+    set_column(root, "timestamp", lambda values: [f"{value} s" for value in values])
+
+
+def pairs_of_timestamps(root):
+    declare(root, "timestamp", None)
+    set_column(root, "timestamp", lambda values: [[value, value] for value in values])
+
+
+def pairs_of_tasks(root):
+    declare(root, "task_index", [2])
+    set_column(root, "task_index", lambda values: [[value, value] for value in values])
+
+
+def tasks_in_words(root):
+    set_column(root, "task_index", lambda values: [str(value) for value in values])
+
+
+def two_actions(root):
+    for file in root.glob("data/*/*.parquet"):
+        table = pq.read_table(file)
+        pq.write_table(table.append_column("action", table["action"]), file)
 
 
 def long_task(root):
@@ -172,6 +219,12 @@ CASES = [
     (declared_fifty_thousand_pixels, "shape of .* is 50000"),
     (many_rows, "has 20000000 rows, at most 7 were expected"),
     (long_lists, "unfolds to [0-9]+ bytes"),
+    (long_states, "unfolds to [0-9]+ bytes"),
+    (timestamps_in_words, "the column timestamp does not hold one number per frame"),
+    (pairs_of_timestamps, "the column timestamp does not hold one number per frame"),
+    (pairs_of_tasks, "the column task_index does not hold one number per frame"),
+    (tasks_in_words, "the column task_index does not hold one number per frame"),
+    (two_actions, "has the column 'action' twice"),
     (long_task, "a task has 1000000 characters"),
     (half_character, "line 1 of meta/tasks.jsonl is not valid JSON"),
     (not_utf8, "meta/info.json is not UTF-8 text"),

@@ -491,6 +491,19 @@ def test_a_wrong_declared_rate_still_finds_the_frames(v21, tmp_path):
     check_against_reference(opened(root), 0, recording, 0)
 
 
+@pytest.mark.parametrize("change", [str, lambda index: [index, index], float])
+def test_episode_indices_that_are_no_whole_numbers_are_refused(v30, tmp_path, change):
+    root = shutil.copytree(v30, tmp_path / "data")
+    (file,) = root.glob("data/*/*.parquet")
+    table = pq.read_table(file)
+    indices = pa.array([change(index) for index in table["episode_index"].to_pylist()])
+    pq.write_table(
+        table.set_column(table.column_names.index("episode_index"), "episode_index", indices), file
+    )
+    with pytest.raises(UserError, match=r"the column episode_index of .* holds no whole numbers"):
+        opened(root)
+
+
 def share_video(root, recording, stored, fps, place):
     """Give a v3.0 dataset videos with `stored` frames of each episode; `place` is from, to."""
     (table,) = (root / "meta/episodes").rglob("*.parquet")
