@@ -32,7 +32,12 @@ class Captured:
         self._graphs.clear()
 
     def __call__(self, *inputs: Tensor, variant: Hashable) -> Tensor:
-        """`function(*inputs, variant)`."""
+        """`function(*inputs, variant)`; the tensors lie on one device."""
+        # Streams and captures are of the current device, which need not be theirs.
+        with torch.cuda.device_of(inputs[0]):
+            return self._replay(inputs, variant)
+
+    def _replay(self, inputs: tuple[Tensor, ...], variant: Hashable) -> Tensor:
         key = (variant, *((tensor.shape, tensor.dtype) for tensor in inputs))
         found = self._graphs.pop(key, None)
         if found is None:

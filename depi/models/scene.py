@@ -27,6 +27,8 @@ SO400M = {
     "vision_mlp_dim": 4304,
     "vocab_size": 257_152,
 }
+# Modes of torch.compile that capture CUDA graphs -> the same without.
+WITHOUT_GRAPHS = {"max-autotune": "max-autotune-no-cudagraphs", "reduce-overhead": "default"}
 TINY_VISION = {
     "image_size": 84,
     "patch_size": 14,
@@ -140,16 +142,18 @@ class SceneReader(nn.Module):
         for part in self.stacks():
             part.recompute = share
 
-    def compile_layers(self, **options: Any) -> None:
+    def compile_layers(self, mode: str | None = None, **options: Any) -> None:
         """Compile every layer in place, with `torch.compile`'s options: equal layers share their code.
 
         Masks, rotary tables and what is random are made outside, once per step. Lengths of lists and rows are
-        symbols in the compiled code, so that other ones compile nothing.
+        symbols in the compiled code, so that other ones compile nothing. Of modes with CUDA graphs the rest
+        is done: each layer would be a graph of its own, whose memory the next one reuses.
         """
+        mode = WITHOUT_GRAPHS.get(mode or "", mode)
         # Training, evaluation and sampling each have their own code of a layer: more than the usual 8 in all.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         for layer in self.blocks():
-            layer.compile(fullgraph=True, **options)
+            layer.compile(fullgraph=True, mode=mode, **options)
 
     def init_weights(self) -> None:
         """Random weights; see `draw_weights`."""

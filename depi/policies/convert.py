@@ -154,7 +154,7 @@ def load_weights(
             mean the same parameter, or `strict` and names differ.
     """
     try:
-        with safe_open(path, framework="pt", device=str(device), backend="pread") as file:
+        with safe_open(path, framework="pt", device=_numbered(device), backend="pread") as file:
             found = _canonical_names(path, file.offset_keys())
             sources, leftovers = _match(model, found)
             slices = {name: file.get_slice(found[name]) for name in sources}
@@ -169,6 +169,14 @@ def load_weights(
         raise UserError(f"{path} is damaged or no safetensors file ({error}); fetch it again") from None
     model.load_state_dict(weights, strict=False, assign=True)
     return leftovers
+
+
+def _numbered(device: str | torch.device) -> str:
+    """A device as safetensors takes it, for which `cuda` is the first one, whatever the process's own is."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        return f"cuda:{torch.cuda.current_device()}"
+    return str(device)
 
 
 def canonical_name(key: str) -> str:

@@ -142,9 +142,7 @@ class Pi0Policy(PreTrainedPolicy):
             raise UserError(f"for_inference: {error}") from None
         self._inference_only = True
         if self.config.compile_model:
-            # Graphs inside of graphs are not possible.
-            mode = {"max-autotune": "max-autotune-no-cudagraphs", "reduce-overhead": "default"}
-            self.model.compile_layers(mode=mode.get(self.config.compile_mode, self.config.compile_mode))
+            self.model.compile_layers(mode=self.config.compile_mode)
         return self.eval()
 
     def _refuse_after_for_inference(self, verb: str) -> None:

@@ -24,6 +24,9 @@ from depi.training.data import weighted_mixture
 from depi.training.folders import fetch_checkpoint, last_checkpoint
 from depi.training.lerobot_flags import COMMAND, ELSEWHERE, check_train_flags
 
+# What flags may change about the policy of a resumed run: where it computes, and whether it is published.
+FREE_ON_RESUME = ("device", "repo_id", "private", "push_to_hub", "tags", "license")
+
 
 def parse_train_config(args: Sequence[str]) -> TrainConfig:
     """Turn the command line of `depi/train.py` into a checked configuration.
@@ -67,9 +70,12 @@ def _read_config_file(path: Path) -> dict[str, Any]:
     """The content of a YAML or JSON file.
 
     Raises:
-        UserError: it holds no `name: value` lines.
+        UserError: it holds no `name: value` lines, or is no YAML.
     """
-    content = read_json(path) if path.suffix == ".json" else yaml.safe_load(path.read_text("utf-8"))
+    try:
+        content = read_json(path) if path.suffix == ".json" else yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no `name: value` lines, as a configuration does")
     return content
@@ -155,6 +161,14 @@ def _name_policy(config: TrainConfig, args: Sequence[str]) -> None:
         raise UserError("--policy.use_amp is not done here: choose --policy.dtype=bfloat16")
     if not config.policy.optimizer_lr > 0:
         raise UserError(f"--policy.optimizer_lr must be positive, not {config.policy.optimizer_lr}")
+    if not config.policy.optimizer_grad_clip_norm >= 0:
+        raise UserError(
+            "--policy.optimizer_grad_clip_norm must be positive, or 0 for no limit, not "
+            f"{config.policy.optimizer_grad_clip_norm}"
+        )
+    for arg in args:  # of a device that there is not, LeRobot's configuration makes another one
+        if arg.startswith("--policy.device=") and ":" in arg:
+            raise UserError(f"{arg}: accelerate gives each process its own; choose with CUDA_VISIBLE_DEVICES")
 
 
 def _check_value_function(config: TrainConfig) -> None:
@@ -177,6 +191,23 @@ def _locate_resumed_run(config: TrainConfig, args: Sequence[str]) -> None:
         output_dir = parser.parse_arg("output_dir", args)
         config.output_dir = None if output_dir is None else Path(output_dir)
         _name_output_dir(config)
+    _check_resumed_policy(config, args)
+
+
+def _check_resumed_policy(config: TrainConfig, args: Sequence[str]) -> None:
+    """Refuse flags that would change the policy: a resumed run goes on with the checkpoint's."""
+    assert config.resume_from is not None
+    saved = load_config(config.resume_from)
+    flags = [arg for arg in args if arg.startswith("--policy.")]
+    names = {flag.removeprefix("--policy.").partition("=")[0].partition(".")[0]: flag for flag in flags}
+    for name, flag in names.items():
+        if name in FREE_ON_RESUME or not hasattr(saved, name):
+            continue
+        if getattr(config.policy, name) != getattr(saved, name):
+            raise UserError(
+                f"{flag} cannot change on resume, the checkpoint has {getattr(saved, name)!r}: leave it out, "
+                "or begin another run from the checkpoint with --policy.path"
+            )
 
 
 def _check_publishing(config: TrainConfig) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -12,7 +13,12 @@ from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, send_to_device
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    send_to_device,
+)
 from torch.distributed.tensor import DTensor
 
 from depi.errors import UserError
@@ -48,6 +54,7 @@ def train(config: TrainConfig) -> int:
     group = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
     accelerator = Accelerator(cpu=config.policy.device == "cpu", kwargs_handlers=[ddp, group])
     start_logging(main_process=accelerator.is_main_process)
+    check_launch(accelerator)
     if config.sharding != "none" and accelerator.num_processes == 1:
         raise UserError(
             f"--sharding={config.sharding} needs several processes: accelerate launch --num_processes=8 ..."
@@ -61,6 +68,32 @@ def train(config: TrainConfig) -> int:
     time.sleep(0.1)
     accelerator.end_training()
     return status
+
+
+def check_launch(accelerator: Accelerator) -> None:
+    """Raise a UserError where accelerate's own configuration would change what the flags say.
+
+    It would wrap the policy in another precision, sharding or compilation than DePi's.
+    """
+    state = accelerator.state
+    asked = {
+        "mixed_precision": ("no", state.mixed_precision, "use --policy.dtype=bfloat16"),
+        "dynamo_backend": ("NO", state.dynamo_plugin.backend.value, "use --compile=true"),
+    }
+    for name, (none, value, instead) in asked.items():
+        if value != none:
+            raise UserError(
+                f"accelerate is configured with {name} {value}: {instead}, and launch with --{name}=no"
+            )
+    if state.distributed_type in (
+        DistributedType.FSDP,
+        DistributedType.DEEPSPEED,
+        DistributedType.MEGATRON_LM,
+    ):
+        raise UserError(
+            f"accelerate is configured with {state.distributed_type.value}: use --sharding=full, and launch "
+            "with --multi_gpu"
+        )
 
 
 @dataclass
@@ -205,8 +238,12 @@ def gradients_added_up(run: Run, wanted: bool) -> Iterator[None]:
 
 
 def clip_gradients(policy: AnyPolicy) -> torch.Tensor:
-    """Clip the norm of all gradients together, and return what it was, a scalar tensor."""
-    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), policy.config.optimizer_grad_clip_norm)
+    """Clip the norm of all gradients together, and return what it was, a scalar tensor.
+
+    A limit of 0 is none, as in LeRobot.
+    """
+    limit = policy.config.optimizer_grad_clip_norm or math.inf
+    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), limit)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 

@@ -121,7 +121,10 @@ class Saver:
         if self.pusher:
             self.pusher.push(folder / PRETRAINED_MODEL_DIR)
         busy = self.pusher.busy if self.pusher else set()
-        remove_old(folder, config.keep_last, config.keep_every, busy)
+        try:
+            remove_old(folder, config.keep_last, config.keep_every, busy)
+        except OSError as error:  # such as of a network file system on which somebody reads them
+            logger.warning("an old checkpoint could not be removed: %s", error)
 
 
 def take_snapshot(run: Run, memory: HostMemory) -> Snapshot:

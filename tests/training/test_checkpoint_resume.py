@@ -28,6 +28,16 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_goes_on_exactly(flag
     assert sorted(os.listdir(checkpoints)) == ["000002", "000004", "000006", "last"]
 
 
+def test_a_resumed_run_refuses_another_policy_than_the_checkpoints(flags, tmp_path, capfd):
+    assert train(replaced(flags, steps=2)) == 0
+    resume = ["--resume=true", f"--output_dir={tmp_path / 'run'}", "--steps=3"]
+    for wrong in ("--policy.optimizer_lr=1.0", "--policy.dtype=bfloat16", "--policy.depth=3"):
+        capfd.readouterr()
+        assert train([*resume, wrong]) == 2
+        assert f"{wrong} cannot change on resume" in capfd.readouterr().err
+    assert train([*resume, *(flag for flag in flags if flag.startswith("--policy."))]) == 0
+
+
 def test_a_broken_link_names_the_newest_checkpoint(flags, tmp_path, capfd):
     assert train(replaced(flags, steps=2)) == 0
     link = tmp_path / "run" / "checkpoints" / "last"

@@ -14,6 +14,7 @@ import pytest
 import torch
 from lerobot.optim.schedulers import CosineDecayWithWarmupSchedulerConfig
 from runs import SCRIPT, losses, metrics, replaced
+from small_pi0 import make_small
 
 from depi.models.flops import pi0_flops
 from depi.policies import load_policy
@@ -117,6 +118,28 @@ def test_a_second_signal_stops_at_once(flags, tmp_path):
     assert process.wait(10) == -signal.SIGTERM
     process.stderr.close()
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_settings_of_accelerate_that_would_change_the_training_are_refused(flags, tmp_path):
+    for name, value, says in (
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "mixed_precision bf16: use --policy.dtype=bfloat16"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "dynamo_backend INDUCTOR: use --compile=true"),
+    ):
+        command = [sys.executable, str(SCRIPT), *flags]
+        done = subprocess.run(command, env={**os.environ, name: value}, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert says in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_limit_of_zero_clips_nothing():
+    policy = make_small()
+    for limit, kept in ((0, True), (1.0, False)):
+        policy.config.optimizer_grad_clip_norm = limit
+        for parameter in policy.parameters():
+            parameter.grad = torch.full_like(parameter, 3.0)
+        assert loop.clip_gradients(policy) > 100
+        assert bool((next(policy.parameters()).grad == 3.0).all()) == kept
 
 
 def test_help_says_how_it_ends(capsys):

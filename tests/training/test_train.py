@@ -157,6 +157,7 @@ def test_wrong_commands_are_one_sentence_status_2_and_write_nothing(flags, tmp_p
     write_json(tmp_path / "dict.json", {"a": 1})
     write_json(tmp_path / "unknown.json", ["nobody/nothing"])
     (tmp_path / "torn.json").write_text('["alice/pick"')
+    (tmp_path / "torn.yaml").write_text("policy: {type: [")
     data = [flag for flag in flags if not flag.startswith("--num_datasets")]
     policy = [flag for flag in flags if not flag.startswith("--policy.")]
     ids = "--dataset.repo_ids="
@@ -173,6 +174,9 @@ def test_wrong_commands_are_one_sentence_status_2_and_write_nothing(flags, tmp_p
         ([*flags, "--steps=0"], "--steps must be at least 1"),
         ([*flags, "--seed=-1"], "--seed must not be negative"),
         ([*flags, "--policy.optimizer_lr=-1"], "optimizer_lr must be positive"),
+        ([*flags, "--policy.optimizer_grad_clip_norm=-1"], "or 0 for no limit, not -1"),
+        ([*flags, "--policy.device=cuda:1"], "CUDA_VISIBLE_DEVICES"),
+        ([*flags, f"--config_path={tmp_path / 'torn.yaml'}"], "is no YAML"),
         (["--resume=true"], "--output_dir=RUN"),
         ([*flags, "--no_such_flag=1"], "no_such_flag"),
         ([*flags, "--policy.type=pi7"], "pi7"),
