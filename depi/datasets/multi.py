@@ -60,7 +60,8 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         chunk_size: actions per sample.
         image_size: S.
         max_cameras: camera slots; a dataset's further cameras are not read.
-        action_freq: actions per second in a chunk, interpolated linearly; None for the dataset's own fps.
+        action_freq: actions per second in a chunk, interpolated linearly; None for the frames as recorded. Where
+            timestamps contradict the declared rate, theirs is taken.
         joint_convention: the units of SO-100 joints, `degrees`, `normalized` or as recorded (`native`).
         max_bad_fraction: more than this share of bad episodes is an error, when opening or whenever a further
             one turns out to be bad. Bad are the episodes left out, and those with a frame that was replaced.
@@ -217,7 +218,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         episode = self._episode(index)
         dataset = int(self.episode_dataset[episode])
         start, end = self.episode_start[episode : episode + 2].tolist()
-        action, action_is_pad = self._action_chunk(index, end, float(self.fps[dataset]))
+        action, action_is_pad = self._action_chunk(index, end, self.entries[dataset]["recorded_fps"])
         sample: dict[str, Any] = {
             **self._images(episode, index - start),
             STATE: torch.from_numpy(self.state[index].copy()),

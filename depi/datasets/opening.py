@@ -19,6 +19,9 @@ MAX_VALUE = 1e6
 MAX_STEP = 5.0
 """Two frames of an episode may be this many frame periods apart; farther is a jump."""
 
+FPS_TOLERANCE = 0.02
+"""Timestamps contradict the declared rate where theirs differs from it by more than this share."""
+
 
 @dataclass(frozen=True)
 class OpenDataset:
@@ -193,6 +196,23 @@ def _jumps(time: np.ndarray, start: np.ndarray, fps: float) -> np.ndarray:
         rows = slice(start[episode], end[episode])
         jumps[rows] &= step[rows] > MAX_STEP * np.median(step[rows][1:])
     return jumps
+
+
+def recorded_fps(time: np.ndarray, length: np.ndarray, fps: float) -> float:
+    """The frames per second that timestamps show, where that is not about the declared rate; else that.
+
+    Args:
+        time: float32 [F], seconds since each episode's start, increasing.
+        length: int64 [E], frames of each episode.
+        fps: declared.
+    """
+    inside = np.ones(len(time), bool)
+    inside[np.cumsum(length) - length] = False
+    steps = np.diff(time.astype(np.float64), prepend=0)[inside]
+    if not len(steps):
+        return fps
+    shown = 1 / float(np.median(steps))
+    return fps if abs(shown / fps - 1) < FPS_TOLERANCE else round(shown, 2)
 
 
 def _tasks(meta: DatasetMeta, task_index: np.ndarray | None) -> tuple[tuple[str, ...], np.ndarray]:

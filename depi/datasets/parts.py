@@ -11,7 +11,7 @@ import numpy as np
 from depi.datasets.checks import resolve_file
 from depi.datasets.index import IMAGE, VIDEO, read_index, write_index
 from depi.datasets.joints import Detection
-from depi.datasets.opening import ACTION, STATE, OpenDataset, open_dataset
+from depi.datasets.opening import ACTION, STATE, OpenDataset, open_dataset, recorded_fps
 from depi.datasets.sources import HubFiles, LocalFiles, cache_folder
 from depi.errors import DatasetError
 
@@ -150,6 +150,7 @@ def _entry(dataset: OpenDataset, licence: str | None) -> dict[str, Any]:
         "convention": dataset.detection.convention,
         "evidence": dataset.detection.evidence,
         "fps": info.fps,
+        "recorded_fps": recorded_fps(dataset.timestamp, meta.episodes.length, info.fps),
         "episodes": len(meta.episodes),
         "frames": meta.num_frames,
         "cameras": list(dataset.cameras),

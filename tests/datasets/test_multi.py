@@ -15,6 +15,7 @@ from depi.datasets.cameras import letterbox, slot_order
 from depi.datasets.formats import load_meta
 from depi.datasets.joints import JOINTS, from_degrees
 from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
+from depi.datasets.opening import recorded_fps
 from depi.errors import DatasetError, UserError
 
 FRONT, WRIST = "observation.images.front", "observation.images.wrist"
@@ -258,6 +259,23 @@ def test_chunks_are_resampled_by_interpolation(v21, fps, freq, frame):
         if position == int(position):
             np.testing.assert_array_equal(chunk[step], action[lower])
         assert bool(is_pad[step]) == (position > 6)
+
+
+@pytest.mark.parametrize(("freq", "rows"), [(10, [0, 1, 2, 3]), (5, [0, 2, 4, 6]), (None, [0, 1, 2, 3])])
+def test_where_timestamps_contradict_the_declared_rate_actions_follow_them(v21, tmp_path, freq, rows):
+    root = shutil.copytree(v21, tmp_path / "data")
+    info = json.loads((root / "meta/info.json").read_text())
+    (root / "meta/info.json").write_text(json.dumps(info | {"fps": 30}))  # recorded ten times a second
+    dataset = opened(root, action_freq=freq)
+    np.testing.assert_array_equal(dataset[0]["action"], Recording().joints(0)[0][rows])
+    assert dataset.report()["datasets"][0]["recorded_fps"] == 10
+
+
+@pytest.mark.parametrize("fps", [15, 29.97, 30, 60])
+def test_rounded_timestamps_do_not_contradict_the_declared_rate(fps):
+    time = (np.arange(50_000) / fps).astype(np.float32)
+    assert recorded_fps(np.concatenate([time, time[:9]]), np.array([50_000, 9]), fps) == fps
+    assert recorded_fps(np.zeros(3, np.float32), np.ones(3, np.int64), fps) == fps
 
 
 def test_the_same_rate_changes_nothing(v21):
