@@ -4,9 +4,12 @@ import errno
 import logging
 import re
 import time
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from accelerate.utils import gather_object
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 from safetensors import SafetensorError
 
@@ -143,15 +146,31 @@ def take_snapshot(run: Run, memory: HostMemory) -> Snapshot:
         average=average,
         optimizer=optimizer,
         scheduler=memory.copy(run.scheduler.state_dict(), "scheduler"),
-        report=data_report(run) if run.accelerator.is_main_process else {},
+        report=data_report(run),
     )
 
 
 def data_report(run: Run) -> dict[str, Any]:
-    """Return the run's data report, up to date with the samples that could not be decoded."""
-    assert run.config.output_dir is not None
-    failures = run.dataset.report()["decode_failures"]
-    return {**read_json(run.config.output_dir / DATA_REPORT_NAME), "decode_failures": failures}
+    """The run's data report, up to date with the samples that could not be decoded; collective.
+
+    They are those of all processes, and of the run before it was resumed.
+    """
+    config, failures = run.config, gather_object([run.dataset.report()["decode_failures"]])
+    if not run.accelerator.is_main_process:
+        return {}
+    assert config.output_dir is not None
+    if config.resume_from is not None:
+        failures.append(read_json(config.resume_from / DATA_REPORT_NAME)["decode_failures"])
+    return {**read_json(config.output_dir / DATA_REPORT_NAME), "decode_failures": added_up(failures)}
+
+
+def added_up(failures: Sequence[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
+    """Counts by dataset and episode, summed over all reports."""
+    counts: dict[str, Counter[str]] = {}
+    for report in failures:
+        for repo_id, episodes in report.items():
+            counts.setdefault(repo_id, Counter()).update(episodes)
+    return {repo_id: dict(episodes) for repo_id, episodes in counts.items()}
 
 
 def no_room(error: OSError | SafetensorError) -> str | None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from depi.errors import UserError
 from depi.models.pi0 import Pi0, Pi0Dimensions
 from depi.policies import (
+    convert,
     load_config,
     load_policy,
     load_processors,
@@ -312,3 +313,10 @@ def test_revisions_that_cannot_be(hub, folder):
         load_policy("someone/pi0", revision="nowhere")
     with pytest.raises(UserError, match="is a folder: revision main"):
         load_policy(folder, revision="main")
+
+
+def test_cuda_is_the_processs_own_device(monkeypatch):
+    """To safetensors it would be the first one, for every process."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    named = [convert._numbered(device) for device in ("cuda", torch.device("cuda"), "cuda:1", "cpu")]
+    assert named == ["cuda:3", "cuda:3", "cuda:1", "cpu"]

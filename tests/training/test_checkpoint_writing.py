@@ -87,6 +87,30 @@ def test_what_a_write_fails_with_reaches_the_loop(tmp_path, monkeypatch):
         saver.look_after()
 
 
+def test_an_old_checkpoint_that_cannot_be_removed_ends_nothing(tmp_path, monkeypatch, caplog):
+    run = SmallRun(tmp_path, keep_last=1)
+    run.take_step()
+    saver = Saver(run)
+    saver.save()
+    saver.wait()
+
+    def busy(_):
+        raise OSError(39, "Directory not empty")
+
+    monkeypatch.setattr(folders, "_remove", busy)
+    run.take_step()
+    saver.save()
+    saver.wait()
+    saver.close()
+    assert "could not be removed: [Errno 39]" in caplog.text
+    assert "000002" in names(run)
+
+
+def test_undecodable_samples_of_all_processes_are_added_up():
+    failures = [{"a/b": {"0": 2, "3": 1}}, {}, {"a/b": {"3": 4}, "c/d": {"1": 1}}]
+    assert saving.added_up(failures) == {"a/b": {"0": 2, "3": 5}, "c/d": {"1": 1}}
+
+
 def write_slowly(run, sync, seed) -> None:
     """Write one checkpoint after the other, until killed."""
     torch.set_num_threads(1)  # a forked process has none of the other threads, and would wait for them
