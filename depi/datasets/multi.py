@@ -60,8 +60,8 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         chunk_size: actions per sample.
         image_size: S.
         max_cameras: camera slots; a dataset's further cameras are not read.
-        action_freq: actions per second in a chunk, interpolated linearly; None for the frames as recorded. Where
-            timestamps contradict the declared rate, theirs is taken.
+        action_freq: actions per second in a chunk, interpolated linearly; None for the frames as recorded.
+            Where timestamps contradict the declared rate, theirs is taken.
         joint_convention: the units of SO-100 joints, `degrees`, `normalized` or as recorded (`native`).
         max_bad_fraction: more than this share of bad episodes is an error, when opening or whenever a further
             one turns out to be bad. Bad are the episodes left out, and those with a frame that was replaced.

@@ -54,7 +54,8 @@ def open_dataset(
 
     Args:
         files: where it is.
-        episodes: recorded episode indices to use, all by default.
+        episodes: recorded episode indices to use, all by default. The tables of the others are read too: the
+            joint convention is the recording's, whichever part of it is used.
         joint_convention: the units of state and action, one of `depi.datasets.joints.SPACES`.
 
     Raises:
@@ -63,10 +64,8 @@ def open_dataset(
     """
     files.metadata()
     meta = load_meta(files.root, files.repo_id, files.revision)
-    if episodes is not None:
-        meta = select_episodes(meta, _positions(meta, episodes))
-    files.fetch(data_files(meta))
-    meta, frames, left_out = _leave_out_bad_episodes(meta, _read_columns(meta))
+    wanted = meta.episodes.episode_index if episodes is None else _wanted(meta, episodes)
+    meta, frames, left_out = _read_recording(files, meta, wanted)
     detection = detect_convention(meta.info.features[ACTION].names, frames[ACTION], frames[STATE])
     if detection.convention == "unknown":
         raise DatasetError(f"the joint convention is unknown: {detection.evidence}")
@@ -74,6 +73,8 @@ def open_dataset(
         raise DatasetError(
             f"an action has {frames[ACTION].shape[1]} numbers, the state {frames[STATE].shape[1]}"
         )
+    left_out = {index: reason for index, reason in left_out.items() if index in wanted}
+    meta, frames = _keep(meta, frames, np.isin(meta.episodes.episode_index, wanted), left_out)
     cameras = slot_order(meta.info.camera_keys)
     if not cameras:
         raise DatasetError("there is no camera")
@@ -93,20 +94,21 @@ def open_dataset(
     )
 
 
-def _positions(meta: DatasetMeta, episodes: Sequence[int]) -> np.ndarray:
+def _wanted(meta: DatasetMeta, episodes: Sequence[int]) -> np.ndarray:
     wanted = np.unique(np.asarray(episodes, np.int64))
     missing = np.setdiff1d(wanted, meta.episodes.episode_index)
     if not len(wanted):
         raise UserError(f"no episode of dataset {meta.repo_id} is chosen, name one or leave the choice out")
     if len(missing):
         raise UserError(f"dataset {meta.repo_id} has no episode {missing[0]}, it has {len(meta.episodes)}")
-    return np.flatnonzero(np.isin(meta.episodes.episode_index, wanted))
+    return wanted
 
 
-def select_episodes(meta: DatasetMeta, positions: np.ndarray) -> DatasetMeta:
-    """The same dataset with only some of its episodes, given by their positions."""
+def select_episodes(meta: DatasetMeta, chosen: np.ndarray) -> DatasetMeta:
+    """The same dataset with only some of its episodes, given by their positions or as bool [E]."""
     old = meta.episodes
-    chosen = Episodes(
+    positions = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
+    episodes = Episodes(
         episode_index=old.episode_index[positions],
         length=old.length[positions],
         tasks=tuple(old.tasks[position] for position in positions),
@@ -117,7 +119,24 @@ def select_episodes(meta: DatasetMeta, positions: np.ndarray) -> DatasetMeta:
             for key, table in old.videos.items()
         },
     )
-    return replace(meta, episodes=chosen)
+    return replace(meta, episodes=episodes)
+
+
+def _read_recording(
+    files: LocalFiles | HubFiles, meta: DatasetMeta, wanted: np.ndarray
+) -> tuple[DatasetMeta, dict[str, np.ndarray], dict[int, str]]:
+    """Fetch and read the tables of all episodes; see `_leave_out_bad_episodes`.
+
+    A table that nobody asked for may be missing or broken: then those of the episodes `wanted` have to do.
+    """
+    try:
+        files.fetch(data_files(meta))
+        return _leave_out_bad_episodes(meta, _read_columns(meta))
+    except DatasetError:
+        if len(wanted) == len(meta.episodes):
+            raise
+    meta = select_episodes(meta, np.isin(meta.episodes.episode_index, wanted))
+    return _read_recording(files, meta, wanted)
 
 
 def _read_columns(meta: DatasetMeta) -> dict[str, np.ndarray]:
@@ -168,11 +187,19 @@ def _leave_out_bad_episodes(
     if not left_out:
         return meta, frames, left_out
     keep = ~np.isin(meta.episodes.episode_index, list(left_out))
+    return *_keep(meta, frames, keep, left_out), left_out
+
+
+def _keep(
+    meta: DatasetMeta, frames: dict[str, np.ndarray], keep: np.ndarray, left_out: dict[int, str]
+) -> tuple[DatasetMeta, dict[str, np.ndarray]]:
+    """Only the episodes `keep` (bool [E]) and their frames; DatasetError if there is none."""
     if not keep.any():
         raise DatasetError(f"no episode can be used: {next(iter(left_out.values()))}")
-    rows = np.repeat(keep, length)
-    frames = {name: values[rows] for name, values in frames.items()}
-    return select_episodes(meta, np.flatnonzero(keep)), frames, left_out
+    if keep.all():
+        return meta, frames
+    rows = np.repeat(keep, meta.episodes.length)
+    return select_episodes(meta, keep), {name: values[rows] for name, values in frames.items()}
 
 
 def _backwards(time: np.ndarray, start: np.ndarray) -> np.ndarray:

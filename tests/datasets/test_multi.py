@@ -221,6 +221,39 @@ def test_conventions_come_out_as_canonical_degrees(tmp_path):
     np.testing.assert_array_equal(dataset.stats["action"]["mean"], pooled.mean(0).astype(np.float32))
 
 
+class LateReach(Recording):
+    """Only the second episode passes 100 degrees, which tells the convention of both."""
+
+    def joints(self, episode):
+        action, state = super().joints(episode)
+        action[0, 4] = 130 if episode == 1 else 20
+        return action, state
+
+
+@pytest.mark.parametrize("write", [write_v2, write_v3])
+def test_the_convention_does_not_depend_on_the_episodes_that_are_chosen(tmp_path, write):
+    recording = LateReach(cameras=(FRONT,))
+    root = write(tmp_path / "data", recording)
+    for chosen in (None, [0], [1]):
+        dataset = opened(root, episodes=chosen)
+        (entry,) = dataset.report()["datasets"]
+        assert entry["convention"] == "degrees"
+        assert entry["episodes"] == len(chosen or (0, 1))
+        np.testing.assert_array_equal(dataset.action[0], recording.joints((chosen or [0])[0])[0][0])
+
+
+def test_what_is_wrong_with_other_episodes_is_no_matter(v21, tmp_path):
+    root = shutil.copytree(v21, tmp_path / "data")
+    put(root / "data/chunk-000/episode_000001.parquet", "action", 3, [float("nan")] * 6)
+    assert opened(root, episodes=[0]).report()["num_episodes_left_out"] == 0
+    with pytest.raises(UserError, match="no episode can be used: an action is not a finite number"):
+        opened(root, episodes=[1])
+    (root / "data/chunk-000/episode_000001.parquet").unlink()
+    assert len(opened(root, episodes=[0])) == 7
+    with pytest.raises(UserError, match=r"episode_000001\.parquet is missing"):
+        opened(root, episodes=[1])
+
+
 def test_a_single_dataset_of_another_robot_is_native(tmp_path):
     recording = Recording(dim=2, names=None, cameras=("observation.image",), fps=10)
     dataset = opened(write_v2(tmp_path / "pusht", recording, "v2.0"))
