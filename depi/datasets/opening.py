@@ -64,6 +64,7 @@ def open_dataset(
     """
     files.metadata()
     meta = load_meta(files.root, files.repo_id, files.revision)
+    files.check_complete(meta)
     wanted = meta.episodes.episode_index if episodes is None else _wanted(meta, episodes)
     meta, frames, left_out = _read_recording(files, meta, wanted)
     detection = detect_convention(meta.info.features[ACTION].names, frames[ACTION], frames[STATE])

@@ -17,7 +17,7 @@ from depi.errors import DatasetError
 
 _DECIDING = (
     *("cameras", "checks", "collection", "formats", "index", "joining", "joints", "meta_v2", "meta_v3"),
-    *("opening", "parts", "stats", "tables"),
+    *("opening", "parts", "sources", "stats", "tables"),
 )
 
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
-from depi.datasets.formats import metadata_files
+from depi.datasets.formats import DatasetMeta, metadata_files
 from depi.errors import DatasetError, UserError
 from depi.files import write_text
 from depi.hub.names import parse_dataset_id
@@ -76,6 +76,9 @@ class LocalFiles:
 
     def metadata(self) -> None:
         """The metadata is here, or will be found missing."""
+
+    def check_complete(self, meta: DatasetMeta) -> None:
+        """All files are here, whatever the metadata claims."""
 
     def fetch(self, names: Sequence[str]) -> None:
         """All files are here, or will be found missing."""
@@ -148,11 +151,27 @@ class HubFiles:
         if self.offline:
             names = [path.relative_to(self.root).as_posix() for path in self.root.glob("meta/**/*")]
             names = metadata_files(names)
+            families = (
+                ("meta/tasks.jsonl", "meta/episodes.jsonl"),
+                ("meta/tasks.parquet", "meta/episodes"),
+            )
+            lacking = [[name for name in each if not (self.root / name).exists()] for each in families]
+            self.fetch(["meta/info.json"])
+            self.fetch(min(lacking, key=len))
         else:
             names = metadata_files(self._present())
             if "meta/info.json" not in names:
                 raise DatasetError("meta/info.json is missing")
-        self.fetch(names or ["meta/info.json"])
+        self.fetch(names)
+
+    def check_complete(self, meta: DatasetMeta) -> None:
+        """UserError where, `offline`, the cache may lack some of the files that list a dataset's episodes."""
+        listed, expected = len(meta.episodes), meta.info.total_episodes
+        if self.offline and meta.info.version.startswith("v3") and listed < expected:
+            raise UserError(
+                f"dataset {self.repo_id} at {self.revision} is not completely in the cache: "
+                f"{listed} of its {expected} episodes are listed there, open it once without offline"
+            )
 
     def fetch(self, names: Sequence[str]) -> None:
         """Have these files in `root`.

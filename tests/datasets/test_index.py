@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from recordings import NAMES, Recording, write_v2
@@ -250,6 +251,32 @@ def test_offline_names_what_is_missing(hub, v21, monkeypatch):
     with pytest.raises(UserError, match=rf"user/old at {sha} is not completely.*meta/info.json must be"):
         MultiLeRobotDataset([DatasetSource("user/old", sha)], offline=True)
     monkeypatch.undo()
+
+
+def split_episodes(root):
+    """Put each row of a v3.0 dataset's list of episodes into a file of its own; returns the last one."""
+    (file,) = (root / "meta/episodes").rglob("*.parquet")
+    rows = pq.read_table(file)
+    for number in range(len(rows)):
+        pq.write_table(rows.slice(number, 1), file.with_name(f"file-{number:03d}.parquet"))
+    return f"meta/episodes/chunk-000/file-{len(rows) - 1:03d}.parquet"
+
+
+@pytest.mark.parametrize("recorded", ["v21", "v30"])
+def test_offline_metadata_that_is_there_in_part_is_refused_and_not_remembered(
+    hub, request, tmp_path, recorded
+):
+    root = shutil.copytree(request.getfixturevalue(recorded), tmp_path / "data")
+    needed = [split_episodes(root), "meta/tasks.parquet"] if recorded == "v30" else ["meta/tasks.jsonl"]
+    source = DatasetSource("user/part", push(root, "user/part"))
+    (snapshot,) = MultiLeRobotDataset([source]).roots
+    for name in needed:
+        shutil.rmtree(index_folder())
+        (snapshot / name).unlink()
+        with pytest.raises(UserError, match=r"user/part at .* is not completely in the cache: "):
+            MultiLeRobotDataset([source], offline=True)
+        assert MultiLeRobotDataset([source]).num_episodes == 2
+        assert (snapshot / name).exists()
 
 
 def test_offline_a_video_that_is_gone_is_named(hub, v21, monkeypatch):
