@@ -61,10 +61,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise UserError(
             f"--policy.path={path} is neither a folder nor a Hub repository of the form user/name"
         )
+    _check_record(config)
     check_choices(config)
     if config.policy.device is not None and config.policy.device.partition(":")[0] not in DEVICES:
         raise UserError(f"--policy.device={config.policy.device} is none of {', '.join(DEVICES)}")
-    _check_record(config)
     with _recording(config) as on_episode:
         actor, identity = _load(config)
         return _roll_out(config, actor, identity, resume=True, show_progress=True, on_episode=on_episode)
