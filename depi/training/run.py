@@ -3,8 +3,11 @@
 import logging
 import os
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -67,6 +70,8 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     with accelerator.main_process_first():  # one process downloads, the others find the files
         dataset = open_dataset(config)
     check_same_data(accelerator, dataset)
+    if config.resume_from:
+        check_resumed_data(dataset, read_json(config.resume_from / DATA_REPORT_NAME)["datasets"])
     with accelerator.main_process_first():  # likewise for checkpoints and the tokenizer
         if config.resume_from and accelerator.is_main_process:
             check_checkpoint(config.resume_from)
@@ -175,6 +180,35 @@ def check_same_data(accelerator: Accelerator, dataset: MultiLeRobotDataset) -> N
             f"the processes opened different data (process {accelerator.process_index}: "
             f"{dataset.num_datasets} datasets, {dataset.num_frames} frames): start the run again"
         )
+
+
+def check_resumed_data(dataset: MultiLeRobotDataset, began: Sequence[Mapping[str, Any]]) -> None:
+    """Raise a UserError where a resumed run would go on with other data than it began with.
+
+    Args:
+        dataset: as it was opened now.
+        began: the entries of the run's `data_report.json`.
+    """
+    advice = "resume with the data as it was, or start a new run"
+    for before, now in zip_longest(began, dataset.entries):
+        if now is None or (before is not None and before["repo_id"] != now["repo_id"]):
+            reason = dataset.quarantined.get(before["repo_id"], "others came in its place")
+            raise UserError(
+                f"dataset {before['repo_id']}, with which the run began, is not there ({reason}): {advice}"
+            )
+        if before is None:
+            raise UserError(f"dataset {now['repo_id']} was not there when the run began: {advice}")
+        for key in ("revision", "episodes", "frames", "convention"):
+            if now[key] != before[key]:
+                raise UserError(
+                    f"dataset {now['repo_id']} has {_fact(key, now)}, the run began with "
+                    f"{_fact(key, before)}: {advice}"
+                )
+
+
+def _fact(key: str, entry: Mapping[str, Any]) -> str:
+    value = entry[key]
+    return f"{value} {key}" if isinstance(value, int) else f"{key} {value}"
 
 
 def build_policy(config: TrainConfig, dataset: MultiLeRobotDataset) -> AnyPolicy:

@@ -2,7 +2,9 @@
 
 import os
 import re
+import shutil
 
+from recordings import Recording, write_v2
 from runs import losses, replaced, weights
 
 from depi.train import main as train
@@ -36,6 +38,19 @@ def test_a_resumed_run_refuses_another_policy_than_the_checkpoints(flags, tmp_pa
         assert train([*resume, wrong]) == 2
         assert f"{wrong} cannot change on resume" in capfd.readouterr().err
     assert train([*resume, *(flag for flag in flags if flag.startswith("--policy."))]) == 0
+
+
+def test_a_resumed_run_refuses_a_folder_that_has_grown(flags, tmp_path, capfd):
+    root = write_v2(tmp_path / "data", Recording())
+    named = [flag for flag in flags if not flag.startswith(("--num_datasets", "--dataset."))]
+    assert train([*named, "--dataset.repo_id=user/data", f"--dataset.root={root}", "--steps=2"]) == 0
+    shutil.rmtree(root)
+    write_v2(root, Recording(lengths=(7, 5, 6)))
+    before = sorted(tmp_path.joinpath("run").rglob("*"))
+    capfd.readouterr()
+    assert train(["--resume=true", f"--output_dir={tmp_path / 'run'}", "--steps=4"]) == 2
+    assert "dataset user/data has 3 episodes, the run began with 2" in capfd.readouterr().err
+    assert sorted(tmp_path.joinpath("run").rglob("*")) == before
 
 
 def test_a_broken_link_names_the_newest_checkpoint(flags, tmp_path, capfd):

@@ -15,7 +15,7 @@ from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
 from depi.errors import UserError
 from depi.training.config import DatasetConfig, TrainConfig
 from depi.training.data import flow_draws, training_stream
-from depi.training.run import check_same_data
+from depi.training.run import check_resumed_data, check_same_data
 
 POLICY = SimpleNamespace(
     chunk_size=3,
@@ -67,6 +67,18 @@ def test_processes_must_have_opened_the_same_data(dataset):
     check_same_data(accelerator(0), dataset)
     with pytest.raises(UserError, match=r"different data \(process 1: 2 datasets, 30 frames\)"):
         check_same_data(accelerator(1), dataset)
+
+
+def test_a_resumed_run_needs_the_data_that_it_began_with(dataset):
+    began = json.loads(json.dumps(dataset.report()))["datasets"]
+    check_resumed_data(dataset, began)
+    for key, before in (("frames", 19), ("episodes", 4), ("convention", "radians"), ("revision", "a" * 40)):
+        with pytest.raises(UserError, match=rf"dataset user/short has .*{key}.* began with .*{before}"):
+            check_resumed_data(dataset, [began[0], began[1] | {key: before}])
+    gone = began[1] | {"repo_id": "user/gone"}
+    for before, name in (([began[0], gone], "gone"), ([*began, gone], "gone"), (began[:1], "short")):
+        with pytest.raises(UserError, match=f"dataset user/{name}"):
+            check_resumed_data(dataset, before)
 
 
 def test_weights(dataset, tmp_path):
