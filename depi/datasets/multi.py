@@ -154,7 +154,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         """What names the prepared images of one dataset."""
         entry = self.entries[number]
         first, last = self.dataset_start[number : number + 2].tolist()
-        files = np.flatnonzero(self.file_dataset == number).tolist() if entry["revision"] is None else []
+        files = np.flatnonzero(self.file_dataset == number).tolist() if entry["local"] else []
         names = [self.files[file].as_py() for file in files]
         return Wanted(
             repo_id=entry["repo_id"],

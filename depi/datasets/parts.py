@@ -81,7 +81,7 @@ def open_part(source: LocalFiles | HubFiles, options: Options) -> Part:
     folder = cache_folder() / "index" / "datasets" / key
     index = read_index(folder)
     if index is None:
-        _write(folder, open_dataset(source, episodes, options.joint_convention), source.licence)
+        _write(folder, open_dataset(source, episodes, options.joint_convention), source)
         index = read_index(folder)
     if index is None:
         raise DatasetError(f"its index {folder} cannot be read back")
@@ -92,7 +92,7 @@ def open_part(source: LocalFiles | HubFiles, options: Options) -> Part:
     return Part(folder, source.root, index.manifest["datasets"][0])
 
 
-def _write(folder: Path, dataset: OpenDataset, licence: str | None) -> None:
+def _write(folder: Path, dataset: OpenDataset, source: LocalFiles | HubFiles) -> None:
     cameras, files = _camera_columns(dataset)
     episodes = dataset.meta.episodes
     columns = {
@@ -110,7 +110,7 @@ def _write(folder: Path, dataset: OpenDataset, licence: str | None) -> None:
         files=files,
         file_dataset=np.zeros(len(files), np.int32),
         tasks=dataset.tasks,
-        manifest={"datasets": [_entry(dataset, licence)]},
+        manifest={"datasets": [_entry(dataset, source)]},
     )
 
 
@@ -140,11 +140,12 @@ def _camera_columns(dataset: OpenDataset) -> tuple[dict[str, np.ndarray], list[s
     return columns, [paths[number] for number in used]
 
 
-def _entry(dataset: OpenDataset, licence: str | None) -> dict[str, Any]:
+def _entry(dataset: OpenDataset, source: LocalFiles | HubFiles) -> dict[str, Any]:
     meta, info = dataset.meta, dataset.meta.info
     return {
         "repo_id": meta.repo_id,
         "revision": meta.revision,
+        "local": isinstance(source, LocalFiles),
         "version": info.version,
         "robot_type": info.robot_type,
         "convention": dataset.detection.convention,
@@ -156,7 +157,7 @@ def _entry(dataset: OpenDataset, licence: str | None) -> dict[str, Any]:
         "cameras": list(dataset.cameras),
         "depth_cameras_not_read": list(info.depth_keys),
         "episodes_left_out": {str(index): reason for index, reason in dataset.left_out.items()},
-        "licence": licence,
+        "licence": source.licence,
         "state_dim": dataset.state.shape[1],
         "action_dim": dataset.action.shape[1],
         "state_names": info.features[STATE].names,

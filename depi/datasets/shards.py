@@ -39,7 +39,7 @@ class Wanted(NamedTuple):
 
     cameras: camera keys, the one of slot 0 first
     episodes, lengths: int64 [E], recorded episode indices and their frames
-    files: sizes in bytes of its camera files, which stand for the revision that a local folder lacks
+    files: sizes in bytes of its camera files, where it is a local folder: what that holds, no revision says
     """
 
     repo_id: str

@@ -179,13 +179,15 @@ def test_what_does_not_fit_is_refused(v2, tmp_path):
         prepare(open_(v2), Settings(out), run=ONE)
 
 
-def test_another_recording_under_the_same_name_is_refused(tmp_path):
+@pytest.mark.parametrize("revision", [None, "main"])
+def test_another_recording_under_the_same_name_is_refused(tmp_path, revision):
     root = write_v2(tmp_path / "data", RECORDING)
-    prepare(open_(root), settings(tmp_path / "out"), run=ONE)
+    source = DatasetSource("someone/something", revision, root)
+    prepare(MultiLeRobotDataset([source], image_size=96), settings(tmp_path / "out"), run=ONE)
     shutil.rmtree(root)
     write_v2(root, Recording(lengths=RECORDING.lengths, seed=1), crf="1")
     with pytest.raises(UserError, match="is not the file that was prepared"):
-        open_(root, tmp_path / "out")
+        MultiLeRobotDataset([source], image_size=96, prepared=tmp_path / "out")
 
 
 def test_jpeg_keeps_colour_and_refuses_what_is_none():
