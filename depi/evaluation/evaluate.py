@@ -56,18 +56,27 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     path = config.policy.path
     if path is None:
         raise UserError("no policy: give --policy.path=FOLDER_OR_REPO")
-    # Here rather than when it is loaded, which takes long imports first.
-    if path != EXPERT and not Path(path).expanduser().is_dir() and not is_repo_id(path):
-        raise UserError(
-            f"--policy.path={path} is neither a folder nor a Hub repository of the form user/name"
-        )
     _check_record(config)
     check_choices(config)
     if config.policy.device is not None and config.policy.device.partition(":")[0] not in DEVICES:
         raise UserError(f"--policy.device={config.policy.device} is none of {', '.join(DEVICES)}")
+    _check_path(path, config.policy.revision)
     with _recording(config) as on_episode:
         actor, identity = _load(config)
         return _roll_out(config, actor, identity, resume=True, show_progress=True, on_episode=on_episode)
+
+
+def _check_path(path: str, revision: str | None) -> None:
+    """Raise a UserError where there is no such policy: now, as loading one begins with long imports."""
+    from depi.hub.client import repo_info
+
+    if path == EXPERT or Path(path).expanduser().is_dir():
+        return
+    if not is_repo_id(path):
+        raise UserError(
+            f"--policy.path={path} is neither a folder nor a Hub repository of the form user/name"
+        )
+    repo_info(path, repo_type="model", revision=revision)
 
 
 def _check_record(config: EvaluateConfig) -> None:

@@ -96,15 +96,22 @@ def test_errors_are_named_in_json_and_table(checkpoints, tmp_path, capsys, monke
         assert text in printed, text
 
 
-def test_a_folder_that_does_not_exist_is_named_at_once(tmp_path):
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("./outputs/no/where", "--policy.path=./outputs/no/where is neither a folder nor"),
+        ("ann/no-such-policy", "ann/no-such-policy"),
+    ],
+)
+def test_a_policy_that_does_not_exist_is_named_at_once(module_hub, path, says):
     code = (
-        "import sys; from depi import cli\n"
-        "status = cli.main(['eval', '--policy.path=./outputs/no/where'])\n"
+        f"import sys; from depi import cli; status = cli.main(['eval', '--policy.path={path}'])\n"
         "sys.exit(3 if 'torch' in sys.modules else status)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "--policy.path=./outputs/no/where is neither a folder nor" in done.stderr
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert says in done.stderr
 
 
 def test_a_result_without_a_rate_is_printed(checkpoints, tmp_path, capsys):
