@@ -113,9 +113,7 @@ def _plan(reader: FrameReader, network: Network, number: int) -> str:
     texts = [data.tasks[task] for task in np.unique(data.task[frames])]
     notes = reader.annotations
     if notes is not None:
-        texts += [
-            repr((notes.task(episode), notes.views(episode))) for episode in range(*episodes.indices(10**9))
-        ]
+        texts += [repr((notes.task(episode), notes.views(episode))) for episode in range(*episodes)]
     facts = {
         "format": [FORMAT, GROUP],
         "network": network.sha256,

@@ -273,3 +273,16 @@ def test_per_task_thresholds_are_of_the_texts_that_the_network_reads(roots):
     for reader in (FrameReader(dataset, "name", notes), FrameReader(dataset)):
         numbers, texts = reader.task_texts()
         assert [texts[number] for number in numbers] == [dataset.tasks[task] for task in dataset.task]
+
+
+def test_a_network_that_knows_cameras_by_view_judges_annotated_datasets(value_checkpoint, flags, tmp_path):
+    checkpoint = trained_with(value_checkpoint, tmp_path / "view", cameras="view", use_annotated_tasks=True)
+    (tmp_path / "notes").mkdir()
+    args = [
+        *flags,
+        f"--policy.path={checkpoint}",
+        f"--dataset.annotations={tmp_path / 'notes'}",
+        "--workers=1",
+    ]
+    assert main([*args, f"--output_dir={tmp_path / 'out'}"]) == 0
+    assert [len(rows["value"]) for rows in rows_of(tmp_path / "out")] == list(LENGTHS)
