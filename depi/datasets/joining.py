@@ -1,4 +1,8 @@
-"""Join the indexes of many datasets into one, streaming: memory does not grow with the frames."""
+"""Join the indexes of many datasets into one, streaming: the frames go through files.
+
+Only the statistics, whose quantiles are exact, hold more: one joint of all frames at a time and, where there
+are groups of datasets, all joints of one group's frames.
+"""
 
 import tempfile
 from collections.abc import Mapping, Sequence

@@ -96,6 +96,10 @@ class Mixture:
         part = int(np.searchsorted(self._ranges[:, 0], frame, side="right")) - 1
         return part >= 0 and frame < self._ranges[part, 1]
 
+    def draws_from(self, episode_start: np.ndarray) -> np.ndarray:
+        """Which episodes (bool [E]) any frame is drawn of; they begin at frames int64 [E + 1]."""
+        return np.diff(np.searchsorted(self._ranges[:, 0], episode_start)) > 0
+
     def range_after(self, frame: int, first: int, end: int) -> int:
         """The first frame of the next range that begins after `frame`; within first..end-1, going round."""
         low, high = np.searchsorted(self._ranges[:, 0], [first, end]).tolist()

@@ -11,22 +11,23 @@ STD_FLOOR = 1e-3
 dividing by it does not turn sensor noise into large numbers. A feature that never moves at all gets 1."""
 
 
-def compute_stats(values: np.ndarray) -> dict[str, np.ndarray]:
+def compute_stats(values: np.ndarray, rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Statistics over all frames, computed in float64.
 
     Args:
         values: float [F, D], finite, F at least 1.
+        rows: bool [F], the frames that count, at least 1; None for all.
 
     Returns:
         mean, std (population, with the floor of STD_FLOOR), min, max, q01, q10, q50, q90, q99 (linear
         interpolation between neighbours), each float32 [D], and count, int64 [1].
     """
-    columns = [_column_stats(column) for column in values.T]
+    columns = [_column_stats(column if rows is None else column[rows]) for column in values.T]
     stats = {key: np.array([column[key] for column in columns]) for key in columns[0]}
     stats["std"] = floor_std(stats["std"])
     return {
         **{key: value.astype(np.float32) for key, value in stats.items()},
-        "count": np.array([len(values)], np.int64),
+        "count": np.array([len(values) if rows is None else np.count_nonzero(rows)], np.int64),
     }
 
 

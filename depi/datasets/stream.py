@@ -13,7 +13,9 @@ from depi.datasets.augment import Augmentation, augment
 from depi.datasets.cameras import slots_by_view, view_in_name
 from depi.datasets.mixture import Mixture
 from depi.datasets.multi import MultiLeRobotDataset
+from depi.datasets.opening import ACTION, STATE
 from depi.datasets.sampling import position_generator
+from depi.datasets.stats import compute_stats
 from depi.errors import UserError
 
 CAMERA_MODES = ("name", "view", "shuffle")
@@ -136,6 +138,17 @@ class TrainingStream(torch.utils.data.Dataset):
             else:
                 sample[slot] = before[self.slots[source]]
                 sample[f"{slot}_is_pad"] = before[f"{self.slots[source]}_is_pad"]
+
+    def stats(self) -> dict[str, dict[str, np.ndarray]]:
+        """Statistics of the episodes that are drawn from, as `MultiLeRobotDataset.stats` has them of all."""
+        dataset, drawn = self.dataset, self.mixture.draws_from(self.episode_start)
+        if drawn.all():
+            return dataset.stats
+        rows = np.repeat(drawn, np.diff(self.episode_start))
+        return {
+            key: compute_stats(values, rows)
+            for key, values in ((STATE, dataset.state), (ACTION, dataset.action))
+        }
 
     def report(self) -> dict[str, Any]:
         """What the stream is drawn from, for `data_report.json`."""

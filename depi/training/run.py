@@ -19,7 +19,7 @@ from depi.datasets.multi import MultiLeRobotDataset
 from depi.errors import UserError
 from depi.files import read_json, write_json
 from depi.hub.client import go_offline
-from depi.policies import make_policy, make_processors
+from depi.policies import load_processors, make_policy, make_processors
 from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
 from depi.policies.factory import AnyPolicy, load_any_policy
 from depi.policies.processors import is_told_advantages
@@ -76,9 +76,8 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
         if config.resume_from and accelerator.is_main_process:
             check_checkpoint(config.resume_from)
         policy = build_policy(config, dataset).to(accelerator.device)
-        indicator = config.advantage.mode != "off"
-        processors = make_processors(policy.config, dataset.stats, indicator=indicator)
-    stream = training_stream(dataset, config, policy.config)
+        stream = training_stream(dataset, config, policy.config)
+        processors = build_processors(config, policy, stream)
     held_out = None
     if config.dataset.eval_split and config.eval_freq:
         held_out = training_stream(dataset, config, policy.config, "eval")
@@ -230,6 +229,16 @@ def build_policy(config: TrainConfig, dataset: MultiLeRobotDataset) -> AnyPolicy
     if config.peft is not None:
         add_adapters(policy.model, config.peft)
     return policy
+
+
+def build_processors(
+    config: TrainConfig, policy: AnyPolicy, stream: PolicyStream
+) -> tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]:
+    """Return new processors, which normalise by what the stream is drawn from, or the last checkpoint's."""
+    if config.resume_from:
+        return load_processors(config.resume_from, device=policy.config.device)
+    indicator = config.advantage.mode != "off"
+    return make_processors(policy.config, stream.samples.stats(), indicator=indicator)
 
 
 def describe(run: Run) -> None:

@@ -194,6 +194,16 @@ def test_an_episode_stays_on_its_side_when_datasets_come_and_shares_grow():
     assert 0.05 < len(small) / 500 < 0.15
 
 
+def test_which_episodes_are_drawn_from():
+    data = pool([[10, 2, 30], [5, 5]])
+    filters = FrameFilter(min_episode_frames=5, exclude={data.repo_ids[0]: [0]})
+    mixture = make_mixture(data, filters=filters, seed=0)
+    assert mixture.draws_from(data.episode_start).tolist() == [False, False, True, True, True]
+    weights = {data.repo_ids[0]: 1, data.repo_ids[1]: 0}
+    mixture = make_mixture(data, weights=weights, seed=0)
+    assert mixture.draws_from(data.episode_start).tolist() == [True, True, True, False, False]
+
+
 def test_excluded_and_short_episodes_are_left_out():
     data = pool([[5, 2, 5], [5, 5]])
     filters = FrameFilter(min_episode_frames=3, exclude={"user/0": [6], "not/here": [0]})

@@ -28,6 +28,15 @@ def test_equals_numpy_on_the_pooled_data(values):
     assert all(stats[key].dtype == np.float32 for key in stats if key != "count")
 
 
+def test_only_some_rows_may_count():
+    values = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    rows = np.arange(20) % 3 == 0
+    part, alone = compute_stats(values, rows), compute_stats(values[rows])
+    assert part.keys() == alone.keys()
+    for name, value in alone.items():
+        np.testing.assert_array_equal(part[name], value)
+
+
 def test_a_large_offset_costs_no_precision():
     values = np.array([[16_777_216.0], [16_777_218.0]] * 500_000, np.float32)
     assert compute_stats(values)["std"].tolist() == [1.0]

@@ -239,6 +239,20 @@ def test_another_revision_of_the_annotations_is_noticed(dataset, tmp_path):
     assert annotations.task(0) == "annotated"
 
 
+def test_statistics_are_those_of_the_episodes_that_are_drawn_from(dataset):
+    def mean(key, **options):
+        samples = TrainingStream(dataset, make_mixture(dataset, seed=0, **options), seed=0)
+        return samples.stats()[key]["mean"]
+
+    for key, values in (("action", dataset.action), ("observation.state", dataset.state)):
+        np.testing.assert_array_equal(mean(key), dataset.stats[key]["mean"])
+        np.testing.assert_allclose(
+            mean(key, weights={"user/two": 0, "user/one": 1}), values[12:].mean(0), rtol=1e-5
+        )
+        kept = mean(key, filters=FrameFilter(exclude={"user/two": [1], "user/one": [0]}))
+        np.testing.assert_allclose(kept, values[[*range(7), *range(18, 22)]].mean(0), rtol=1e-5)
+
+
 def test_impossible_options(dataset):
     with pytest.raises(ValueError, match="cameras 'pose'"):
         stream(dataset, cameras="pose")
