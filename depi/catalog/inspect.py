@@ -43,6 +43,8 @@ COLUMNS = ("action", "observation.state", "timestamp")
 HEAVY_BYTES = 64_000_000
 MAX_UNFOLDED_BYTES = 1_000_000_000
 HEAVY_META_MB = 8.0
+# The Hub leaves files out of what it says of a repository that has some thousands; it never does so here.
+LISTED_WHOLE = 1_000
 _heavy = threading.RLock()
 
 # What is asked of a repository whose files are listed folder by folder.
@@ -145,13 +147,16 @@ def _listing(dataset: DatasetId, revision: str | None) -> tuple[DatasetInfo, dic
         return info, dict(files)
     try:
         found = client.repo_info(dataset.repo_id, revision=revision, files_metadata=True)
+        assert isinstance(found, DatasetInfo)
+        siblings = found.siblings or ()
+        if 0 < len(siblings) <= LISTED_WHOLE:
+            return found, {sibling.rfilename: sibling.size for sibling in siblings}
+        return found, dict(client.list_files(dataset.repo_id, "", revision=found.sha or "main"))
     except client.TooLarge:
         info = _about(endpoint=client.endpoint(), repo_id=dataset.repo_id, revision=revision)
         if client.existing_files(dataset.repo_id, [INFO_FILE], revision=info.sha or "main"):
             raise
         return info, None
-    assert isinstance(found, DatasetInfo)
-    return found, {sibling.rfilename: sibling.size for sibling in found.siblings or ()}
 
 
 def _about(*, endpoint: str, repo_id: str, revision: str | None) -> DatasetInfo:

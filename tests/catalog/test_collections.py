@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 from starlette.requests import Request
 
-from depi.catalog import collection
+from depi.catalog import collection, inspect
 from depi.catalog.collect import CollectConfig, collect
 from depi.catalog.store import read_rows
 from depi.datasets.multi import MultiLeRobotDataset
@@ -135,3 +135,27 @@ def test_one_dataset_with_a_boundless_file_list_is_a_reason(counted, tmp_path, m
     collect(CollectConfig(output_dir=out, search=["endless"]))
     bad = json.loads((out / "bad_dataset_ids.json").read_text())
     assert bad == {"mal/so100_endless": ["reachable: the Hub's answer is larger than 0 MB"]}
+
+
+@pytest.mark.parametrize("told", [0, 20])
+def test_files_that_the_hub_leaves_out_of_a_long_list_are_found(
+    counted, tmp_path, make_dataset, monkeypatch, told
+):
+    folder = make_dataset(tmp_path / "many", seed=9, episodes=30)
+    client.upload_folder(folder, "ann/so100_many", repo_type="dataset", commit_message="Add")
+    publish_collection(tmp_path / "in", make_dataset)
+    get_json = client.get_json
+
+    def cut(*args):
+        value = get_json(*args)
+        return {**value, "siblings": value["siblings"][:told]} if "siblings" in value else value
+
+    monkeypatch.setattr(client, "get_json", cut)
+    monkeypatch.setattr(inspect, "LISTED_WHOLE", 10)
+    out = tmp_path / "out"
+    assert collect(CollectConfig(output_dir=out)).found == 4
+    assert sorted(json.loads((out / "dataset_list_valid.json").read_text())) == [
+        "ann/so100_many",
+        IDS[0],
+        IDS[2],
+    ]
