@@ -56,7 +56,8 @@ class CollectConfig(Thresholds):
     thumbnails.parquet       with --deep: one small picture per camera
 
     Without --tags, --search, --author and --ids_file, the usual tags and names of SO-100 and SO-101
-    datasets are looked for. What has not changed since the last call is not inspected again.
+    datasets are looked for: one that has the robot neither in its tags nor in its name only --wide finds.
+    What has not changed since the last call is not inspected again.
 
     Exit status: 0 when every candidate was judged, 3 when some could not be inspected (they are named,
     and the next call tries them again), 2 when the command cannot work at all.
@@ -72,7 +73,7 @@ class CollectConfig(Thresholds):
     author: str | None = None
     # Also the datasets named in this file: a JSON list, or one id per line.
     ids_file: Path | None = None
-    # Also every dataset tagged "LeRobot": arms that call themselves something else are told by their joints.
+    # Also every dataset tagged "LeRobot", as LeRobot tags all: SO-100 and SO-101 are told by their metadata.
     wide: bool = False
     # Only datasets whose metadata names one of these robots, as in --robot_types=[so100_follower].
     robot_types: list[str] | None = None

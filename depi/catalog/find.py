@@ -19,10 +19,13 @@ logger = logging.getLogger(__name__)
 BASE_TAG = "LeRobot"
 DEFAULT_TAGS = (
     *("so100", "so101", "so100_follower", "so101_follower", "so-100", "so-101", "SO-ARM100"),
-    *("bi_so100", "bi_so101", "bi_so100_follower", "bi_so101_follower"),
+    *("bi_so100", "bi_so101", "bi_so100_follower", "bi_so101_follower", "so_follower", "bi_so_follower"),
 )
 # Many uploads lack the tags and have the robot in their name. The last one names the community's collections.
-DEFAULT_SEARCH = ("so100", "so101", "community_dataset")
+DEFAULT_SEARCH = (
+    *("so100", "so101", "so-100", "so-101", "so_100", "so_101", "so-arm", "so_follower"),
+    "community_dataset",
+)
 LISTINGS_AT_ONCE = 8
 
 
@@ -54,7 +57,7 @@ def find(
     contains one of `search`, datasets in `ids_file`. `author` narrows tags and search to that user or
     organisation, and alone takes all of their datasets. `wide` adds every dataset with the tag "LeRobot",
     whatever it calls its robot. When nothing at all is named, the usual tags and names of SO-100 and
-    SO-101 datasets are looked for.
+    SO-101 datasets are looked for: one with neither only `wide` finds.
 
     Raises:
         UserError: the Hub cannot be listed, `ids_file` is malformed, or nothing was found.

@@ -11,7 +11,8 @@ from depi.datasets.joints import JOINTS
 INFO_FILE = "meta/info.json"
 MAX_INFO_MB = 8
 REQUIRED_COLUMNS = ("action", "observation.state", "timestamp", "frame_index", "episode_index", "task_index")
-SO_ARM = re.compile(r"so[-_ ]?(arm[-_ ]?)?10[01]", re.IGNORECASE)
+# LeRobot 0.6 records "so_follower" or "bi_so_follower", whichever of the arms it is.
+SO_ARM = re.compile(r"so[-_ ]?(arm[-_ ]?)?10[01]|(?<![a-z])so[-_ ]follower", re.IGNORECASE)
 # Six joints as well, some with the same names: not told apart by anything but what they call themselves.
 OTHER_ARMS = re.compile(
     r"aloha|franka|hope|koch|lekiwi|moss|omx|openarm|panda|piper|reachy|stretch|unitree|ur5|ur10|viperx|widowx|xarm",

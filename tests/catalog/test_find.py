@@ -37,6 +37,20 @@ def test_the_default_unites_usual_tags_and_names_sorted_and_each_once(listed):
     assert found() == ["ann/cubes", "ann/so101_cups", "bob/lamps", "bob/so100_Lego"]
 
 
+def test_the_default_finds_what_lerobot_calls_its_arms_and_every_spelling(monkeypatch):
+    asked = []
+
+    def listing(tags=(), search=None, author=None):
+        asked.append((tags, search))
+        yield DatasetInfo(id="ann/x", tags=[])
+
+    monkeypatch.setattr(client, "list_datasets", listing)
+    find()
+    assert {"so_follower", "bi_so_follower", "so100_follower"} <= {tags[1] for tags, _ in asked if tags}
+    names = {search for _, search in asked}
+    assert {"so100", "so-100", "so_100", "so101", "so-101", "so_101", "so-arm", "so_follower"} <= names
+
+
 def test_listed_candidates_carry_their_newest_commit(listed):
     assert find(tags=["aloha"]) == [Candidate("cid/aloha", listed["cid/aloha"], False)]
 

@@ -240,6 +240,7 @@ REFUSED = [
     ),
     ("license_allowed", changed(license=None), "no licence given, wanted apache-2.0 (--licenses)"),
 ]
+UNNAMED = {"dtype": "float32", "shape": [6], "names": None}
 # A dataset that only just passes; together with REFUSED it shows where each rule's limit is.
 PASSED = [
     ("reachable", changed(access_error=None)),
@@ -260,6 +261,7 @@ PASSED = [
     ("so100_arm", good_facts(info_json(robot_type="unknown"))),
     ("so100_arm", good_facts(info_json(robot_type="SO-ARM101"))),
     ("so100_arm", good_facts(info_json(robot_type="my_own_arm"))),
+    ("so100_arm", good_facts({**with_features(action=UNNAMED), "robot_type": "so_follower"})),
     ("enough_cameras", good_facts()),
     ("fps_in_range", good_facts(info_json(fps=5.0))),
     ("fps_in_range", good_facts(info_json(fps=120))),
