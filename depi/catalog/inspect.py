@@ -87,8 +87,10 @@ class Inspector:
             with client.time_limit(self.max_seconds):
                 return self._inspect(candidate, known)
         except (client.RepoMissing, client.RepoGated, client.FileMissing, client.TooLarge) as error:
+            # Access may be granted without a new commit: only what is too large stays so until there is one.
+            revision = candidate.revision if isinstance(error, client.TooLarge) else None
             dataset = parse_dataset_id(candidate.repo_id)
-            facts = Facts(candidate.repo_id, candidate.revision or "", files={}, access_error=str(error))
+            facts = Facts(candidate.repo_id, revision or "", files={}, access_error=str(error))
             facts.path, facts.gated = dataset.path or None, bool(candidate.gated)
             return make_row(facts, judge(TIERS[0], facts, self.limits, self.disabled), self.limits)
         except client.HubUnreachable:

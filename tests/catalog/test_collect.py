@@ -324,3 +324,16 @@ def test_only_what_changed_is_inspected_again(hub, tmp_path, make_dataset, publi
     assert (summary.accepted, summary.rejected, summary.reused) == (2, 1, 2)
     bad = json.loads((out / "bad_dataset_ids.json").read_text())
     assert bad == {"ann/so101_two": ["fps_in_range: 300 fps, expected 5 to 120"]}
+
+
+def test_access_that_was_granted_since_is_noticed(hub, tmp_path, make_dataset, publish, monkeypatch):
+    publish(make_dataset(tmp_path / "open", seed=1), "ann/so101_open")
+    publish(make_dataset(tmp_path / "gated", seed=2), "bob/so101_gated")
+    HfApi().update_repo_settings("bob/so101_gated", repo_type="dataset", gated="manual")
+    config = CollectConfig(output_dir=tmp_path / "out", disable_rules=["not_gated"])
+    monkeypatch.setenv("HF_TOKEN", hub.read_token)
+    first = collect(config)
+    assert (first.accepted, first.rejected, first.rejected_by_rule) == (1, 1, {"reachable": 1})
+    monkeypatch.setenv("HF_TOKEN", hub.write_token)
+    second = collect(config)
+    assert (second.accepted, second.rejected, second.reused) == (2, 0, 1)
