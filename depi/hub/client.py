@@ -349,14 +349,15 @@ def upload_folder(
 ) -> str:
     """Upload the files of `folder`, creating the repository when it is missing; return the commit sha.
 
-    Files of the repository that the folder lacks stay. `private` matters only at creation. `tag` is set to
-    the new commit, and moved when it exists. On Hubs other than huggingface.co files go by plain HTTP in one
-    commit; Xet may split a folder of hundreds of files into several.
+    Files of the repository that the folder lacks stay. With `private` a new repository is, and one that is
+    public is refused. `tag` is set to the new commit, and moved when it exists. On Hubs other than
+    huggingface.co files go by plain HTTP in one commit; Xet may split a folder of hundreds of files into
+    several.
 
     Raises:
         TokenMissing: no token, or none that may write.
         HubError: refused or unreachable.
-        UserError: the folder is missing or empty.
+        UserError: the folder is missing or empty, or the repository public against `private`.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -371,6 +372,12 @@ def upload_folder(
     retried(
         lambda: api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True), target
     )
+    # What exists stays as it is, and the Hub does not say so.
+    if private and not repo_info(repo_id, repo_type=repo_type, expand=["private"]).private:
+        raise UserError(
+            f"{repo_id} is public: make it private in its settings, choose another name, or leave out "
+            "--private"
+        )
     commit = retried(
         lambda: api.upload_folder(
             repo_id=repo_id, repo_type=repo_type, folder_path=folder, commit_message=commit_message

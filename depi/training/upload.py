@@ -36,6 +36,7 @@ class UploadConfig:
     # A run (its last checkpoint is taken), a checkpoint, or its pretrained_model folder.
     checkpoint: Path
     repo_id: str
+    # Create the repository private. One that is public already is refused.
     private: bool = False
     # The name of the commit; step-<step> if null.
     tag: str | None = None
@@ -84,8 +85,8 @@ def publish(
     `UploadConfig` says what the arguments mean.
 
     Raises:
-        UserError: there is no average or no training state to publish, no write token, no such user, or the
-            Hub is unreachable.
+        UserError: there is no average or no training state to publish, no write token, no such user, a
+            public repository with `private`, or the Hub is unreachable.
     """
     step = pretrained.parent.name
     with tempfile.TemporaryDirectory(prefix="depi-upload-") as name:

@@ -248,6 +248,24 @@ def test_file_names_from_a_hub_are_checked(hub: LocalHub, name: str) -> None:
         client.download_files("ann/pick", ["b.txt", name], revision="0" * 40)
 
 
+def test_nothing_private_goes_into_a_public_repository(hub: LocalHub, tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("s")
+    for repo_type in ("model", "dataset"):
+
+        def upload(repo_id: str, kind: str = repo_type) -> str:
+            return client.upload_folder(tmp_path, repo_id, repo_type=kind, commit_message="Add", private=True)
+
+        HfApi(endpoint=hub.endpoint).create_repo("ann/open", repo_type=repo_type)
+        with pytest.raises(UserError, match="ann/open is public: make it private"):
+            upload("ann/open")
+        assert "secret.txt" not in HfApi(endpoint=hub.endpoint).list_repo_files(
+            "ann/open", repo_type=repo_type
+        )
+        upload("ann/closed")
+        upload("ann/closed")
+        assert client.repo_info("ann/closed", repo_type=repo_type).private
+
+
 def test_nothing_to_upload(hub: LocalHub, tmp_path: Path) -> None:
     (tmp_path / "empty/folder").mkdir(parents=True)
     with pytest.raises(UserError, match="is not a folder"):
