@@ -109,7 +109,11 @@ class Inspector:
         if known is not None and _unchanged(known, info.sha, gated):
             return known
         if files is None:
-            return _opened(collection.by_walking(dataset.repo_id, info.sha or ""), info.sha, gated)
+            inside = collection.by_walking(dataset.repo_id, info.sha or "")
+            if not inside:
+                reason = f"has_info: no {INFO_FILE} at the top or in its folders, too many files to list them"
+                return make_row(list_facts(dataset, info, {}), [reason], self.limits)
+            return _opened(inside, info.sha, gated)
         if not dataset.path and INFO_FILE not in files:
             inside = collection.from_file_list(dataset.repo_id, info.sha or "", files)
             if inside:

@@ -159,3 +159,17 @@ def test_files_that_the_hub_leaves_out_of_a_long_list_are_found(
         IDS[0],
         IDS[2],
     ]
+
+
+def test_too_many_files_and_no_dataset_among_them_are_a_reason_that_stays(counted, tmp_path, monkeypatch):
+    (tmp_path / "in/deep").mkdir(parents=True)
+    for number in range(60):
+        (tmp_path / f"in/deep/{number}.txt").write_text("no dataset")
+    client.upload_folder(tmp_path / "in", "dan/so100_raw", repo_type="dataset", commit_message="Add")
+    monkeypatch.setattr(fetch, "MAX_ANSWER", 5_000)
+    config = CollectConfig(output_dir=tmp_path / "out")
+    assert collect(config).rejected_by_rule == {"has_info": 1}
+    assert json.loads((tmp_path / "out/dataset_list.json").read_text()) == ["dan/so100_raw"]
+    counted.seen.clear()
+    assert collect(config).reused == 1
+    assert all(seen.endswith("/api/datasets") for seen in counted.seen)
