@@ -1,5 +1,6 @@
 """Duplicates by what was recorded: forks, subsets, merges, and trimmed, rounded or converted copies."""
 
+import hashlib
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -11,6 +12,7 @@ from depi.catalog.duplicates import pack, unpack
 from depi.catalog.facts import Thresholds
 from depi.catalog.landmarks import episode_hashes, landmark_hashes
 from depi.catalog.order import settle
+from depi.catalog.rules import RULES_VERSION
 from depi.catalog.store import Row
 from depi.datasets.joints import from_degrees, to_degrees
 
@@ -227,3 +229,12 @@ def test_effort_grows_with_the_number_of_datasets_not_with_its_square():
         seconds.append(time.process_time() - started)
         assert sum(row.verdict == "rejected" for row in settled) == len(rows) // 10
     assert seconds[1] < 24 * max(seconds[0], 0.02)  # 8 times as many; squared it would be 64
+
+
+def test_hashes_of_one_rules_version_can_be_compared():
+    frame = np.arange(600)[:, None]
+    degrees = np.round(60 * ((frame * np.array([3, 5, 7, 11, 13, 17]) % 200) / 100 - 1))
+    hashes = landmark_hashes(degrees, np.array([350, 250]))
+    digest = hashlib.blake2b(pack(hashes), digest_size=8).hexdigest()
+    # Where the digest changes, so must the version: catalogues hold hashes of earlier calls.
+    assert (RULES_VERSION, digest) == ("3", "43a8e5e01c81a56d")
