@@ -249,7 +249,8 @@ def inspect_found(
     inspector = Inspector(config, disabled, {row.repo_id: row for row in known}, config.max_seconds)
     rows = inspect_all(inspector, candidates, config.workers, journal)
     if config.robot_types is not None:
-        rows = [row for row in rows if row.robot_type in config.robot_types]
+        # Of what could not be inspected nobody knows the robot: it is said, and tried again.
+        rows = [row for row in rows if row.robot_type in config.robot_types or row.verdict == FAILED]
         if not rows:
             raise UserError(f"no dataset names one of these robots: {', '.join(config.robot_types)}")
     kept = {id(row) for row in known}

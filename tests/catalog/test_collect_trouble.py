@@ -39,6 +39,28 @@ def test_what_cannot_be_fetched_is_failed_and_not_bad(
     assert len(json.loads((out / "dataset_list_valid.json").read_text())) == 2
 
 
+def test_what_cannot_be_fetched_is_failed_whatever_robot_is_wanted(
+    hub, tmp_path, make_dataset, publish, monkeypatch
+):
+    publish(make_dataset(tmp_path / "good", seed=1, robot_type="so100_follower"), "ann/so100_good")
+    publish(make_dataset(tmp_path / "other", seed=2), "ann/so101_other")
+    publish(make_dataset(tmp_path / "cut", seed=3, robot_type="so100_follower"), "bob/so100_cut")
+    ask = client.repo_info
+
+    def cut_off(repo_id, **options):
+        if repo_id == "bob/so100_cut":
+            raise client.HubUnreachable("the Hub broke off")
+        return ask(repo_id, **options)
+
+    monkeypatch.setattr(client, "repo_info", cut_off)
+    flags = [f"--output_dir={tmp_path / 'out'}", "--robot_types=[so100_follower]"]
+    assert main(flags) == 3
+    assert {row.repo_id: row.verdict for row in read_rows(tmp_path / "out")} == {
+        "ann/so100_good": "accepted",
+        "bob/so100_cut": "failed",
+    }
+
+
 def test_a_bug_in_a_rule_is_loud_and_costs_one_dataset(
     hub, tmp_path, make_dataset, publish, monkeypatch, caplog
 ):
