@@ -67,10 +67,11 @@ class Stage:
         rewards: list[float] = []
         every = self._request.keep or self._request.video is not None
         for number, action in enumerate(request.actions, 1):
-            self._keep(table, action)
+            self._keep(table)
             self._steps += 1
             self.simulator.look(every or number == len(request.actions))
             self._observation, reward, terminated, truncated, info = self.simulator.env.step(action)
+            self._actions.append(np.asarray(info.get("sent_action", action), np.float32))
             self._beat()
             rewards.append(float(reward))
             self._rewards.append(float(reward))
@@ -92,7 +93,7 @@ class Stage:
         self._last = images or self._last
         return Seen(images, state_of(known, self._observation), self._task, planned, table)
 
-    def _keep(self, table: EnvTable, action: np.ndarray) -> None:
+    def _keep(self, table: EnvTable) -> None:
         if not self._request.keep and self._request.video is None:
             return
         images = images_of(table, self._observation)
@@ -100,7 +101,6 @@ class Stage:
             self._frames.append(side_by_side(list(images.values())))
         if self._request.keep:
             self._states.append(state_of(table, self._observation))
-            self._actions.append(np.asarray(action, np.float32))
             for key, image in images.items():
                 # Some simulators draw every picture into the same array.
                 self._images.setdefault(key, []).append(image.copy())

@@ -112,7 +112,8 @@ class So101Env(gymnasium.Env):
     def step(self, action):
         """Move towards the joint targets `action` for 1/fps seconds.
 
-        Returns (observation, reward, terminated, truncated, info).
+        Returns (observation, reward, terminated, truncated, info); `info["sent_action"]`, float32 (6,), is
+        what the arm was sent: the targets, clipped to what its joints can do. Robots record that.
 
         Raises:
             ValueError: the action is not six finite numbers.
@@ -128,7 +129,7 @@ class So101Env(gymnasium.Env):
             self._held = self._held + 1 if scene_info["success"] else 0
         self._target = end
         self._steps += 1
-        info = self._info()
+        info = {**self._info(), "sent_action": self._to_degrees(end).astype(np.float32)}
         success = info["is_success"]
         return self._observe(), float(success), success, self._steps >= self.max_steps and not success, info
 

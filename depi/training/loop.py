@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 # With several processes, agreeing on a stop costs a collective: they ask each other this often.
 STOP_CHECK_STEPS = 10
+# Signals that follow each other within so many seconds are one.
+ONE_WISH = 1.0
 # While the main process rolls out, or downloads, the others wait in a collective.
 LONGEST_WAIT = timedelta(hours=6)
 
@@ -260,16 +262,23 @@ def agree_to_stop(run: Run, stop: list[int]) -> int:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second one kills at once."""
+    """Collect SIGINT and SIGTERM instead of dying of them; another one, after a second or more, kills.
+
+    Where a scheduler signals all processes and a launcher passes it on, one wish to stop arrives twice.
+    """
     received: list[int] = []
+    first = 0.0
 
     def receive(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        logger.warning(
-            "%s: finishing the step and saving; once more to stop at once", signal.Signals(number).name
-        )
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, signal.SIG_DFL)
+        nonlocal first
+        if not received:
+            received.append(number)
+            first = time.monotonic()
+            name = signal.Signals(number).name
+            logger.warning("%s: finishing the step and saving; once more to stop at once", name)
+        elif time.monotonic() - first > ONE_WISH:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

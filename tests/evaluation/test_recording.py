@@ -152,3 +152,28 @@ def test_recordings_that_cannot_be_are_said_before_anything_is_played(tmp_path, 
     assert cli.main([*command(tmp_path, 2), *flags]) == 2
     assert says in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_recorded_is_what_the_arm_was_sent(tmp_path):
+    """Targets that no arm could reach would make a dataset's joint convention unknown."""
+
+    class Far:
+        batch, expert_steps = 1, 0
+
+        def fit(self, tables):
+            pass
+
+        def act(self, observations):
+            return [np.tile(np.float32([5, -164, 0, 0, 0, 130]), (4, 1)) for _ in observations]
+
+    kept = []
+    config = choices(tmp_path, 1, "so101", n_videos=0, batch_size=1)
+    config.env.observation_height, config.env.observation_width = 60, 80
+    config.env.episode_length = 4
+    result = roll_out(config, Far(), show_progress=False, on_episode=kept.append)
+    assert result["n_errors"] == 0
+    actions = kept[0].actions
+    assert actions.shape == (4, 6)
+    np.testing.assert_allclose(actions[:, 0], 5, atol=1e-3)
+    assert (np.abs(actions[:, 1]) < 120).all()
+    np.testing.assert_allclose(actions[:, 5], 100, atol=0.1)
