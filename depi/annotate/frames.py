@@ -7,6 +7,7 @@ kept, so that another model or prompt decodes nothing.
 
 import hashlib
 import logging
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,11 +44,13 @@ class CameraPlace:
     path: within the dataset's folder
     begin: second in the video where the episode begins, or its first row in the table
     stored: in the table, not in a video
+    end: second in the video where the episode ends, infinite where that is the video's end or not known
     """
 
     path: str
     begin: float
     stored: bool
+    end: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -185,8 +188,15 @@ def _read(root: Path, clip: Clip, camera: str) -> Sequence[Tensor]:
     path = resolve_file(root, place.path)
     if place.stored:
         return [_own.images.image(path, camera, int(place.begin) + frame) for frame in clip.frames]
+    known = clip.whole_file or math.isfinite(place.end)
     requests = [
-        FrameRequest(path, place.begin + time, clip.fps, (frame, clip.length) if clip.whole_file else None)
+        FrameRequest(
+            path,
+            place.begin + time,
+            clip.fps,
+            (frame, clip.length) if known else None,
+            (place.begin, place.end),
+        )
         for frame, time in zip(clip.frames, clip.seconds, strict=True)
     ]
     return _own.videos.frames(requests, size=None)

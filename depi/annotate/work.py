@@ -318,7 +318,8 @@ def _place(meta: DatasetMeta, camera: str, position: int, row: int) -> CameraPla
     if camera not in episodes.videos:
         return CameraPlace(episodes.data_paths[episodes.data_file[position]], row, stored=True)
     table = episodes.videos[camera]
-    return CameraPlace(table.paths[table.file[position]], float(table.start[position]), stored=False)
+    begin, end = float(table.start[position]), float(table.end[position])
+    return CameraPlace(table.paths[table.file[position]], begin, stored=False, end=end)
 
 
 def _gripper_column(meta: DatasetMeta) -> tuple[str | None, int]:

@@ -1,6 +1,7 @@
 """`depi view`: look at one episode, in LeRobot's viewer or as an mp4."""
 
 import importlib.util
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -136,11 +137,10 @@ def camera_images(meta: DatasetMeta, key: str, seconds: np.ndarray) -> Iterator[
         return
     table = meta.episodes.videos[key]
     path = resolve_file(meta.root, table.paths[int(table.file[0])])
-    whole_file = meta.info.version != VIEWER_VERSION
+    place = float(table.start[0]), float(table.end[0])
+    known = meta.info.version != VIEWER_VERSION or math.isfinite(place[1])
     requests = [
-        FrameRequest(
-            path, float(table.start[0]) + time, meta.info.fps, (number, len(seconds)) if whole_file else None
-        )
+        FrameRequest(path, place[0] + time, meta.info.fps, (number, len(seconds)) if known else None, place)
         for number, time in enumerate(seconds.tolist())
     ]
     yield from VideoReader().episode(requests)
