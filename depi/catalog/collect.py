@@ -32,6 +32,7 @@ from depi.catalog.store import ACCEPTED, CATALOG_FILES, FAILED, REJECTED, Row, r
 from depi.catalog.thumbnails import THUMBNAILS_FILE
 from depi.catalog.videos import look_at_videos
 from depi.engine import ENGINES, RayConfig, make_runner
+from depi.engine.cluster import count_cpus
 from depi.errors import UserError
 from depi.files import remove_drafts
 from depi.flags import parse_flags
@@ -75,7 +76,8 @@ class CollectConfig(Thresholds):
     ids_file: Path | None = None
     # Also every dataset tagged "LeRobot", as LeRobot tags all: SO-100 and SO-101 are told by their metadata.
     wide: bool = False
-    # Only datasets whose metadata names one of these robots, as in --robot_types=[so100_follower].
+    # Only datasets whose metadata names one of these robots, as in --robot_types=[so100_follower]. The others
+    # are not kept, and inspected again by the next call.
     robot_types: list[str] | None = None
     # Only the first so many candidates, sorted by name.
     limit: int | None = None
@@ -221,8 +223,12 @@ def collect(config: CollectConfig) -> Summary:
 
 def _share(config: CollectConfig) -> session.Settings:
     """What each of the processes that look at videos may ask of the Hub."""
-    rate, processes = config.max_requests_per_second, config.deep_workers or os.cpu_count() or 1
-    return session.Settings(config.workers, None if rate is None else rate / processes)
+    rate, processes = config.max_requests_per_second, config.deep_workers
+    if rate is None:
+        return session.Settings(config.workers)
+    if not processes:
+        processes = count_cpus(config.ray.address) if config.engine == "ray" else os.cpu_count() or 1
+    return session.Settings(config.workers, rate / processes)
 
 
 def _find(config: CollectConfig) -> list[Candidate]:

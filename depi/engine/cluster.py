@@ -45,9 +45,18 @@ def run[Item, Result](
     Raises:
         UserError: Ray is not installed, or no cluster answers at the address.
     """
-    ray = _connect(address)
-    workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-    return _run(ray, function, iter(items), IN_FLIGHT_PER_WORKER * workers, progress)
+    # Ray starts all that it is given as long as there are CPUs: what is not to run at once stays here.
+    room = workers or IN_FLIGHT_PER_WORKER * count_cpus(address)
+    return _run(_connect(address), function, iter(items), room, progress)
+
+
+def count_cpus(address: str | None = None) -> int:
+    """CPUs of the cluster, at least 1: so many items it works on at a time where `workers` is 0.
+
+    Raises:
+        UserError: Ray is not installed, or no cluster answers at the address.
+    """
+    return max(1, int(_connect(address).cluster_resources().get("CPU", 1)))
 
 
 def _connect(address: str | None) -> Any:

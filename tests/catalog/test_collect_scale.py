@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
 
+from depi.catalog import collect as collecting
 from depi.catalog import inspect
 from depi.catalog.collect import CollectConfig, collect, main
 from depi.catalog.find import DEFAULT_SEARCH, DEFAULT_TAGS
@@ -240,6 +241,21 @@ def test_one_repository_that_takes_for_ever_costs_no_other(slow_hub, tmp_path, m
     (failed,) = [row for row in read_rows(out) if row.verdict == "failed"]
     assert failed.repo_id == slow_hub.repo_id_of(0)
     assert failed.reasons == ["not inspected: it takes longer than the time allowed for one repository"]
+
+
+def test_who_looks_at_videos_shares_the_request_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(collecting, "count_cpus", lambda address: 16)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    config = CollectConfig(output_dir=tmp_path, max_requests_per_second=8)
+    for changes, rate in (
+        ({}, 4.0),
+        ({"deep_workers": 4}, 2.0),
+        ({"engine": "ray"}, 0.5),
+        ({"engine": "ray", "deep_workers": 4}, 2.0),
+        ({"engine": "ray", "max_requests_per_second": None}, None),
+    ):
+        share = collecting._share(dataclasses.replace(config, **changes))
+        assert share.max_requests_per_second == rate
 
 
 def test_flags_that_make_no_sense(tmp_path):
