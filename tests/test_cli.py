@@ -116,7 +116,7 @@ def test_a_failing_command_does_not_wait_for_its_downloads(tmp_path, end, status
             assert hanging.wait(30)
             if end == "Ctrl-C":
                 command.send_signal(signal.SIGINT)
-            _, error = command.communicate(timeout=15)
+            _, error = command.communicate(timeout=40)
         finally:
             command.kill()
             stopped.set()

@@ -120,18 +120,19 @@ def test_single_is_trained_on_one(rigs, work, tmp_path):
     assert len(experiment.contributors_of(rigs.ARMS[-1])[0].setup.cameras) == 3
 
 
+@pytest.mark.slow
 def test_who_does_not_look_succeeds_now_and_then(rigs, work, tmp_path):
     from depi.evaluation.evaluate import roll_out
     from depi.flags import parse_flags
 
-    scale = dataclasses.replace(rigs.SCALES["cpu"], trials=4)
+    scale = dataclasses.replace(rigs.SCALES["cpu"], trials=3)
     experiment = rigs.Experiment(tmp_path, scale)
     write_json(experiment.rigs_file, [rig.setup.to_dict() for rig in experiment.rigs])
     flags = work.play_flags(experiment, rigs.BLIND)[1:]
     config = parse_flags(work.EvaluateConfig, flags, "depi eval")
     result = roll_out(config, work.BlindActor(scale.object_size), show_progress=False)
-    assert (result["n_episodes"], result["n_errors"]) == (32, 0)
-    assert 0 < result["n_successes"] < 12
+    assert (result["n_episodes"], result["n_errors"]) == (24, 0)
+    assert 0 < result["n_successes"] < 9
 
 
 def test_arms_are_compared_with_the_union_by_split(script, rigs, tmp_path):

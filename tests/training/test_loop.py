@@ -12,6 +12,7 @@ import time
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from lerobot.optim.schedulers import CosineDecayWithWarmupSchedulerConfig
 from runs import SCRIPT, losses, metrics, replaced
 from small_pi0 import make_small
@@ -121,15 +122,23 @@ def test_a_second_signal_stops_at_once(flags, tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_settings_of_accelerate_that_would_change_the_training_are_refused(flags, tmp_path):
-    for name, value, says in (
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
         ("ACCELERATE_MIXED_PRECISION", "bf16", "mixed_precision bf16: use --policy.dtype=bfloat16"),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "dynamo_backend INDUCTOR: use --compile=true"),
-    ):
-        command = [sys.executable, str(SCRIPT), *flags]
-        done = subprocess.run(command, env={**os.environ, name: value}, capture_output=True, text=True)
-        assert done.returncode == 2
-        assert says in done.stderr
+    ],
+)
+def test_settings_of_accelerate_that_would_change_the_training_are_refused(
+    flags, tmp_path, capfd, monkeypatch, name, value, says
+):
+    monkeypatch.setenv(name, value)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        assert train(flags) == 2
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert says in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

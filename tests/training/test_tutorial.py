@@ -61,7 +61,10 @@ def one(flags) -> list[str]:
 
 @pytest.mark.parametrize(
     ("repo_id", "env", "dim"),
-    [("lerobot/pusht", "pusht", 2), ("lerobot/aloha_sim_insertion_human", "aloha", 14)],
+    [
+        ("lerobot/pusht", "pusht", 2),
+        pytest.param("lerobot/aloha_sim_insertion_human", "aloha", 14, marks=pytest.mark.slow),
+    ],
 )
 def test_a_gym_dataset_with_its_environment(one, gym_data, tmp_path, monkeypatch, repo_id, env, dim):
     monkeypatch.chdir(tmp_path)
