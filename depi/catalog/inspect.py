@@ -43,8 +43,6 @@ COLUMNS = ("action", "observation.state", "timestamp")
 HEAVY_BYTES = 64_000_000
 MAX_UNFOLDED_BYTES = 1_000_000_000
 HEAVY_META_MB = 8.0
-# The Hub leaves files out of what it says of a repository that has some thousands; it never does so here.
-LISTED_WHOLE = 1_000
 _heavy = threading.RLock()
 
 # What is asked of a repository whose files are listed folder by folder.
@@ -155,7 +153,7 @@ def _listing(dataset: DatasetId, revision: str | None) -> tuple[DatasetInfo, dic
         found = client.repo_info(dataset.repo_id, revision=revision, files_metadata=True)
         assert isinstance(found, DatasetInfo)
         siblings = found.siblings or ()
-        if 0 < len(siblings) <= LISTED_WHOLE:
+        if 0 < len(siblings) <= client.LISTED_WHOLE:
             return found, {sibling.rfilename: sibling.size for sibling in siblings}
         return found, dict(client.list_files(dataset.repo_id, "", revision=found.sha or "main"))
     except client.TooLarge:

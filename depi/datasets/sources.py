@@ -139,11 +139,13 @@ class HubFiles:
     def _present(self) -> set[str]:
         from depi.hub import client
 
-        if not self.dataset.path:
-            return {file.rfilename for file in self._ask(self.revision).siblings or []}
         if self._files is None:
             repo_id, path = self.dataset.repo_id, self.dataset.path
-            self._files = set(client.list_files(repo_id, path, revision=self.revision))
+            siblings = () if path else self._ask(self.revision).siblings or ()
+            if 0 < len(siblings) <= client.LISTED_WHOLE:
+                self._files = {file.rfilename for file in siblings}
+            else:
+                self._files = set(client.list_files(repo_id, path, revision=self.revision))
         return self._files
 
     def metadata(self) -> None:

@@ -170,6 +170,10 @@ def repo_info(
     return retried(ask, target)
 
 
+# Of a repository with some thousands of files `repo_info` may leave some out; it never does below this many.
+LISTED_WHOLE = 1_000
+
+
 def list_files(repo_id: str, folder: str, *, revision: str) -> dict[str, int]:
     """Return the files below a folder of a dataset's repository, as path inside that folder -> bytes.
 

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 from starlette.requests import Request
 
-from depi.catalog import collection, inspect
+from depi.catalog import collection
 from depi.catalog.collect import CollectConfig, collect
 from depi.catalog.store import read_rows
 from depi.datasets.multi import MultiLeRobotDataset
@@ -151,7 +151,7 @@ def test_files_that_the_hub_leaves_out_of_a_long_list_are_found(
         return {**value, "siblings": value["siblings"][:told]} if "siblings" in value else value
 
     monkeypatch.setattr(client, "get_json", cut)
-    monkeypatch.setattr(inspect, "LISTED_WHOLE", 10)
+    monkeypatch.setattr(client, "LISTED_WHOLE", 10)
     out = tmp_path / "out"
     assert collect(CollectConfig(output_dir=out)).found == 4
     assert sorted(json.loads((out / "dataset_list_valid.json").read_text())) == [

@@ -638,6 +638,22 @@ def test_from_the_hub_at_a_pinned_revision(hub, v21, v30):
     assert "codebase_version is None" in spoilt.quarantined["user/old"]
 
 
+def test_files_that_the_hub_leaves_out_of_a_long_list_are_found(hub, v21, monkeypatch):
+    from depi.hub import client
+
+    client.upload_folder(v21, "user/long", repo_type="dataset", commit_message="Record")
+    get_json = client.get_json
+
+    def cut(*args):
+        value = get_json(*args)
+        return {**value, "siblings": value["siblings"][:3]} if "siblings" in value else value
+
+    monkeypatch.setattr(client, "get_json", cut)
+    monkeypatch.setattr(client, "LISTED_WHOLE", 2)
+    dataset = MultiLeRobotDataset([DatasetSource("user/long")], chunk_size=4, image_size=64)
+    check_against_reference(dataset, 0, Recording(), 0)
+
+
 def test_only_the_wanted_videos_are_downloaded(hub, v21):
     from depi.hub import client
 
