@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from depi.priority import priority_kept
+
 CODECS = {"h264": ("libx264", "h264"), "av1": ("libsvtav1", "libaom-av1")}
 _FRAMES, _HEIGHT, _WIDTH = 6, 96, 128
 
@@ -53,6 +55,7 @@ def _each_codec(decode: Callable[[Path], int]) -> dict[str, str]:
     return found
 
 
+@priority_kept()
 def _encode(path: Path, codec: str) -> None:
     import av
     import numpy as np

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from depi.datasets.joints import JOINTS
+from depi.priority import priority_kept
 
 NAMES = [f"{joint}.pos" for joint in JOINTS]
 REAL = Path(__file__).parents[2] / "shared" / "real"
@@ -59,6 +60,7 @@ def number_in(image) -> int:
     return sum(1 << bit for bit, value in enumerate(centres.flatten()) if value > 120)
 
 
+@priority_kept()
 def write_video(
     path: Path, images: list[np.ndarray], fps: float, codec: str = "h264", **options: str
 ) -> None:
@@ -178,6 +180,7 @@ def write_v3(root: Path, recording: Recording, use_videos: bool = True) -> Path:
             }
             row |= {camera: recording.image(camera, episode, frame) for camera in recording.cameras}
             dataset.add_frame(row)
-        dataset.save_episode()
+        with priority_kept():
+            dataset.save_episode()
     dataset.finalize()
     return root

@@ -9,6 +9,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from depi.priority import priority_kept
+
 VERSION = "v2.1"
 CHUNK_SIZE = 1000
 DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
@@ -113,6 +115,7 @@ class V21Writer:
     def abandon(self) -> None:
         """Nothing is open between two calls, so that the folder can be deleted at any time."""
 
+    @priority_kept()
     def _encode(self, path: Path, pixels: NDArray[np.uint8]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         options = self._encoder.get_codec_options(encoder_threads=1, as_strings=True)
