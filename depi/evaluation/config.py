@@ -86,6 +86,9 @@ class EvaluateConfig:
     output_dir: Path = Path("outputs/eval")
     # Of the first episode; the next ones have the next numbers.
     seed: int = 1000
+    # USER/NAME@COMMIT: run the code that LeRobot loads for this checkpoint. Without it, only policy types and
+    # repositories that bring no code are loaded.
+    trust_checkpoint: str | None = None
     # What the policy calls the environment's cameras: {"observation.image": "observation.images.0"}
     rename_map: dict[str, str] = field(default_factory=dict)
     # Print the result as JSON instead of a table.

@@ -1,12 +1,10 @@
 """LeRobot's other policies (act, diffusion, smolvla, ...) as actors.
 
-A checkpoint is data of strangers: its weights are safetensors, its classes those of LeRobot's own registries,
-and a pipeline file that names anything else to import is refused.
+A checkpoint is data of strangers: its weights are safetensors, and `depi.policies.trust` says what else it
+may name.
 """
 
-import contextlib
 import copy
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.processor import PolicyProcessorPipeline
-from lerobot.processor.pipeline import ProcessorStepRegistry
 from lerobot.utils.constants import OBS_STATE
 from numpy.typing import NDArray
 
@@ -26,8 +23,7 @@ from depi.errors import UserError
 from depi.evaluation.actors import Observation, camera_keys, check_cameras, check_dimensions, units
 from depi.evaluation.environments import EnvTable
 from depi.evaluation.pi0_actor import generator
-from depi.files import read_json
-from depi.policies.checkpoint import POSTPROCESSOR, PREPROCESSOR
+from depi.policies.trust import check_checkpoint, never_ask_to_run_code
 
 type Pipelines = tuple[PolicyProcessorPipeline[Any, Any], PolicyProcessorPipeline[Any, Any]]
 
@@ -37,23 +33,27 @@ _CHUNKED = ("act", "smolvla", "pi0", "pi05")
 _NO_MEMORY = {"config", "training", *vars(torch.nn.Module())}
 
 
-def load_lerobot_policy(folder: Path, kind: str, device: str | None) -> tuple[PreTrainedPolicy, Pipelines]:
+def load_lerobot_policy(
+    folder: Path, kind: str, device: str | None, *, trusted: bool = False
+) -> tuple[PreTrainedPolicy, Pipelines]:
     """A policy of LeRobot's factory in evaluation mode, and what comes before and after it.
 
+    Args:
+        folder: the checkpoint.
+        kind: its policy type.
+        device: where to put it; the checkpoint's own choice if None.
+        trusted: build whatever it names, with code that LeRobot loads for it.
+
     Raises:
-        UserError: unknown type, a missing package, weights that do not fit, or a pipeline that is not made of
-            LeRobot's steps.
+        UserError: the type, a step or a repository is not on the lists of `depi.policies.trust`, a package is
+            missing, or weights do not fit.
     """
-    try:
-        PreTrainedConfig.get_choice_class(kind)
-    except Exception:
-        known = ", ".join(sorted(PreTrainedConfig.get_known_choices()))
-        raise UserError(f"{folder} is of policy type {kind!r}, which is none of {known}") from None
+    if not trusted:
+        check_checkpoint(folder, kind)
+    never_ask_to_run_code()
     try:
         policy_class = get_policy_class(kind)
         config = PreTrainedConfig.from_pretrained(folder)
-        if not policy_class.__module__.startswith("lerobot."):
-            raise UserError(f"{folder}: policies of type {kind!r} are not LeRobot's own")
         config.device = device or config.device
         if hasattr(config, "pretrained_backbone_weights"):
             config.pretrained_backbone_weights = None  # the checkpoint has them
@@ -64,8 +64,6 @@ def load_lerobot_policy(folder: Path, kind: str, device: str | None) -> tuple[Pr
         ) from None
     except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
         raise UserError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:500]}") from None
-    for name in (PREPROCESSOR, POSTPROCESSOR):
-        _check_steps(folder / name, kind)
     try:
         pipelines = make_pre_post_processors(
             config,
@@ -75,26 +73,6 @@ def load_lerobot_policy(folder: Path, kind: str, device: str | None) -> tuple[Pr
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{folder}: processors cannot be built: {' '.join(str(error).split())}") from None
     return policy, pipelines
-
-
-def _check_steps(path: Path, kind: str) -> None:
-    """Raise a UserError unless all steps of a pipeline are LeRobot's, for any policy or for this one."""
-    with contextlib.suppress(ModuleNotFoundError):
-        importlib.import_module(f"lerobot.policies.{kind}.processor_{kind}")  # registers its steps
-    content = read_json(path)
-    steps = content.get("steps") if isinstance(content, dict) else None
-    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-        raise UserError(f"{path} is no LeRobot processor file: it has no list of steps")
-    for step in steps:
-        name, state = step.get("registry_name"), step.get("state_file")
-        try:
-            module = ProcessorStepRegistry.get(name).__module__
-        except (KeyError, TypeError):
-            module = ""
-        if "class" in step or not module.startswith(("lerobot.processor.", f"lerobot.policies.{kind}.")):
-            raise UserError(f"{path} has a step that is not LeRobot's: {name or step.get('class')}")
-        if state is not None and (not isinstance(state, str) or Path(state).name != state):
-            raise UserError(f"{path}: state file {state!r} is not a plain file name")
 
 
 class LeRobotActor:

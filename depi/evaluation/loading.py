@@ -11,7 +11,7 @@ from depi.evaluation.pi0_actor import Pi0Actor
 from depi.evaluation.results import checkpoint_digest
 from depi.files import read_json
 from depi.policies import Pi0Policy, load_policy, load_processors, resolve_checkpoint
-from depi.policies.checkpoint import CONFIG, CONFIG_CLASSES
+from depi.policies.checkpoint import CONFIG_CLASSES, policy_type
 from depi.policies.indicator import is_conditioned
 
 
@@ -23,20 +23,21 @@ def load_actor(config: EvaluateConfig) -> tuple[Actor, dict[str, Any]]:
     """
     assert config.policy.path is not None
     folder = resolve_checkpoint(config.policy.path, revision=config.policy.revision)
-    content = read_json(folder / CONFIG)
-    kind = content.get("type") if isinstance(content, dict) else None
+    kind = policy_type(folder)
     identity = {
         "checkpoint": str(folder),
         "policy_type": kind,
         "checkpoint_digest": checkpoint_digest(folder),
     }
-    if kind in CONFIG_CLASSES or kind is None:
+    if kind in CONFIG_CLASSES:
         return _load_pi0(folder, config), identity
     if config.policy.guidance is not None:
         raise UserError(f"--policy.guidance: a policy of type {kind} has no advantage indicator to follow")
     from depi.evaluation.lerobot_policies import LeRobotActor, load_lerobot_policy
 
-    policy, pipelines = load_lerobot_policy(folder, kind, config.policy.device)
+    policy, pipelines = load_lerobot_policy(
+        folder, kind, config.policy.device, trusted=_is_trusted(folder, config)
+    )
     actor = LeRobotActor(
         policy,
         pipelines,
@@ -45,6 +46,20 @@ def load_actor(config: EvaluateConfig) -> tuple[Actor, dict[str, Any]]:
         rename=config.rename_map,
     )
     return actor, identity
+
+
+def _is_trusted(folder: Path, config: EvaluateConfig) -> bool:
+    """Whether the user vouches for this very checkpoint, code included."""
+    if config.trust_checkpoint is None:
+        return False
+    path = str(config.policy.path)
+    checkpoint = path if Path(path).expanduser().is_dir() else f"{path}@{folder.name}"
+    if config.trust_checkpoint != checkpoint:
+        raise UserError(
+            f"--trust_checkpoint={config.trust_checkpoint} is another checkpoint than {checkpoint}, which "
+            "--policy.path names"
+        )
+    return True
 
 
 def _load_pi0(folder: Path, config: EvaluateConfig) -> Actor:

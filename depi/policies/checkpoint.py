@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import draccus
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
@@ -16,11 +17,9 @@ from depi.policies.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from depi.policies.configuration import DepiPi0Config
 from depi.policies.configuration_value import ValueConfig
 from depi.policies.foreign import NORM_STATS, present_config
+from depi.policies.trust import CONFIG, POSTPROCESSOR, PREPROCESSOR
 
-CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-PREPROCESSOR = "policy_preprocessor.json"
-POSTPROCESSOR = "policy_postprocessor.json"
 # What training adds beside them: the units and camera slots in which the policy was trained.
 TRAINING_FILES = ("train_config.json", "data_report.json")
 CONFIG_CLASSES = {"pi0": PI0Config, "depi_pi0": DepiPi0Config, "value": ValueConfig}
@@ -35,8 +34,7 @@ def load_config(folder: Path, overrides: Sequence[str] = ()) -> PI0Config:
         UserError: the file is missing or malformed, is of another policy type, or a flag is wrong.
     """
     path = folder / CONFIG
-    content = present_config(read_json(path), path)
-    kind = content.pop("type", None) if isinstance(content, dict) else None
+    kind, content = _read_config(path)
     if kind not in CONFIG_CLASSES:
         raise UserError(f"{path} is of policy type {kind!r}; DePi knows {', '.join(CONFIG_CLASSES)}")
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
@@ -49,6 +47,23 @@ def load_config(folder: Path, overrides: Sequence[str] = ()) -> PI0Config:
                 str(path),
                 parse=lambda flags: draccus.parse(CONFIG_CLASSES[kind], file.name, args=flags),
             )
+
+
+def policy_type(folder: Path) -> str:
+    """The policy type in a checkpoint folder; openpi's checkpoints are of type `pi0`.
+
+    Raises:
+        UserError: the file is missing, malformed, or names none.
+    """
+    return _read_config(folder / CONFIG)[0]
+
+
+def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
+    """The policy type and the other fields, named as LeRobot of today names them."""
+    content = present_config(read_json(path), path)
+    if not isinstance(content, dict) or not isinstance(kind := content.pop("type", None), str):
+        raise UserError(f"{path} is no policy configuration: it names no policy type")
+    return kind, content
 
 
 def resolve_checkpoint(path_or_repo_id: str | Path, revision: str | None = None) -> Path:

@@ -23,29 +23,20 @@ from safetensors import SafetensorError
 
 from depi.errors import UserError
 from depi.files import read_json
-from depi.policies.checkpoint import POSTPROCESSOR, PREPROCESSOR, load_config, resolve_checkpoint
+from depi.policies.checkpoint import load_config, resolve_checkpoint
 from depi.policies.configuration import dimensions_of
 from depi.policies.foreign import stored_stats
-from depi.policies.indicator import AdvantageTokenizerStep, conditioned
+from depi.policies.indicator import conditioned
+from depi.policies.trust import (
+    OWN_STEP,
+    POSTPROCESSOR,
+    PREPROCESSOR,
+    TOKENIZER,
+    check_steps,
+    never_ask_to_run_code,
+)
 
 type Pipeline = PolicyProcessorPipeline[Any, Any]
-
-TOKENIZER = "google/paligemma-3b-pt-224"
-
-# A pipeline file may name any class to import; only these steps are accepted from a checkpoint.
-KNOWN_STEPS = {
-    "rename_observations_processor",
-    "to_batch_processor",
-    "pi0_new_line_processor",
-    "tokenizer_processor",
-    "device_processor",
-    "relative_actions_processor",
-    "absolute_actions_processor",
-    "normalizer_processor",
-    "unnormalizer_processor",
-}
-# The one step that LeRobot has not: it finds it by this name.
-OWN_STEP = f"{AdvantageTokenizerStep.__module__}.{AdvantageTokenizerStep.__name__}"
 
 
 def make_processors(
@@ -95,7 +86,7 @@ def load_processors(
         config.device = device or config.device
         return make_processors(config, stored_stats(folder))
     for name in (PREPROCESSOR, POSTPROCESSOR):
-        _check_steps(folder / name)
+        check_steps(folder / name, config.type)
     to_device = {"device_processor": {"device": device or config.device}}
 
     def load() -> tuple[Pipeline, Pipeline]:
@@ -158,22 +149,9 @@ def is_told_advantages(folder: Path) -> bool:
     return any(isinstance(step, dict) and step.get("class") == OWN_STEP for step in steps or ())
 
 
-def _check_steps(path: Path) -> None:
-    content = read_json(path)
-    steps = content.get("steps") if isinstance(content, dict) else None
-    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-        raise UserError(f"{path} is no LeRobot processor file: it has no list of steps")
-    for step in steps:
-        name, imported = step.get("registry_name"), step.get("class")
-        if (name, imported) != (None, OWN_STEP) and (name not in KNOWN_STEPS or imported is not None):
-            raise UserError(f"{path} has a step that is not part of pi0: {name or imported}")
-        state = step.get("state_file")
-        if state is not None and (not isinstance(state, str) or Path(state).name != state):
-            raise UserError(f"{path}: state file {state!r} is not a plain file name")
-
-
 def _with_tokenizer(build: Callable[[], tuple[Pipeline, Pipeline]]) -> tuple[Pipeline, Pipeline]:
     """Call `build`, which fetches the tokenizer, and say what to do when that fails."""
+    never_ask_to_run_code()
     try:
         return build()
     except OSError as error:

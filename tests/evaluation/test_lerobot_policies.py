@@ -169,7 +169,7 @@ def test_a_pipeline_of_strangers_names_nothing_but_lerobots_steps(checkpoints, t
     content = json.loads(path.read_text())
     content["steps"].append(step)
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"not LeRobot's|plain file name"):
+    with pytest.raises(UserError, match=r"not part of act|plain file name"):
         load_lerobot_policy(folder, "act", "cpu")
 
 

@@ -187,9 +187,10 @@ def test_other_policy_type(folder):
     (folder / "config.json").write_text(json.dumps(content | {"type": "act"}))
     with pytest.raises(UserError, match="policy type 'act'; DePi knows pi0, depi_pi0"):
         load_policy(folder)
-    (folder / "config.json").write_text("[]")
-    with pytest.raises(UserError, match="policy type None"):
-        load_policy(folder)
+    for content in ([], {}, {"type": ["pi0"]}, {"type": {"pi0": 1}}):
+        (folder / "config.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match="names no policy type"):
+            load_policy(folder)
 
 
 def test_overrides(folder):
@@ -217,7 +218,7 @@ def test_processor_files_are_checked(folder):
     path = folder / "policy_preprocessor.json"
     content = json.loads(path.read_text())
     for step, message in (
-        ({"class": "os.system", "config": {}}, "not part of pi0: os.system"),
+        ({"class": "os.system", "config": {}}, "not part of depi_pi0: os.system"),
         (
             {"registry_name": "normalizer_processor", "state_file": "../../other.safetensors"},
             "plain file name",

@@ -169,9 +169,9 @@ def test_a_checkpoint_remembers(conditioned, stats, raw_batch, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"class": "depi.policies.indicator.with_indicator"}, "not part of pi0: depi.policies.indicator"),
-        ({"class": "os.system"}, "not part of pi0: os.system"),
-        ({"registry_name": "tokenizer_processor"}, "not part of pi0: tokenizer_processor"),
+        ({"class": "depi.policies.indicator.with_indicator"}, "not part of depi_pi0: depi"),
+        ({"class": "os.system"}, "not part of depi_pi0: os.system"),
+        ({"registry_name": "tokenizer_processor"}, "not part of depi_pi0: tokenizer_processor"),
         ({"config": {"indicator": "maybe", "tokenizer_name": "google/paligemma-3b-pt-224"}}, "'maybe'"),
         ({"config": {"padding": "longest", "tokenizer_name": "google/paligemma-3b-pt-224"}}, "padded on"),
     ],

@@ -1,0 +1,151 @@
+"""What a checkpoint may make LeRobot load: the gate before anything of a stranger's checkpoint is built.
+
+LeRobot builds whatever policy type and processor steps a checkpoint names, and some of them load a repository
+whose name stands in the checkpoint, and its code (`trust_remote_code=True` in gaussian_actor, pi0_fast,
+groot, wall_x and the step action_tokenizer_processor of LeRobot 0.6.1). So types, steps and the repositories
+that their fields may name are lists here, and everything else is refused by its name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from depi.errors import UserError
+from depi.files import read_json
+from depi.policies.indicator import AdvantageTokenizerStep
+
+CONFIG = "config.json"
+PREPROCESSOR = "policy_preprocessor.json"
+POSTPROCESSOR = "policy_postprocessor.json"
+
+TOKENIZER = "google/paligemma-3b-pt-224"
+# The one step that LeRobot has not: it finds it by this name.
+OWN_STEP = f"{AdvantageTokenizerStep.__module__}.{AdvantageTokenizerStep.__name__}"
+
+_SMOLVLM = frozenset(
+    f"HuggingFaceTB/SmolVLM2-{size}"
+    for size in ("256M-Video-Instruct", "500M-Video-Instruct", "2.2B-Instruct")
+)
+_CLIP = frozenset({"openai/clip-vit-base-patch16"})
+_PALIGEMMA = frozenset({TOKENIZER})
+
+_STEPS = frozenset(
+    {
+        "rename_observations_processor",
+        "to_batch_processor",
+        "device_processor",
+        "normalizer_processor",
+        "unnormalizer_processor",
+        "tokenizer_processor",
+        "relative_actions_processor",
+        "absolute_actions_processor",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What a checkpoint of one policy type may name.
+
+    Attributes:
+        steps: its processor steps beside those of every policy.
+        repositories: fields of its config.json that LeRobot hands to a loader of repositories, and the
+            repositories that they may name.
+        tokenizers: the repositories that its tokenizer step may name.
+    """
+
+    steps: frozenset[str] = frozenset()
+    repositories: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    tokenizers: frozenset[str] = frozenset()
+
+
+_PI0 = Allowed(steps=frozenset({"pi0_new_line_processor"}), tokenizers=_PALIGEMMA)
+# Each was read in LeRobot 0.6.1: it loads no code, and no repository but by the fields named here.
+POLICY_TYPES: Mapping[str, Allowed] = {
+    "pi0": _PI0,
+    "depi_pi0": _PI0,
+    "value": _PI0,
+    "pi05": Allowed(steps=frozenset({"pi05_prepare_state_tokenizer_processor_step"}), tokenizers=_PALIGEMMA),
+    "act": Allowed(),
+    "diffusion": Allowed(),
+    "vqbet": Allowed(),
+    "tdmpc": Allowed(),
+    "smolvla": Allowed(
+        steps=frozenset({"smolvla_new_line_processor"}),
+        repositories={"vlm_model_name": _SMOLVLM},
+        tokenizers=_SMOLVLM,
+    ),
+    "multi_task_dit": Allowed(
+        repositories={"vision_encoder_name": _CLIP, "text_encoder_name": _CLIP}, tokenizers=_CLIP
+    ),
+}
+
+
+def check_checkpoint(folder: Path, kind: str) -> None:
+    """Refuse a checkpoint that names a policy type, step or repository which is not on the lists.
+
+    Args:
+        folder: with config.json; processor files are checked where they are.
+        kind: its policy type.
+
+    Raises:
+        UserError: it does, or one of the files is malformed.
+    """
+    allowed = POLICY_TYPES.get(kind)
+    if allowed is None:
+        raise UserError(
+            f"{folder} is of policy type {kind!r}; without code of strangers DePi builds "
+            f"{', '.join(POLICY_TYPES)}. If you trust its author: --trust_checkpoint=USER/NAME@COMMIT"
+        )
+    content = read_json(folder / CONFIG)
+    for name, repositories in allowed.repositories.items():
+        if isinstance(content, dict) and name in content:
+            _check_repository(folder / CONFIG, name, content[name], repositories)
+    for name in (PREPROCESSOR, POSTPROCESSOR):
+        if (folder / name).exists():
+            check_steps(folder / name, kind)
+
+
+def check_steps(path: Path, kind: str) -> None:
+    """Refuse a pipeline file with a step, or a tokenizer, that does not belong to policies of type `kind`.
+
+    Raises:
+        UserError: it has one, or is malformed.
+    """
+    content = read_json(path)
+    steps = content.get("steps") if isinstance(content, dict) else None
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise UserError(f"{path} is no LeRobot processor file: it has no list of steps")
+    for step in steps:
+        _check_step(path, step, kind, POLICY_TYPES[kind])
+
+
+def _check_step(path: Path, step: Mapping[str, Any], kind: str, allowed: Allowed) -> None:
+    name, imported = step.get("registry_name"), step.get("class")
+    known = isinstance(name, str) and name in _STEPS | allowed.steps and imported is None
+    if not known and (name is not None or imported != OWN_STEP):
+        raise UserError(f"{path} has a step that is not part of {kind}: {name or imported}")
+    state = step.get("state_file")
+    if state is not None and (not isinstance(state, str) or Path(state).name != state):
+        raise UserError(f"{path}: state file {state!r} is not a plain file name")
+    settings = step.get("config", {})
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: the settings of the step {name or imported} are no JSON object")
+    if name == "tokenizer_processor" or imported == OWN_STEP:
+        _check_repository(path, "tokenizer_name", settings.get("tokenizer_name"), allowed.tokenizers)
+
+
+def _check_repository(path: Path, name: str, value: Any, expected: frozenset[str]) -> None:
+    if not isinstance(value, str) or value not in expected:
+        raise UserError(
+            f"{path}: {name} is {value!r}, and nothing is loaded from there; expected "
+            + (" or ".join(sorted(expected)) or "no such step")
+        )
+
+
+def never_ask_to_run_code() -> None:
+    """Make transformers refuse a repository that brings code, where it would ask on standard input."""
+    from transformers import dynamic_module_utils
+
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # seconds that it waits for an answer
