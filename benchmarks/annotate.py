@@ -44,8 +44,8 @@ from annotate_truth import (
 from rich.console import Console
 from rich.table import Table
 
-from depi.annotate.store import read_results
-from depi.datasets.annotations import read_annotations
+from depi.annotate.episode_journal import read_results
+from depi.datasets.samples.annotations import read_annotations
 from depi.files import write_json
 from depi.sim.community import Contributor
 
@@ -99,9 +99,9 @@ def _shares(counts: dict[str, int], calibrated: Calibration | None) -> dict[str,
 @contextmanager
 def published(root: Path, rigs: Sequence[Contributor], work: Path) -> Iterator[dict[str, str]]:
     """The datasets on an embedded Hub; the environment of programs that read them there."""
-    from depi.hub.access import OWNER
-    from depi.hub.local import serve
-    from depi.hub.store import Store
+    from depi.hub.server.access import OWNER
+    from depi.hub.server.folder import Store
+    from depi.hub.server.serve import serve
 
     store = Store(work / "hub")
     for rig in rigs:

@@ -168,7 +168,7 @@ class Weather:
 
 def build(root: Path, repos: int) -> None:
     """Write the repositories straight into the Hub's folder, which nobody serves yet."""
-    from depi.hub.store import DEFAULT_BRANCH, Store
+    from depi.hub.server.folder import DEFAULT_BRANCH, Store
 
     os.fsync = lambda fd: None  # what is built here need not survive a power cut
     store = Store(root)
@@ -188,7 +188,7 @@ def serve_until_told(root: Path, latency: float, faults: float) -> None:
     """Serve in this process; each line on stdin asks for what the Hub has done so far, as JSON on stdout."""
     import logging
 
-    from depi.hub.local import serve
+    from depi.hub.server.serve import serve
 
     logging.getLogger("uvicorn.error").disabled = True  # it complains of the answers cut off on purpose
     weather = Weather(faults)
@@ -254,7 +254,7 @@ def check(out: Path, repos: int) -> None:
 def change(environment: dict[str, str], repos: int) -> None:
     """Commit other data to every hundredth repository, and at least to one, as their authors would."""
     os.environ.update({**environment, "HF_HUB_DISABLE_PROGRESS_BARS": "1"})
-    from depi.hub import client
+    from depi.hub.client import api as client
 
     with tempfile.TemporaryDirectory() as folder:
         for number in range(0, repos, 100):

@@ -42,9 +42,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from depi.datasets.cameras import letterbox
-from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
-from depi.datasets.prepare import Settings, prepare
+from depi.datasets.recording.cameras import letterbox
+from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
+from depi.datasets.union.prepare import Settings, prepare
 from depi.engine import make_runner
 
 ENCODINGS = {

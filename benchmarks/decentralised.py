@@ -153,7 +153,7 @@ def describe(person: Any) -> str:
 @contextmanager
 def offline_hub(root: Path) -> Iterator[None]:
     """An embedded Hub for this process's children: policies need its tokenizer, and nothing else."""
-    from depi.hub.local import serve
+    from depi.hub.server.serve import serve
 
     with serve(root / "hub") as hub:
         variables = {

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from depi.datasets.multi import MultiLeRobotDataset
+    from depi.datasets.union.multi import MultiLeRobotDataset
     from depi.evaluation.actors import Observation
     from depi.evaluation.environments import EnvTable
     from depi.sim.community import Contributor
@@ -141,14 +141,14 @@ def train_arm(experiment: Experiment, arm: Arm) -> float:
 @contextlib.contextmanager
 def conventions_mixed() -> Iterator[None]:
     """Let the reader pool recorded numbers of different conventions, which it refuses to users."""
-    with patch("depi.datasets.collection.check_native", lambda detections: None):
+    with patch("depi.datasets.union.collection.check_native", lambda detections: None):
         yield
 
 
 @contextlib.contextmanager
 def statistics_of_the_first() -> Iterator[None]:
     """Let trainings normalise with the statistics of their first dataset."""
-    from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
+    from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
     from depi.training import run
 
     open_all = run.open_dataset

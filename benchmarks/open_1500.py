@@ -222,7 +222,7 @@ def open_depi(folder: Path, samples: int) -> dict[str, float]:
     import torch
     from torch.utils.data import DataLoader
 
-    from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
+    from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
 
     torch.set_num_threads(1)
     roots = sorted(path for path in folder.iterdir() if path.is_dir())

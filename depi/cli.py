@@ -33,7 +33,7 @@ VERBS = {
     "recap": ("depi.recap.loop", "improve a policy from its own successes and failures, in a loop"),
     "doctor": ("depi.doctor", "say what works on this machine, and what to type where it does not"),
     "upload": ("depi.training.upload", "publish a checkpoint with its model card"),
-    "hub": ("depi.hub.local", "serve an embedded Hub, for offline machines"),
+    "hub": ("depi.hub.server.serve", "serve an embedded Hub, for offline machines"),
 }
 
 # What is the matter with the user's disk or rights, wherever it shows.

@@ -22,7 +22,7 @@ from rich.table import Table
 from depi.errors import UserError
 from depi.files import read_json, write_json
 from depi.flags import parse_flags
-from depi.hub.local import LocalHub, serve
+from depi.hub.server.serve import LocalHub, serve
 
 if TYPE_CHECKING:
     from depi.sim.community import Contributor
@@ -104,7 +104,7 @@ def depi(*args: str) -> list[str]:
 
 def record(demo: Demo) -> str:
     """A community records datasets, each in its own way, and publishes them."""
-    from depi.hub.client import upload_folder
+    from depi.hub.client.api import upload_folder
     from depi.sim.community import Contributor, community, record_community
 
     contributors = community(demo.config.episodes)

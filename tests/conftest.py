@@ -27,7 +27,7 @@ import huggingface_hub  # noqa: E402
 import pytest  # noqa: E402
 from huggingface_hub import constants, hf_api  # noqa: E402
 
-from depi.hub.local import LocalHub, serve  # noqa: E402
+from depi.hub.server.serve import LocalHub, serve  # noqa: E402
 
 
 def point_to(hub: LocalHub, home: Path, patch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 
 from depi import cli
-from depi.hub.local import serve
+from depi.hub.server.serve import serve
 
 
 def depi(*args: str) -> subprocess.CompletedProcess[str]:
@@ -122,5 +122,5 @@ def test_a_failing_command_does_not_wait_for_its_downloads(tmp_path, end, status
             stopped.set()
     assert command.returncode == status
     assert "Traceback" not in error
-    assert ("error: " in error.splitlines()[-1]) == (status == 2)
+    assert ("error: " in error.strip().splitlines()[-1]) == (status == 2)
     assert not (tmp_path / "out").exists()

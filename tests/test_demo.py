@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 from depi import cli, demo
 from depi.errors import UserError
 from depi.files import read_json, write_json
-from depi.hub.local import serve
+from depi.hub.server.serve import serve
 
 
 def test_the_folder_of_an_earlier_demo_is_replaced(tmp_path):

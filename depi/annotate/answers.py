@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from depi.annotate.templates import INSTRUCTION, REFINEMENT, VIEWS
-from depi.datasets.annotations import ANNOTATED_VIEWS
+from depi.datasets.samples.annotations import ANNOTATED_VIEWS
 
 MAX_ANSWER_CHARS = 16_384
 MAX_STRING = 600

@@ -7,13 +7,13 @@ from itertools import batched
 from pathlib import Path
 
 from depi.annotate.backend import Backend
+from depi.annotate.episode_journal import RULES, Result
 from depi.annotate.frames import Images, load_images
 from depi.annotate.local_model import LocalConfig
 from depi.annotate.openai_server import OpenAiServer, ServerConfig
 from depi.annotate.pipeline import Ask, Load, Outcome, Runner, in_threads, write
 from depi.annotate.rules import annotate_by_rules
 from depi.annotate.stages import Annotator, Job
-from depi.annotate.store import RULES, Result
 from depi.annotate.templates import Prompts
 from depi.engine import cluster
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from depi.annotate import store
+from depi.annotate import episode_journal as store
 from depi.annotate.pull import SUFFIXES, pull
 from depi.annotate.stats import count
-from depi.datasets.annotations import annotation_path
+from depi.datasets.samples.annotations import annotation_path
 from depi.errors import UserError
 from depi.files import write_text
 from depi.flags import parse_flags
@@ -76,7 +76,7 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> tuple[str, int
         UserError: there is nothing to publish, or a sidecar is damaged.
         HubError: the Hub refuses or cannot be reached.
     """
-    from depi.hub import client
+    from depi.hub.client import api as client
 
     client.require_token()
     numbers = count(folder)

@@ -19,11 +19,11 @@ import pyarrow as pa
 import torch.nn.functional as F
 from torch import Tensor
 
-from depi.datasets.checks import resolve_file
-from depi.datasets.images import ImageReader
-from depi.datasets.prepare import encode_jpeg
-from depi.datasets.sources import DatasetSource, HubFiles, LocalFiles, cache_folder, open_source
-from depi.datasets.video import FrameRequest, VideoReader
+from depi.datasets.recording.checks import resolve_file
+from depi.datasets.recording.images import ImageReader
+from depi.datasets.recording.sources import DatasetSource, HubFiles, LocalFiles, cache_folder, open_source
+from depi.datasets.recording.video import FrameRequest, VideoReader
+from depi.datasets.union.prepare import encode_jpeg
 from depi.errors import DatasetError
 from depi.files import atomic_write
 
@@ -58,7 +58,7 @@ class Clip:
     """The frames of one episode that a model sees.
 
     source: the dataset, at a commit where it is on the Hub
-    state: the revision, or what stands for it; see `depi.annotate.store.Result`
+    state: the revision, or what stands for it; see `depi.annotate.episode_journal.Result`
     frames, seconds: their numbers in the episode, ascending, and their times since its start
     length: frames of the episode
     whole_file: each video file is this one episode

@@ -19,13 +19,13 @@ from typing import Any
 
 from depi import engine
 from depi.annotate.backend import BackendError, HopelessError, UnreachableError
+from depi.annotate.episode_journal import Failure, Result, append, now
 from depi.annotate.frames import Images
 from depi.annotate.sidecar import is_current, write_sidecar
 from depi.annotate.stages import VIEWS_FAILED, Job
-from depi.annotate.store import Failure, Result, append, now
 from depi.annotate.work import DatasetWork, Plan, plan_dataset
 from depi.catalog.text import clean
-from depi.datasets.sources import DatasetSource
+from depi.datasets.recording.sources import DatasetSource
 from depi.errors import DatasetError, UserError
 
 logger = logging.getLogger(__name__)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from depi.annotate import store
+from depi.annotate import episode_journal as store
 from depi.annotate.sidecar import write_sidecar
 from depi.catalog.text import clean
-from depi.datasets.annotations import (
+from depi.datasets.samples.annotations import (
     EpisodeAnnotation,
     annotation_path,
     check_text,
@@ -52,7 +52,7 @@ def pull(folder: Path, repo_id: str, *, revision: str | None = None, overwrite: 
         UserError: it holds no annotations, too many, or other ones than were reviewed here.
         HubError: missing, private or unreachable.
     """
-    from depi.hub import client
+    from depi.hub.client import api as client
 
     info = client.repo_info(repo_id, revision=revision, files_metadata=True)
     if info.sha is None:

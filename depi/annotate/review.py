@@ -10,8 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from depi.annotate.sidecar import rows_of, typed, write_sidecar
-from depi.annotate.store import (
+from depi.annotate.episode_journal import (
     VERDICTS,
     Journal,
     Review,
@@ -20,7 +19,8 @@ from depi.annotate.store import (
     now,
     read_results,
 )
-from depi.datasets.annotations import MAX_TEXT, EpisodeAnnotation, check_text
+from depi.annotate.sidecar import rows_of, typed, write_sidecar
+from depi.datasets.samples.annotations import MAX_TEXT, EpisodeAnnotation, check_text
 from depi.errors import UserError
 from depi.files import write_text
 from depi.flags import parse_flags

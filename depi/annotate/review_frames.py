@@ -11,10 +11,10 @@ import numpy as np
 from depi import engine
 from depi.annotate.frames import Clip, load_images
 from depi.annotate.work import local_state, make_clip
-from depi.datasets.formats import data_files, load_meta, read_frames
-from depi.datasets.opening import select_episodes
-from depi.datasets.sources import DatasetSource, open_source
-from depi.datasets.tables import first_rows
+from depi.datasets.recording.formats import data_files, load_meta, read_frames
+from depi.datasets.recording.sources import DatasetSource, open_source
+from depi.datasets.recording.tables import first_rows
+from depi.datasets.union.opening import select_episodes
 from depi.errors import DatasetError, UserError
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """The sidecar of a dataset, made from its journal alone, as often as one likes.
 
-See `depi.annotate.store` for the journal and `depi.datasets.annotations` for the sidecar.
+See `depi.annotate.episode_journal` for the journal and `depi.datasets.samples.annotations` for the sidecar.
 """
 
 from collections import Counter
@@ -9,8 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from depi.annotate.consistency import majority_views, unify
-from depi.annotate.store import RULES, Failure, Journal, Result, Review, journal_path, now, read_results
-from depi.datasets.annotations import EpisodeAnnotation, annotation_path, write_annotations
+from depi.annotate.episode_journal import (
+    RULES,
+    Failure,
+    Journal,
+    Result,
+    Review,
+    journal_path,
+    now,
+    read_results,
+)
+from depi.datasets.samples.annotations import EpisodeAnnotation, annotation_path, write_annotations
 from depi.errors import UserError
 from depi.files import read_json
 from depi.journal import LineFile

@@ -8,8 +8,8 @@ from typing import Any
 from depi.annotate.answers import AnswerError, fits, parse, schema
 from depi.annotate.backend import MAX_TOKENS, Backend, BackendError, Question
 from depi.annotate.checks import STABLE, denied_objects, gives_orders, problems, similarity, tidy
+from depi.annotate.episode_journal import Result, now
 from depi.annotate.frames import Clip, Images
-from depi.annotate.store import Result, now
 from depi.annotate.templates import INSTRUCTION, REFINEMENT, SYSTEM, VIEWS, Prompts, as_list
 from depi.catalog.text import clean
 

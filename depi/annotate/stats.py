@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from depi.annotate.episode_journal import Journal, annotated_datasets, read_results
 from depi.annotate.sidecar import rows_of, typed
-from depi.annotate.store import Journal, annotated_datasets, read_results
-from depi.datasets.annotations import EpisodeAnnotation, read_annotations
+from depi.datasets.samples.annotations import EpisodeAnnotation, read_annotations
 from depi.errors import DatasetError, UserError
 from depi.flags import parse_flags
 

@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from depi.annotate.episode_journal import RULES, Journal, Result, claim, read_results, release
 from depi.annotate.frames import CameraPlace, Clip, choose_frames
 from depi.annotate.rules import is_junk
 from depi.annotate.stages import Job
-from depi.annotate.store import RULES, Journal, Result, claim, read_results, release
 from depi.annotate.templates import INSTRUCTION, REFINEMENT, VIEWS
 from depi.catalog.text import clean
-from depi.datasets.cameras import slot_order
-from depi.datasets.formats import DatasetMeta, data_files, load_meta, metadata_files, read_frames
-from depi.datasets.lists import catalogued, read_id_list
-from depi.datasets.opening import ACTION, STATE, select_episodes
-from depi.datasets.sources import DatasetSource, HubFiles, LocalFiles, open_source
-from depi.datasets.tables import first_rows
+from depi.datasets.recording.cameras import slot_order
+from depi.datasets.recording.formats import DatasetMeta, data_files, load_meta, metadata_files, read_frames
+from depi.datasets.recording.sources import DatasetSource, HubFiles, LocalFiles, open_source
+from depi.datasets.recording.tables import first_rows
+from depi.datasets.union.lists import catalogued, read_id_list
+from depi.datasets.union.opening import ACTION, STATE, select_episodes
 from depi.errors import DatasetError, UserError
 from depi.journal import LineFile
 

@@ -13,12 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from depi.catalog.catalogue import ACCEPTED, Row, load_catalog
 from depi.catalog.compare import Difference, compare
+from depi.catalog.counts import count
 from depi.catalog.duplicates import unpack
 from depi.catalog.score import parts
-from depi.catalog.stats import count
-from depi.catalog.store import ACCEPTED, Row, load_catalog
-from depi.datasets.joints import JOINTS
+from depi.datasets.recording.joints import JOINTS
 from depi.errors import UserError
 from depi.flags import parse_flags
 

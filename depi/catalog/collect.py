@@ -19,6 +19,8 @@ from rich.table import Column, Table
 
 from depi import engine
 from depi.catalog import deep
+from depi.catalog.catalogue import ACCEPTED, CATALOG_FILES, FAILED, REJECTED, Row, read_rows, write_catalog
+from depi.catalog.counts import count_by_rule
 from depi.catalog.deep import look_deep, optional_rules
 from depi.catalog.facts import Thresholds
 from depi.catalog.find import Candidate, find
@@ -27,8 +29,6 @@ from depi.catalog.journal import Journal
 from depi.catalog.order import settle
 from depi.catalog.rules import CATALOGUE_FLAGS, CATALOGUE_RULES, FLAGS, RULES_VERSION, TIERS, check_disabled
 from depi.catalog.rules_file import parse_with_rules
-from depi.catalog.stats import count_by_rule
-from depi.catalog.store import ACCEPTED, CATALOG_FILES, FAILED, REJECTED, Row, read_rows, write_catalog
 from depi.catalog.thumbnails import THUMBNAILS_FILE
 from depi.catalog.videos import look_at_videos
 from depi.engine import ENGINES, RayConfig, make_runner
@@ -36,8 +36,8 @@ from depi.engine.cluster import count_cpus
 from depi.errors import UserError
 from depi.files import remove_drafts
 from depi.flags import parse_flags
-from depi.hub import session
-from depi.hub.client import HubUnreachable
+from depi.hub.client import session
+from depi.hub.client.api import HubUnreachable
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from contextvars import copy_context
 from huggingface_hub.file_download import repo_folder_name
 
 from depi.catalog.repository_rules import INFO_FILE
-from depi.datasets.sources import cache_folder
+from depi.datasets.recording.sources import cache_folder
 from depi.errors import UserError
 from depi.files import read_json, write_json
-from depi.hub import client
+from depi.hub.client import api as client
 from depi.hub.names import DatasetId, is_dataset_id
 
 logger = logging.getLogger(__name__)

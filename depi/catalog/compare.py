@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from depi.catalog.store import Row
+from depi.catalog.catalogue import Row
 
 COMPARED = ("verdict", "reasons", "revision")
 

@@ -14,9 +14,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from depi.catalog.catalogue import ACCEPTED, FAILED, REJECTED, Row
 from depi.catalog.facts import Thresholds
 from depi.catalog.order import settle
-from depi.catalog.store import ACCEPTED, FAILED, REJECTED, Row
 from depi.catalog.text import clean
 from depi.catalog.thumbnails import Thumbnail, read_thumbnails, write_thumbnails
 from depi.catalog.videos import Item, VideoFacts, remembered

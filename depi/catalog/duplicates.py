@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from depi.catalog.catalogue import Row
 from depi.catalog.landmarks import MAX_STORED
-from depi.catalog.store import Row
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 import numpy as np
 
+from depi.catalog.catalogue import Row
 from depi.catalog.duplicates import pack
 from depi.catalog.facts import Facts
 from depi.catalog.landmarks import episode_hashes, landmark_hashes
 from depi.catalog.repository_rules import evaluation_by_name, evaluation_by_task, is_bimanual
-from depi.catalog.store import Row
 
 SUCCESS_COLUMNS = ("next.success", "success", "is_success", "next.reward", "reward")
 

@@ -7,8 +7,8 @@ from datetime import datetime
 import numpy as np
 
 from depi.catalog.motion import Motion
-from depi.datasets.formats import DatasetInfo, DatasetMeta
-from depi.datasets.joints import Detection
+from depi.datasets.recording.formats import DatasetInfo, DatasetMeta
+from depi.datasets.recording.joints import Detection
 from depi.errors import UserError
 
 

@@ -21,17 +21,17 @@ import pyarrow.parquet as pq
 from huggingface_hub import DatasetInfo
 
 from depi.catalog import collection
+from depi.catalog.catalogue import ACCEPTED, FAILED, REJECTED, Row
 from depi.catalog.evidence import add_evidence
 from depi.catalog.facts import Facts, Thresholds
 from depi.catalog.find import Candidate
 from depi.catalog.motion import measure_motion
 from depi.catalog.repository_rules import INFO_FILE
 from depi.catalog.rules import RULES_VERSION, TIERS, judge, remarks
-from depi.catalog.store import ACCEPTED, FAILED, REJECTED, Row
 from depi.catalog.text import clean
-from depi.datasets import formats, joints
+from depi.datasets.recording import formats, joints
 from depi.errors import DatasetError
-from depi.hub import client
+from depi.hub.client import api as client
 from depi.hub.names import DatasetId, parse_dataset_id
 
 MAX_TASKS = 20

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from depi.catalog.store import FAILED, Row
+from depi.catalog.catalogue import FAILED, Row
 from depi.errors import UserError
 from depi.journal import LineFile
 

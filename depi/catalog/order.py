@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
+from depi.catalog.catalogue import ACCEPTED, FAILED, REJECTED, Row
 from depi.catalog.duplicates import Kept, Overlap
 from depi.catalog.facts import Thresholds
 from depi.catalog.score import score
-from depi.catalog.store import ACCEPTED, FAILED, REJECTED, Row
 
 _NEVER = datetime.max.replace(tzinfo=UTC)
 # So many equal runs of landmarks happen by chance.

@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from depi.catalog.store import Row, load_catalog
+from depi.catalog.catalogue import Row, load_catalog
 from depi.catalog.thumbnails import THUMBNAILS_FILE, read_thumbnails
 from depi.errors import UserError
 from depi.files import write_text
 from depi.flags import parse_flags
-from depi.hub.client import endpoint
+from depi.hub.client.api import endpoint
 from depi.page import document
 
 logger = logging.getLogger(__name__)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from depi.catalog.facts import Facts, Thresholds
 from depi.catalog.text import clean, is_instruction
-from depi.datasets.formats import DatasetInfo
-from depi.datasets.joints import JOINTS
+from depi.datasets.recording.formats import DatasetInfo
+from depi.datasets.recording.joints import JOINTS
 
 INFO_FILE = "meta/info.json"
 MAX_INFO_MB = 8

@@ -3,7 +3,7 @@
 import math
 import re
 
-from depi.catalog.store import Row
+from depi.catalog.catalogue import Row
 from depi.catalog.text import is_instruction
 
 WEIGHTS = {

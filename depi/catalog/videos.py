@@ -16,13 +16,14 @@ from huggingface_hub.file_download import repo_folder_name
 
 from depi.catalog.text import clean
 from depi.catalog.thumbnails import to_jpeg
-from depi.datasets.formats import MAX_IMAGE_SIDE, DatasetMeta, load_meta, metadata_files
-from depi.datasets.sources import cache_folder
+from depi.datasets.recording.formats import MAX_IMAGE_SIDE, DatasetMeta, load_meta, metadata_files
+from depi.datasets.recording.sources import cache_folder
 from depi.errors import DatasetError, UserError
 from depi.files import read_json, write_json
-from depi.hub import client, session
+from depi.hub.client import api as client
+from depi.hub.client import session
+from depi.hub.client.ranges import RemoteFile
 from depi.hub.names import parse_dataset_id
-from depi.hub.ranges import RemoteFile
 
 # Raise it when other facts are gathered: those of an older version are not used.
 FACTS_VERSION = 1

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from depi.catalog.episode_video import Episode, write_video
 from depi.catalog.text import clean
-from depi.datasets.checks import resolve_file
-from depi.datasets.formats import DatasetMeta, data_files, load_meta, read_frames, video_files
-from depi.datasets.images import ImageReader
-from depi.datasets.opening import ACTION, STATE, select_episodes
-from depi.datasets.sources import DatasetSource, HubFiles, LocalFiles, open_source
-from depi.datasets.tables import first_rows
-from depi.datasets.video import FrameRequest, VideoReader
+from depi.datasets.recording.checks import resolve_file
+from depi.datasets.recording.formats import DatasetMeta, data_files, load_meta, read_frames, video_files
+from depi.datasets.recording.images import ImageReader
+from depi.datasets.recording.sources import DatasetSource, HubFiles, LocalFiles, open_source
+from depi.datasets.recording.tables import first_rows
+from depi.datasets.recording.video import FrameRequest, VideoReader
+from depi.datasets.union.opening import ACTION, STATE, select_episodes
 from depi.errors import DatasetError, UserError
 from depi.flags import parse_flags
 

@@ -121,7 +121,7 @@ def camera_keys(
     Raises:
         UserError: a camera of the policy is not among the environment's, or two of these are the same.
     """
-    from depi.datasets.cameras import slot_order, slots_by_view
+    from depi.datasets.recording.cameras import slot_order, slots_by_view
 
     if not cameras:
         raise UserError("the environment has no camera, the policy needs at least one")

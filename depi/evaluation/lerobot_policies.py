@@ -18,7 +18,7 @@ from lerobot.processor import PolicyProcessorPipeline
 from lerobot.utils.constants import OBS_STATE
 from numpy.typing import NDArray
 
-from depi.datasets.joints import from_degrees, to_degrees
+from depi.datasets.recording.joints import from_degrees, to_degrees
 from depi.errors import UserError
 from depi.evaluation.actors import Observation, camera_keys, check_cameras, check_dimensions, units
 from depi.evaluation.environments import EnvTable

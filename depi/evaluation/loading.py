@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from depi.datasets.joints import CONVENTIONS
+from depi.datasets.recording.joints import CONVENTIONS
 from depi.errors import UserError
 from depi.evaluation.actors import Actor
 from depi.evaluation.config import EvaluateConfig

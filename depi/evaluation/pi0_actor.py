@@ -9,8 +9,8 @@ from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_STATE
 from numpy.typing import NDArray
 from torch import Tensor
 
-from depi.datasets.cameras import letterbox
-from depi.datasets.joints import from_degrees, to_degrees
+from depi.datasets.recording.cameras import letterbox
+from depi.datasets.recording.joints import from_degrees, to_degrees
 from depi.evaluation.actors import Observation, camera_keys, check_cameras, check_dimensions, units
 from depi.evaluation.environments import EnvTable
 from depi.policies.processors import preprocess

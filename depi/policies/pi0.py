@@ -26,7 +26,7 @@ from depi.policies.batches import observe, pad_last
 from depi.policies.configuration import DepiPi0Config, dimensions_of, freeze_parts
 from depi.policies.convert import save_weights
 from depi.policies.indicator import UNCONDITIONAL_MASK, UNCONDITIONAL_TOKENS
-from depi.policies.sampling import LeftOver, rtc_enabled, rtc_processor, sample_guided
+from depi.policies.real_time_chunking import LeftOver, rtc_enabled, rtc_processor, sample_guided
 
 STRONGEST_GUIDANCE = 100.0
 

@@ -5,7 +5,7 @@ network expected with what happened:
 
     A(o_t) = sum of rewards over frames t .. t+N-1, plus V(o_{t+N}), minus V(o_t)
 
-Rewards are those of `depi.datasets.outcomes.episode_rewards`, divided by `reward_normalizer`, so that they
+Rewards are those of `outcomes.episode_rewards`, divided by `reward_normalizer`, so that they
 are in the unit of the values: -1 is the worst return. Where the episode ends within the look-ahead, the sum
 runs to its end, and nothing stands in for a value after it.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from depi.datasets.outcomes import episode_rewards
+from depi.datasets.samples.outcomes import episode_rewards
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def episode_advantages(
         values: V(o_t), -1 to 0, [T]; NaN where a frame cannot be read.
         success: whether the episode succeeded.
         look_ahead: N, in frames.
-        c_fail: see `depi.datasets.outcomes`.
+        c_fail: see `depi.datasets.samples.outcomes`.
         reward_normalizer: frames that make -1.
 
     Returns:

@@ -43,7 +43,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def compute_advantages(config: "AdvantageFlags", given: Collection[str] = ()) -> dict[str, Any]:
-    """Compute and write the advantages that the flags describe; see `depi.datasets.advantages`.
+    """Compute and write the advantages that the flags describe; see `depi.datasets.samples.advantages`.
 
     Args:
         config: of the command.
@@ -56,7 +56,7 @@ def compute_advantages(config: "AdvantageFlags", given: Collection[str] = ()) ->
         UserError: the network or the data cannot be used; successes are not known; a return falls below -1;
             or too many episodes have frames that cannot be read.
     """
-    from depi.datasets.outcomes import check_normalizer, read_outcomes
+    from depi.datasets.samples.outcomes import check_normalizer, read_outcomes
     from depi.recap.judging import as_trained, load_value_config, open_frames
     from depi.recap.labels import Labels, Settings
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depi.datasets.annotations import AnnotatedEpisodes
-from depi.datasets.cameras import letterbox, slots_by_view
-from depi.datasets.multi import MultiLeRobotDataset
-from depi.datasets.opening import STATE
-from depi.datasets.prepare import decode_frames
+from depi.datasets.recording.cameras import letterbox, slots_by_view
+from depi.datasets.samples.annotations import AnnotatedEpisodes
+from depi.datasets.union.multi import MultiLeRobotDataset
+from depi.datasets.union.opening import STATE
+from depi.datasets.union.prepare import decode_frames
 from depi.errors import DatasetError
 
 CAMERA_MODES = ("name", "view")
@@ -32,7 +32,7 @@ class LeftOut:
 class FrameReader:
     """Samples of a dataset's frames as a value network was trained on them, without what is random.
 
-    cameras: which camera goes to which slot, one of CAMERA_MODES; see `depi.datasets.stream.TrainingStream`.
+    cameras: which camera goes to which slot, one of CAMERA_MODES; see `TrainingStream`.
     annotations: of the dataset's episodes: views of cameras, and with `annotated_tasks` task texts.
     """
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import yaml
 
-from depi.datasets.multi import MultiLeRobotDataset
-from depi.datasets.stream import annotated_episodes
+from depi.datasets.samples.stream import annotated_episodes
+from depi.datasets.union.multi import MultiLeRobotDataset
 from depi.errors import UserError
 from depi.files import read_json
 from depi.policies import load_config, resolve_checkpoint

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from depi.datasets.advantages import SUMMARY_NAME, write_advantages, write_summary
-from depi.datasets.outcomes import Outcomes, check_normalizer, episode_returns, normalised
+from depi.datasets.samples.advantages import SUMMARY_NAME, write_advantages, write_summary
+from depi.datasets.samples.outcomes import Outcomes, check_normalizer, episode_returns, normalised
 from depi.errors import UserError
 from depi.recap.advantage import (
     Threshold,
@@ -34,7 +34,7 @@ class Settings:
     share: of all frames, whose advantage shall be above the threshold.
     per_task: a threshold for each task text, instead of one for all.
     force_interventions: frames where a human intervened are positive.
-    c_fail, reward_normalizer: as the value network was trained; see `depi.datasets.outcomes`.
+    c_fail, reward_normalizer: as the value network was trained; see `depi.datasets.samples.outcomes`.
     clamp: returns below -1 become -1, instead of being refused.
     """
 

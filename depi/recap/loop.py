@@ -15,7 +15,7 @@ from rich.console import Console
 from depi.errors import UserError
 from depi.files import read_json, write_json
 from depi.flags import parse_flags
-from depi.recap.config import RecapConfig
+from depi.recap.loop_config import RecapConfig
 from depi.recap.results import collect_results, draw, table
 from depi.recap.running import only_one, run_command
 from depi.recap.stages import Stage, check_stages, plan

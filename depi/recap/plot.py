@@ -71,7 +71,7 @@ def plot(config: "ValuePlotConfig", given: Collection[str] = ()) -> tuple[Path, 
     """
     from depi.catalog.episode_video import write_video
     from depi.catalog.view import file_name, find_episode, read_episode
-    from depi.datasets.sources import DatasetSource
+    from depi.datasets.recording.sources import DatasetSource
     from depi.recap.judging import as_trained, load_value_config
 
     data = config.dataset
@@ -100,7 +100,7 @@ def judge(config: "ValuePlotConfig", checkpoint: Path, value: "ValueConfig") -> 
     Raises:
         UserError: dataset or episode cannot be used, or what is said of its success.
     """
-    from depi.datasets.outcomes import UnknownOutcomeError, episode_returns, read_outcomes
+    from depi.datasets.samples.outcomes import UnknownOutcomeError, episode_returns, read_outcomes
     from depi.recap.judging import open_frames
     from depi.recap.values import GROUP, device_for, fill_group, load_network
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from depi.evaluation.compare import Evaluation, compare, read_evaluation
 from depi.files import atomic_write, read_json
-from depi.recap.config import RecapConfig
+from depi.recap.loop_config import RecapConfig
 
 SFT, BASELINE = "SFT", "same data, no advantages"
 

@@ -10,7 +10,7 @@ from typing import Any
 from depi.errors import UserError
 from depi.flag_sources import read_flags
 from depi.flags import check_flags
-from depi.recap.config import SEEDS_PER_ITERATION, CommandFlags, RecapConfig
+from depi.recap.loop_config import SEEDS_PER_ITERATION, CommandFlags, RecapConfig
 from depi.training.lerobot_flags import check_train_flags
 from depi.training.mixture import decode_mixture, read_mixture
 

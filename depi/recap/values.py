@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import default_collate
 
-from depi.datasets.shards import describe
+from depi.datasets.union.shards import describe
 from depi.engine import Runner
 from depi.errors import UserError
 from depi.files import atomic_write

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from depi.errors import UserError
 from depi.flags import parse_flags
-from depi.hub.client import require_token, upload_folder
+from depi.hub.client.api import require_token, upload_folder
 from depi.hub.names import is_repo_id
 from depi.sim.env import make_env
 from depi.sim.expert import Expert, ExpertConfig, measure_expert
@@ -143,7 +143,7 @@ def record_dataset(
 
 def to_convention(degrees: NDArray[np.float32], convention: str) -> NDArray[np.float32]:
     """Write canonical degrees (..., 6) as a contributor's robot does; normalised values end at ±100."""
-    from depi.datasets.joints import from_degrees
+    from depi.datasets.recording.joints import from_degrees
 
     values = from_degrees(degrees, convention)
     if convention == "normalized":

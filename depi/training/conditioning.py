@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from depi.datasets.advantages import FrameAdvantages, frame_advantages
-from depi.datasets.multi import MultiLeRobotDataset
-from depi.datasets.sampling import position_generator
+from depi.datasets.samples.advantages import FrameAdvantages, frame_advantages
+from depi.datasets.samples.order import position_generator
+from depi.datasets.union.multi import MultiLeRobotDataset
 from depi.errors import UserError
 from depi.policies.indicator import with_indicator
 from depi.training.config import AdvantageConfig
 
-_DROPOUT = 4  # beside the purposes of `depi.datasets.stream`; see `position_generator`
+_DROPOUT = 4  # beside the purposes of `depi.datasets.samples.stream`; see `position_generator`
 
 
 class Conditioning:

@@ -13,8 +13,8 @@ from lerobot.envs.configs import EnvConfig
 from lerobot.utils.constants import CHECKPOINTS_DIR
 
 import depi.evaluation.registered  # noqa: F401  registers --env.type=so101
-from depi.datasets.joints import SPACES
-from depi.datasets.stream import CAMERA_MODES
+from depi.datasets.recording.joints import SPACES
+from depi.datasets.samples.stream import CAMERA_MODES
 from depi.evaluation.config import EpisodesConfig
 from depi.training.mixture import MixtureSource, read_mixture
 

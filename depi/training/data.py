@@ -15,13 +15,13 @@ from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.processor import PolicyProcessorPipeline
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from depi.datasets.augment import Augmentation
-from depi.datasets.filters import FrameFilter, read_exclusions
-from depi.datasets.lists import CATALOG_FILE, catalogued, read_id_list
-from depi.datasets.mixture import WEIGHTS, make_mixture
-from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
-from depi.datasets.sampling import StreamBatchSampler, position_generator
-from depi.datasets.stream import TrainingStream, annotated_episodes
+from depi.datasets.samples.augment import Augmentation
+from depi.datasets.samples.filters import FrameFilter, read_exclusions
+from depi.datasets.samples.mixture import WEIGHTS, make_mixture
+from depi.datasets.samples.order import StreamBatchSampler, position_generator
+from depi.datasets.samples.stream import TrainingStream, annotated_episodes
+from depi.datasets.union.lists import CATALOG_FILE, catalogued, read_id_list
+from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
 from depi.errors import UserError
 from depi.files import read_json
 from depi.policies import on_cpu, pack_batch, preprocess

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from depi.datasets.multi import MultiLeRobotDataset
-from depi.datasets.prepare import Prepared, Settings, prepare
+from depi.datasets.union.multi import MultiLeRobotDataset
+from depi.datasets.union.prepare import Prepared, Settings, prepare
 from depi.engine import ENGINES, make_runner
 from depi.errors import UserError
 from depi.files import write_json

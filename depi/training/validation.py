@@ -17,8 +17,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
-from depi.datasets.joints import CONVENTIONS
-from depi.datasets.multi import MultiLeRobotDataset
+from depi.datasets.recording.joints import CONVENTIONS
+from depi.datasets.union.multi import MultiLeRobotDataset
 from depi.errors import UserError
 from depi.evaluation.actors import Actor, Observation
 from depi.evaluation.config import EnvironmentConfig, EvaluateConfig, PolicyConfig

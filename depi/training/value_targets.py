@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from depi.datasets.multi import MultiLeRobotDataset
-from depi.datasets.outcomes import check_normalizer, episode_returns, normalised, read_outcomes
+from depi.datasets.samples.outcomes import check_normalizer, episode_returns, normalised, read_outcomes
+from depi.datasets.union.multi import MultiLeRobotDataset
 from depi.policies.configuration_value import ValueConfig
 from depi.policies.value import VALUE_TARGET
 

@@ -8,11 +8,11 @@ import pytest
 from recordings import Recording, number_in, write_v2
 from vlm_server import GOOD, completion, good_answer, images_of, serving
 
+from depi.annotate.episode_journal import Review, append, read_results
 from depi.annotate.review import decide
-from depi.annotate.store import Review, append, read_results
 from depi.annotate.templates import FOLDER
-from depi.datasets.annotations import read_annotations
-from depi.datasets.images import decode_image
+from depi.datasets.recording.images import decode_image
+from depi.datasets.samples.annotations import read_annotations
 
 CAMERAS = {"observation.images.front": "front", "observation.images.wrist": "front"}
 

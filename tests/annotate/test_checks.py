@@ -11,12 +11,12 @@ from vlm_server import GOOD, completion, good_answer, serving, stage_of
 from depi.annotate.answers import AnswerError, parse
 from depi.annotate.checks import denied_objects, gives_orders, problems, similarity, tidy
 from depi.annotate.consistency import majority_views, unify
+from depi.annotate.episode_journal import Review, append, read_results
 from depi.annotate.frames import choose_frames
 from depi.annotate.rules import is_junk
 from depi.annotate.sidecar import write_sidecar
-from depi.annotate.store import Review, append, read_results
 from depi.annotate.templates import load_prompts
-from depi.datasets.annotations import read_annotations
+from depi.datasets.samples.annotations import read_annotations
 from depi.errors import UserError
 
 

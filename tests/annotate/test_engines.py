@@ -11,7 +11,7 @@ from vlm_server import GOOD, serving
 from depi.annotate.annotate import AnnotateConfig, annotate
 from depi.annotate.backend import BackendError, Question, Reply
 from depi.annotate.local_model import LocalConfig, LocalModel
-from depi.datasets.annotations import read_annotations
+from depi.datasets.samples.annotations import read_annotations
 from depi.engine import RayConfig
 from depi.errors import UserError
 

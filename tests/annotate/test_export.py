@@ -5,10 +5,10 @@ import pyarrow.parquet as pq
 import pytest
 from made_up_annotations import HAND, REVISION, TOP, failure, result, write
 
+from depi.annotate.episode_journal import Review, append, claim, journal_path, read_results, release
 from depi.annotate.export import main
 from depi.annotate.pull import MAX_BYTES, choose, pull
-from depi.annotate.store import Review, append, claim, journal_path, read_results, release
-from depi.datasets.annotations import (
+from depi.datasets.samples.annotations import (
     SCHEMA,
     AnnotatedEpisodes,
     EpisodeAnnotation,
@@ -16,8 +16,8 @@ from depi.datasets.annotations import (
     write_annotations,
 )
 from depi.errors import UserError
-from depi.hub import client
-from depi.hub.cards import parse_card
+from depi.hub.client import api as client
+from depi.hub.server.cards import parse_card
 
 REPO = "curator/annotations"
 
@@ -124,7 +124,7 @@ def test_a_review_of_an_earlier_revision_and_one_made_meanwhile_are_kept(
         append(folder, name, Review(0, "edited", "Raise the red cube.", REVISION))
         return claim(folder, name)
 
-    monkeypatch.setattr("depi.annotate.store.claim", decide)
+    monkeypatch.setattr("depi.annotate.episode_journal.claim", decide)
     pulled = pull(other, REPO)
     assert pulled.refused["ann/one"] == "it was reviewed here meanwhile; --overwrite replaces that"
     assert read_results(other, "ann/one").reviews[0].task == "Raise the red cube."

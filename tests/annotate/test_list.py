@@ -12,12 +12,12 @@ from recordings import Recording, write_v2, write_v3
 from vlm_server import GOOD, serving
 
 from depi.annotate.annotate import main
-from depi.annotate.store import read_results
-from depi.datasets.annotations import read_annotations
-from depi.datasets.multi import MultiLeRobotDataset
-from depi.datasets.sources import DatasetSource
+from depi.annotate.episode_journal import read_results
+from depi.datasets.recording.sources import DatasetSource
+from depi.datasets.samples.annotations import read_annotations
+from depi.datasets.union.multi import MultiLeRobotDataset
 from depi.errors import UserError
-from depi.hub.client import upload_folder
+from depi.hub.client.api import upload_folder
 from depi.training.config import DatasetConfig, TrainConfig
 from depi.training.data import training_stream
 

@@ -20,12 +20,12 @@ from made_up_annotations import HAND, TOP, failure, result, write
 from PIL import Image
 from playwright.sync_api import Browser
 
+from depi.annotate.episode_journal import RULES, read_results
 from depi.annotate.review import decide, main, make_app, select, take_pictures
 from depi.annotate.sidecar import write_sidecar
 from depi.annotate.stats import count
-from depi.annotate.store import RULES, read_results
 from depi.annotate.work import local_state
-from depi.datasets.annotations import (
+from depi.datasets.samples.annotations import (
     MAX_TEXT,
     AnnotatedEpisodes,
     EpisodeAnnotation,

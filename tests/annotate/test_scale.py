@@ -17,10 +17,10 @@ from image_dataset import write_images
 from vlm_server import completion, good_answer, serving
 
 from depi.annotate import frames
-from depi.annotate.store import read_results
-from depi.datasets.annotations import read_annotations
+from depi.annotate.episode_journal import read_results
+from depi.datasets.samples.annotations import read_annotations
 
-SERVER = Path(__file__).parents[1] / "vlm_server.py"
+SERVER = Path(__file__).parents[1] / "helpers" / "vlm_server.py"
 
 
 @pytest.fixture

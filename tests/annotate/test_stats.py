@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from made_up_annotations import HAND, REVISION, TOP, failure, result, write
 
+from depi.annotate.episode_journal import RULES, Review, append, journal_path, to_line
 from depi.annotate.sidecar import is_current, write_sidecar
 from depi.annotate.stats import count, main
-from depi.annotate.store import RULES, Review, append, journal_path, to_line
-from depi.datasets.annotations import EpisodeAnnotation, read_annotations, write_annotations
+from depi.datasets.samples.annotations import EpisodeAnnotation, read_annotations, write_annotations
 from depi.errors import UserError
 
 
@@ -118,7 +118,7 @@ def test_a_sidecar_that_a_kill_left_half_written_is_written_again(tmp_path, monk
     for revision, prepare in ((REVISION, lambda: append(tmp_path, "ann/one", result(2))), (other, int)):
         prepare()
         for killed in ("write_json", "pq.write_table"):
-            monkeypatch.setattr(f"depi.datasets.annotations.{killed}", stop)
+            monkeypatch.setattr(f"depi.datasets.samples.annotations.{killed}", stop)
             with pytest.raises(KeyboardInterrupt):
                 write_sidecar(tmp_path, "ann/one", revision)
             monkeypatch.undo()

@@ -9,11 +9,11 @@ from vlm_server import GOOD, Handler, completion, good_answer, images_of, servin
 
 from depi.annotate.annotate import main
 from depi.annotate.backend import BackendError, Question, UnreachableError
+from depi.annotate.episode_journal import read_results
 from depi.annotate.openai_server import MAX_BYTES, OpenAiServer, ServerConfig, shown
-from depi.annotate.store import read_results
-from depi.datasets.annotations import read_annotations
+from depi.datasets.samples.annotations import read_annotations
 from depi.errors import UserError
-from depi.hub.retry import RetryPolicy
+from depi.hub.client.retry import RetryPolicy
 
 QUESTION = Question("instruction", "Rules.", (("camera_1:", b"jpeg"),), "Somebody stored", {"type": "object"})
 FAST = RetryPolicy(attempts=3, first_wait=0.01)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import HfApi
 
-from depi.datasets.joints import JOINTS
+from depi.datasets.recording.joints import JOINTS
 
 Columns = dict[str, np.ndarray]
 

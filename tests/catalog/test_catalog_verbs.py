@@ -12,9 +12,9 @@ import pytest
 
 from depi import cli
 from depi.catalog import collect as collecting
+from depi.catalog.catalogue import CATALOG_FILE, SCHEMA, Row, load_catalog, read_rows, write_catalog
 from depi.catalog.collect import CollectConfig, collect
 from depi.catalog.duplicates import pack
-from depi.catalog.store import CATALOG_FILE, SCHEMA, Row, load_catalog, read_rows, write_catalog
 from depi.errors import UserError
 
 CREATED = datetime(2025, 6, 1, tzinfo=UTC)

@@ -10,9 +10,9 @@ import pytest
 from huggingface_hub import HfApi
 
 from depi.catalog import collect as collecting
+from depi.catalog.catalogue import SCHEMA, read_rows
 from depi.catalog.collect import CollectConfig, collect, main
-from depi.catalog.store import SCHEMA, read_rows
-from depi.hub import client
+from depi.hub.client import api as client
 
 LISTS = ("dataset_list.json", "dataset_list_valid.json", "bad_dataset_ids.json")
 GOOD = ["ann/two_cameras", "bob/version_three", "cid/old_version", "dan/junk_text"]

@@ -21,12 +21,12 @@ from huggingface_hub import constants
 
 from depi.catalog import collect as collecting
 from depi.catalog import inspect
+from depi.catalog.catalogue import CATALOG_FILES, Row, read_rows
 from depi.catalog.collect import CollectConfig, collect, main
 from depi.catalog.find import DEFAULT_SEARCH, DEFAULT_TAGS
 from depi.catalog.journal import JOURNAL_FILE, Journal
-from depi.catalog.store import CATALOG_FILES, Row, read_rows
 from depi.errors import UserError
-from depi.hub.local import serve
+from depi.hub.server.serve import serve
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks/collect.py"
 LISTS = ("dataset_list.json", "dataset_list_valid.json", "bad_dataset_ids.json")

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from depi.catalog import collect as collecting
+from depi.catalog.catalogue import Row, read_rows, write_catalog
 from depi.catalog.collect import CollectConfig, collect, main
-from depi.catalog.store import Row, read_rows, write_catalog
 from depi.errors import UserError
-from depi.hub import client
+from depi.hub.client import api as client
 
 
 def test_what_cannot_be_fetched_is_failed_and_not_bad(
@@ -160,7 +160,7 @@ def test_a_kill_while_writing_leaves_the_old_files(tmp_path):
     script = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from depi.catalog.store import Row, write_catalog\n"
+        "from depi.catalog.catalogue import Row, write_catalog\n"
         "Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "write_catalog(Path(sys.argv[1]), [Row('ann/new', 'rejected', reasons=['x: y'])], {})\n"
     )

@@ -9,12 +9,13 @@ from huggingface_hub import HfApi, constants
 from starlette.requests import Request
 
 from depi.catalog import collection
+from depi.catalog.catalogue import read_rows
 from depi.catalog.collect import CollectConfig, collect
-from depi.catalog.store import read_rows
-from depi.datasets.multi import MultiLeRobotDataset
-from depi.datasets.sources import DatasetSource
-from depi.hub import client, fetch
-from depi.hub.local import serve
+from depi.datasets.recording.sources import DatasetSource
+from depi.datasets.union.multi import MultiLeRobotDataset
+from depi.hub.client import api as client
+from depi.hub.client import fetch
+from depi.hub.server.serve import serve
 
 COLLECTION = "crowd/community_dataset_v1"
 

@@ -11,14 +11,15 @@ import pytest
 from PIL import Image
 
 from depi.catalog import videos
+from depi.catalog.catalogue import Row, read_rows
 from depi.catalog.collect import CollectConfig, collect, main
 from depi.catalog.deep import inspect_videos, judge_videos, optional_rules
 from depi.catalog.facts import Thresholds
-from depi.catalog.store import Row, read_rows
 from depi.catalog.thumbnails import HEIGHT, read_thumbnails, to_jpeg
 from depi.catalog.videos import Item, VideoFacts, look_at_videos
 from depi.errors import UserError
-from depi.hub import client, ranges
+from depi.hub.client import api as client
+from depi.hub.client import ranges
 
 FRAMES, FPS = 40, 30
 

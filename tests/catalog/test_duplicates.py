@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from depi.catalog import duplicates, landmarks
+from depi.catalog.catalogue import Row
 from depi.catalog.duplicates import pack, unpack
 from depi.catalog.facts import Thresholds
 from depi.catalog.landmarks import episode_hashes, landmark_hashes
 from depi.catalog.order import settle
 from depi.catalog.rules import RULES_VERSION
-from depi.catalog.store import Row
-from depi.datasets.joints import from_degrees, to_degrees
+from depi.datasets.recording.joints import from_degrees, to_degrees
 
 START = datetime(2025, 1, 1, tzinfo=UTC)
 

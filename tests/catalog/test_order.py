@@ -2,9 +2,9 @@ from datetime import UTC, datetime
 
 import pytest
 
+from depi.catalog.catalogue import Row
 from depi.catalog.order import settle
 from depi.catalog.score import WEIGHTS, parts, score
-from depi.catalog.store import Row
 
 
 def row(repo_id: str, verdict: str = "accepted", day: int | None = 1, **fields) -> Row:

@@ -12,8 +12,8 @@ from browsing import OpenedPage, chromium
 from PIL import Image
 from playwright.sync_api import Browser
 
+from depi.catalog.catalogue import Row, write_catalog
 from depi.catalog.report import ReportConfig, main, read_pictures, render
-from depi.catalog.store import Row, write_catalog
 from depi.catalog.thumbnails import Thumbnail, write_thumbnails
 from depi.errors import UserError
 

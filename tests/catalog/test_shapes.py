@@ -9,8 +9,8 @@ from catalog_facts import JOINTS, good_facts, info_json, recorded
 from depi.catalog import rules
 from depi.catalog.facts import Facts, Thresholds
 from depi.catalog.inspect import gather_joints, make_row
-from depi.datasets.formats import parse_info
-from depi.datasets.joints import JOINTS as BARE
+from depi.datasets.recording.formats import parse_info
+from depi.datasets.recording.joints import JOINTS as BARE
 from depi.errors import DatasetError
 
 MAIN = [f"main_{joint}" for joint in BARE]

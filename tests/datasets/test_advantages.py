@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from depi.datasets.advantages import (
+from depi.datasets.samples.advantages import (
     MISSING,
     NEGATIVE,
     POSITIVE,

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from depi.datasets.annotations import (
+from depi.datasets.recording.cameras import slots_by_view
+from depi.datasets.samples.annotations import (
     ANNOTATED_VIEWS,
     MAX_TEXT,
     SCHEMA,
@@ -19,7 +20,6 @@ from depi.datasets.annotations import (
     read_annotations,
     write_annotations,
 )
-from depi.datasets.cameras import slots_by_view
 from depi.errors import DatasetError, UserError
 
 TEXT = st.text(st.characters(categories=["L", "N", "P"]), min_size=1, max_size=40)
@@ -167,7 +167,7 @@ def test_one_long_text_in_many_rows_does_not_fill_the_memory(tmp_path, column, v
     pq.write_table(pa.table(rows, SCHEMA), tmp_path / "a.parquet", compression="zstd")
     del rows
     code = (
-        "import resource, sys; from pathlib import Path; from depi.datasets.annotations import *\n"
+        "import resource, sys; from pathlib import Path; from depi.datasets.samples.annotations import *\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: print(len(read_annotations(Path(sys.argv[1]), 'a')[0]), 'rows')\n"
         "except DatasetError as error: print(error)\n"

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from depi.datasets.augment import Augmentation, augment
-from depi.datasets.cameras import slots_by_view
+from depi.datasets.recording.cameras import slots_by_view
+from depi.datasets.samples.augment import Augmentation, augment
 
 IMAGE = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 64, 64), np.uint8))
 SPOT = torch.zeros((3, 65, 65), dtype=torch.uint8)

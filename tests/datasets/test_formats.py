@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from recordings import NAMES, REAL, Recording, info_of, write_v2
 
-from depi.datasets.formats import (
+from depi.datasets.recording.formats import (
     data_files,
     load_meta,
     metadata_files,

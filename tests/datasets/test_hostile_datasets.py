@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
+from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
 from depi.errors import UserError
 
 TABLE = "data/chunk-000/episode_000000.parquet"
@@ -238,9 +238,9 @@ CASES = [
 OPEN_ALL = """
 import json, resource, sys
 from pathlib import Path
-from depi.datasets.opening import open_dataset
-from depi.datasets.parts import Options, open_part
-from depi.datasets.sources import DatasetSource, open_source
+from depi.datasets.union.opening import open_dataset
+from depi.datasets.union.dataset_index import Options, open_part
+from depi.datasets.recording.sources import DatasetSource, open_source
 from depi.errors import DatasetError
 
 def peak():

@@ -12,9 +12,9 @@ import pytest
 import torch
 from recordings import NAMES, Recording, write_v2
 
-from depi.datasets import parts
-from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
-from depi.datasets.stats import compute_stats
+from depi.datasets.union import dataset_index as parts
+from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
+from depi.datasets.union.statistics import compute_stats
 from depi.errors import UserError
 
 
@@ -204,13 +204,13 @@ def test_units_can_be_chosen(v21, cache):
 
 
 def push(root, repo_id):
-    from depi.hub import client
+    from depi.hub.client import api as client
 
     return client.upload_folder(root, repo_id, repo_type="dataset", commit_message="Record")
 
 
 def no_hub(monkeypatch):
-    from depi.hub import client
+    from depi.hub.client import api as client
 
     def refuse(*_, **__):
         raise AssertionError("the Hub was asked")
@@ -238,7 +238,7 @@ def test_what_was_opened_once_opens_offline(hub, v21, v30, monkeypatch):
 
 
 def index_folder():
-    from depi.datasets.sources import cache_folder
+    from depi.datasets.recording.sources import cache_folder
 
     return cache_folder() / "index"
 

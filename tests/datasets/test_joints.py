@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from recordings import NAMES, REAL
 
-from depi.datasets.joints import (
+from depi.datasets.recording.joints import (
     HALF_RANGE,
     JOINTS,
     REACH,

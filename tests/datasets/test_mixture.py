@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from depi.datasets.filters import (
+from depi.datasets.samples.filters import (
     FrameFilter,
     frame_ranges,
     is_held_out,
@@ -17,8 +17,8 @@ from depi.datasets.filters import (
     moving_range,
     read_exclusions,
 )
-from depi.datasets.mixture import Mixture, make_mixture
-from depi.datasets.sampling import StreamBatchSampler, shuffled_index
+from depi.datasets.samples.mixture import Mixture, make_mixture
+from depi.datasets.samples.order import StreamBatchSampler, shuffled_index
 from depi.errors import UserError
 
 

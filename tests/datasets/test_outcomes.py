@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recordings import Recording, write_v2
 
-from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
-from depi.datasets.outcomes import (
+from depi.datasets.samples.outcomes import (
     check_normalizer,
     episode_returns,
     episode_rewards,
@@ -21,6 +20,7 @@ from depi.datasets.outcomes import (
     read_outcomes,
     read_success_file,
 )
+from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
 from depi.errors import UserError
 
 

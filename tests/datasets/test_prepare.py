@@ -9,10 +9,10 @@ import torch
 from recordings import Recording, write_v2, write_v3
 
 from depi import cli
-from depi.datasets import prepare as preparing
-from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
-from depi.datasets.prepare import Settings, encode_jpeg, prepare
-from depi.datasets.shards import PreparedImages, decode_jpeg
+from depi.datasets.union import prepare as preparing
+from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
+from depi.datasets.union.prepare import Settings, encode_jpeg, prepare
+from depi.datasets.union.shards import PreparedImages, decode_jpeg
 from depi.engine import make_runner
 from depi.errors import DatasetError, UserError
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recordings import NAMES, Recording, write_v2, write_v3
 
-from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
+from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
 from depi.errors import UserError
 
 HALF_RANGE = np.array([110.8, 103.5, 97.4, 101.2, 170.2])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from depi.datasets.sampling import StreamBatchSampler, deal, position_generator, shuffled_index
+from depi.datasets.samples.order import StreamBatchSampler, deal, position_generator, shuffled_index
 
 
 @settings(max_examples=60, deadline=None)

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from depi.datasets.stats import STD_FLOOR, compute_stats, floor_std
+from depi.datasets.union.statistics import STD_FLOOR, compute_stats, floor_std
 
 VALUES = arrays(
     np.float32, array_shapes(min_dims=2, max_dims=2, max_side=30), elements=st.floats(-200, 200, width=32)

@@ -7,13 +7,13 @@ import torch
 from recordings import Recording, number_in, write_v2
 from torch.utils.data import DataLoader
 
-from depi.datasets.annotations import EpisodeAnnotation, write_annotations
-from depi.datasets.augment import Augmentation
-from depi.datasets.filters import FrameFilter
-from depi.datasets.mixture import make_mixture
-from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
-from depi.datasets.sampling import StreamBatchSampler, shuffled_index
-from depi.datasets.stream import TrainingStream, annotated_episodes
+from depi.datasets.samples.annotations import EpisodeAnnotation, write_annotations
+from depi.datasets.samples.augment import Augmentation
+from depi.datasets.samples.filters import FrameFilter
+from depi.datasets.samples.mixture import make_mixture
+from depi.datasets.samples.order import StreamBatchSampler, shuffled_index
+from depi.datasets.samples.stream import TrainingStream, annotated_episodes
+from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
 
 FRONT, WRIST, TOP = (f"observation.images.{name}" for name in ("front", "wrist", "top"))
 SLOTS = [f"observation.images.{slot}" for slot in range(3)]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from recordings import number_in, numbered_image, write_video
 
-from depi.datasets import decoders
-from depi.datasets.cameras import letterbox
-from depi.datasets.video import FrameRequest, VideoReader
+from depi.datasets.recording import decoders
+from depi.datasets.recording.cameras import letterbox
+from depi.datasets.recording.video import FrameRequest, VideoReader
 from depi.errors import DatasetError
 
 FRAMES, FPS = 24, 10
@@ -147,7 +147,7 @@ def test_a_huge_picture_is_refused(reader, tmp_path):
 
 def test_import_needs_neither_lerobot_nor_torchcodec():
     heavy = ["lerobot", "torchcodec", "av", "transformers"]
-    code = f"import sys, depi.datasets.multi; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, depi.datasets.union.multi; print([m for m in {heavy} if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
 

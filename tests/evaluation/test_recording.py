@@ -13,8 +13,8 @@ import pytest
 from evaluations import Steady, choices
 
 from depi import cli
-from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
-from depi.datasets.outcomes import read_outcomes
+from depi.datasets.samples.outcomes import read_outcomes
+from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
 from depi.errors import UserError
 from depi.evaluation.evaluate import roll_out
 from depi.evaluation.recording import DatasetWriter

@@ -8,8 +8,9 @@ from huggingface_hub import constants, hf_hub_download
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from depi.hub import client, fetch, retry, session
-from depi.hub.local import serve
+from depi.hub.client import api as client
+from depi.hub.client import fetch, retry, session
+from depi.hub.server.serve import serve
 
 
 class CutOff(Response):

@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from depi.hub.local import LocalHub
+from depi.hub.server.serve import LocalHub
 
 
 @pytest.fixture

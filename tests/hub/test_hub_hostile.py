@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import BadRequestError
 
-from depi.hub.local import LocalHub
+from depi.hub.server.serve import LocalHub
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import _http
 
 from depi.cli import main
-from depi.hub.local import LocalHub, serve
+from depi.hub.server.serve import LocalHub, serve
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from depi.hub.local import LocalHub
-from depi.hub.tokenizer import TOKENIZER_REPO, build_tokenizer, write_tokenizer
+from depi.hub.server.serve import LocalHub
+from depi.hub.server.tokenizer import TOKENIZER_REPO, build_tokenizer, write_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_every_text_survives(tokenizer: Tokenizer, text: str) -> None:
 def test_same_files_in_every_process(tmp_path: Path) -> None:
     write_tokenizer(tmp_path / "here")
     program = (
-        "import sys; from pathlib import Path; from depi.hub.tokenizer import write_tokenizer\n"
+        "import sys; from pathlib import Path; from depi.hub.server.tokenizer import write_tokenizer\n"
         "write_tokenizer(Path(sys.argv[1]))"
     )
     subprocess.run([sys.executable, "-c", program, tmp_path / "there"], check=True, timeout=60)

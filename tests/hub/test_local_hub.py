@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from depi.hub.local import LocalHub, serve
+from depi.hub.server.serve import LocalHub, serve
 
 CARD = """---
 license: apache-2.0

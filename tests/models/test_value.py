@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from depi.datasets.outcomes import episode_returns, normalised
+from depi.datasets.samples.outcomes import episode_returns, normalised
 from depi.models.flops import value_flops
 from depi.models.packing import pack
 from depi.models.scene import Observation

@@ -8,7 +8,7 @@ from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LAN
 from small_pi0 import SIZES
 from transformers import AutoTokenizer
 
-from depi.hub.tokenizer import write_tokenizer
+from depi.hub.server.tokenizer import write_tokenizer
 from depi.policies import DepiPi0Config, make_policy
 
 CAMERAS = tuple(f"observation.images.{slot}" for slot in range(3))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from depi.datasets.outcomes import episode_returns, episode_rewards, normalised
+from depi.datasets.samples.outcomes import episode_returns, episode_rewards, normalised
 from depi.recap.advantage import episode_advantages, indicators, percentiles, threshold, thresholds
 
 episodes = st.tuples(

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from depi.cli import main
-from depi.datasets.advantages import MISSING, NEGATIVE, POSITIVE, frame_advantages
-from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
-from depi.datasets.outcomes import episode_returns, normalised
+from depi.datasets.samples.advantages import MISSING, NEGATIVE, POSITIVE, frame_advantages
+from depi.datasets.samples.outcomes import episode_returns, normalised
+from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
 from depi.errors import UserError
 from depi.recap.advantage import episode_advantages
 from depi.recap.frames import FrameReader

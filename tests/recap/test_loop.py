@@ -16,8 +16,8 @@ from depi.errors import UserError
 from depi.evaluation import config as evaluation_config
 from depi.files import read_json
 from depi.flags import parse_flags
-from depi.recap.config import RecapConfig
 from depi.recap.loop import run_loop, run_stage
+from depi.recap.loop_config import RecapConfig
 from depi.recap.stages import Stage, check_stages, data, merge, plan, to_args
 from depi.sim.record import record_dataset
 from depi.sim.setup import Camera, Setup
@@ -356,7 +356,7 @@ import sys
 from pathlib import Path
 from depi.cli import run
 from depi.recap import loop
-from depi.recap.config import RecapConfig
+from depi.recap.loop_config import RecapConfig
 from depi.recap.stages import Stage
 stages = [Stage("sft_eval", tuple(sys.argv[2:]))]
 loop.plan = lambda _: stages

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from depi.files import write_json
-from depi.recap.config import RecapConfig
+from depi.recap.loop_config import RecapConfig
 from depi.recap.results import collect_results, draw, table
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
+from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
 from depi.errors import UserError
 from depi.files import read_json
 from depi.sim.gym_tasks import GYM_TASKS, play_gym, record_gym_dataset

@@ -11,8 +11,8 @@ from recordings import Recording, write_v2
 from runs import losses, replaced, weights
 from small_pi0 import CAMERAS, make_small
 
-from depi.datasets.advantages import write_advantages, write_summary
-from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
+from depi.datasets.samples.advantages import write_advantages, write_summary
+from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
 from depi.errors import UserError
 from depi.policies import DepiPi0Config, load_processors, make_processors, preprocess
 from depi.policies.configuration_value import ValueConfig

@@ -10,8 +10,8 @@ import pytest
 import torch
 from recordings import Recording, write_v2
 
-from depi.datasets.annotations import EpisodeAnnotation, write_annotations
-from depi.datasets.multi import DatasetSource, MultiLeRobotDataset
+from depi.datasets.samples.annotations import EpisodeAnnotation, write_annotations
+from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
 from depi.errors import UserError
 from depi.training.config import DatasetConfig, TrainConfig
 from depi.training.data import flow_draws, training_stream

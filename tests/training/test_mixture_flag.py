@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 from recordings import Recording, write_v2
 
-from depi.datasets.mixture import make_mixture
-from depi.datasets.multi import MultiLeRobotDataset
+from depi.datasets.samples.mixture import make_mixture
+from depi.datasets.union.multi import MultiLeRobotDataset
 from depi.errors import UserError
 from depi.training.command_line import parse_train_config
 from depi.training.config import DatasetConfig

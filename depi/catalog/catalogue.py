@@ -1,0 +1,239 @@
+"""The catalogue on disk: `catalog.parquet` and the three lists of ids beside it."""
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from depi.errors import UserError
+from depi.files import atomic_write
+
+ACCEPTED, REJECTED, FAILED = "accepted", "rejected", "failed"
+
+CANDIDATES_FILE = "dataset_list.json"
+VALID_FILE = "dataset_list_valid.json"
+BAD_FILE = "bad_dataset_ids.json"
+CATALOG_FILE = "catalog.parquet"
+CATALOG_FILES = (CANDIDATES_FILE, VALID_FILE, BAD_FILE, CATALOG_FILE)
+
+_MOMENT = pa.timestamp("us", tz="UTC")
+_TEXTS = pa.list_(pa.string())
+_NUMBERS = pa.list_(pa.float64())
+
+
+@dataclass
+class Row:
+    """One candidate with its verdict; what was not reached is None. All text is bounded and printable.
+
+    repo_id: the id to train with, "user/name", or "user/name:path/inside" for a dataset of a collection
+    verdict: "accepted", "rejected" (a rule says why in `reasons`) or "failed" (could not be inspected)
+    path: the dataset's folder inside a collection, else None
+    reasons, flags: "rule: sentence"; flags are remarks on datasets that passed
+    camera_sizes: declared "WIDTHxHEIGHT" of each of `cameras`
+    tasks: distinct task texts, the first few; num_tasks counts them all
+    bimanual, evaluation: apart from single-arm demonstrations, whatever the verdict
+    success_column: the column in which success or reward is declared, if any
+    action_min, action_max, action_q01, action_q99: 6 numbers, joint by joint in the order of
+        `JOINTS`; degrees (gripper 0..100) where the convention is known, else as
+        recorded
+    motion, smoothness, idle, lag, follow, gripper_range: see `depi.catalog.motion.Motion`
+    fingerprint: of the action columns; equal actions have equal fingerprints
+    episode_hashes, landmark_hashes: packed little-endian, uint64 per episode and uint32 per landmark, see
+        `depi.catalog.duplicates`
+    duplicate_of: repo_id of the accepted original with the same episodes
+    near_duplicate_of: the same, where the episodes were trimmed, rounded or converted
+    score: 0..1 for accepted datasets, see `depi.catalog.order.score`
+    """
+
+    repo_id: str
+    verdict: str
+    path: str | None = None
+    revision: str | None = None
+    codebase_version: str | None = None
+    robot_type: str | None = None
+    joint_convention: str | None = None
+    joint_evidence: str | None = None
+    fps: float | None = None
+    cameras: list[str] | None = None
+    num_cameras: int | None = None
+    camera_sizes: list[str] | None = None
+    episodes: int | None = None
+    frames: int | None = None
+    tasks: list[str] | None = None
+    num_tasks: int | None = None
+    bimanual: bool | None = None
+    evaluation: bool | None = None
+    success_column: str | None = None
+    license: str | None = None
+    gated: bool | None = None
+    downloads: int | None = None
+    likes: int | None = None
+    created_at: datetime | None = None
+    last_modified: datetime | None = None
+    action_min: list[float] | None = None
+    action_max: list[float] | None = None
+    action_q01: list[float] | None = None
+    action_q99: list[float] | None = None
+    motion: float | None = None
+    smoothness: float | None = None
+    idle: float | None = None
+    lag: float | None = None
+    follow: float | None = None
+    gripper_range: float | None = None
+    fingerprint: str | None = None
+    episode_hashes: bytes | None = field(default=None, repr=False)
+    landmark_hashes: bytes | None = field(default=None, repr=False)
+    duplicate_of: str | None = None
+    near_duplicate_of: str | None = None
+    score: float | None = None
+    reasons: list[str] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+    checked_at: datetime | None = None
+    rules_version: str | None = None
+
+
+SCHEMA = pa.schema(
+    {
+        "repo_id": pa.string(),
+        "verdict": pa.string(),
+        "path": pa.string(),
+        "revision": pa.string(),
+        "codebase_version": pa.string(),
+        "robot_type": pa.string(),
+        "joint_convention": pa.string(),
+        "joint_evidence": pa.string(),
+        "fps": pa.float64(),
+        "cameras": _TEXTS,
+        "num_cameras": pa.int32(),
+        "camera_sizes": _TEXTS,
+        "episodes": pa.int64(),
+        "frames": pa.int64(),
+        "tasks": _TEXTS,
+        "num_tasks": pa.int64(),
+        "bimanual": pa.bool_(),
+        "evaluation": pa.bool_(),
+        "success_column": pa.string(),
+        "license": pa.string(),
+        "gated": pa.bool_(),
+        "downloads": pa.int64(),
+        "likes": pa.int64(),
+        "created_at": _MOMENT,
+        "last_modified": _MOMENT,
+        "action_min": _NUMBERS,
+        "action_max": _NUMBERS,
+        "action_q01": _NUMBERS,
+        "action_q99": _NUMBERS,
+        "motion": pa.float64(),
+        "smoothness": pa.float64(),
+        "idle": pa.float64(),
+        "lag": pa.float64(),
+        "follow": pa.float64(),
+        "gripper_range": pa.float64(),
+        "fingerprint": pa.string(),
+        "episode_hashes": pa.binary(),
+        "landmark_hashes": pa.binary(),
+        "duplicate_of": pa.string(),
+        "near_duplicate_of": pa.string(),
+        "score": pa.float64(),
+        "reasons": _TEXTS,
+        "flags": _TEXTS,
+        "checked_at": _MOMENT,
+        "rules_version": pa.string(),
+    }
+)
+
+
+def write_catalog(
+    folder: Path, rows: Sequence[Row], judged_by: dict[str, Any], top: int | None = None
+) -> None:
+    """Write the four files; a reader sees each of them whole, old or new.
+
+    Args:
+        folder: created when missing.
+        rows: one per candidate, the accepted ones best first.
+        judged_by: JSON-able description of the rules and thresholds in force; `read_rows` compares it.
+        top: only so many accepted ids go into the list of valid ones; the catalogue has them all.
+    """
+    accepted = [row.repo_id for row in rows if row.verdict == ACCEPTED][:top]
+    rejected = {row.repo_id: row.reasons for row in rows if row.verdict == REJECTED}
+    lists = {
+        CANDIDATES_FILE: sorted(row.repo_id for row in rows),
+        VALID_FILE: accepted,
+        BAD_FILE: dict(sorted(rejected.items())),
+    }
+    table = pa.Table.from_pylist([vars(row) for row in rows], schema=SCHEMA)
+    table = table.replace_schema_metadata({"judged_by": json.dumps(judged_by, sort_keys=True)})
+    try:
+        with ExitStack() as stack:
+            # All four are complete under temporary names before the first one is renamed.
+            for name, value in lists.items():
+                temporary = stack.enter_context(atomic_write(folder / name))
+                text = json.dumps(value, indent=2, ensure_ascii=False)
+                temporary.write_text(text + "\n", encoding="utf-8")
+            pq.write_table(table, stack.enter_context(atomic_write(folder / CATALOG_FILE)))
+    except OSError as error:
+        raise UserError(f"cannot write the lists into {folder}: {error}") from None
+
+
+def read_rows(folder: Path, judged_by: dict[str, Any] | None = None) -> list[Row]:
+    """Read `catalog.parquet` of `folder`; no rows if there is none.
+
+    Args:
+        folder: where `write_catalog` wrote.
+        judged_by: rows count only if they were judged by this; None takes any.
+
+    Raises:
+        UserError: the file is there and is not a catalogue.
+    """
+    path = folder / CATALOG_FILE
+    if not path.exists():
+        return []
+    table = _read_table(path)
+    metadata = table.schema.metadata or {}
+    if judged_by is not None and metadata.get(b"judged_by") != json.dumps(judged_by, sort_keys=True).encode():
+        return []
+    return [Row(**row) for row in _as_catalog(table, path).to_pylist()]
+
+
+def load_catalog(path: Path) -> list[Row]:
+    """The rows of a catalogue that has to be there, named by its folder or as a file.
+
+    Raises:
+        UserError: it is not there, or is not a catalogue.
+    """
+    file = path / CATALOG_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"there is no catalogue at {path}: `depi collect-ids` writes one")
+    return [Row(**row) for row in _as_catalog(_read_table(file), file).to_pylist()]
+
+
+def _read_table(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); remove it or run `depi collect-ids --refresh`"
+        ) from None
+
+
+def _as_catalog(table: pa.Table, path: Path) -> pa.Table:
+    """The table with today's columns: those that an earlier DePi did not write are null."""
+    strange = UserError(
+        f"{path} has not the columns of a catalogue; remove it or run `depi collect-ids --refresh`"
+    )
+    if not {"repo_id", "verdict", "reasons", "flags"} <= set(table.column_names):
+        raise strange
+    columns = [
+        table[column.name] if column.name in table.column_names else pa.nulls(len(table), column.type)
+        for column in SCHEMA
+    ]
+    try:
+        return pa.table(columns, names=SCHEMA.names).cast(SCHEMA)
+    except pa.ArrowException:
+        raise strange from None

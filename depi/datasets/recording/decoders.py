@@ -1,0 +1,244 @@
+"""Open videos: torchcodec, and PyAV for H.264 and HEVC, where it can do more.
+
+Both give the same pixels. To show a frame, a decoder starts at a keyframe before it and decodes what lies
+between. torchcodec decodes all of that, and then some more until the wanted frame has come out. With PyAV
+the decoder is drained at the wanted frame, and an H.264 frame to which no other one refers is left out,
+which halves the work where keyframes are far apart. Where the frames before a keyframe refer to those after
+it ("open GOP", x265's default), torchcodec gives neighbours of the wanted frame; here it is found.
+"""
+
+import functools
+import heapq
+import importlib
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from depi.datasets.recording.checks import short
+from depi.datasets.recording.formats import MAX_FPS, MAX_IMAGE_SIDE
+from depi.errors import DatasetError
+
+logger = logging.getLogger(__name__)
+
+PYAV_CODECS = ("h264", "hevc")
+"""Here PyAV is faster, or right where torchcodec is not."""
+MAX_KEYFRAME_BYTES = 256_000_000
+"""How much may lie between a frame and its keyframe."""
+
+
+class OpenVideo(Protocol):
+    """An open video: times in seconds from its first frame, `frames` None where the header does not say.
+
+    bytes: an estimate of what it holds in memory.
+    """
+
+    fps: float
+    seconds: float
+    frames: int | None
+    bytes: int
+
+    def frame_at(self, seconds: float) -> Tensor:
+        """The frame on display at a time, uint8 [3, H, W]."""
+
+    def frames_at(self, seconds: Sequence[float]) -> Iterator[Tensor]:
+        """The frames on display at ascending times, each as `frame_at` gives it, at less cost."""
+
+    def close(self) -> None:
+        """Give its memory back now: left alone, a decoder waits for the collection of cycles."""
+
+
+def open_video(path: Path, backend: str | None = None) -> OpenVideo:
+    """Open an mp4 file.
+
+    Args:
+        path: the file.
+        backend: `torchcodec`, `pyav`, or None for the one that is faster for the file's codec.
+
+    Raises:
+        DatasetError: it holds no video, or an absurd one.
+        Exception: one of `decoder_errors()`.
+    """
+    # Opened as mp4 and nothing else first: FFmpeg would take a playlist under that name for its word.
+    video = PyavVideo(path)
+    if backend == "pyav" or (backend is None and video.codec in PYAV_CODECS) or not _torchcodec_loads():
+        return video
+    video.container.close()
+    return TorchcodecVideo(path)
+
+
+def decoder_errors() -> tuple[type[Exception], ...]:
+    """What decoders raise over a broken file; some of PyAV's errors are no other Python error."""
+    builtin = (RuntimeError, ValueError, LookupError, OSError, EOFError)
+    return (*builtin, sys.modules["av"].FFmpegError) if "av" in sys.modules else builtin
+
+
+@functools.cache
+def _torchcodec_loads() -> bool:
+    try:
+        importlib.import_module("torchcodec.decoders")
+    except (ImportError, RuntimeError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        logger.warning("torchcodec cannot load, video is decoded with PyAV, more slowly: %s", reason)
+        return False
+    return True
+
+
+def _check_header(width: int | None, height: int | None, fps: float | None, seconds: float | None) -> None:
+    if not (width and height and 0 < width <= MAX_IMAGE_SIDE and 0 < height <= MAX_IMAGE_SIDE):
+        raise DatasetError(f"a video is {width} by {height} pixels, at most {MAX_IMAGE_SIDE} are read")
+    if not (fps and 0 < fps <= MAX_FPS and seconds and 0 < seconds < 1e7):
+        raise DatasetError(f"a video has {short(fps)} frames per second over {short(seconds)} seconds")
+
+
+def _memory(width: int, height: int, frames: int) -> int:
+    """What an open decoder holds: a few reference pictures of 1.5 bytes a pixel, and the file's index."""
+    return 2_000_000 + 8 * width * height * 3 // 2 + 100 * frames
+
+
+class TorchcodecVideo:
+    """A video that torchcodec decodes; see `OpenVideo`."""
+
+    def __init__(self, path: Path) -> None:
+        from torchcodec.decoders import VideoDecoder
+
+        # "exact" would read the whole file at opening; times are exact without it, frame numbers are not.
+        self.decoder = VideoDecoder(path, seek_mode="approximate", num_ffmpeg_threads=1)
+        header = self.decoder.metadata
+        self.begin = header.begin_stream_seconds or 0.0
+        fps, seconds = header.average_fps, (header.end_stream_seconds or 0.0) - self.begin
+        _check_header(header.width, header.height, fps, seconds)
+        self.fps, self.seconds, self.frames = float(fps or 0), seconds, header.num_frames
+        self.bytes = _memory(header.width or 0, header.height or 0, self.frames or 0)
+
+    def frame_at(self, seconds: float) -> Tensor:
+        """See `OpenVideo`."""
+        return self.decoder.get_frame_played_at(self.begin + seconds).data
+
+    def frames_at(self, seconds: Sequence[float]) -> Iterator[Tensor]:
+        """See `OpenVideo`; torchcodec goes on where it stands if no keyframe lies between."""
+        return map(self.frame_at, seconds)
+
+    def close(self) -> None:
+        """See `OpenVideo`; torchcodec's decoder is in no cycle."""
+
+
+class PyavVideo:
+    """A video that PyAV decodes; see `OpenVideo`."""
+
+    def __init__(self, path: Path) -> None:
+        import av
+
+        self.container = av.open(str(path), format="mp4")
+        if not self.container.streams.video:
+            raise DatasetError(f"{path.name} holds no video")
+        self.stream = self.container.streams.video[0]
+        self.decoder = self.stream.codec_context
+        self.decoder.thread_count = 1
+        # Strict: no H.264 frame is thrown away because an earlier one came out too soon.
+        self.decoder.options = {"strict": "1"}
+        self.codec: str = self.decoder.codec.canonical_name
+        fps, self.scale = float(self.stream.average_rate or 0), float(self.stream.time_base or 0)
+        self.begin = (self.stream.start_time or 0) * self.scale
+        seconds = (self.stream.duration or 0) * self.scale
+        self.size = self.decoder.width, self.decoder.height
+        _check_header(*self.size, fps, seconds)
+        self.fps, self.seconds, self.frames = fps, seconds, self.stream.frames or None
+        self.bytes = _memory(*self.size, self.frames or 0)
+
+    def close(self) -> None:
+        """See `OpenVideo`."""
+        self.container.close()
+
+    def frame_at(self, seconds: float) -> Tensor:
+        """See `OpenVideo`."""
+        packets = self._packets_until(self._ticks(seconds))
+        shown = max(packet.pts for packet in packets if packet.pts <= self._ticks(seconds))
+        for packet in packets:
+            last = packet.pts == shown
+            if not last and self.codec == "h264" and not _is_referred_to(memoryview(packet)):
+                continue
+            for frame in self.decoder.decode(packet):
+                if frame.pts == shown:
+                    return self._rgb(frame)
+            if last:
+                break
+        for frame in self.decoder.decode(None):
+            if frame.pts == shown:
+                return self._rgb(frame)
+        raise DatasetError(f"the frame at {seconds:.3f} s is broken")
+
+    def frames_at(self, seconds: Sequence[float]) -> Iterator[Tensor]:
+        """See `OpenVideo`; one run through the file."""
+        due: list[int] = []
+        decoded: Iterator[Any] = iter(())
+        shown = coming = None
+        expected: int | None = None
+        for number, time in enumerate(map(self._ticks, seconds)):
+            if number == 0:
+                decoded = self._decode_from(time, due)
+                coming = next(decoded, None)
+            while coming is not None and coming.pts <= time:
+                shown, coming = coming, next(decoded, None)
+            while due and due[0] <= time:
+                expected = heapq.heappop(due)
+            if shown is None or shown.pts != expected:
+                raise DatasetError(f"the frame at {seconds[number]:.3f} s is broken")
+            yield self._rgb(shown)
+
+    def _ticks(self, seconds: float) -> int:
+        return int((self.begin + seconds) / self.scale)
+
+    def _packets_until(self, time: int) -> list[Any]:
+        """The packets, in decoding order, that showing the frame at a time may take; a keyframe is first."""
+        start = time
+        while True:
+            packets, size = [], 0
+            for packet in self._demux_from(start):
+                if packet.dts is None or packet.dts > time:
+                    break
+                size += packet.size
+                if packet.pts is None or size > MAX_KEYFRAME_BYTES:
+                    raise DatasetError(
+                        "its packets have no time" if packet.pts is None else "no keyframe is near"
+                    )
+                packets.append(packet)
+            if packets and packets[0].pts <= time:
+                return packets
+            # The index is by decoding time: this keyframe is shown only after the wanted frame.
+            if not packets or packets[0].dts >= start:
+                raise DatasetError(f"no frame at {time * self.scale - self.begin:.3f} s")
+            start = packets[0].dts - 1
+
+    def _demux_from(self, time: int) -> Iterator[Any]:
+        self.container.seek(time, stream=self.stream, backward=True)
+        return self.container.demux(self.stream)
+
+    def _decode_from(self, time: int, due: list[int]) -> Iterator[Any]:
+        """Frames in the order of display, from a keyframe on; onto the heap `due`, when each should come."""
+        for packet in self._demux_from(self._packets_until(time)[0].dts):
+            if packet.pts is not None:
+                heapq.heappush(due, packet.pts)
+            yield from self.decoder.decode(packet)
+
+    def _rgb(self, frame: Any) -> Tensor:
+        if (frame.width, frame.height) != self.size:
+            raise DatasetError(f"its size changes to {frame.width} by {frame.height} pixels")
+        if frame.is_corrupt:
+            raise DatasetError("what a frame refers to is missing")
+        return torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+
+
+def _is_referred_to(packet: memoryview) -> bool:
+    """Whether other frames may refer to an H.264 frame in an mp4 packet; True where that cannot be read."""
+    position = 0
+    while position + 5 <= len(packet):
+        header = packet[position + 4]
+        if 1 <= header & 31 <= 5:  # a slice of a picture; before it may come parameters and remarks
+            return header & 0b0110_0000 != 0
+        position += 4 + int.from_bytes(packet[position : position + 4])
+    return True

@@ -1,0 +1,271 @@
+"""Columns of parquet files as numpy arrays, with bounds on what a file may make us allocate."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from depi.datasets.recording.checks import resolve_file, short
+from depi.datasets.recording.formats import MAX_FRAMES, DatasetMeta
+from depi.errors import DatasetError
+
+MAX_COLUMN_BYTES = 2_000_000_000
+MAX_VALUES_PER_ROW = 16
+"""On average, in tables whose rows become Python objects."""
+
+
+def read_table(
+    root: Path,
+    relative: str,
+    columns: Sequence[str] | None = None,
+    *,
+    max_rows: int,
+) -> pa.Table:
+    """Columns of one parquet file; plain texts come dictionary-encoded, so that repeated ones cost nothing.
+
+    Raises:
+        DatasetError: the file is missing, broken, larger than promised, lacks a column or has it twice.
+    """
+    path = resolve_file(root, relative)
+    try:
+        with pq.ParquetFile(path, memory_map=True) as file:
+            schema = file.schema_arrow
+            leaves = [file.schema.column(number) for number in range(len(file.schema.names))]
+            texts = [
+                leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and "." not in leaf.path
+            ]
+            rows = file.metadata.num_rows
+            if rows > max_rows:
+                raise DatasetError(f"{relative} has {rows} rows, at most {max_rows} were expected")
+            wanted = list(schema.names) if columns is None else list(columns)
+            missing = [name for name in wanted if name not in schema.names]
+            if missing:
+                raise DatasetError(f"{relative} lacks the column {short(missing[0])}")
+            twice = [name for name in wanted if schema.names.count(name) > 1]
+            if twice:
+                raise DatasetError(f"{relative} has the column {short(twice[0])} twice")
+            _check_size(file, relative, wanted)
+            if not texts:
+                return file.read(columns=wanted, use_threads=False)
+        with pq.ParquetFile(path, memory_map=True, read_dictionary=texts) as file:
+            return file.read(columns=wanted, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{relative} cannot be read as parquet: {short(str(error))}") from None
+
+
+def iter_rows(
+    root: Path, relative: str, columns: Sequence[str], *, max_rows: int
+) -> Iterator[dict[str, Any]]:
+    """Rows of one parquet file, decoded a few at a time, so that a caller who checks each stays in bounds."""
+    path = resolve_file(root, relative)
+    try:
+        with pq.ParquetFile(path, memory_map=True) as file:
+            if file.metadata.num_rows > max_rows:
+                raise DatasetError(
+                    f"{relative} has {file.metadata.num_rows} rows, at most {max_rows} are read"
+                )
+            _check_size(file, relative, columns)
+            _check_values(file, relative, columns)
+            for batch in file.iter_batches(batch_size=64, columns=list(columns), use_threads=False):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{relative} cannot be read as parquet: {short(str(error))}") from None
+
+
+def column_names(root: Path, relative: str) -> list[str]:
+    """The columns of one parquet file."""
+    path = resolve_file(root, relative)
+    try:
+        return list(pq.read_schema(path).names)
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{relative} cannot be read as parquet: {short(str(error))}") from None
+
+
+def _check_size(file: pq.ParquetFile, relative: str, wanted: Sequence[str]) -> None:
+    """Values times width bounds what a column can unfold to, however well it is compressed."""
+    total = 0
+    for group in range(file.metadata.num_row_groups):
+        row_group = file.metadata.row_group(group)
+        for number in range(row_group.num_columns):
+            column = row_group.column(number)
+            if _belongs_to(column.path_in_schema, wanted):
+                total += max(column.total_uncompressed_size, 8 * column.num_values)
+    if total > MAX_COLUMN_BYTES:
+        raise DatasetError(f"{relative} unfolds to {total} bytes, at most {MAX_COLUMN_BYTES} are read")
+
+
+def _check_values(file: pq.ParquetFile, relative: str, wanted: Sequence[str]) -> None:
+    """A list in a row may repeat one long text at no cost in the file."""
+    bound = MAX_VALUES_PER_ROW * file.metadata.num_rows + 10_000
+    for group in range(file.metadata.num_row_groups):
+        row_group = file.metadata.row_group(group)
+        for column in map(row_group.column, range(row_group.num_columns)):
+            if column.num_values > bound and _belongs_to(column.path_in_schema, wanted):
+                raise DatasetError(f"{relative} has {column.num_values} values, at most {bound} are read")
+
+
+def _belongs_to(path: str, columns: Sequence[str]) -> bool:
+    """Whether a leaf, such as `observation.state.list.element`, is of one of the columns."""
+    return any(path == name or path.startswith(f"{name}.") for name in columns)
+
+
+def read_frames(meta: DatasetMeta, columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """Columns of all frames, in episode order, read from parquet.
+
+    Returns:
+        Vectors as float32 [F, D], floats as float32 [F], integers as int64 [F], truth values as bool [F],
+        texts as object [F]; F is the sum of the episode lengths. Numbers are as recorded, NaN included.
+
+    Raises:
+        DatasetError: a file or column is missing, has gaps, or has not the listed number of frames.
+    """
+    episodes = meta.episodes
+    order = np.argsort(episodes.data_file, kind="stable")
+    starts = np.flatnonzero(np.diff(episodes.data_file[order], prepend=-1))
+    pieces: dict[str, list[np.ndarray]] = {name: [] for name in columns}
+    for chosen in np.split(order, starts[1:]):
+        relative = episodes.data_paths[episodes.data_file[chosen[0]]]
+        table = _read_episodes(meta, relative, chosen, columns)
+        for name in columns:
+            shape = meta.info.features[name].shape if name in meta.info.features else None
+            pieces[name].append(column_to_numpy(table[name], relative, name, shape))
+    try:
+        frames = {name: np.concatenate(arrays) for name, arrays in pieces.items()}
+    except ValueError:
+        raise DatasetError("a column has not the same width in all data files") from None
+    if (order == np.arange(len(order))).all():
+        return frames
+    back = frame_rows(episodes.length, order, np.argsort(order, kind="stable"))
+    return {name: values[back] for name, values in frames.items()}
+
+
+def frame_rows(length: np.ndarray, stored: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Rows of episodes in the order `wanted` (places in `stored`) where they lie in the order `stored`."""
+    sizes = length[stored]
+    start = np.cumsum(sizes) - sizes
+    return np.concatenate([np.arange(start[place], start[place] + sizes[place]) for place in wanted])
+
+
+def _read_episodes(meta: DatasetMeta, relative: str, chosen: np.ndarray, columns: Sequence[str]) -> pa.Table:
+    """The rows of the episodes `chosen` (positions) of one data file, in that order."""
+    lengths = meta.episodes.length[chosen]
+    if not meta.info.version.startswith("v3"):
+        # One file per episode: its name says which; renumbered datasets have stale indices inside.
+        table = read_table(meta.root, relative, columns, max_rows=int(lengths.sum()))
+        if table.num_rows != lengths.sum():
+            raise DatasetError(f"{relative} has {table.num_rows} rows, {lengths.sum()} were listed")
+        return table
+    wanted = list(dict.fromkeys([*columns, "episode_index"]))
+    table = read_table(meta.root, relative, wanted, max_rows=MAX_FRAMES)
+    recorded = column_to_numpy(table["episode_index"], relative, "episode_index")
+    rows = episode_rows(recorded, meta, chosen, relative)
+    if len(rows) == table.num_rows and (rows == np.arange(len(rows))).all():
+        return table
+    return table.take(pa.array(rows))
+
+
+def episode_rows(recorded: np.ndarray, meta: DatasetMeta, chosen: np.ndarray, relative: str) -> np.ndarray:
+    """Row numbers, in episode order, of the chosen episodes in a file whose column episode_index is given."""
+    if recorded.dtype != np.int64 or recorded.ndim != 1:
+        raise DatasetError(f"the column episode_index of {relative} holds no whole numbers")
+    order = np.argsort(recorded, kind="stable")
+    index = meta.episodes.episode_index[chosen]
+    low = np.searchsorted(recorded[order], index, side="left")
+    high = np.searchsorted(recorded[order], index, side="right")
+    lengths = meta.episodes.length[chosen]
+    wrong = np.flatnonzero(high - low != lengths)
+    if len(wrong):
+        episode = wrong[0]
+        raise DatasetError(
+            f"episode {index[episode]} has {high[episode] - low[episode]} rows in {relative}, "
+            f"{lengths[episode]} were listed"
+        )
+    if not len(index):
+        return np.zeros(0, np.int64)
+    return np.concatenate([order[a:b] for a, b in zip(low, high, strict=True)])
+
+
+def first_rows(meta: DatasetMeta) -> np.ndarray:
+    """For each episode the number of its first row in its data file, int64 [E].
+
+    Raises:
+        DatasetError: an episode's rows have others between them.
+    """
+    rows = np.zeros(len(meta.episodes), np.int64)
+    if not meta.info.version.startswith("v3"):
+        return rows
+    for file in np.unique(meta.episodes.data_file):
+        relative = meta.episodes.data_paths[file]
+        table = read_table(meta.root, relative, ["episode_index"], max_rows=MAX_FRAMES)
+        recorded = column_to_numpy(table["episode_index"], relative, "episode_index")
+        chosen = np.flatnonzero(meta.episodes.data_file == file)
+        inside = episode_rows(recorded, meta, chosen, relative)
+        length = meta.episodes.length[chosen]
+        end = np.cumsum(length)
+        rows[chosen] = inside[end - length]
+        if (inside[end - 1] - rows[chosen] != length - 1).any():
+            raise DatasetError(f"the rows of an episode in {relative} are not side by side")
+    return rows
+
+
+def column_to_numpy(
+    column: pa.ChunkedArray, relative: str, name: str, shape: tuple[int, ...] | None = None
+) -> np.ndarray:
+    """One parquet column as an array; see `read_frames` for the dtypes. `shape` is the declared one."""
+    rows = len(column)
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
+    width = None
+    while _is_list(array.type):
+        if array.null_count:
+            raise DatasetError(f"column {short(name)} of {relative} has gaps")
+        array = array.flatten()
+        width = len(array) // rows if rows else 0
+    if array.null_count:
+        raise DatasetError(f"column {short(name)} of {relative} has gaps")
+    values = _flat_numpy(array, relative, name)
+    if width is None:
+        return values
+    size = width if shape is None else math.prod(shape)
+    if len(values) != rows * size or not _even(column, size):
+        raise DatasetError(f"column {short(name)} of {relative} has not {size} numbers in every row")
+    scalar = size == 1 and shape is not None and values.dtype != np.float32
+    return values if scalar else values.reshape(rows, size)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _even(column: pa.ChunkedArray, size: int) -> bool:
+    """Whether every row of a list column unfolds to `size` values (nested lists: the outer level is even)."""
+    if pa.types.is_fixed_size_list(column.type):
+        return True
+    lengths = pc.list_value_length(column)
+    bounds = pc.min_max(lengths).as_py()
+    return bounds["min"] == bounds["max"] and (
+        _is_list(column.type.value_type) or bounds["max"] in (size, None)
+    )
+
+
+def _flat_numpy(array: pa.Array, relative: str, name: str) -> np.ndarray:
+    kind = array.type
+    if pa.types.is_floating(kind):
+        return array.to_numpy(zero_copy_only=False).astype(np.float32)
+    if pa.types.is_boolean(kind):
+        return array.to_numpy(zero_copy_only=False)
+    if pa.types.is_integer(kind):
+        return array.to_numpy(zero_copy_only=False).astype(np.int64)
+    if pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type):
+        return np.array(array.dictionary.to_pylist(), object)[array.indices.to_numpy(zero_copy_only=False)]
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return np.array(array.to_pylist(), object)
+    raise DatasetError(
+        f"column {short(name)} of {relative} has the type {short(str(kind))}, which is not read"
+    )

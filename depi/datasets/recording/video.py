@@ -1,0 +1,171 @@
+"""Frames of videos by time, through a bounded cache of open decoders per process.
+
+Which frame belongs to a time: the one on display half a frame period later, that is, the nearest one. So a
+timestamp may drift by just under half a period, and a video of variable frame rate is followed by its own
+clock. A time up to END_TOLERANCE past the episode's end means its last frame; beyond that the frame does not
+exist: what follows in a file that episodes share is another episode.
+
+Frames are decoded at the recorded size and scaled by `letterbox`: to scale inside FFmpeg costs more than
+that (its filter takes every pixel into account) and differs from LeRobot's bilinear scaling by up to 40 grey
+levels.
+"""
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from depi.datasets.recording.cameras import letterbox
+from depi.datasets.recording.checks import short
+from depi.datasets.recording.decoders import OpenVideo, decoder_errors, open_video
+from depi.errors import DatasetError
+
+END_TOLERANCE = 0.1
+"""Seconds by which a recording's table may outlast its video."""
+WHOLE_FILE = (0.0, float("inf"))
+
+
+class FrameRequest(NamedTuple):
+    """One frame of a video.
+
+    path: the file.
+    seconds: the time since the video's first frame.
+    fps: frames per second that the dataset declares.
+    number_of: where `place` is known, (number of the frame, frames of the episode): if the video has as many
+        frames there but runs at another rate, the number decides, not the time.
+    place: seconds in the file where the episode begins and ends, by default the whole file.
+    """
+
+    path: Path
+    seconds: float
+    fps: float
+    number_of: tuple[int, int] | None = None
+    place: tuple[float, float] = WHOLE_FILE
+
+
+class VideoReader:
+    """Decode frames; the videos used last stay open, `max_open` of them, fewer where they are large.
+
+    It may be pickled and forked: each process opens its own decoders.
+
+    Args:
+        max_open: open decoders at most.
+        backend: `torchcodec`, `pyav`, or None for the faster one.
+        max_bytes: memory of the open decoders at most, by estimate.
+    """
+
+    def __init__(self, max_open: int = 32, backend: str | None = None, max_bytes: int = 150_000_000) -> None:
+        self.max_open, self.backend, self.max_bytes = max_open, backend, max_bytes
+        self._open: OrderedDict[Path, OpenVideo] = OrderedDict()
+        self._bytes = 0
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"max_open": self.max_open, "backend": self.backend, "max_bytes": self.max_bytes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def frames(self, requests: Sequence[FrameRequest], size: int | None) -> list[Tensor]:
+        """The frames of all cameras of a sample.
+
+        Args:
+            requests: which frames.
+            size: side of the square that they are letterboxed to; None leaves the recorded size.
+
+        Returns:
+            uint8 [3, size, size] each, or [3, H, W].
+
+        Raises:
+            DatasetError: a video cannot be opened, is absurd, ends before, or a frame cannot be decoded.
+        """
+        images = [self.frame(*request) for request in requests]
+        return images if size is None else [letterbox(image, size) for image in images]
+
+    def frame(
+        self,
+        path: Path,
+        seconds: float,
+        fps: float,
+        number_of: tuple[int, int] | None = None,
+        place: tuple[float, float] = WHOLE_FILE,
+    ) -> Tensor:
+        """One frame, uint8 [3, H, W]; see `FrameRequest` and `frames`."""
+        try:
+            video = self._video(path)
+            return video.frame_at(_frame_time(video, seconds, fps, number_of, place))
+        except decoder_errors() as error:
+            raise self._give_up(path, seconds, error) from None
+        except DatasetError:
+            self._close(path)
+            raise
+
+    def episode(self, requests: Sequence[FrameRequest]) -> Iterator[Tensor]:
+        """The frames of one video at ascending times, in one run through the file; as `frame` gives them.
+
+        Raises:
+            DatasetError: as `frame` does, when the iterator comes to that frame.
+        """
+        if not requests:
+            return
+        if len(requests) == 1:
+            yield self.frame(*requests[0])
+            return
+        path, seconds = requests[0].path, requests[0].seconds
+        try:
+            video = self._video(path)
+            times = [_frame_time(video, *request[1:]) for request in requests]
+            yield from video.frames_at(times)
+        except decoder_errors() as error:
+            raise self._give_up(path, seconds, error) from None
+
+    def _give_up(self, path: Path, seconds: float, error: Exception) -> DatasetError:
+        self._close(path)
+        return DatasetError(f"{path.name} cannot be decoded at {seconds:.3f} s: {short(str(error))}")
+
+    def _video(self, path: Path) -> OpenVideo:
+        if self._process != os.getpid():
+            # Forked: the parent's decoders share its file positions.
+            self._open, self._bytes, self._process = OrderedDict(), 0, os.getpid()
+        if path in self._open:
+            self._open.move_to_end(path)
+            return self._open[path]
+        while len(self._open) >= self.max_open:
+            self._close(next(iter(self._open)))
+        video = open_video(path, self.backend)
+        while self._open and self._bytes + video.bytes > self.max_bytes:
+            self._close(next(iter(self._open)))
+        self._open[path] = video
+        self._bytes += video.bytes
+        return video
+
+    def _close(self, path: Path) -> None:
+        video = self._open.pop(path, None)
+        if video is not None:
+            self._bytes -= video.bytes
+            video.close()
+
+
+def _frame_time(
+    video: OpenVideo,
+    seconds: float,
+    fps: float,
+    number_of: tuple[int, int] | None = None,
+    place: tuple[float, float] = WHOLE_FILE,
+) -> float:
+    """A time when the wanted frame is on display."""
+    begin, end = place[0], min(place[1], video.seconds)
+    if number_of is not None and abs(video.fps / fps - 1) > 0.02:
+        number, frames = number_of
+        if abs((end - begin) * video.fps - frames) < 1.5:
+            seconds = begin + number / video.fps
+            fps = video.fps
+    if not begin - END_TOLERANCE <= seconds <= end + END_TOLERANCE:
+        has = "the video has" if place == WHOLE_FILE else "the episode's video ends at"
+        raise DatasetError(f"{has} {end:.3f} s, a frame at {seconds:.3f} s was asked for")
+    # With a variable rate the average says little about how close two frames may be.
+    half = 0.5 / max(video.fps, fps)
+    return max(begin, min(seconds + half, end - half))

@@ -1,0 +1,172 @@
+"""The endless stream of training samples: each a pure function of (seed, position)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils.data
+
+from depi.datasets.recording.cameras import slots_by_view, view_in_name
+from depi.datasets.samples.annotations import AnnotatedEpisodes
+from depi.datasets.samples.augment import Augmentation, augment
+from depi.datasets.samples.mixture import Mixture
+from depi.datasets.samples.order import position_generator
+from depi.datasets.union.multi import MultiLeRobotDataset
+from depi.datasets.union.opening import ACTION, STATE
+from depi.datasets.union.statistics import compute_stats
+from depi.errors import UserError
+
+CAMERA_MODES = ("name", "view", "shuffle")
+
+# What random numbers are for; 0 is left to the user of the stream.
+_SHUFFLE, _AUGMENT, _TASK = 1, 2, 3
+_NO_AUGMENTATION = Augmentation()
+_ATTEMPTS = 16
+
+
+class TrainingStream(torch.utils.data.Dataset):
+    """Training samples by position 0, 1, 2, ... in the stream.
+
+    The mixture gives the frame, the dataset its sample. What is random about a sample (the slots of its
+    cameras, changes of its images, which task text) is drawn by a generator of its own, keyed by seed and
+    position. So neither the number of processes and workers nor where a run was resumed changes any sample.
+
+    Args:
+        dataset: clean samples by frame index.
+        mixture: frame indices by position.
+        seed: any integer.
+        cameras: which camera goes to which slot: `name`, the dataset's order (wrist, front, top, side, then
+            by name, without gaps); `view`, slot i holds the view VIEWS[i], annotated or by name, see
+            `slots_by_view`; `shuffle`, another random order for every sample.
+        augmentation: how strongly images are changed.
+        annotations: of the dataset's episodes.
+        task_mix: share of the samples with annotated text, where there is one; needs annotations.
+    """
+
+    def __init__(
+        self,
+        dataset: MultiLeRobotDataset,
+        mixture: Mixture,
+        *,
+        seed: int,
+        cameras: str = "name",
+        augmentation: Augmentation = _NO_AUGMENTATION,
+        annotations: AnnotatedEpisodes | None = None,
+        task_mix: float = 0.0,
+    ) -> None:
+        if cameras not in CAMERA_MODES:
+            raise ValueError(f"cameras {cameras!r} are none of {', '.join(CAMERA_MODES)}")
+        if not 0 <= task_mix <= 1 or (task_mix and annotations is None):
+            raise ValueError(f"task_mix {task_mix} must be 0 to 1, and needs annotations")
+        self.dataset, self.mixture, self.seed = dataset, mixture, seed
+        self.cameras, self.augmentation = cameras, augmentation
+        self.annotations, self.task_mix = annotations, task_mix
+        self.slots = dataset.camera_slots
+        self.episode_start = np.asarray(dataset.episode_start)
+        self.camera_keys = [tuple(entry["cameras"]) for entry in dataset.entries]
+        self.images = [min(len(keys), len(self.slots)) for keys in self.camera_keys]
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """The sample at a position; see the class and `MultiLeRobotDataset`."""
+        sample = self._sample(self.mixture[position])
+        episode = self._episode(int(sample["index"]))
+        keys = self.camera_keys[int(sample["dataset_index"])]
+        views = self.annotations.views(episode) if self.annotations else {}
+        if self.augmentation:
+            self._augment(sample, position, keys, views)
+        if self.cameras == "view":
+            self._arrange(sample, slots_by_view(keys, views, len(self.slots)))
+        elif self.cameras == "shuffle":
+            order = position_generator(self.seed, position, _SHUFFLE).permutation(len(self.slots))
+            self._arrange(sample, tuple(order.tolist()))
+        if self.annotations and self.task_mix:
+            share = position_generator(self.seed, position, _TASK).random()
+            annotated = self.annotations.task(episode)
+            if annotated is not None and share < self.task_mix:
+                sample["task"] = annotated
+        return sample
+
+    def images_at(self, position: int) -> int:
+        """How many cameras the sample at a position has, without reading it."""
+        number = int(self.dataset.episode_dataset[self._episode(self.mixture[position])])
+        return self.images[number]
+
+    @property
+    def ragged(self) -> bool:
+        """Whether samples differ in their number of cameras."""
+        return len(set(self.images)) > 1
+
+    def _episode(self, frame: int) -> int:
+        return int(np.searchsorted(self.episode_start, frame, side="right")) - 1
+
+    def _sample(self, frame: int) -> dict[str, Any]:
+        """The dataset's sample of a frame, or of one that the mixture draws too.
+
+        In place of a frame that cannot be decoded the dataset gives one of the next episodes, be it held out
+        or excluded. Then the next ranges of frames to be drawn are tried, of the same dataset.
+        """
+        number = int(self.dataset.episode_dataset[self._episode(frame)])
+        bounds = self.episode_start[self.dataset.dataset_start[number : number + 2]].tolist()
+        for _ in range(_ATTEMPTS):
+            sample = self.dataset[frame]
+            if int(sample["index"]) in self.mixture:
+                return sample
+            frame = self.mixture.range_after(frame, *bounds)
+        raise UserError(
+            f"hardly a frame of {self.dataset.repo_ids[number]} can be decoded, leave this dataset out"
+        )
+
+    def _augment(
+        self, sample: dict[str, Any], position: int, keys: tuple[str, ...], views: Mapping[str, str]
+    ) -> None:
+        """Change the images in place, each camera by draws of its own, before they move to other slots."""
+        draws = position_generator(self.seed, position, _AUGMENT).uniform(-1, 1, (len(self.slots), 8))
+        for slot, key, draw in zip(self.slots, keys, draws, strict=False):
+            if not sample[f"{slot}_is_pad"]:
+                wrist = (views.get(key) or view_in_name(key)) == "wrist"
+                sample[slot] = augment(sample[slot], self.augmentation, draw, wrist=wrist)
+
+    def _arrange(self, sample: dict[str, Any], order: tuple[int | None, ...]) -> None:
+        """Give every slot the image and mask of another; None makes it absent."""
+        before = {key: sample[key] for slot in self.slots for key in (slot, f"{slot}_is_pad")}
+        for slot, source in zip(self.slots, order, strict=True):
+            if source is None:
+                sample[slot] = torch.zeros_like(before[slot])
+                sample[f"{slot}_is_pad"] = torch.tensor(True)
+            else:
+                sample[slot] = before[self.slots[source]]
+                sample[f"{slot}_is_pad"] = before[f"{self.slots[source]}_is_pad"]
+
+    def stats(self) -> dict[str, dict[str, np.ndarray]]:
+        """Statistics of the episodes that are drawn from, as `MultiLeRobotDataset.stats` has them of all."""
+        dataset, drawn = self.dataset, self.mixture.draws_from(self.episode_start)
+        if drawn.all():
+            return dataset.stats
+        rows = np.repeat(drawn, np.diff(self.episode_start))
+        return {
+            key: compute_stats(values, rows)
+            for key, values in ((STATE, dataset.state), (ACTION, dataset.action))
+        }
+
+    def report(self) -> dict[str, Any]:
+        """What the stream is drawn from, for `data_report.json`."""
+        return {
+            "frames_drawn_from": self.mixture.num_frames,
+            "shares": self.mixture.shares(),
+            "cameras": self.cameras,
+            "task_mix": self.task_mix,
+            "annotations": self.annotations.report() if self.annotations else None,
+        }
+
+
+def annotated_episodes(dataset: MultiLeRobotDataset, folder: Path) -> AnnotatedEpisodes:
+    """The annotations in `folder` of a dataset's episodes; see `AnnotatedEpisodes`."""
+    return AnnotatedEpisodes(
+        folder,
+        dataset.repo_ids,
+        [entry["revision"] for entry in dataset.entries],
+        np.asarray(dataset.episode_dataset),
+        np.asarray(dataset.episode_recorded),
+    )

@@ -1,0 +1,162 @@
+"""The index of one dataset: read once per revision, then taken from the cache."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from depi.datasets.recording.checks import resolve_file
+from depi.datasets.recording.joints import Detection
+from depi.datasets.recording.sources import HubFiles, LocalFiles, cache_folder
+from depi.datasets.union.index import IMAGE, VIDEO, read_index, write_index
+from depi.datasets.union.opening import ACTION, STATE, OpenDataset, open_dataset, recorded_fps
+from depi.errors import DatasetError
+
+
+def index_key(*facts: object) -> str:
+    """The name of an index that depends on these facts, and on the code that makes it."""
+    return hashlib.blake2b(repr((_code(), *facts)).encode(), digest_size=16).hexdigest()
+
+
+@cache
+def _code() -> str:
+    """A digest of the two rooms that decide what an index holds: no other code's index is ever read."""
+    rooms = Path(__file__).parents[1]
+    sources = [
+        path.read_bytes() for room in ("recording", "union") for path in sorted((rooms / room).glob("*.py"))
+    ]
+    return hashlib.blake2b(b"\0".join(sources), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A dataset whose index is in the cache; `entry` is what a report says of it."""
+
+    folder: Path
+    root: Path
+    entry: dict[str, Any]
+
+    @property
+    def kind(self) -> tuple[int, int, bool]:
+        """What must agree between datasets that train together: state and action sizes, canonical or not."""
+        return self.entry["state_dim"], self.entry["action_dim"], self.entry["convention"] != "native"
+
+    @property
+    def detection(self) -> Detection:
+        """Its joint convention."""
+        return Detection(self.entry["convention"], self.entry["evidence"])
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is wanted of each dataset.
+
+    max_cameras: camera slots; the videos of further cameras are not fetched.
+    episodes: recorded episode indices, ascending, where the source itself chooses none; None for all.
+    joint_convention: the units of state and action, one of `depi.datasets.recording.joints.SPACES`.
+    offline: ask no Hub.
+    """
+
+    max_cameras: int
+    episodes: tuple[int, ...] | None = None
+    joint_convention: str = "degrees"
+    offline: bool = False
+
+
+def open_part(source: LocalFiles | HubFiles, options: Options) -> Part:
+    """Have a dataset's index in the cache, and the videos of its first cameras on disk.
+
+    Raises:
+        DatasetError: the dataset cannot be used; the message is the reason.
+        UserError: the Hub does not give it, or an episode is chosen that does not exist.
+    """
+    episodes = options.episodes if source.episodes is None else source.episodes
+    key = index_key(source.key, episodes, options.joint_convention)
+    folder = cache_folder() / "index" / "datasets" / key
+    index = read_index(folder)
+    if index is None:
+        _write(folder, open_dataset(source, episodes, options.joint_convention), source)
+        index = read_index(folder)
+    if index is None:
+        raise DatasetError(f"its index {folder} cannot be read back")
+    files = [index.files[file].as_py() for file in np.unique(index.camera_file[:, : options.max_cameras])]
+    source.fetch(files)
+    for file in files:
+        resolve_file(source.root, file)
+    return Part(folder, source.root, index.manifest["datasets"][0])
+
+
+def _write(folder: Path, dataset: OpenDataset, source: LocalFiles | HubFiles) -> None:
+    cameras, files = _camera_columns(dataset)
+    episodes = dataset.meta.episodes
+    columns = {
+        "state": dataset.state,
+        "action": dataset.action,
+        "timestamp": dataset.timestamp,
+        "task": dataset.task,
+        "recorded": episodes.episode_index,
+        "length": episodes.length,
+        **cameras,
+    }
+    write_index(
+        folder,
+        columns,
+        files=files,
+        file_dataset=np.zeros(len(files), np.int32),
+        tasks=dataset.tasks,
+        manifest={"datasets": [_entry(dataset, source)]},
+    )
+
+
+def _camera_columns(dataset: OpenDataset) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The columns [E, C] over episodes and cameras, see `Index`; and the files that are used."""
+    episodes, count = dataset.meta.episodes, len(dataset.cameras)
+    kind = np.zeros((len(episodes), count), np.int8)
+    file, begin, end = np.zeros(kind.shape, np.int64), np.zeros(kind.shape), np.full(kind.shape, np.inf)
+    paths: list[str] = []
+    for slot, camera in enumerate(dataset.cameras):
+        if camera in episodes.videos:
+            table = episodes.videos[camera]
+            kind[:, slot], begin[:, slot], end[:, slot] = VIDEO, table.start, table.end
+            file[:, slot] = len(paths) + table.file
+            paths += table.paths
+        else:
+            kind[:, slot], begin[:, slot] = IMAGE, dataset.first_row
+            file[:, slot] = len(paths) + episodes.data_file
+            paths += episodes.data_paths
+    used, position = np.unique(file, return_inverse=True)
+    columns: dict[str, np.ndarray] = {
+        "camera_kind": kind,
+        "camera_file": position.reshape(file.shape).astype(np.int32),
+        "camera_begin": begin,
+        "camera_end": end,
+    }
+    return columns, [paths[number] for number in used]
+
+
+def _entry(dataset: OpenDataset, source: LocalFiles | HubFiles) -> dict[str, Any]:
+    meta, info = dataset.meta, dataset.meta.info
+    return {
+        "repo_id": meta.repo_id,
+        "revision": meta.revision,
+        "local": isinstance(source, LocalFiles),
+        "version": info.version,
+        "robot_type": info.robot_type,
+        "convention": dataset.detection.convention,
+        "evidence": dataset.detection.evidence,
+        "fps": info.fps,
+        "recorded_fps": recorded_fps(dataset.timestamp, meta.episodes.length, info.fps),
+        "episodes": len(meta.episodes),
+        "frames": meta.num_frames,
+        "cameras": list(dataset.cameras),
+        "depth_cameras_not_read": list(info.depth_keys),
+        "episodes_left_out": {str(index): reason for index, reason in dataset.left_out.items()},
+        "licence": source.licence,
+        "state_dim": dataset.state.shape[1],
+        "action_dim": dataset.action.shape[1],
+        "state_names": info.features[STATE].names,
+        "action_names": info.features[ACTION].names,
+    }

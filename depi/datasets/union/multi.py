@@ -1,0 +1,389 @@
+"""Many LeRobot datasets as one training set, read in place."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils.data
+from torch import Tensor
+
+from depi.datasets.recording.cameras import letterbox
+from depi.datasets.recording.images import ImageReader
+from depi.datasets.recording.joints import JOINTS, SPACES
+from depi.datasets.recording.sources import DatasetSource
+from depi.datasets.recording.video import FrameRequest, VideoReader
+from depi.datasets.union.collection import open_collection
+from depi.datasets.union.dataset_index import Options
+from depi.datasets.union.index import IMAGE, NO_CAMERA, map_index
+from depi.datasets.union.opening import ACTION, STATE
+from depi.datasets.union.quarantine import Quarantine
+from depi.datasets.union.shards import PreparedImages, Wanted
+from depi.datasets.union.statistics import stats_from_json
+from depi.errors import DatasetError, UserError
+
+__all__ = ["DatasetSource", "MultiLeRobotDataset"]
+
+_SUBSTITUTES = 16
+
+
+class MultiLeRobotDataset(torch.utils.data.Dataset):
+    """All frames of many datasets, one sample per frame.
+
+    The numbers of all datasets lie in flat columns that are mapped into memory from a cache, so that all
+    workers and processes of a machine share them. A sample holds:
+
+    - `observation.images.{i}` uint8 [3, S, S] and `observation.images.{i}_is_pad` bool [], for every i below
+      max_cameras: the camera of slot i letterboxed, or zeros and True where the dataset has none
+    - `observation.state` float32 [state_dim], `action` float32 [chunk_size, action_dim]: canonical joints
+      (see `depi.datasets.recording.joints`), or the recorded numbers of a robot that is no SO-100
+    - `action_is_pad` bool [chunk_size]: True past the episode's end, where the last action repeats
+    - `task` str
+    - `dataset_index` (among the datasets in use), `episode_index` (as recorded), `frame_index` (in its
+      episode), `index` (in this training set) int64 [], `timestamp` float32 [] in seconds
+
+    Quarantine: a dataset that cannot be used is left out, so is an episode that holds what no robot recorded
+    (numbers that are not finite or beyond all bounds, timestamps that go back or jump). A frame whose image
+    cannot be decoded is replaced by one of the next episodes, of the same dataset where that is possible. The
+    choice depends on the frame alone, so it is the same in every run; the first one in an episode is logged,
+    all are counted in `decode_failures`.
+
+    Columns, for N datasets, E episodes and F frames, not to be written: `state` [F, Ds], `action` [F, Da],
+    `timestamp` [F], `task` [F] (positions in `tasks`), `episode_start` [E + 1] (frames), `episode_dataset`
+    [E], `episode_recorded` [E], `dataset_start` [N + 1] (episodes), `fps` [N]; `repo_ids` and `entries` [N].
+    `stats` are over all frames: observation.state and action -> `compute_stats`;
+    `stats_by_group` the same per "<convention>/<robot type>".
+
+    Args:
+        sources: the datasets.
+        chunk_size: actions per sample.
+        image_size: S.
+        max_cameras: camera slots; a dataset's further cameras are not read.
+        action_freq: actions per second in a chunk, interpolated linearly; None for the frames as recorded.
+            Where timestamps contradict the declared rate, theirs is taken.
+        joint_convention: the units of SO-100 joints, `degrees`, `normalized` or as recorded (`native`).
+        max_bad_fraction: more than this share of bad episodes is an error, when opening or whenever a further
+            one turns out to be bad. Bad are the episodes left out, and those with a frame that was replaced.
+        max_bad_datasets: more than this share of unusable sources is an error. A single source must be good.
+        episodes: recorded episode indices, for a single source only.
+        offline: ask no Hub; everything must be in the cache.
+        prepared: a folder that `depi prepare` wrote, read instead of the videos.
+        video_backend: `torchcodec` or `pyav`; by default the faster one for each video.
+
+    Raises:
+        UserError: no source is usable, or too much is bad; names each with the reason. Or `prepared` lacks
+            something.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[DatasetSource],
+        *,
+        chunk_size: int = 50,
+        image_size: int = 224,
+        max_cameras: int = 3,
+        action_freq: float | None = None,
+        joint_convention: str = "degrees",
+        max_bad_fraction: float = 0.02,
+        max_bad_datasets: float = 0.25,
+        episodes: Sequence[int] | None = None,
+        offline: bool = False,
+        prepared: Path | None = None,
+        video_backend: str | None = None,
+    ) -> None:
+        _check(sources, max_cameras, joint_convention, episodes)
+        self.chunk_size, self.image_size, self.max_cameras = chunk_size, image_size, max_cameras
+        self.action_freq = action_freq
+        chosen = None if episodes is None else tuple(sorted(set(episodes)))
+        options = Options(max_cameras, chosen, joint_convention, offline)
+        collection = open_collection(sources, options, max_bad_datasets=max_bad_datasets)
+        self.quarantined = collection.quarantined
+        self.roots = collection.roots
+        self.videos = VideoReader(backend=video_backend)
+        self.images = ImageReader()
+        self._index_folder = collection.index.folder
+        self._map()
+        self.prepared = None if prepared is None else PreparedImages(prepared, image_size)
+        self._locate_prepared()
+        left_out = [
+            f"episode {episode} of {entry['repo_id']}: {reason}"
+            for entry in self.entries
+            for episode, reason in entry["episodes_left_out"].items()
+        ]
+        self._quarantine = Quarantine(self.num_episodes, left_out, max_bad_fraction)
+
+    def _map(self) -> None:
+        """Map the columns into memory, and take what is small out of the manifest."""
+        index = map_index(self._index_folder)
+        self.state, self.action = index.state, index.action
+        self.timestamp, self.task = index.timestamp, index.task
+        self.tasks: tuple[str, ...] = tuple(index.tasks.to_pylist())
+        self.camera_kind, self.camera_file = index.camera_kind, index.camera_file
+        self.camera_begin, self.camera_end = index.camera_begin, index.camera_end
+        self.files, self.file_dataset = index.files, index.file_dataset
+        self.episode_recorded = index.recorded
+        self.entries: list[dict[str, Any]] = index.manifest["datasets"]
+        self.repo_ids = tuple(entry["repo_id"] for entry in self.entries)
+        self.fps = np.array([entry["fps"] for entry in self.entries])
+        counts = [entry["episodes"] for entry in self.entries]
+        self.episode_start = np.concatenate([[0], np.cumsum(index.length)])
+        self.episode_dataset = np.repeat(np.arange(len(counts)), counts)
+        self.dataset_start = np.concatenate([[0], np.cumsum(counts)])
+        self.file_per_episode = np.array([entry["version"] != "v3.0" for entry in self.entries])
+        self.stats = stats_from_json(index.manifest["stats"])
+        self.stats_by_group = {
+            group: stats_from_json(stats) for group, stats in index.manifest["stats_by_group"].items()
+        }
+        first = self.entries[0]
+        self.state_dim, self.action_dim = first["state_dim"], first["action_dim"]
+        self.state_names, self.action_names = (_joint_names(first, name) for name in ("state", "action"))
+        self.camera_slots = tuple(f"observation.images.{slot}" for slot in range(self.max_cameras))
+
+    def _locate_prepared(self) -> None:
+        """Per episode the row of its first prepared image; per dataset the rows of a frame."""
+        self._prepared_row = np.zeros(self.num_episodes, np.int64)
+        self._prepared_step = np.zeros(self.num_datasets, np.int64)
+        for number in range(self.num_datasets if self.prepared is not None else 0):
+            episodes = slice(*self.dataset_start[number : number + 2].tolist())
+            assert self.prepared is not None
+            rows, step = self.prepared.locate(self.wanted_images(number))
+            self._prepared_row[episodes], self._prepared_step[number] = rows, step
+
+    def wanted_images(self, number: int) -> Wanted:
+        """What names the prepared images of one dataset."""
+        entry = self.entries[number]
+        first, last = self.dataset_start[number : number + 2].tolist()
+        files = np.flatnonzero(self.file_dataset == number).tolist() if entry["local"] else []
+        names = [self.files[file].as_py() for file in files]
+        return Wanted(
+            repo_id=entry["repo_id"],
+            revision=entry["revision"],
+            cameras=tuple(entry["cameras"]),
+            episodes=self.episode_recorded[first:last],
+            lengths=np.diff(self.episode_start[first : last + 1]),
+            files={name: (self.roots[number] / name).stat().st_size for name in names},
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a spawned worker needs: it maps the columns itself."""
+        small = ("chunk_size", "image_size", "max_cameras", "action_freq", "quarantined", "roots", "videos")
+        rest = ("images", "prepared", "_prepared_row", "_prepared_step", "_index_folder", "_quarantine")
+        return {name: vars(self)[name] for name in (*small, *rest)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._map()
+
+    @property
+    def num_frames(self) -> int:
+        """Frames over all datasets."""
+        return int(self.episode_start[-1])
+
+    @property
+    def num_episodes(self) -> int:
+        """Episodes over all datasets."""
+        return len(self.episode_dataset)
+
+    @property
+    def num_datasets(self) -> int:
+        """Datasets in use."""
+        return len(self.repo_ids)
+
+    def __len__(self) -> int:
+        return self.num_frames
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The sample of one frame; see the class."""
+        index = int(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"frame {index} of {len(self)}")
+        index %= len(self)
+        try:
+            return self._sample(index)
+        except DatasetError as error:
+            self._count_failure(index, error)
+        for substitute in self._substitutes(index):
+            try:
+                return self._sample(substitute)
+            except DatasetError as error:
+                self._count_failure(substitute, error)
+        dataset = self.repo_ids[self.episode_dataset[self._episode(index)]]
+        raise UserError(f"no images of dataset {dataset} can be decoded, leave this dataset out")
+
+    def _episode(self, index: int) -> int:
+        return int(np.searchsorted(self.episode_start, index, side="right")) - 1
+
+    def _sample(self, index: int) -> dict[str, Any]:
+        episode = self._episode(index)
+        dataset = int(self.episode_dataset[episode])
+        start, end = self.episode_start[episode : episode + 2].tolist()
+        action, action_is_pad = self._action_chunk(index, end, self.entries[dataset]["recorded_fps"])
+        sample: dict[str, Any] = {
+            **self._images(episode, index - start),
+            STATE: torch.from_numpy(self.state[index].copy()),
+            ACTION: action,
+            "action_is_pad": action_is_pad,
+            "task": self.tasks[self.task[index]],
+            "timestamp": torch.tensor(self.timestamp[index]),
+        }
+        numbers = {
+            "dataset_index": dataset,
+            "episode_index": int(self.episode_recorded[episode]),
+            "frame_index": index - start,
+            "index": index,
+        }
+        sample.update({key: torch.tensor(value) for key, value in numbers.items()})
+        return sample
+
+    def _action_chunk(self, index: int, end: int, fps: float) -> tuple[Tensor, Tensor]:
+        """Actions float32 [chunk_size, D] from frame `index` on, and which of them lie past the episode."""
+        steps = np.arange(self.chunk_size)
+        if self.action_freq is None or self.action_freq == fps:
+            rows = index + steps
+            return torch.from_numpy(self.action[np.minimum(rows, end - 1)]), torch.from_numpy(rows >= end)
+        # In float64, and multiplied first: whole positions come out whole, and no rounding pattern arises.
+        position = steps * fps / self.action_freq
+        lower = np.floor(position)
+        weight = torch.from_numpy((position - lower).astype(np.float32))[:, None]
+        rows = index + lower.astype(np.int64)
+        here, after = (torch.from_numpy(self.action[np.minimum(row, end - 1)]) for row in (rows, rows + 1))
+        return torch.lerp(here, after, weight), torch.from_numpy(index + position > end - 1)
+
+    def _images(self, episode: int, frame: int) -> dict[str, Tensor]:
+        found = self.camera_images(episode, frame, self.image_size)
+        images: dict[str, Tensor] = {}
+        for key, image in zip(self.camera_slots, found, strict=True):
+            images[f"{key}_is_pad"] = torch.tensor(image is None)
+            images[key] = (
+                torch.zeros((3, self.image_size, self.image_size), dtype=torch.uint8)
+                if image is None
+                else image
+            )
+        return images
+
+    def camera_images(self, episode: int, frame: int, size: int | None = None) -> list[Tensor | None]:
+        """The images of all slots at one frame of an episode; None where the dataset has no such camera.
+
+        Returns:
+            uint8 [3, size, size], letterboxed, or [3, H, W] as recorded where `size` is None.
+
+        Raises:
+            DatasetError: one cannot be decoded.
+        """
+        images: list[Tensor | None] = [None] * self.max_cameras
+        if self.prepared is not None and size == self.image_size:
+            first = self._prepared_row[episode]
+            first += frame * self._prepared_step[self.episode_dataset[episode]]
+            slots = np.flatnonzero(self.camera_kind[episode] != NO_CAMERA).tolist()
+            found = self.prepared.frames([int(first) + slot for slot in slots], size)
+            for slot, image in zip(slots, found, strict=True):
+                images[slot] = image
+            return images
+        requests: dict[int, FrameRequest] = {}
+        for slot, kind in enumerate(self.camera_kind[episode].tolist()):
+            if kind == IMAGE:
+                image = self._stored_image(episode, frame, slot)
+                images[slot] = image if size is None else letterbox(image, size)
+            elif kind != NO_CAMERA:
+                requests[slot] = self._request(episode, frame, slot)
+        for slot, image in zip(requests, self.videos.frames(list(requests.values()), size), strict=True):
+            images[slot] = image
+        return images
+
+    def camera_run(self, episode: int, slot: int, frames: range) -> Iterator[Tensor]:
+        """The recorded images of one camera at frames in a row, as `camera_images` gives them, at less cost.
+
+        Raises:
+            DatasetError: one cannot be decoded, or the dataset has no such camera; when its turn comes.
+        """
+        kind = self.camera_kind[episode, slot]
+        if kind == NO_CAMERA:
+            raise DatasetError(f"there is no camera in slot {slot}")
+        if kind == IMAGE:
+            yield from (self._stored_image(episode, frame, slot) for frame in frames)
+        else:
+            yield from self.videos.episode([self._request(episode, frame, slot) for frame in frames])
+
+    def _path(self, episode: int, slot: int) -> Path:
+        file = int(self.camera_file[episode, slot])
+        return self.roots[self.file_dataset[file]] / self.files[file].as_py()
+
+    def _request(self, episode: int, frame: int, slot: int) -> FrameRequest:
+        dataset = int(self.episode_dataset[episode])
+        start, end = self.episode_start[episode : episode + 2].tolist()
+        place = float(self.camera_begin[episode, slot]), float(self.camera_end[episode, slot])
+        seconds = place[0] + float(self.timestamp[start + frame])
+        # Where the episode's end is known, it can be read by frame number if the declared rate is wrong.
+        known = self.file_per_episode[dataset] or np.isfinite(place[1])
+        number_of = (frame, end - start) if known else None
+        return FrameRequest(self._path(episode, slot), seconds, float(self.fps[dataset]), number_of, place)
+
+    def _stored_image(self, episode: int, frame: int, slot: int) -> Tensor:
+        camera = self.entries[self.episode_dataset[episode]]["cameras"][slot]
+        row = int(self.camera_begin[episode, slot]) + frame
+        return self.images.image(self._path(episode, slot), camera, row)
+
+    def _count_failure(self, index: int, error: DatasetError) -> None:
+        episode = self._episode(index)
+        frame = index - int(self.episode_start[episode])
+        self._quarantine.add(episode, frame, error, self._episode_name)
+
+    def _episode_name(self, episode: int) -> str:
+        return f"episode {self.episode_recorded[episode]} of {self.repo_ids[self.episode_dataset[episode]]}"
+
+    def _substitutes(self, index: int) -> list[int]:
+        """Frames to try instead, the same in every run: of the next episodes, then of the next datasets."""
+        episode = self._episode(index)
+        dataset = int(self.episode_dataset[episode])
+        first, last = self.dataset_start[dataset : dataset + 2].tolist()
+        others = [first + (episode - first + step) % (last - first) for step in range(1, last - first)]
+        ahead = [(dataset + step) % self.num_datasets for step in range(1, self.num_datasets)]
+        episodes = others[:_SUBSTITUTES] + [int(self.dataset_start[other]) for other in ahead[:_SUBSTITUTES]]
+        offset = index - int(self.episode_start[episode])
+        bounds = [self.episode_start[other : other + 2].tolist() for other in episodes]
+        return [start + offset % (end - start) for start, end in bounds]
+
+    def decode_failures(self) -> dict[str, dict[int, int]]:
+        """Per dataset and recorded episode, how many samples were replaced since opening, all workers."""
+        counts: dict[str, dict[int, int]] = {}
+        for episode, count in self._quarantine.failures().items():
+            repo_id = self.repo_ids[self.episode_dataset[episode]]
+            counts.setdefault(repo_id, {})[int(self.episode_recorded[episode])] = count
+        return counts
+
+    def report(self) -> dict[str, Any]:
+        """What this training set is made of, for `data_report.json`."""
+        failures = {
+            repo_id: {str(episode): count for episode, count in episodes.items()}
+            for repo_id, episodes in self.decode_failures().items()
+        }
+        return {
+            "num_datasets": self.num_datasets,
+            "num_episodes": self.num_episodes,
+            "num_frames": self.num_frames,
+            "num_episodes_left_out": len(self._quarantine.left_out),
+            "datasets": self.entries,
+            "quarantined": self.quarantined,
+            "decode_failures": failures,
+        }
+
+
+def _check(
+    sources: Sequence[DatasetSource], max_cameras: int, joint_convention: str, episodes: Sequence[int] | None
+) -> None:
+    if not sources:
+        raise UserError("no dataset is named, name at least one")
+    if max_cameras < 1:
+        raise UserError(f"max_cameras is {max_cameras}, it must be at least 1")
+    if joint_convention not in SPACES:
+        raise UserError(f"joint_convention is {joint_convention!r}, expected one of {', '.join(SPACES)}")
+    if episodes is not None and len(sources) > 1:
+        raise UserError("episodes can be chosen of a single dataset only, name one dataset or no episodes")
+
+
+def _joint_names(entry: dict[str, Any], feature: str) -> tuple[str, ...] | None:
+    if entry["convention"] != "native":
+        return tuple(f"{joint}.pos" for joint in JOINTS)
+    names = entry[f"{feature}_names"]
+    return None if names is None else tuple(names)

@@ -1,0 +1,1 @@
+"""Asking a Hub: listing, reading and publishing through huggingface_hub, with retries and bounds."""

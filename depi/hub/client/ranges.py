@@ -1,0 +1,100 @@
+"""A file of a Hub's repository, of which only what is read is fetched."""
+
+import io
+from collections import OrderedDict
+
+from huggingface_hub import constants
+
+from depi.errors import DatasetError
+from depi.hub.client.api import endpoint
+from depi.hub.client.fetch import TooLarge, get_range, snapshot_folder
+from depi.hub.client.retry import Target, retried
+from depi.hub.names import path_problem
+
+BLOCK = 256 * 1024
+_KEPT_BLOCKS = 16
+
+
+class RemoteFile(io.RawIOBase):
+    """A seekable, read-only file of a dataset's repository, at a commit, or its copy in the cache.
+
+    huggingface_hub's file system does the same, without a bound on what a broken file may make us fetch,
+    and with requests of its own for each file.
+    """
+
+    def __init__(self, repo_id: str, filename: str, *, revision: str, max_bytes: int):
+        """Fetch the first block.
+
+        Args:
+            repo_id: user/name.
+            filename: path in the repository.
+            revision: a commit.
+            max_bytes: more than this in all is not fetched.
+
+        Raises:
+            HubError: missing or unreachable.
+            DatasetError: the name is not a plain relative path.
+        """
+        if problem := path_problem(filename):
+            raise DatasetError(f"{repo_id}: the file name {filename[:200]!r} {problem}")
+        self._target = Target(endpoint(), repo_id, revision=revision, filename=filename)
+        self._left = max_bytes
+        self._blocks: OrderedDict[int, bytes] = OrderedDict()
+        self._position = 0
+        self.size = 0
+        here = snapshot_folder(repo_id, "dataset", revision) / filename
+        self._local = here if here.exists() else None
+        if self._local is not None:
+            self.size = self._local.stat().st_size
+        elif constants.HF_HUB_OFFLINE:
+            raise DatasetError(f"{filename} is not in the cache and HF_HUB_OFFLINE is set")
+        else:
+            self._block(0)
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def tell(self) -> int:
+        """The position in the file."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a position; nothing is fetched."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Fill the buffer as far as the file goes, fetching what is missing."""
+        wanted = max(0, min(len(buffer), self.size - self._position))
+        data = self._read(self._position, wanted)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def _read(self, start: int, count: int) -> bytes:
+        if self._local is not None:
+            with self._local.open("rb") as file:
+                file.seek(start)
+                return file.read(count)
+        first, last = start // BLOCK, (start + max(count, 1) - 1) // BLOCK
+        data = b"".join(self._block(number) for number in range(first, last + 1))
+        return data[start - first * BLOCK :][:count]
+
+    def _block(self, number: int) -> bytes:
+        if number not in self._blocks:
+            if self._left <= 0:
+                raise TooLarge(f"{self._target.filename} needs more than it may be read of")
+            start = number * BLOCK
+            data, self.size = retried(lambda: get_range(self._target, start, start + BLOCK), self._target)
+            self._left -= len(data)
+            self._blocks[number] = data
+            while len(self._blocks) > _KEPT_BLOCKS:
+                self._blocks.popitem(last=False)
+        self._blocks.move_to_end(number)
+        return self._blocks[number]

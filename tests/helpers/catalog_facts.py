@@ -1,0 +1,167 @@
+"""Facts of made-up datasets for the rules of the catalogue: a good one, and what can be wrong with it."""
+
+import dataclasses
+
+import numpy as np
+
+from depi.catalog.facts import Facts
+from depi.catalog.inspect import gather_joints
+from depi.datasets.recording.formats import parse_info
+from depi.datasets.recording.joints import JOINTS as JOINT_NAMES
+
+JOINTS = [f"{joint}.pos" for joint in JOINT_NAMES]
+
+
+def info_json(**changes) -> dict:
+    vector = {"dtype": "float32", "shape": [6], "names": JOINTS}
+    index = {"dtype": "int64", "shape": [1], "names": None}
+    camera = {"dtype": "video", "shape": [48, 64, 3], "names": ["height", "width", "channels"]}
+    info = {
+        "codebase_version": "v2.1",
+        "robot_type": "so101_follower",
+        "total_episodes": 2,
+        "total_frames": 200,
+        "fps": 30,
+        "features": {
+            "action": vector,
+            "observation.state": vector,
+            "observation.images.front": camera,
+            "timestamp": {"dtype": "float32", "shape": [1], "names": None},
+            "frame_index": index,
+            "episode_index": index,
+            "index": index,
+            "task_index": index,
+        },
+    }
+    return {**info, **changes}
+
+
+def with_features(**changes) -> dict:
+    """info.json with features changed, or removed where the value is None."""
+    features = {**info_json()["features"], **changes}
+    return info_json(features={name: value for name, value in features.items() if value is not None})
+
+
+def good_facts(info: dict | None = None) -> Facts:
+    """Facts of a dataset that passes every rule: 2 episodes of 100 frames, normalised joints."""
+    data = tuple(f"data/chunk-000/episode_{number:06d}.parquet" for number in range(2))
+    video = tuple(f"videos/chunk-000/observation.images.front/episode_{n:06d}.mp4" for n in range(2))
+    files = dict.fromkeys(("meta/info.json", "meta/episodes.jsonl", "meta/tasks.jsonl", *data, *video), 1000)
+    facts = Facts(repo_id="ann/pick_cube", revision="a" * 40, files=files, tags=("LeRobot", "so101"))
+    facts.info = parse_info(info or info_json())
+    facts.tasks = ("Pick up the red cube.",)
+    facts.episode_length = np.array([100, 100])
+    facts.data_files, facts.video_files = data, video
+    wave = np.sin(np.linspace(0, 9, 200))[:, None] * np.array([30, 50, 40, 20, 10, 40])
+    facts.action = (wave + np.array([0, -20, 10, 5, 0, 50])).astype(np.float32)
+    facts.action[50:60, 2] = 100.0  # at its stop: only normalised values rest there
+    facts.state = np.roll(facts.action, 3, axis=0)  # the arm comes after its leader
+    facts.timestamp = np.tile(np.arange(100) / 30, 2).astype(np.float32)
+    if "action" in facts.info.features:
+        gather_joints(facts)
+    return facts
+
+
+def changed(**fields) -> Facts:
+    facts = good_facts()
+    for name, value in fields.items():
+        setattr(facts, name, value)
+    return facts
+
+
+def without_file(path: str) -> Facts:
+    facts = good_facts()
+    del facts.files[path]
+    return facts
+
+
+def with_value(column: str, place, value: float) -> Facts:
+    facts = good_facts()
+    getattr(facts, column)[place] = value
+    return facts
+
+
+def with_size(path: str, size: int) -> Facts:
+    facts = good_facts()
+    facts.files[path] = size
+    return facts
+
+
+def frozen_state() -> Facts:
+    return changed(state=np.tile(np.float32([1, 2, 3, 4, 5, 6]), (200, 1)))
+
+
+def barely_moving() -> Facts:
+    return changed(state_degrees=np.linspace(0, 0.4, 200)[:, None] * np.ones(6))
+
+
+def recorded(action: np.ndarray | None = None, state: np.ndarray | None = None, length=(100, 100)) -> Facts:
+    """Facts of other values in the tables, and all that follows from them."""
+    facts = good_facts()
+    facts.action = facts.action if action is None else action
+    facts.state = facts.state if state is None else state
+    facts.episode_length = np.array(length)
+    facts.info = dataclasses.replace(facts.info, total_episodes=len(length))
+    gather_joints(facts)
+    return facts
+
+
+def still_episodes(still: int) -> Facts:
+    """Four episodes of 50 frames; nothing happens in the last ones."""
+    facts = good_facts()
+    for values in (facts.action, facts.state):
+        values[200 - 50 * still :] = values[199]
+    return recorded(facts.action, facts.state, (50,) * 4)
+
+
+def late_state(frames: int) -> Facts:
+    """The state repeats the action's motion so many frames later: negative ones are earlier."""
+    return recorded(state=np.roll(good_facts().action, frames, axis=0))
+
+
+def unrelated_state() -> Facts:
+    random = np.random.default_rng(0)
+    return recorded(state=random.permutation(good_facts().state))
+
+
+def gripper_moving(by: float) -> Facts:
+    facts = good_facts()
+    for values in (facts.action, facts.state):
+        values[:, 5] = np.linspace(50, 50 + by, 200)
+    return recorded(facts.action, facts.state)
+
+
+def uneven(frames: int) -> Facts:
+    """A recorder that so many times lost a frame."""
+    number = np.arange(200) + np.searchsorted(np.linspace(10, 190, frames), np.arange(200))
+    facts = recorded(length=(200,))
+    facts.timestamp = number / 30
+    return facts
+
+
+def contradictory() -> Facts:
+    """Names of after the change, values of neither kind."""
+    facts = good_facts()
+    facts.action[0, 0] = 500.0
+    gather_joints(facts)
+    return facts
+
+
+def in_degrees() -> Facts:
+    facts = good_facts()
+    facts.detection = dataclasses.replace(facts.detection, convention="degrees")
+    return facts
+
+
+def calibrated() -> Facts:
+    """Normalised joints whose half ranges the encoder shows."""
+    facts = good_facts()
+    facts.detection = dataclasses.replace(facts.detection, half_range=(110.0, 103.0, 97.0, 101.0, 170.0))
+    return facts
+
+
+def with_tasks_alone(*tasks: str) -> Facts:
+    """No camera, and these task texts."""
+    facts = good_facts(with_features(**{"observation.images.front": None}))
+    facts.tasks = tasks
+    return facts
