@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from depi.errors import UserError
+from depi.errors import UserError, machine_error
 from depi.log import start_logging
 
 # verb: (module with `main(args) -> exit status`, one line of help)
@@ -36,17 +36,8 @@ VERBS = {
     "hub": ("depi.hub.server.serve", "serve an embedded Hub, for offline machines"),
 }
 
-# What is the matter with the user's disk or rights, wherever it shows.
-DISK_TROUBLE = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EEXIST,
-}
+# A file where a folder should be, or the other way round, wherever it shows.
+WRONG_PLACE = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 
 
 def usage() -> str:
@@ -73,9 +64,11 @@ def run(command: Callable[[list[str]], int], args: Sequence[str]) -> int:
         sys.stderr.close()
         return 141
     except OSError as error:
-        if error.errno not in DISK_TROUBLE:
+        fault = machine_error(error)
+        if fault is None and error.errno not in WRONG_PLACE:
             raise
-        print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror}", file=sys.stderr)
+        sentence = fault or f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}"
+        print(f"error: {sentence}", file=sys.stderr)
         return 2
 
 

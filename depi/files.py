@@ -13,6 +13,17 @@ from depi.errors import UserError
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let the errors of the body name `path` where they name no file: those of writing never do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and takes the name `path`.
 
@@ -24,11 +35,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary.touch(exist_ok=False)
     mode = temporary.stat().st_mode
     try:
-        yield temporary
-        temporary.chmod(mode)  # safetensors puts a private file of its own in this one's place
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with naming(path):
+            yield temporary
+            temporary.chmod(mode)  # safetensors puts a private file of its own in this one's place
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

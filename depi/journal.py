@@ -4,12 +4,15 @@ A process that is killed while it writes leaves half a line: whoever opens the f
 whoever only reads it passes it over.
 """
 
+import contextlib
 import fcntl
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from depi.files import naming
 
 _SYNC_SECONDS = 1.0
 _BLOCK = 65536
@@ -50,11 +53,12 @@ class LineFile:
 
     def add(self, line: str) -> None:
         """Write a line, which no kill takes back; what a power cut may take is that of the last second."""
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
-        if time.monotonic() - self._synced > _SYNC_SECONDS:
-            os.fsync(self._file.fileno())
-            self._synced = time.monotonic()
+        with naming(self.path):
+            self._file.write(line.encode() + b"\n")
+            self._file.flush()
+            if time.monotonic() - self._synced > _SYNC_SECONDS:
+                os.fsync(self._file.fileno())
+                self._synced = time.monotonic()
 
     def clear(self) -> None:
         """Forget every line."""
@@ -66,7 +70,8 @@ class LineFile:
 
     def close(self) -> None:
         """Let others open it."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a line that could not be written, as `add` has said
+            self._file.close()
 
     def _drop_half_line(self) -> None:
         end = size = self._file.seek(0, os.SEEK_END)

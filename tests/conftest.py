@@ -1,9 +1,12 @@
 """An embedded Hub for every test that asks for one, and no other Hub for any test."""
 
 import os
+import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 _HOME = tempfile.TemporaryDirectory(prefix="depi-tests-")
@@ -81,3 +84,31 @@ def ray_cluster() -> Iterator[str]:
     context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield context.address_info["address"]
     ray.shutdown()
+
+
+@dataclass(frozen=True)
+class SmallDisk:
+    """A file system of 8 MB at `path`."""
+
+    path: Path
+
+    def fill(self, leave: int = 0) -> None:
+        """Let no more than `leave` bytes be free."""
+        free = shutil.disk_usage(self.path).free
+        (self.path / "filler").write_bytes(bytes(free - leave))
+
+    def make_room(self) -> None:
+        """Undo `fill`."""
+        (self.path / "filler").unlink()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A file system that can really be full; where none may be mounted the test is skipped."""
+    path = tmp_path / "small-disk"
+    path.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(path)]
+    if os.geteuid() != 0 or subprocess.run(mounting, capture_output=True, check=False).returncode != 0:
+        pytest.skip("only root, and not in every container, may mount a small file system")
+    yield SmallDisk(path)
+    subprocess.run(["umount", "--lazy", str(path)], check=True)

@@ -67,7 +67,10 @@ def test_a_full_disk_is_one_sentence_and_status_2(monkeypatch, capsys):
 
     monkeypatch.setattr("depi.catalog.collect.main", fail)
     assert cli.main(["collect-ids"]) == 2
-    assert capsys.readouterr().err == "error: /data/x: No space left on device\n"
+    assert capsys.readouterr().err == (
+        "error: cannot write /data: the disk is full (No space left on device); make room there, or choose "
+        "another folder\n"
+    )
 
 
 @pytest.mark.parametrize("path", ["file", "file/below"])

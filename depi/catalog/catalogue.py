@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from depi.errors import UserError
+from depi.errors import UserError, machine_error
 from depi.files import atomic_write
 
 ACCEPTED, REJECTED, FAILED = "accepted", "rejected", "failed"
@@ -178,7 +178,8 @@ def write_catalog(
                 temporary.write_text(text + "\n", encoding="utf-8")
             pq.write_table(table, stack.enter_context(atomic_write(folder / CATALOG_FILE)))
     except OSError as error:
-        raise UserError(f"cannot write the lists into {folder}: {error}") from None
+        fault = machine_error(error, folder, "choose another --output_dir")
+        raise fault or UserError(f"cannot write the lists into {folder}: {error}") from None
 
 
 def read_rows(folder: Path, judged_by: dict[str, Any] | None = None) -> list[Row]:

@@ -33,11 +33,11 @@ from depi.catalog.thumbnails import THUMBNAILS_FILE
 from depi.catalog.videos import look_at_videos
 from depi.engine import ENGINES, RayConfig, make_runner
 from depi.engine.cluster import count_cpus
-from depi.errors import UserError
+from depi.errors import UserError, machine_error
 from depi.files import remove_drafts
 from depi.flags import parse_flags
-from depi.hub.client import session
-from depi.hub.client.api import HubUnreachable
+from depi.hub.client.api import session
+from depi.hub.client.api.api import HubUnreachable
 
 logger = logging.getLogger(__name__)
 
@@ -180,6 +180,7 @@ def collect(config: CollectConfig) -> Summary:
     Raises:
         UserError: the Hub cannot be reached, nothing was found, or a flag makes no sense. Nothing is
             written then.
+        MachineError: a disk is full. The lists stay as they were, and what was found out is journalled.
     """
     started = time.monotonic()
     of_videos = optional_rules() & set(config.disable_rules)
@@ -273,6 +274,7 @@ def inspect_all(
 
     Raises:
         UserError: the Hub answered for none of the candidates.
+        MachineError: their files cannot be stored here.
     """
     rows: dict[str, Row] = {}
     silent = 0
@@ -283,6 +285,8 @@ def inspect_all(
             opened: list[Candidate] = []
             for candidate, outcome in engine.run(inspector, waiting, workers=workers):
                 progress.advance(bar)
+                if fault := machine_error(outcome):
+                    raise fault
                 if isinstance(outcome, Collection):
                     opened += outcome.candidates
                     continue

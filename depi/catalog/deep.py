@@ -21,7 +21,7 @@ from depi.catalog.text import clean
 from depi.catalog.thumbnails import Thumbnail, read_thumbnails, write_thumbnails
 from depi.catalog.videos import Item, VideoFacts, remembered
 from depi.engine import Runner
-from depi.errors import DatasetError, UserError
+from depi.errors import DatasetError, UserError, machine_error
 
 logger = logging.getLogger(__name__)
 
@@ -138,12 +138,17 @@ def inspect_videos(
 
     Yields:
         Each row, and a picture of every camera that could be decoded.
+
+    Raises:
+        MachineError: what was found out, or the files that were needed, cannot be stored here.
     """
     by_item = {Item(row.repo_id, row.revision or ""): row for row in rows if row.verdict == ACCEPTED}
     known = {item: facts for item in by_item if (facts := remembered(item)) is not None}
     waiting = [item for item in by_item if item not in known]
     for item, outcome in chain(known.items(), _look_at_each(run, look, waiting)):
         row = by_item[item]
+        if fault := machine_error(outcome):
+            raise fault
         if isinstance(outcome, DatasetError):
             row.verdict, row.reasons = REJECTED, [clean(f"videos_decodable: {outcome}", 500)]
             yield row, []

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from depi.catalog.catalogue import FAILED, Row
-from depi.errors import UserError
+from depi.errors import UserError, machine_error
 from depi.journal import LineFile
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,8 @@ class Journal:
                 "--output_dir"
             ) from None
         except OSError as error:
-            raise UserError(f"cannot write {self._path}: {error.strerror}") from None
+            fault = machine_error(error, self._path.parent, "choose another --output_dir")
+            raise fault or UserError(f"cannot write {self._path}: {error.strerror}") from None
         self._read(self._file)
         return self._file
 

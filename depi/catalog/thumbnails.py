@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from depi.errors import UserError
+from depi.errors import UserError, machine_error
 from depi.files import atomic_write
 
 THUMBNAILS_FILE = "thumbnails.parquet"
@@ -49,7 +49,8 @@ def write_thumbnails(folder: Path, thumbnails: Iterable[Thumbnail]) -> None:
         with atomic_write(folder / THUMBNAILS_FILE) as temporary:
             pq.write_table(table, temporary)
     except OSError as error:
-        raise UserError(f"cannot write {folder / THUMBNAILS_FILE}: {error}") from None
+        fault = machine_error(error, folder, "choose another --output_dir")
+        raise fault or UserError(f"cannot write {folder / THUMBNAILS_FILE}: {error}") from None
 
 
 def read_thumbnails(folder: Path) -> list[Thumbnail]:

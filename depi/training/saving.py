@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from accelerate.utils import gather_object
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 from safetensors import SafetensorError
 
-from depi.errors import UserError
+from depi.errors import NO_ROOM, UserError, error_number
 from depi.files import read_json, write_json
 from depi.training.checkpoint import DATA_REPORT_NAME, write_checkpoint
 from depi.training.folders import remove_old
@@ -22,12 +21,6 @@ from depi.training.run import Run
 from depi.training.snapshot import HostMemory, Snapshot
 
 logger = logging.getLogger(__name__)
-
-NO_ROOM = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the quota is used up",
-    errno.EFBIG: "file size limit",
-}
 
 
 class Saver:
@@ -175,7 +168,5 @@ def added_up(failures: Sequence[dict[str, dict[str, int]]]) -> dict[str, dict[st
 
 def no_room(error: OSError | SafetensorError) -> str | None:
     """Say why there is no room where an error says so; None for all other errors."""
-    number = error.errno if isinstance(error, OSError) else None
-    if match := re.search(r"os error (\d+)", str(error)):
-        number = int(match[1])
-    return NO_ROOM.get(number or 0)
+    number = error_number(error)
+    return "file size limit" if number == errno.EFBIG else NO_ROOM.get(number or 0)

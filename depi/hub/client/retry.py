@@ -5,9 +5,9 @@ before its first byte, all with Retry-After. It does not repeat repository info,
 a download that fails with a server's error, and it spreads nothing: that is added here.
 """
 
-import errno
 import json
 import logging
+import os
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import parse_ratelimit_headers
 
-from depi.errors import UserError
+from depi.errors import MachineError, UserError, machine_error
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +107,7 @@ def retried[Result](call: Callable[[], Result], target: Target, policy: RetryPol
 
     Raises:
         HubError: it failed for good.
+        MachineError: what came cannot be stored.
     """
     policy = policy or RETRIES
     for attempt in range(1, policy.attempts + 1):
@@ -170,7 +171,13 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def explain(error: BaseException, target: Target) -> HubError:
+def cache_error(error: object) -> MachineError | None:
+    """Return the error to raise where the Hub's cache on this machine cannot be written; None for others."""
+    variable = "HF_HUB_CACHE" if "HF_HUB_CACHE" in os.environ else "HF_HOME"
+    return machine_error(error, constants.HF_HUB_CACHE, f"set {variable} to another folder")
+
+
+def explain(error: BaseException, target: Target) -> HubError | MachineError:
     """Return the sentence for a failure. Bugs and other errors are raised again as they are."""
     error = _cause(error)
     where = f"{target.repo_type} {target.repo_id}" if target.repo_id else f"the Hub at {target.endpoint}"
@@ -197,11 +204,8 @@ def explain(error: BaseException, target: Target) -> HubError:
         return HubUnreachable(f"{target.endpoint} does not answer like a Hub: check HF_ENDPOINT")
     if isinstance(error, HFValidationError):
         return RepoMissing(f"{target.repo_id!r} is no repository id: write it as user/name")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
-        place = error.filename or constants.HF_HUB_CACHE
-        return HubError(
-            f"cannot write {place}: {error.strerror}; make room, or set HF_HOME to another folder"
-        )
+    if (fault := cache_error(error)) is not None:
+        return fault
     if isinstance(error, ValueError) and "README.md" in str(error):
         return HubError(f"{where}: {' '.join(str(error).split())}")
     if isinstance(error, OSError) and "Consistency check failed" in str(error):
