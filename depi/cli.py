@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import importlib
+import multiprocessing
 import os
 import signal
 import sys
@@ -96,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _leave(status: int) -> None:
     """End the process now: the interpreter would wait for threads that still download or try again."""
+    for child in multiprocessing.active_children():  # a pool's would wait for work for ever
+        child.terminate()
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(status)
