@@ -254,7 +254,7 @@ def check(out: Path, repos: int) -> None:
 def change(environment: dict[str, str], repos: int) -> None:
     """Commit other data to every hundredth repository, and at least to one, as their authors would."""
     os.environ.update({**environment, "HF_HUB_DISABLE_PROGRESS_BARS": "1"})
-    from depi.hub.client.api import api as client
+    from depi.hub.client import api as client
 
     with tempfile.TemporaryDirectory() as folder:
         for number in range(0, repos, 100):

@@ -104,7 +104,7 @@ def depi(*args: str) -> list[str]:
 
 def record(demo: Demo) -> str:
     """A community records datasets, each in its own way, and publishes them."""
-    from depi.hub.client.api.api import upload_folder
+    from depi.hub.client.api import upload_folder
     from depi.sim.community import Contributor, community, record_community
 
     contributors = community(demo.config.episodes)

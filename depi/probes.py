@@ -105,8 +105,8 @@ def rendering() -> dict[str, str]:
 
 def hub(tokenizer: str) -> dict[str, Any]:
     """Where the Hub is, who is logged in, and whether the tokenizer can be had or is here already."""
-    from depi.hub.client.api.api import endpoint
-    from depi.hub.client.api.login import is_cached, may_read, who_am_i
+    from depi.hub.client.api import endpoint
+    from depi.hub.client.login import is_cached, may_read, who_am_i
 
     login = who_am_i()
     cached = is_cached(tokenizer, "tokenizer.json")

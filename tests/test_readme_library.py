@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from small_pi0 import SIZES
 
 from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
-from depi.hub.client.api.api import upload_folder
+from depi.hub.client.api import upload_folder
 from depi.policies import DepiPi0Config, make_policy, make_processors, save_checkpoint
 from depi.sim.gym_tasks import GYM_TASKS, record_gym_dataset
 

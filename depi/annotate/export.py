@@ -76,7 +76,7 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> tuple[str, int
         UserError: there is nothing to publish, or a sidecar is damaged.
         HubError: the Hub refuses or cannot be reached.
     """
-    from depi.hub.client.api import api as client
+    from depi.hub.client import api as client
 
     client.require_token()
     numbers = count(folder)

@@ -12,6 +12,7 @@ from typing import Any
 from depi.annotate.backend import BackendError, Question, Reply
 from depi.catalog.text import clean
 from depi.errors import UserError
+from depi.hub.client.retry import cache_error
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,8 @@ class LocalModel:
             )
             self._network.to(device).eval()
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-            raise UserError(f"--model={config.model} cannot be loaded: {clean(error, 300)}") from None
+            reason = UserError(f"--model={config.model} cannot be loaded: {clean(error, 300)}")
+            raise cache_error(error) or reason from None
         if not hasattr(self._processor, "tokenizer"):
             raise UserError(f"--model={config.model} takes no images")
         self._processor.tokenizer.padding_side = "left"

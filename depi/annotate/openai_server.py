@@ -21,7 +21,7 @@ import httpx
 from depi.annotate.backend import BackendError, HopelessError, Question, Reply, UnreachableError
 from depi.catalog.text import clean
 from depi.errors import UserError
-from depi.hub.client.api.retry import PASSING_STATUSES, RetryPolicy, retry_after
+from depi.hub.client.retry import PASSING_STATUSES, RetryPolicy, retry_after
 
 logger = logging.getLogger(__name__)
 

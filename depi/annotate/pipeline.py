@@ -26,7 +26,7 @@ from depi.annotate.stages import VIEWS_FAILED, Job
 from depi.annotate.work import DatasetWork, Plan, plan_dataset
 from depi.catalog.text import clean
 from depi.datasets.recording.sources import DatasetSource
-from depi.errors import DatasetError, UserError
+from depi.errors import DatasetError, UserError, machine_error
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +124,7 @@ class Run:
 
         Raises:
             UserError: no question will ever be answered; what was answered is written.
+            MachineError: a disk is full.
         """
         started = time.monotonic()
         self.summary.datasets = len(sources)
@@ -180,6 +181,8 @@ class Run:
         self._open[work.repo_id], self._waiting[work.repo_id] = work, len(work.jobs)
 
     def _dataset_failed(self, repo_id: str, error: Exception) -> None:
+        if fault := machine_error(error):
+            raise fault
         if not isinstance(error, DatasetError | UserError):
             logger.error("planning %s failed", repo_id, exc_info=error)
         self.summary.dataset_failures[repo_id] = clean(error, 300)
@@ -198,6 +201,8 @@ class Run:
             summary.requests += outcome.requests
             summary.prompt_tokens += outcome.tokens.get("prompt", 0)
             summary.completion_tokens += outcome.tokens.get("completion", 0)
+        elif fault := machine_error(outcome):
+            raise fault
         else:
             reason = _reason(job, outcome)
             failure = Failure(job.episode, job.state, *self._who, reason, now(), job.recorded)

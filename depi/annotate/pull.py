@@ -52,7 +52,7 @@ def pull(folder: Path, repo_id: str, *, revision: str | None = None, overwrite: 
         UserError: it holds no annotations, too many, or other ones than were reviewed here.
         HubError: missing, private or unreachable.
     """
-    from depi.hub.client.api import api as client
+    from depi.hub.client import api as client
 
     info = client.repo_info(repo_id, revision=revision, files_metadata=True)
     if info.sha is None:

@@ -36,8 +36,8 @@ from depi.engine.cluster import count_cpus
 from depi.errors import UserError, machine_error
 from depi.files import remove_drafts
 from depi.flags import parse_flags
-from depi.hub.client.api import session
-from depi.hub.client.api.api import HubUnreachable
+from depi.hub.client import session
+from depi.hub.client.api import HubUnreachable
 
 logger = logging.getLogger(__name__)
 

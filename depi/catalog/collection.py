@@ -15,7 +15,7 @@ from depi.catalog.repository_rules import INFO_FILE
 from depi.datasets.recording.sources import cache_folder
 from depi.errors import UserError
 from depi.files import read_json, write_json
-from depi.hub.client.api import api as client
+from depi.hub.client import api as client
 from depi.hub.names import DatasetId, is_dataset_id
 
 logger = logging.getLogger(__name__)

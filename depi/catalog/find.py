@@ -10,7 +10,7 @@ from typing import Any
 from depi import engine
 from depi.errors import UserError
 from depi.files import read_json
-from depi.hub.client.api import api as client
+from depi.hub.client import api as client
 from depi.hub.names import is_dataset_id, is_repo_id
 
 logger = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ from depi.catalog.rules import RULES_VERSION, TIERS, judge, remarks
 from depi.catalog.text import clean
 from depi.datasets.recording import formats, joints
 from depi.errors import DatasetError
-from depi.hub.client.api import api as client
+from depi.hub.client import api as client
 from depi.hub.names import DatasetId, parse_dataset_id
 
 MAX_TASKS = 20

@@ -15,7 +15,7 @@ from depi.catalog.thumbnails import THUMBNAILS_FILE, read_thumbnails
 from depi.errors import UserError
 from depi.files import write_text
 from depi.flags import parse_flags
-from depi.hub.client.api.api import endpoint
+from depi.hub.client.api import endpoint
 from depi.page import document
 
 logger = logging.getLogger(__name__)

@@ -20,9 +20,9 @@ from depi.datasets.recording.formats import MAX_IMAGE_SIDE, DatasetMeta, load_me
 from depi.datasets.recording.sources import cache_folder
 from depi.errors import DatasetError, UserError
 from depi.files import read_json, write_json
-from depi.hub.client.api import api as client
-from depi.hub.client.api import session
-from depi.hub.client.api.ranges import RemoteFile
+from depi.hub.client import api as client
+from depi.hub.client import session
+from depi.hub.client.ranges import RemoteFile
 from depi.hub.names import parse_dataset_id
 
 # Raise it when other facts are gathered: those of an older version are not used.

@@ -68,7 +68,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 def _check_path(path: str, revision: str | None) -> None:
     """Raise a UserError where there is no such policy: now, as loading one begins with long imports."""
-    from depi.hub.client.api.api import repo_info
+    from depi.hub.client.api import repo_info
 
     if path == EXPERT or Path(path).expanduser().is_dir():
         return

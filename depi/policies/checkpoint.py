@@ -103,7 +103,7 @@ def _remedy(folder: Path) -> str:
 
 
 def _download(repo_id: str, revision: str | None) -> Path:
-    from depi.hub.client.api.api import download_files, repo_info
+    from depi.hub.client.api import download_files, repo_info
 
     if repo_id.count("/") != 1 or repo_id.startswith((".", "/", "~")):
         raise UserError(f"{repo_id} is neither a folder nor a Hub repository of the form user/name")

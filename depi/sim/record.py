@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from depi.errors import UserError
 from depi.flags import parse_flags
-from depi.hub.client.api.api import require_token, upload_folder
+from depi.hub.client.api import require_token, upload_folder
 from depi.hub.names import is_repo_id
 from depi.sim.env import make_env
 from depi.sim.expert import Expert, ExpertConfig, measure_expert

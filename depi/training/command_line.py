@@ -15,7 +15,7 @@ from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, TRAIN
 from depi.errors import UserError
 from depi.files import read_json
 from depi.flags import parse_flags
-from depi.hub.client.api.api import download_file, repo_info, require_token
+from depi.hub.client.api import download_file, repo_info, require_token
 from depi.hub.names import is_repo_id
 from depi.policies import load_config, resolve_checkpoint
 from depi.policies.configuration_value import ValueConfig

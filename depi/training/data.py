@@ -301,5 +301,5 @@ def batches(
         yield from loader
     except UserError as error:
         # What a worker process raised comes with its traceback; the sentence is the last line.
-        sentence = str(error).strip().splitlines()[-1].removeprefix("depi.errors.UserError: ")
-        raise UserError(sentence) from None
+        kind = f"{type(error).__module__}.{type(error).__qualname__}: "
+        raise UserError(str(error).strip().splitlines()[-1].removeprefix(kind)) from None

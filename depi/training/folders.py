@@ -19,7 +19,7 @@ from lerobot.utils.constants import LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR, 
 
 from depi.errors import UserError
 from depi.files import read_json, write_json
-from depi.hub.client.api.api import download_files, repo_info
+from depi.hub.client.api import download_files, repo_info
 from depi.hub.names import path_problem
 
 ADAPTER_DIR = "adapter"

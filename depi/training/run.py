@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from depi.datasets.union.multi import MultiLeRobotDataset
 from depi.errors import UserError
 from depi.files import read_json, write_json
-from depi.hub.client.api.api import go_offline
+from depi.hub.client.api import go_offline
 from depi.policies import load_processors, make_policy, make_processors
 from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
 from depi.policies.factory import AnyPolicy, load_any_policy

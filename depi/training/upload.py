@@ -9,7 +9,7 @@ from lerobot.utils.constants import TRAINING_STATE_DIR
 
 from depi.errors import UserError
 from depi.flags import parse_flags
-from depi.hub.client.api.api import upload_folder
+from depi.hub.client.api import upload_folder
 from depi.policies import resolve_checkpoint
 from depi.policies.checkpoint import WEIGHTS
 from depi.training.card import WEIGHTS_LINES, evaluation_lines

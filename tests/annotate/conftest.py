@@ -8,7 +8,7 @@ from recordings import Recording, write_v2, write_v3
 
 from depi.annotate.annotate import AnnotateConfig, annotate
 from depi.annotate.openai_server import ServerConfig
-from depi.hub.client.api.retry import RetryPolicy
+from depi.hub.client.retry import RetryPolicy
 
 
 @pytest.fixture(scope="session")

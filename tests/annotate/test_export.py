@@ -16,7 +16,7 @@ from depi.datasets.samples.annotations import (
     write_annotations,
 )
 from depi.errors import UserError
-from depi.hub.client.api import api as client
+from depi.hub.client import api as client
 from depi.hub.server.cards import parse_card
 
 REPO = "curator/annotations"

@@ -17,7 +17,7 @@ from depi.datasets.recording.sources import DatasetSource
 from depi.datasets.samples.annotations import read_annotations
 from depi.datasets.union.multi import MultiLeRobotDataset
 from depi.errors import UserError
-from depi.hub.client.api.api import upload_folder
+from depi.hub.client.api import upload_folder
 from depi.training.config import DatasetConfig, TrainConfig
 from depi.training.data import training_stream
 

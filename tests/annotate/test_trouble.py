@@ -13,7 +13,7 @@ from depi.annotate.episode_journal import read_results
 from depi.annotate.openai_server import MAX_BYTES, OpenAiServer, ServerConfig, shown
 from depi.datasets.samples.annotations import read_annotations
 from depi.errors import UserError
-from depi.hub.client.api.retry import RetryPolicy
+from depi.hub.client.retry import RetryPolicy
 
 QUESTION = Question("instruction", "Rules.", (("camera_1:", b"jpeg"),), "Somebody stored", {"type": "object"})
 FAST = RetryPolicy(attempts=3, first_wait=0.01)

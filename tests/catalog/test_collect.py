@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from depi.catalog import collect as collecting
 from depi.catalog.catalogue import SCHEMA, read_rows
 from depi.catalog.collect import CollectConfig, collect, main
-from depi.hub.client.api import api as client
+from depi.hub.client import api as client
 
 LISTS = ("dataset_list.json", "dataset_list_valid.json", "bad_dataset_ids.json")
 GOOD = ["ann/two_cameras", "bob/version_three", "cid/old_version", "dan/junk_text"]

@@ -12,7 +12,7 @@ from depi.catalog import collect as collecting
 from depi.catalog.catalogue import Row, read_rows, write_catalog
 from depi.catalog.collect import CollectConfig, collect, main
 from depi.errors import UserError
-from depi.hub.client.api import api as client
+from depi.hub.client import api as client
 
 
 def test_what_cannot_be_fetched_is_failed_and_not_bad(

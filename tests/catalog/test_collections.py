@@ -13,8 +13,8 @@ from depi.catalog.catalogue import read_rows
 from depi.catalog.collect import CollectConfig, collect
 from depi.datasets.recording.sources import DatasetSource
 from depi.datasets.union.multi import MultiLeRobotDataset
-from depi.hub.client.api import api as client
-from depi.hub.client.api import fetch
+from depi.hub.client import api as client
+from depi.hub.client import fetch
 from depi.hub.server.serve import serve
 
 COLLECTION = "crowd/community_dataset_v1"

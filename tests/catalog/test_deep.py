@@ -18,8 +18,8 @@ from depi.catalog.facts import Thresholds
 from depi.catalog.thumbnails import HEIGHT, read_thumbnails, to_jpeg
 from depi.catalog.videos import Item, VideoFacts, look_at_videos
 from depi.errors import UserError
-from depi.hub.client.api import api as client
-from depi.hub.client.api import ranges
+from depi.hub.client import api as client
+from depi.hub.client import ranges
 
 FRAMES, FPS = 40, 30
 

@@ -6,8 +6,8 @@ from huggingface_hub import DatasetInfo
 
 from depi.catalog.find import Candidate, find, read_ids
 from depi.errors import UserError
-from depi.hub.client.api import api as client
-from depi.hub.client.api.api import HubUnreachable
+from depi.hub.client import api as client
+from depi.hub.client.api import HubUnreachable
 
 
 @pytest.fixture(scope="module")

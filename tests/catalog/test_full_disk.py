@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from depi.catalog.catalogue import CATALOG_FILES
 from depi.catalog.collect import CollectConfig, collect, main
 from depi.catalog.journal import JOURNAL_FILE
-from depi.catalog.catalogue import CATALOG_FILES
 from depi.catalog.thumbnails import THUMBNAILS_FILE, read_thumbnails
 
 COUNT = 6

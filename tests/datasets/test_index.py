@@ -204,13 +204,13 @@ def test_units_can_be_chosen(v21, cache):
 
 
 def push(root, repo_id):
-    from depi.hub.client.api import api as client
+    from depi.hub.client import api as client
 
     return client.upload_folder(root, repo_id, repo_type="dataset", commit_message="Record")
 
 
 def no_hub(monkeypatch):
-    from depi.hub.client.api import api as client
+    from depi.hub.client import api as client
 
     def refuse(*_, **__):
         raise AssertionError("the Hub was asked")

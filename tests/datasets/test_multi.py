@@ -617,7 +617,7 @@ def test_the_report_is_json_and_complete(v21, v30):
 
 
 def test_from_the_hub_at_a_pinned_revision(hub, v21, v30):
-    from depi.hub.client.api import api as client
+    from depi.hub.client import api as client
 
     revisions = [
         client.upload_folder(root, f"user/{name}", repo_type="dataset", commit_message="Record")
@@ -639,7 +639,7 @@ def test_from_the_hub_at_a_pinned_revision(hub, v21, v30):
 
 
 def test_files_that_the_hub_leaves_out_of_a_long_list_are_found(hub, v21, monkeypatch):
-    from depi.hub.client.api import api as client
+    from depi.hub.client import api as client
 
     client.upload_folder(v21, "user/long", repo_type="dataset", commit_message="Record")
     get_json = client.get_json
@@ -655,7 +655,7 @@ def test_files_that_the_hub_leaves_out_of_a_long_list_are_found(hub, v21, monkey
 
 
 def test_only_the_wanted_videos_are_downloaded(hub, v21):
-    from depi.hub.client.api import api as client
+    from depi.hub.client import api as client
 
     client.upload_folder(v21, "user/cams", repo_type="dataset", commit_message="Record")
     source = DatasetSource("user/cams")

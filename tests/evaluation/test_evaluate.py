@@ -19,7 +19,7 @@ from depi.evaluation.messages import Seen
 from depi.evaluation.pi0_actor import Pi0Actor
 from depi.evaluation.same_actions import action_chunk
 from depi.files import read_json, write_json
-from depi.hub.client.api.api import upload_folder
+from depi.hub.client.api import upload_folder
 from depi.policies import (
     DepiPi0Config,
     load_policy,

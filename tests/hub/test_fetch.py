@@ -8,7 +8,7 @@ from huggingface_hub import constants, hf_hub_download
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from depi.hub.client.api import api as client
+from depi.hub.client import api as client
 from depi.hub.client.api import fetch, retry, session
 from depi.hub.server.serve import serve
 

@@ -17,8 +17,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from depi.errors import DatasetError, UserError
-from depi.hub.client.api import api as client
-from depi.hub.client.api import retry
+from depi.hub.client import api as client
+from depi.hub.client import retry
 from depi.hub.server.serve import LocalHub, serve
 
 
@@ -281,7 +281,7 @@ def test_a_child_process_uses_the_environment_alone(hub: LocalHub, tmp_path: Pat
     sha = publish(tmp_path)
     shutil.rmtree(constants.HF_HUB_CACHE, ignore_errors=True)
     program = (
-        "from depi.hub.client.api.api import *\n"
+        "from depi.hub.client.api import *\n"
         f"print(download_file('ann/pick', 'b.txt', revision='{sha}').read_text())\n"
         "import sys; assert 'torch' not in sys.modules"
     )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from depi.hub.client.api.api import upload_folder
+from depi.hub.client.api import upload_folder
 from depi.policies import load_policy, load_processors
 
 SLOTS = ("observation.images.0", "observation.images.1")

@@ -10,7 +10,7 @@ from small_pi0 import make_small
 
 from depi.flag_sources import read_flags
 from depi.flags import parse_flags
-from depi.hub.client.api.api import upload_folder
+from depi.hub.client.api import upload_folder
 from depi.policies import make_processors, save_checkpoint
 from depi.recap.advantage_config import AdvantageFlags
 from depi.training import config as training_config

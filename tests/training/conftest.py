@@ -6,7 +6,7 @@ import pytest
 from recordings import Recording, write_v2, write_v3
 
 from depi.files import write_json
-from depi.hub.client.api.api import upload_folder
+from depi.hub.client.api import upload_folder
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from recordings import Recording, write_v3
 from small_pi0 import SIZES
 
 from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
-from depi.hub.client.api.api import upload_folder
+from depi.hub.client.api import upload_folder
 from depi.policies import DepiPi0Config, make_policy, make_processors, save_checkpoint
 from depi.training.command_line import parse_train_config
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from depi.errors import UserError
 from depi.files import read_json
-from depi.hub.client.api.api import upload_folder
+from depi.hub.client.api import upload_folder
 from depi.policies.configuration import set_features
 from depi.train import main as train
 from depi.training.command_line import parse_train_config

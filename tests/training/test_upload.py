@@ -10,7 +10,7 @@ from small_run import SmallRun
 
 from depi import cli
 from depi.files import write_json
-from depi.hub.client.api.api import HubUnreachable
+from depi.hub.client.api import HubUnreachable
 from depi.train import main as train
 from depi.training import pushing
 from depi.training.saving import Saver

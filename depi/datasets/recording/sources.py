@@ -122,7 +122,7 @@ class HubFiles:
         return commit
 
     def _ask(self, revision: str | None) -> Any:
-        from depi.hub.client.api import api as client
+        from depi.hub.client import api as client
 
         if self._info is None:
             # The file list of a collection is long; its folder's own is asked for instead.
@@ -137,7 +137,7 @@ class HubFiles:
         return licence if isinstance(licence, str) and licence.isprintable() else None
 
     def _present(self) -> set[str]:
-        from depi.hub.client.api import api as client
+        from depi.hub.client import api as client
 
         if self._files is None:
             repo_id, path = self.dataset.repo_id, self.dataset.path
@@ -182,7 +182,7 @@ class HubFiles:
             DatasetError: the repository lacks one.
             UserError: the Hub does not give one, or `offline` and the cache lacks one.
         """
-        from depi.hub.client.api import api as client
+        from depi.hub.client import api as client
 
         wanted = [name for name in dict.fromkeys(names) if not (self.root / name).exists()]
         if not wanted:

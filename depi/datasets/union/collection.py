@@ -20,7 +20,7 @@ from depi.datasets.recording.sources import DatasetSource, HubFiles, LocalFiles,
 from depi.datasets.union.dataset_index import Options, Part, index_key, open_part
 from depi.datasets.union.index import Index, prune, read_index
 from depi.datasets.union.joining import join
-from depi.errors import DatasetError, UserError
+from depi.errors import DatasetError, MachineError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ def open_collection(
     Raises:
         UserError: no source is usable, more than the share `max_bad_datasets` is not, or `offline` and the
             cache lacks something.
+        MachineError: a cache cannot be written.
     """
     outcomes = _in_threads(
         lambda source: open_source(source, offline=options.offline), sources, "Finding datasets"
@@ -143,6 +144,8 @@ def _in_threads[Item, Result](
     def outcome(item: Item) -> Result | Exception:
         try:
             return function(item)
+        except MachineError:
+            raise
         except (DatasetError, UserError) as error:
             return error
 

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from depi.errors import UserError
+from depi.errors import machine_error
+from depi.files import naming
 
 logger = logging.getLogger(__name__)
 
@@ -108,15 +109,18 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the name `folder` when the body is through, unless that exists."""
     draft = folder.parent / f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}"
     try:
-        draft.mkdir(parents=True)
-        yield draft
-        try:
-            draft.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    except PermissionError as error:
-        raise UserError(f"{error.filename} cannot be written, set DEPI_CACHE to a folder of yours") from None
+        with naming(folder):
+            draft.mkdir(parents=True)
+            yield draft
+            try:
+                draft.rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+    except OSError as error:
+        if (fault := machine_error(error, instead="set DEPI_CACHE to another folder")) is None:
+            raise
+        raise fault from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

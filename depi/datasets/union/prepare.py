@@ -32,7 +32,7 @@ from depi.datasets.union.shards import (
     write_shard,
 )
 from depi.engine import Runner
-from depi.errors import DatasetError
+from depi.errors import DatasetError, machine_error
 from depi.files import write_json
 
 ROWS_PER_SHARD = 4096
@@ -111,6 +111,7 @@ def prepare(
 
     Raises:
         UserError: `settings.root` holds other things, or images of other settings, cameras or episodes.
+        MachineError: a disk is full; the shards that are there are kept.
     """
     write_settings(settings.root, settings.image_size, settings.quality)
     for number in range(dataset.num_datasets):
@@ -120,6 +121,8 @@ def prepare(
     written: dict[int, dict[int, Written | Exception]] = {}
     function = functools.partial(prepare_shard, verify=verify)
     for done, (job, outcome) in enumerate(run(function, jobs)):
+        if fault := machine_error(outcome, settings.root):
+            raise fault
         written.setdefault(job.number, {})[job.shard] = outcome
         if progress is not None:
             progress(done + 1, len(jobs))

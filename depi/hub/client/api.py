@@ -23,8 +23,8 @@ from rich.progress import Progress
 
 from depi import __version__
 from depi.errors import DatasetError, UserError
-from depi.hub.client.api import session
-from depi.hub.client.api.fetch import (
+from depi.hub.client import session
+from depi.hub.client.fetch import (
     TooLarge,
     TooSlow,
     check_time,
@@ -33,7 +33,7 @@ from depi.hub.client.api.fetch import (
     snapshot_folder,
     time_limit,
 )
-from depi.hub.client.api.retry import (
+from depi.hub.client.retry import (
     EXPECTED,
     LOGIN,
     FileMissing,

@@ -25,7 +25,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from depi import __version__
-from depi.hub.client.api.retry import HubError, Target
+from depi.hub.client.retry import HubError, Target
 
 SMALL = 16 * 1024 * 1024
 MAX_ANSWER = 24 * 1024 * 1024

@@ -6,9 +6,9 @@ from pathlib import Path
 from huggingface_hub import HfApi, get_token, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-from depi.hub.client.api import session
-from depi.hub.client.api.api import endpoint
-from depi.hub.client.api.retry import EXPECTED
+from depi.hub.client import session
+from depi.hub.client.api import endpoint
+from depi.hub.client.retry import EXPECTED
 
 session.install()
 

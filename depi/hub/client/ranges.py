@@ -6,9 +6,9 @@ from collections import OrderedDict
 from huggingface_hub import constants
 
 from depi.errors import DatasetError
-from depi.hub.client.api.api import endpoint
-from depi.hub.client.api.fetch import TooLarge, get_range, snapshot_folder
-from depi.hub.client.api.retry import Target, retried
+from depi.hub.client.api import endpoint
+from depi.hub.client.fetch import TooLarge, get_range, snapshot_folder
+from depi.hub.client.retry import Target, retried
 from depi.hub.names import path_problem
 
 BLOCK = 256 * 1024
