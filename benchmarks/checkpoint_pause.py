@@ -19,7 +19,6 @@ from typing import cast
 import torch
 from accelerate import Accelerator
 
-from depi.files import write_json
 from depi.policies import DepiPi0Config, make_policy
 from depi.training import saving
 from depi.training.config import EmaConfig, TrainConfig
@@ -50,7 +49,6 @@ def make_run(folder: Path, megabytes: int, decay: float | None, device: str) -> 
     config = TrainConfig(policy=policy.config, ema=EmaConfig(decay), steps=1000, save_freq=1, keep_last=1)
     config.output_dir, config.job_name = folder, "pause"
     report = {"num_episodes": 0, "num_frames": 0, "datasets": [], "decode_failures": {}}
-    write_json(folder / "data_report.json", report)
     optimizer = make_optimizer(policy)
     return SimpleNamespace(
         config=config,
@@ -62,6 +60,7 @@ def make_run(folder: Path, megabytes: int, decay: float | None, device: str) -> 
         scheduler=policy.config.get_scheduler_preset().build(optimizer, 1000),
         average=None if decay is None else MovingAverage(policy, decay),
         global_batch=1,
+        report=report,
         step=0,
     )
 

@@ -153,8 +153,8 @@ def statistics_of_the_first() -> Iterator[None]:
 
     open_all = run.open_dataset
 
-    def opened(config: Any) -> "MultiLeRobotDataset":
-        dataset = open_all(config)
+    def opened(config: Any, began: Any = None) -> "MultiLeRobotDataset":
+        dataset = open_all(config, began)
         first = config.dataset.mixture[0]
         alone = MultiLeRobotDataset(
             [DatasetSource(first.repo_id, first.revision, first.root)],

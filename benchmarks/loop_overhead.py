@@ -84,7 +84,7 @@ def make_run(options: argparse.Namespace, folder: Path) -> tuple[Run, list[dict[
         optimizer=optimizer,
         scheduler=scheduler,
         average=None,
-        step=0,
+        report={},
     )
     return run, [training_batch(options, policy, number) for number in range(BATCHES)]
 

@@ -184,12 +184,16 @@ def _check_value_function(config: TrainConfig) -> None:
 
 
 def _locate_resumed_run(config: TrainConfig, args: Sequence[str]) -> None:
+    """Set where the run goes on: where its checkpoint lies, or in a new folder, as a run of its own.
+
+    The latter is for checkpoints of the Hub, copied ones, and another `--output_dir` than the checkpoint's.
+    """
     assert config.resume_from is not None
-    if (config.resume_from.parent / TRAINING_STATE_DIR).is_dir():
-        config.output_dir = config.resume_from.parents[2]
-    else:  # of a Hub repository: it becomes the beginning of another run
-        output_dir = parser.parse_arg("output_dir", args)
-        config.output_dir = None if output_dir is None else Path(output_dir)
+    given, checkpoint = parser.parse_arg("output_dir", args), config.resume_from.parent
+    in_run = (checkpoint / TRAINING_STATE_DIR).is_dir() and checkpoint.parent.name == CHECKPOINTS_DIR
+    run = Path(given) if given is not None else checkpoint.parents[1] if in_run else None
+    config.output_dir = run
+    if run is None or (run / CHECKPOINTS_DIR).resolve() != checkpoint.parent:
         _name_output_dir(config)
     _check_resumed_policy(config, args)
 

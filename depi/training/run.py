@@ -50,7 +50,8 @@ class Run:
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
     average: MovingAverage | None
-    step: int
+    report: dict[str, Any]  # the data report as the run began or, on resume, as its checkpoint has it
+    step: int = 0
     held_out: PolicyStream | None = None  # samples that evaluations measure the loss on
 
     @property
@@ -67,11 +68,13 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     torch.manual_seed(config.seed)
     if config.dataset.offline:
         go_offline()
+    # Read once: --keep_last removes the checkpoint that the run resumed from, sooner or later.
+    began = read_json(config.resume_from / DATA_REPORT_NAME) if config.resume_from else None
     with accelerator.main_process_first():  # one process downloads, the others find the files
-        dataset = open_dataset(config)
+        dataset = open_dataset(config, began)
     check_same_data(accelerator, dataset)
-    if config.resume_from:
-        check_resumed_data(dataset, read_json(config.resume_from / DATA_REPORT_NAME)["datasets"])
+    if began is not None:
+        check_resumed_data(dataset, began["datasets"])
     with accelerator.main_process_first():  # likewise for checkpoints and the tokenizer
         if config.resume_from and accelerator.is_main_process:
             check_checkpoint(config.resume_from)
@@ -81,9 +84,12 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     held_out = None
     if config.dataset.eval_split and config.eval_freq:
         held_out = training_stream(dataset, config, policy.config, "eval")
+    report = {**dataset.report(), "stream": stream.report()} if began is None else began
     if accelerator.is_main_process:
         check_simulator(config, policy, dataset)
-        begin_output(config, dataset, stream)
+        if began is not None and stream.conditioning is not None:
+            stream.conditioning.check_same(began["stream"].get("advantage"))
+        begin_output(config, report)
     policy.train()
     if policy.config.dtype == "bfloat16":
         hold_frozen_in_bfloat16(policy.model)
@@ -101,7 +107,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     optimizer = make_optimizer(policy)
     scheduler = policy.config.get_scheduler_preset().build(optimizer, config.steps)
     run = Run(
-        config, accelerator, dataset, stream, policy, model, processors, optimizer, scheduler, average, step=0
+        config, accelerator, dataset, stream, policy, model, processors, optimizer, scheduler, average, report
     )
     run.held_out = held_out
     if config.resume_from:
@@ -115,18 +121,12 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     return run
 
 
-def begin_output(config: TrainConfig, dataset: MultiLeRobotDataset, stream: PolicyStream) -> None:
+def begin_output(config: TrainConfig, report: dict[str, Any]) -> None:
     """Write the data report, now that all the user named is known to fit; a resumed run keeps its own."""
     assert config.output_dir is not None
     path = config.output_dir / DATA_REPORT_NAME
-    if config.resume_from is None:
-        write_json(path, {**dataset.report(), "stream": stream.report()})
-    else:
-        began = read_json(config.resume_from / DATA_REPORT_NAME)
-        if stream.conditioning is not None:
-            stream.conditioning.check_same(began["stream"].get("advantage"))
-        if not path.exists():
-            write_json(path, began)
+    if config.resume_from is None or not path.exists():
+        write_json(path, report)
     remove_leftovers(config.checkpoints_dir)
 
 
@@ -146,15 +146,17 @@ def expected_memory(run: Run) -> Estimate:
     )
 
 
-def open_dataset(config: TrainConfig) -> MultiLeRobotDataset:
-    """Open the datasets that the flags name or, on resume, exactly those that the run began with."""
+def open_dataset(config: TrainConfig, began: Mapping[str, Any] | None = None) -> MultiLeRobotDataset:
+    """Open the datasets that the flags name or, on resume, exactly those that the run began with.
+
+    Args:
+        config: of the run.
+        began: the data report of a run that is resumed.
+    """
     assert config.policy is not None
     assert config.output_dir is not None
     data = config.dataset
-    if config.resume_from:
-        sources = resumed_sources(config, read_json(config.resume_from / DATA_REPORT_NAME)["datasets"])
-    else:
-        sources = dataset_sources(config)
+    sources = dataset_sources(config) if began is None else resumed_sources(config, began["datasets"])
     return MultiLeRobotDataset(
         sources,
         chunk_size=config.policy.chunk_size,

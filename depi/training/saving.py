@@ -13,7 +13,7 @@ from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 from safetensors import SafetensorError
 
 from depi.errors import NO_ROOM, UserError, error_number
-from depi.files import read_json, write_json
+from depi.files import write_json
 from depi.training.checkpoint import DATA_REPORT_NAME, write_checkpoint
 from depi.training.folders import remove_old
 from depi.training.pushing import Pusher
@@ -148,13 +148,10 @@ def data_report(run: Run) -> dict[str, Any]:
 
     They are those of all processes, and of the run before it was resumed.
     """
-    config, failures = run.config, gather_object([run.dataset.report()["decode_failures"]])
+    failures = gather_object([run.dataset.report()["decode_failures"]])
     if not run.accelerator.is_main_process:
         return {}
-    assert config.output_dir is not None
-    if config.resume_from is not None:
-        failures.append(read_json(config.resume_from / DATA_REPORT_NAME)["decode_failures"])
-    return {**read_json(config.output_dir / DATA_REPORT_NAME), "decode_failures": added_up(failures)}
+    return {**run.report, "decode_failures": added_up([run.report["decode_failures"], *failures])}
 
 
 def added_up(failures: Sequence[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:

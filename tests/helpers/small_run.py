@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from small_pi0 import make_batch, make_small
 
-from depi.files import write_json
 from depi.policies import make_processors
 from depi.training.config import EmaConfig, TrainConfig
 from depi.training.ema import MovingAverage
@@ -49,7 +48,6 @@ class SmallRun(SimpleNamespace):
         stats = {"observation.state": values, "action": values}
         config = TrainConfig(policy=policy.config, ema=EmaConfig(decay, export), steps=1000, **flags)
         config.output_dir, config.job_name = folder, "small"
-        write_json(folder / "data_report.json", REPORT)
         optimizer = make_optimizer(policy)
         super().__init__(
             config=config,
@@ -62,6 +60,7 @@ class SmallRun(SimpleNamespace):
             average=None if decay is None else MovingAverage(policy, decay),
             global_batch=4,
             step=0,
+            report=REPORT,
         )
 
     def take_step(self, seed: int = 0) -> None:

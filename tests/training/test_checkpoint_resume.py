@@ -3,9 +3,12 @@
 import os
 import re
 import shutil
+import subprocess
+import sys
 
+import pytest
 from recordings import Recording, write_v2
-from runs import losses, replaced, weights
+from runs import SCRIPT, losses, replaced, weights
 
 from depi.train import main as train
 
@@ -62,3 +65,40 @@ def test_a_broken_link_names_the_newest_checkpoint(flags, tmp_path, capfd):
         capfd.readouterr()
         assert train(["--resume=true", way]) == 2
         assert "000002/pretrained_model" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("keep_last", [1, 2])
+def test_a_resumed_run_outlives_the_checkpoint_that_it_resumed_from(flags, tmp_path, keep_last):
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    flags = replaced(flags, **{"policy.scheduler_decay_steps": 2})
+    assert train(replaced(flags, output_dir=whole)) == 0
+    assert train(replaced(flags, steps=2, save_freq=1, keep_last=keep_last)) == 0
+    assert train(["--resume=true", f"--output_dir={run}", "--steps=6"]) == 0
+    assert len(os.listdir(run / "checkpoints")) == keep_last + 1
+    assert losses(run) == losses(whole)
+    assert weights(run) == weights(whole)
+
+
+def test_a_run_goes_on_elsewhere_and_needs_nothing_that_it_began_with(flags, tmp_path):
+    """From a copy of a checkpoint with adapters: neither the copy nor the base is read after the start."""
+    base, other, copied = tmp_path / "base", tmp_path / "other", tmp_path / "copied" / "000001"
+    assert train(replaced(flags, steps=1, output_dir=base)) == 0
+    tuned = [flag for flag in flags if not flag.startswith("--policy.")]
+    tuned += [f"--policy.path={base}", "--policy.device=cpu", "--policy.dtype=bfloat16", "--peft.r=4"]
+    assert train([*tuned, "--peft.method_type=LORA", "--steps=1"]) == 0
+    shutil.copytree(tmp_path / "run" / "checkpoints" / "000001", copied)
+    shutil.rmtree(tmp_path / "run")
+    resume = ["--resume=true", f"--config_path={copied / 'pretrained_model'}", f"--output_dir={other}"]
+    command = [sys.executable, SCRIPT, *resume, "--steps=9", "--save_freq=2", "--keep_last=1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    log = ""
+    for line in process.stderr:
+        log += line
+        if "training depi_pi0" in line:
+            shutil.rmtree(copied.parent)
+            shutil.rmtree(base)
+    assert process.wait(60) == 0, log
+    process.stderr.close()
+    assert list(losses(other)) == list(range(2, 10))
+    assert os.readlink(other / "checkpoints" / "last") == "000009"
+    assert not (tmp_path / "run").exists()
