@@ -1,11 +1,14 @@
 """From the flags that name data to the stream of batches that a process trains on."""
 
+import contextlib
+import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -245,17 +248,104 @@ class Collate:
         return pack_batch(self.policy, tensors) if self.ragged else tensors
 
 
-def outlive_first_signal(worker: int) -> None:
-    """Let a worker go on after the first SIGINT and SIGTERM, as the training loop does.
+# Wishes that training stops: the trainer heeds them, and its workers serve the step under way.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Seconds after which a worker notices that the trainer is gone.
+_ORPHANED = 5.0
+# Seconds from the end of a killed worker's connections to its SIGCHLD, at most.
+_DYING = 2.0
 
-    Terminals and schedulers signal whole process groups, and the step under way still needs its data.
+
+@contextlib.contextmanager
+def stop_signals_held_back() -> Iterator[None]:
+    """Deliver SIGINT and SIGTERM after the body; to processes that are forked in it, never by themselves."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_the_trainer(worker: int) -> None:
+    """Let a worker, forked with stop signals held back, end when the trainer ends it or is gone.
+
+    Terminals and schedulers signal whole process groups, and the step under way still needs its data: their
+    SIGINT and SIGTERM do nothing. The trainer's do: multiprocessing sends one, then waits for ever.
     """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    trainer = parent.pid
 
-    def ignore_once(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
+    def wait() -> None:
+        while os.getppid() == trainer:
+            received = signal.sigtimedwait(STOP_SIGNALS, _ORPHANED)
+            if received is not None and received.si_pid == trainer:
+                break
+        os._exit(0)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ignore_once)
+    threading.Thread(target=wait, name="end", daemon=True).start()
+
+
+def load_batches(
+    stream: PolicyStream,
+    config: TrainConfig,
+    collate: Collate,
+    batch_sampler: Iterable[list[int]],
+    *,
+    pin: bool,
+    prefetch: int = 2,
+) -> Iterator[dict[str, Any]]:
+    """Yield batches of the positions that a sampler names; `prefetch` are made ahead by each worker.
+
+    Raises:
+        UserError: too many episodes turn out to be bad.
+    """
+    # Workers are forked after the tokenizer was used; it would warn that it must not run in threads there.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    loader = DataLoader(
+        stream,
+        batch_sampler=batch_sampler,
+        num_workers=config.num_workers,
+        collate_fn=collate,
+        pin_memory=pin,
+        prefetch_factor=prefetch if config.num_workers else None,
+        worker_init_fn=end_with_the_trainer,
+    )
+    with stop_signals_held_back():
+        loaded = iter(loader)
+    try:
+        yield from loaded
+    except UserError as error:
+        # What a worker raised comes as the text of its traceback, which ends with the sentence.
+        name = f"{type(error).__module__}.{type(error).__qualname__}: "
+        raise UserError(str(error).rpartition(name)[2].strip()) from None
+    except (EOFError, OSError):
+        # The connections of a killed worker may end before the system says that it is dead: then PyTorch
+        # interrupts this with what `lost_workers_named` understands.
+        time.sleep(_DYING)
+        raise
+
+
+@contextlib.contextmanager
+def lost_workers_named() -> Iterator[None]:
+    """Turn the error that a worker was killed into a sentence.
+
+    PyTorch raises it on SIGCHLD, so wherever the main thread is.
+
+    Raises:
+        UserError: a worker was killed, as by the system when memory is short.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        texts = (str(error.__cause__), str(error))  # the cause, if it is one of these too, says how
+        reason = next((text for text in texts if text.startswith("DataLoader worker")), None)
+        if reason is None:
+            raise
+        raise UserError(
+            f"{reason.partition('. ')[0].rstrip('. ')}: if memory is short, take fewer --num_workers, "
+            "and go on from the last checkpoint with --resume=true"
+        ) from error
 
 
 def batches(
@@ -268,7 +358,7 @@ def batches(
     world_size: int,
     pin: bool,
 ) -> Iterator[dict[str, Any]]:
-    """Yield this process's micro-batches from the first of step `start_step` to the last of the run.
+    """Return this process's micro-batches from the first of step `start_step` to the last of the run.
 
     The sampler splits the global stream by rank itself, so the loader must not be given to
     `accelerator.prepare`, which would split it once more.
@@ -286,20 +376,4 @@ def batches(
         accumulation=per_step,
         cost=stream.samples.images_at if config.ragged and stream.samples.ragged else None,
     )
-    # Workers are forked after the tokenizer was used; it would warn that it must not run in threads there.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    loader = DataLoader(
-        stream,
-        batch_sampler=sampler,
-        num_workers=config.num_workers,
-        collate_fn=collate,
-        pin_memory=pin,
-        prefetch_factor=4 if config.num_workers else None,
-        worker_init_fn=outlive_first_signal,
-    )
-    try:
-        yield from loader
-    except UserError as error:
-        # What a worker process raised comes with its traceback; the sentence is the last line.
-        kind = f"{type(error).__module__}.{type(error).__qualname__}: "
-        raise UserError(str(error).strip().splitlines()[-1].removeprefix(kind)) from None
+    return load_batches(stream, config, collate, sampler, pin=pin, prefetch=4)

@@ -26,7 +26,7 @@ from depi.log import start_logging
 from depi.policies.factory import AnyPolicy
 from depi.training.bad_steps import BadSteps, steps_skipped_before
 from depi.training.config import TrainConfig
-from depi.training.data import Collate, batches
+from depi.training.data import STOP_SIGNALS, Collate, batches, lost_workers_named
 from depi.training.meter import Meter
 from depi.training.metrics import MetricsWriter
 from depi.training.profiling import StepProfiler
@@ -62,7 +62,7 @@ def train(config: TrainConfig) -> int:
             f"--sharding={config.sharding} needs several processes: accelerate launch --num_processes=8 ..."
         )
     run = prepare(config, accelerator)
-    with stop_signals() as stop:
+    with stop_signals() as stop, lost_workers_named():
         status = fit(run, stop)
     accelerator.wait_for_everyone()
     # Gloo's threads need the interpreter to let go of their last tensors; ending them from here, while they
@@ -280,7 +280,7 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, receive) for number in STOP_SIGNALS}
     try:
         yield received
     finally:

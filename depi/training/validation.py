@@ -15,7 +15,7 @@ from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler
 
 from depi.datasets.recording.joints import CONVENTIONS
 from depi.datasets.union.multi import MultiLeRobotDataset
@@ -27,7 +27,7 @@ from depi.evaluation.evaluate import as_actor, check_environment, roll_out
 from depi.policies import Pi0Policy
 from depi.policies.factory import AnyPolicy
 from depi.training.config import TrainConfig
-from depi.training.data import Collate, PolicyStream
+from depi.training.data import Collate, PolicyStream, load_batches
 
 if TYPE_CHECKING:
     from depi.training.run import Run
@@ -103,18 +103,17 @@ def held_out_loss(run: "Run", stream: PolicyStream) -> dict[str, float]:
     # Sharded networks need as many forward passes in every process: what is seen twice is counted once.
     processes = accelerator.num_processes
     positions = range(accelerator.process_index, -(-count // processes) * processes, processes)
-    loader = DataLoader(
+    batches = load_batches(
         stream,
-        batch_size=config.batch_size,
-        sampler=[position % count for position in positions],
-        num_workers=config.num_workers,
-        collate_fn=Collate(run.processors[0], run.policy.config, ragged=config.ragged),
-        pin_memory=accelerator.device.type == "cuda",
+        config,
+        Collate(run.processors[0], run.policy.config, ragged=config.ragged),
+        BatchSampler([position % count for position in positions], config.batch_size, drop_last=False),
+        pin=accelerator.device.type == "cuda",
     )
     # By dataset: the sum of the losses, and the number of samples.
     sums = torch.zeros(2, run.dataset.num_datasets, device=accelerator.device)
     counted = torch.tensor([float(position < count) for position in positions], device=accelerator.device)
-    for batch, weight in zip(loader, counted.split(config.batch_size), strict=True):
+    for batch, weight in zip(batches, counted.split(config.batch_size), strict=True):
         batch = send_to_device(batch, accelerator.device, non_blocking=True)
         with torch.no_grad(), run.policy.autocast():
             losses, _ = run.policy(batch, reduction="none")

@@ -1,0 +1,165 @@
+"""How a run ends when one of its processes or threads fails: soon, with a sentence and a status."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from recordings import Recording, write_v2
+from runs import LAUNCH, SCRIPT, losses, replaced
+
+from depi.train import main as train
+
+# Seconds from the sentence to the end.
+SOON = 30
+TWO = [*LAUNCH, "--multi_gpu", "--num_processes=2", "--num_machines=1", "--main_process_port=0"]
+
+# A run whose sample number 40 meets a defect of the program, in the first process if there are several.
+DEFECT = f"""
+import os, sys
+sys.path[0] = {str(SCRIPT.parents[1])!r}
+from depi.training.data import PolicyStream
+from depi.train import main
+
+read = PolicyStream.__getitem__
+
+def read_or_fail(stream, position):
+    if position == 40:
+        raise KeyError("a defect")
+    return read(stream, position)
+
+PolicyStream.__getitem__ = read_or_fail
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def endless(flags) -> list[str]:
+    """A run that has two workers and does not end by itself."""
+    return replaced(flags, steps=100_000, save_freq=0, num_workers=2)
+
+
+@pytest.fixture
+def start():
+    """Starts commands whose standard error can be read; all of their processes are gone after the test."""
+
+    def begin(command: list) -> subprocess.Popen[str]:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        processes.append(
+            subprocess.Popen(
+                [str(part) for part in command],
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        return processes[-1]
+
+    processes: list[subprocess.Popen[str]] = []
+    yield begin
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.stderr.close()
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    """Standard error up to the line that holds a text."""
+    read = ""
+    for line in process.stderr:
+        read += line
+        if text in line:
+            return read
+    raise AssertionError(f"{text!r} is not in {read}")
+
+
+def children(process: int) -> list[int]:
+    return [int(number) for number in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def workers(process: int) -> list[int]:
+    """The data workers of a trainer, once they are there."""
+    deadline = time.monotonic() + 60
+    while len(found := children(process)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
+
+
+def torn(flags: list[str], folder: Path) -> list[str]:
+    """Flags of a run of two episodes, of which one has damaged videos."""
+    root = write_v2(folder, Recording(lengths=(9, 7)))
+    for video in (root / "videos").rglob("episode_000001.mp4"):
+        video.write_bytes(b"\0" * 100)
+    others = [flag for flag in flags if not flag.startswith(("--num_datasets", "--dataset."))]
+    return [*others, "--dataset.repo_id=carol/torn", f"--dataset.root={root}"]
+
+
+def test_too_many_bad_episodes(endless, start, tmp_path):
+    process = start([sys.executable, SCRIPT, *torn(endless, tmp_path / "data")])
+    sentence = read_until(process, "error: ").splitlines()[-1]
+    assert process.wait(SOON) == 2
+    assert sentence.startswith("error: 1 of 2 episodes are bad")
+    assert "carol/torn" in sentence
+
+
+def test_a_defect_in_a_worker(endless, start, tmp_path):
+    script = tmp_path / "defect.py"
+    script.write_text(DEFECT)
+    process = start([sys.executable, script, *endless])
+    read_until(process, "KeyError: 'a defect'")
+    assert process.wait(SOON) == 1
+
+
+def test_a_killed_worker(endless, start, tmp_path):
+    run = tmp_path / "run"
+    process = start([sys.executable, SCRIPT, *replaced(endless, save_freq=2, keep_last=1)])
+    read_until(process, "saved ")
+    os.kill(workers(process.pid)[0], signal.SIGKILL)
+    sentence = read_until(process, "error: ")
+    assert process.wait(SOON) == 2
+    assert "is killed by signal: Killed: if memory is short" in sentence
+    assert "Traceback" not in sentence
+    saved = int(os.readlink(run / "checkpoints" / "last"))
+    assert train(["--resume=true", f"--output_dir={run}", f"--steps={saved + 4}", "--num_workers=0"]) == 0
+    assert sorted(losses(run)) == list(range(1, saved + 5))
+
+
+def test_a_checkpoint_that_cannot_be_written(endless, start, tmp_path):
+    process = start([sys.executable, SCRIPT, *replaced(endless, save_freq=30)])
+    read_until(process, "training depi_pi0")
+    (tmp_path / "run" / "checkpoints").write_text("no folder")
+    sentence = read_until(process, "error: ").splitlines()[-1]
+    assert process.wait(SOON) == 2
+    assert str(tmp_path / "run" / "checkpoints") in sentence
+
+
+@pytest.mark.slow
+def test_two_processes_end_when_a_worker_of_the_second_is_killed(endless, start):
+    launcher = start([*TWO, SCRIPT, *endless])
+    read_until(launcher, "step:")
+    second = max(children(launcher.pid))
+    os.kill(workers(second)[0], signal.SIGKILL)
+    read_until(launcher, "error: ")
+    began = time.monotonic()
+    read_until(launcher, "exitcode  : 2")
+    assert launcher.wait(SOON) == 1
+    assert time.monotonic() - began < SOON
+
+
+@pytest.mark.slow
+def test_two_processes_end_when_the_first_cannot_write(endless, start, tmp_path):
+    launcher = start([*TWO, SCRIPT, *replaced(endless, save_freq=30)])
+    read_until(launcher, "training depi_pi0")
+    (tmp_path / "run" / "checkpoints").write_text("no folder")
+    read_until(launcher, "error: ")
+    began = time.monotonic()
+    read_until(launcher, "exitcode  : 2")
+    assert launcher.wait(SOON) == 1
+    assert time.monotonic() - began < SOON
