@@ -248,7 +248,7 @@ class Collate:
         return pack_batch(self.policy, tensors) if self.ragged else tensors
 
 
-# Wishes that training stops: the trainer heeds them, and its workers serve the step under way.
+# Signals that ask training to stop: the trainer finishes its step, for which its workers still load data.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Seconds after which a worker notices that the trainer is gone.
 _ORPHANED = 5.0
@@ -272,6 +272,11 @@ def end_with_the_trainer(worker: int) -> None:
     Terminals and schedulers signal whole process groups, and the step under way still needs its data: their
     SIGINT and SIGTERM do nothing. The trainer's do: multiprocessing sends one, then waits for ever.
     """
+    if not hasattr(signal, "sigtimedwait"):  # macOS: there any signal ends a worker
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        return
     parent = multiprocessing.parent_process()
     assert parent is not None
     trainer = parent.pid
