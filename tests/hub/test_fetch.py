@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from depi.hub.client import api as client
-from depi.hub.client.api import fetch, retry, session
+from depi.hub.client import fetch, retry, session
 from depi.hub.server.serve import serve
 
 
