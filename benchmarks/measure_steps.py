@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
+from lerobot_flops import lerobot_flops
 from lerobot_pi0 import CAMERAS, PADDED_TOKENS, SIZES, for_lerobot, make_batch, make_depi, make_lerobot
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
-from depi.models.flops import lerobot_flops, pi0_flops
+from depi.models.flops import pi0_flops
 from depi.policies.batches import pack_batch
 
 # How many samples have 1, 2 and 3 cameras.

@@ -1,4 +1,4 @@
-"""Exact floating-point operations of pi0's matrix products: what DePi has to do, and what LeRobot does.
+"""Exact floating-point operations of the networks' matrix products.
 
 Counted are matrix products, attention and the patch convolution, two operations per multiplication and
 addition. Attention counts every pair of query and key that a mask of that shape has room for, also masked
@@ -55,6 +55,16 @@ class Pi0Flops:
         return self.forward + backward + round(recompute * self.recomputable)
 
 
+@dataclass(frozen=True)
+class Suffix:
+    """The tokens after the prefix: their number, their widths, and the operations outside the layers."""
+
+    tokens: int
+    width: int
+    mlp_dim: int
+    ends: Flops
+
+
 def product(rows: int, inputs: int, outputs: int, *, input_grad: bool = True) -> Flops:
     """`rows` vectors through a matrix; backward has one such product for the weight, one for the input."""
     forward = 2 * rows * inputs * outputs
@@ -77,37 +87,18 @@ def pi0_flops(d: Pi0Dimensions, cameras: int, prompt_tokens: int) -> Pi0Flops:
         cameras: images that the sample really has.
         prompt_tokens: tokens of its prompt that are no padding.
     """
-    patches = cameras * _patches(d)
-    p, s = patches + prompt_tokens, 1 + d.chunk_size
-    layer = attention_flops(_patches(d), _patches(d), d.vision_width) * cameras + _vision_linears(d, patches)
-    whole = _keys_values(d, p, d.width) + _rest_of_layer(d, p, d.width, d.mlp_dim, keys=p)
-    last = _keys_values(d, p, d.width)
-    expert = _keys_values(d, s, d.expert_width) + _rest_of_layer(
-        d, s, d.expert_width, d.expert_mlp_dim, keys=p + s
-    )
-    return Pi0Flops(
-        vision=_vision_ends(d, patches) + layer * d.vision_depth,
-        prefix=whole * (d.depth - 1) + last,
-        suffix=expert * d.depth + _suffix_ends(d),
-        recomputable=(layer * d.vision_depth + whole * (d.depth - 1) + last + expert * d.depth).forward,
+    return _network_flops(
+        d,
+        cameras,
+        prompt_tokens,
+        Suffix(1 + d.chunk_size, d.expert_width, d.expert_mlp_dim, suffix_ends(d)),
     )
 
 
 def value_flops(d: ValueDimensions, cameras: int, prompt_tokens: int) -> Pi0Flops:
     """As `pi0_flops`, for the value function: its `suffix` is the tail, and everything around it."""
-    patches = cameras * _patches(d)
-    p = patches + prompt_tokens
-    layer = attention_flops(_patches(d), _patches(d), d.vision_width) * cameras + _vision_linears(d, patches)
-    whole = _keys_values(d, p, d.width) + _rest_of_layer(d, p, d.width, d.mlp_dim, keys=p)
-    last = _keys_values(d, p, d.width)
-    tail = _keys_values(d, TAIL, d.width) + _rest_of_layer(d, TAIL, d.width, d.mlp_dim, keys=p + TAIL)
     ends = product(1, d.state_dim, d.width, input_grad=False) + product(1, d.width, d.bins)
-    return Pi0Flops(
-        vision=_vision_ends(d, patches) + layer * d.vision_depth,
-        prefix=whole * (d.depth - 1) + last,
-        suffix=tail * d.depth + ends,
-        recomputable=(layer * d.vision_depth + whole * (d.depth - 1) + last + tail * d.depth).forward,
-    )
+    return _network_flops(d, cameras, prompt_tokens, Suffix(TAIL, d.width, d.mlp_dim, ends))
 
 
 def training_flops(d: Pi0Dimensions | ValueDimensions, cameras: int, prompt_tokens: int) -> int:
@@ -124,72 +115,63 @@ def sampling_flops(d: Pi0Dimensions, cameras: int, prompt_tokens: int, num_steps
     return parts.vision.forward + parts.prefix.forward + num_steps * (parts.suffix.forward - state) + state
 
 
-def lerobot_flops(d: Pi0Dimensions, camera_slots: int, padded_tokens: int) -> Pi0Flops:
-    """The same sample in LeRobot 0.6.1, which has every camera slot and padded token computed.
-
-    Prefix and suffix share one attention over all tokens, and the last prefix layer is computed in full:
-    its output projection and MLP only forwards, since the loss does not depend on them.
-
-    Args:
-        d: the network's sizes.
-        camera_slots: cameras of the policy, present or not.
-        padded_tokens: length to which prompts are padded.
-    """
-    patches = camera_slots * _patches(d)
-    p, s = patches + padded_tokens, 1 + d.chunk_size
-    vision = attention_flops(_patches(d), _patches(d), d.vision_width) * camera_slots + _vision_linears(
-        d, patches
-    )
-    inner = d.num_heads * d.head_dim
-    own = _keys_values(d, p, d.width) + product(p, d.width, inner) + attention_flops(p, p + s, inner)
-    tail = product(p, inner, d.width) + _mlp(p, d.width, d.mlp_dim)
-    rotary = Flops(2 * (d.head_dim // 2) * (p + s))  # angles of positions, once per layer
-    expert = _keys_values(d, s, d.expert_width) + _rest_of_layer(
-        d, s, d.expert_width, d.expert_mlp_dim, keys=p + s
-    )
-    prefix = own * d.depth + tail * (d.depth - 1) + Flops(tail.forward) + rotary * d.depth
+def _network_flops(d: SceneDimensions, cameras: int, prompt_tokens: int, suffix: Suffix) -> Pi0Flops:
+    patches = cameras * patches_per_image(d)
+    p, s = patches + prompt_tokens, suffix.tokens
+    vision = vision_layer(d, cameras) * d.vision_depth
+    last = keys_values(d, p, d.width)  # of the last prefix layer nothing else is used
+    prefix = (last + rest_of_layer(d, p, d.width, d.mlp_dim, keys=p)) * (d.depth - 1) + last
+    expert = keys_values(d, s, suffix.width) + rest_of_layer(d, s, suffix.width, suffix.mlp_dim, keys=p + s)
     return Pi0Flops(
-        vision=_vision_ends(d, patches) + vision * d.vision_depth,
+        vision=vision_ends(d, patches) + vision,
         prefix=prefix,
-        suffix=expert * d.depth + _suffix_ends(d),
-        recomputable=(vision * d.vision_depth + prefix + expert * d.depth).forward,
+        suffix=expert * d.depth + suffix.ends,
+        recomputable=(vision + prefix + expert * d.depth).forward,
     )
 
 
-def _patches(d: SceneDimensions) -> int:
+def patches_per_image(d: SceneDimensions) -> int:
+    """Patches of one image."""
     return (d.image_size // d.patch_size) ** 2
 
 
-def _vision_ends(d: SceneDimensions, patches: int) -> Flops:
+def vision_ends(d: SceneDimensions, patches: int) -> Flops:
+    """The patch convolution, and the projection to the width of the language model."""
     pixels = 3 * d.patch_size**2
     return product(patches, pixels, d.vision_width, input_grad=False) + product(
         patches, d.vision_width, d.width
     )
 
 
-def _vision_linears(d: SceneDimensions, patches: int) -> Flops:
-    square = product(patches, d.vision_width, d.vision_width)
-    return square * 4 + product(patches, d.vision_width, d.vision_mlp_dim) * 2
+def vision_layer(d: SceneDimensions, cameras: int) -> Flops:
+    """One layer of the vision tower over all images: each attends to itself."""
+    n, width = patches_per_image(d), d.vision_width
+    linears = product(n, width, width) * 4 + product(n, width, d.vision_mlp_dim) * 2
+    return (attention_flops(n, n, width) + linears) * cameras
 
 
-def _keys_values(d: SceneDimensions, tokens: int, width: int) -> Flops:
+def keys_values(d: SceneDimensions, tokens: int, width: int) -> Flops:
+    """The projections to keys and values."""
     return product(tokens, width, d.num_kv_heads * d.head_dim) * 2
 
 
-def _mlp(tokens: int, width: int, mlp_dim: int) -> Flops:
+def mlp_flops(tokens: int, width: int, mlp_dim: int) -> Flops:
+    """A gated MLP."""
     return product(tokens, width, mlp_dim) * 3
 
 
-def _rest_of_layer(d: SceneDimensions, tokens: int, width: int, mlp_dim: int, *, keys: int) -> Flops:
+def rest_of_layer(d: SceneDimensions, tokens: int, width: int, mlp_dim: int, *, keys: int) -> Flops:
+    """A layer without the projections to keys and values."""
     inner = d.num_heads * d.head_dim
     return (
         product(tokens, width, inner) * 2
         + attention_flops(tokens, keys, inner)
-        + _mlp(tokens, width, mlp_dim)
+        + mlp_flops(tokens, width, mlp_dim)
     )
 
 
-def _suffix_ends(d: Pi0Dimensions) -> Flops:
+def suffix_ends(d: Pi0Dimensions) -> Flops:
+    """What surrounds pi0's action expert: state, actions, time, and the output."""
     steps, width = d.chunk_size, d.expert_width
     return (
         product(1, d.state_dim, width, input_grad=False)

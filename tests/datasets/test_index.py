@@ -14,7 +14,6 @@ from recordings import NAMES, Recording, write_v2
 
 from depi.datasets.union import dataset_index as parts
 from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
-from depi.datasets.union.statistics import compute_stats
 from depi.errors import UserError
 
 
@@ -189,11 +188,6 @@ def test_statistics_are_those_of_numpy_on_the_pooled_data(v21, v30, tmp_path, ca
         for name, value in expected.items():
             np.testing.assert_array_equal(dataset.stats[key][name], value.astype(np.float32))
         assert dataset.stats[key]["count"].tolist() == [37]
-    groups = {"degrees/so100": np.r_[0:12, 24:37], "degrees/so101_follower": np.r_[12:24]}
-    assert dataset.stats_by_group.keys() == groups.keys()
-    for group, rows in groups.items():
-        for name, value in compute_stats(dataset.action[rows]).items():
-            np.testing.assert_array_equal(dataset.stats_by_group[group]["action"][name], value)
 
 
 def test_units_can_be_chosen(v21, cache):

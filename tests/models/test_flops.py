@@ -11,7 +11,7 @@ from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TO
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from depi.models.flops import lerobot_flops, pi0_flops, sampling_flops
+from depi.models.flops import pi0_flops, sampling_flops
 from depi.models.pi0 import Pi0Dimensions
 from depi.policies.batches import pack_batch
 
@@ -22,6 +22,11 @@ SMALL = Pi0Dimensions.tiny(image_size=28, depth=3, num_heads=8, chunk_size=7)
 def helper(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     return importlib.import_module("lerobot_pi0")
+
+
+@pytest.fixture
+def lerobot_flops(helper):
+    return importlib.import_module("lerobot_flops").lerobot_flops
 
 
 @pytest.fixture
@@ -77,14 +82,14 @@ def test_depi_recomputes_layers_only(helper):
     assert 0.9 * expected < counted <= expected
 
 
-def test_lerobot_training_step(helper):
+def test_lerobot_training_step(helper, lerobot_flops):
     policy = helper.make_lerobot(SMALL, "cpu")
     batch = helper.for_lerobot(batch_of(helper, SMALL, 2, "cpu"))
     assert count(lambda: their_loss(policy, batch)) == 2 * lerobot_flops(SMALL, 3, 48).forward
     assert count(lambda: their_loss(policy, batch).backward()) == 2 * lerobot_flops(SMALL, 3, 48).training()
 
 
-def test_full_size(helper, no_autocast):
+def test_full_size(helper, lerobot_flops, no_autocast):
     d = Pi0Dimensions.full()
     batch = batch_of(helper, d, 1, "meta")
     ours = helper.make_depi(d, "meta")

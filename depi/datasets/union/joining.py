@@ -1,7 +1,6 @@
 """Join the indexes of many datasets into one, streaming: the frames go through files.
 
-Only the statistics, whose quantiles are exact, hold more: one joint of all frames at a time and, where there
-are groups of datasets, all joints of one group's frames.
+Only the statistics, whose quantiles are exact, hold more: one joint of all frames at a time.
 """
 
 import tempfile
@@ -15,7 +14,7 @@ import numpy as np
 from depi.datasets.union.dataset_index import Part
 from depi.datasets.union.index import NO_CAMERA, Index, map_index, write_index
 from depi.datasets.union.opening import ACTION, STATE
-from depi.datasets.union.statistics import compute_stats, group_stats, stats_to_json
+from depi.datasets.union.statistics import compute_stats, stats_to_json
 
 
 def join(folder: Path, parts: Sequence[Part], max_cameras: int, manifest: Mapping[str, Any]) -> None:
@@ -32,10 +31,6 @@ def join(folder: Path, parts: Sequence[Part], max_cameras: int, manifest: Mappin
         episodes = _Episodes(max_cameras)
         frames = _stream_frames(Path(scratch), parts, episodes)
         joints = {STATE: frames["state"], ACTION: frames["action"]}
-        counts = [part.entry["frames"] for part in parts]
-        groups = [f"{part.entry['convention']}/{part.entry['robot_type'] or 'unknown'}" for part in parts]
-        stats = {key: compute_stats(values) for key, values in joints.items()}
-        by_group = group_stats(joints, counts, groups) if len(set(groups)) > 1 else {groups[0]: stats}
         write_index(
             folder,
             {**frames, **{name: np.concatenate(pieces) for name, pieces in episodes.columns.items()}},
@@ -45,8 +40,7 @@ def join(folder: Path, parts: Sequence[Part], max_cameras: int, manifest: Mappin
             manifest={
                 **manifest,
                 "datasets": [_entry(part, max_cameras) for part in parts],
-                "stats": stats_to_json(stats),
-                "stats_by_group": {group: stats_to_json(value) for group, value in by_group.items()},
+                "stats": stats_to_json({key: compute_stats(values) for key, values in joints.items()}),
             },
         )
 

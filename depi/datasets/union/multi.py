@@ -52,8 +52,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
     Columns, for N datasets, E episodes and F frames, not to be written: `state` [F, Ds], `action` [F, Da],
     `timestamp` [F], `task` [F] (positions in `tasks`), `episode_start` [E + 1] (frames), `episode_dataset`
     [E], `episode_recorded` [E], `dataset_start` [N + 1] (episodes), `fps` [N]; `repo_ids` and `entries` [N].
-    `stats` are over all frames: observation.state and action -> `compute_stats`;
-    `stats_by_group` the same per "<convention>/<robot type>".
+    `stats` are over all frames: observation.state and action -> `compute_stats`.
 
     Args:
         sources: the datasets.
@@ -132,9 +131,6 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         self.dataset_start = np.concatenate([[0], np.cumsum(counts)])
         self.file_per_episode = np.array([entry["version"] != "v3.0" for entry in self.entries])
         self.stats = stats_from_json(index.manifest["stats"])
-        self.stats_by_group = {
-            group: stats_from_json(stats) for group, stats in index.manifest["stats_by_group"].items()
-        }
         first = self.entries[0]
         self.state_dim, self.action_dim = first["state_dim"], first["action_dim"]
         self.state_names, self.action_names = (_joint_names(first, name) for name in ("state", "action"))

@@ -1,6 +1,6 @@
 """Exact statistics of joint data, in the shape that LeRobot's normaliser wants."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -28,32 +28,6 @@ def compute_stats(values: np.ndarray, rows: np.ndarray | None = None) -> dict[st
     return {
         **{key: value.astype(np.float32) for key, value in stats.items()},
         "count": np.array([len(values) if rows is None else np.count_nonzero(rows)], np.int64),
-    }
-
-
-def group_stats(
-    columns: Mapping[str, np.ndarray], frames: Sequence[int], groups: Sequence[str]
-) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """Statistics of each group of datasets.
-
-    Args:
-        columns: float [F, D] each, dataset after dataset.
-        frames: the number of frames of each dataset; F is their sum.
-        groups: the group of each dataset.
-
-    Returns:
-        group -> column -> as `compute_stats` gives it.
-    """
-    end = np.cumsum(frames)
-    rows: dict[str, list[slice]] = {group: [] for group in groups}
-    for group, stop, count in zip(groups, end.tolist(), frames, strict=True):
-        rows[group].append(slice(stop - count, stop))
-    return {
-        group: {
-            key: compute_stats(np.concatenate([values[part] for part in slices]))
-            for key, values in columns.items()
-        }
-        for group, slices in rows.items()
     }
 
 
