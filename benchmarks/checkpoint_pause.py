@@ -93,7 +93,7 @@ def measure(run: SimpleNamespace, saves: int) -> dict[str, float]:
         parameter.grad = torch.randn_like(parameter)
     saver = Saver(cast(Run, run))
     take_step(run)
-    saver.look_after()
+    saver.after_step()
     alone = min(take_step(run) for _ in range(4))
     during = []
     for _ in range(saves):

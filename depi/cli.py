@@ -16,28 +16,28 @@ from depi.log import start_logging
 VERBS = {
     "demo": ("depi.demo", "run the whole pipeline offline on an embedded Hub"),
     "collect-ids": ("depi.catalog.collect", "find and judge the SO-100 datasets of the Hub"),
-    "catalog": ("depi.catalog.browse", "look into the catalogue: show, stats, diff"),
+    "catalog": ("depi.catalog.browse", "show the catalogue: show, stats, diff"),
     "annotate": ("depi.annotate.annotate", "write task texts and camera views by a model, as sidecars"),
     "report": ("depi.catalog.report", "write the catalogue as one web page"),
     "view": ("depi.catalog.view", "look at one episode: LeRobot's viewer, or an mp4"),
     "prepare": ("depi.training.prepare", "write training-ready images, so that training decodes no video"),
     "advantage": (
         "depi.recap.annotate_advantage",
-        "say which frames are better than a value function expects",
+        "label the frames that are better than a value function expects",
     ),
-    "value": ("depi.recap.plot", "draw what a value function makes of an episode, under its frames"),
+    "value": ("depi.recap.plot", "draw the values that a value function gives the frames of an episode"),
     "plot": ("depi.training.plot", "draw loss, learning rate and throughput of runs"),
-    "estimate": ("depi.training.estimate", "say what memory a training configuration needs"),
+    "estimate": ("depi.training.estimate", "estimate the memory that a training configuration needs"),
     "sim": ("depi.sim.record", "record simulated SO-101 datasets, test the scripted experts"),
     "eval": ("depi.evaluation.evaluate", "roll a checkpoint out in a simulator"),
     "compare": ("depi.evaluation.compare", "compare two evaluations, seed by seed, videos side by side"),
     "recap": ("depi.recap.loop", "improve a policy from its own successes and failures, in a loop"),
-    "doctor": ("depi.doctor", "say what works on this machine, and what to type where it does not"),
+    "doctor": ("depi.doctor", "check what works on this machine, and what to type where it does not"),
     "upload": ("depi.training.upload", "publish a checkpoint with its model card"),
     "hub": ("depi.hub.server.serve", "serve an embedded Hub, for offline machines"),
 }
 
-# A file where a folder should be, or the other way round, wherever it shows.
+# A file where a folder should be, or the other way round.
 WRONG_PLACE = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 
 
@@ -59,9 +59,9 @@ def run(command: Callable[[list[str]], int], args: Sequence[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as stop:  # a handler of another signal names it
+    except KeyboardInterrupt as stop:  # handlers of other signals pass the number
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
         sys.stderr.close()
         return 141
     except OSError as error:
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _leave(status: int) -> None:
     """End the process now: the interpreter would wait for threads that still download or try again."""
-    for child in multiprocessing.active_children():  # a pool's would wait for work for ever
+    for child in multiprocessing.active_children():  # a pool's processes would wait for work for ever
         child.terminate()
     with contextlib.suppress(OSError):
         sys.stdout.flush()

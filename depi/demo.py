@@ -23,6 +23,7 @@ from depi.errors import UserError
 from depi.files import read_json, write_json
 from depi.flags import parse_flags
 from depi.hub.server.serve import LocalHub, serve
+from depi.journal import read_lines
 
 if TYPE_CHECKING:
     from depi.sim.community import Contributor
@@ -53,7 +54,7 @@ class DemoConfig:
 
 @dataclass
 class Demo:
-    """The demo under way: what was asked for, where it speaks, what happened so far."""
+    """The state of a demo: its configuration, its console, and the results so far."""
 
     config: DemoConfig
     console: Console
@@ -87,7 +88,7 @@ def run(command: Sequence[str]) -> None:
 
 
 def environment(hub: LocalHub, root: Path) -> dict[str, str]:
-    """Return the variables under which this process and its children find the embedded Hub alone."""
+    """Return the environment variables by which this process and its children use only the embedded Hub."""
     return {
         **hub.environment(),
         "HF_HOME": str((root / "hf_home").resolve()),
@@ -125,7 +126,7 @@ def record(demo: Demo) -> str:
 
 
 def describe(contributor: "Contributor") -> str:
-    """Return in what a contributor's recordings differ from the others'."""
+    """Describe how a contributor's recordings differ from others."""
     setup = contributor.setup
     cameras = "+".join(camera.name for camera in setup.cameras)
     about = f"{setup.format}, {setup.fps} fps, {cameras} {setup.width}x{setup.height}, {setup.codec}"
@@ -143,7 +144,7 @@ def collect(demo: Demo) -> str:
 
 
 def annotate(demo: Demo) -> str:
-    """Clean their task texts by rules, for want of a model here; a VLM writes new ones."""
+    """Clean their task texts by rules; with a VLM, new ones are written."""
     folder = demo.root / "annotations"
     chosen = (f"--repo_ids={demo.root / 'data_ids' / 'dataset_list_valid.json'}", f"--annotations={folder}")
     run(depi("annotate", "--backend=rules", *chosen))
@@ -200,7 +201,7 @@ def stop_trainer(launcher: subprocess.Popen) -> None:
 
 
 def resume(demo: Demo) -> str:
-    """Go on from the checkpoint to the end."""
+    """Continue from the checkpoint to the end."""
     run(train_command("--resume=true", f"--config_path={demo.checkpoint}"))
     losses = [line["loss"] for line in metrics(demo.trained)]
     if not losses[-1] < losses[0]:
@@ -252,16 +253,14 @@ def last_logged_step(run: Path) -> int:
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     """Return the complete lines of `metrics.jsonl`."""
-    path = run / "metrics.jsonl"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [json.loads(line) for line in read_lines(run / "metrics.jsonl")]
 
 
 def prepare_root(root: Path) -> None:
     """Make the demo's folder, replacing that of an earlier demo and nothing else.
 
     Raises:
-        UserError: the folder holds something that no demo has written.
+        UserError: the folder holds something that a demo has not written.
     """
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         if not (root / MARKER).exists():

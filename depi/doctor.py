@@ -32,7 +32,8 @@ TOKEN_REFUSED = "the token is refused"
 HUB_SECONDS = 20.0
 SET_UP = "install DePi's dependencies: uv sync --extra sim"
 FFMPEG = "install FFmpeg's libraries (Debian: sudo apt-get install ffmpeg)"
-# Free bytes, and what takes them. One checkpoint of the full pi0 is written before the last one may go.
+# Free bytes, the variable that moves the folder, and what needs the space. A checkpoint of the full pi0 is
+# written before the old one is removed.
 ROOM_WANTED = {
     "outputs": (100e9, "--output_dir", "a checkpoint of the full pi0 takes 45 GB with its optimizer's state"),
     "Hub cache": (50e9, "HF_HOME", "weights of pi0 and videos of datasets are kept there"),
@@ -45,14 +46,14 @@ SHARED_MEMORY_WANTED = 1e9
 
 @dataclass
 class DoctorConfig:
-    """Say what works on this machine, and what to type where something does not.
+    """Check what works on this machine, and print what to type where something does not.
 
-    Exit status: 0, or 1 where something that training needs fails.
+    Exit status: 1 where something that training needs fails, else 0.
     """
 
-    # Look at a Ray cluster too; without an address only where RAY_ADDRESS names one.
+    # Check a Ray cluster too; without an address only where RAY_ADDRESS names one.
     ray: RayConfig = field(default_factory=RayConfig)
-    # Seconds that one trial may take.
+    # Longest time of one check, in seconds.
     timeout: float = 60.0
     # Print JSON instead of lines.
     json: bool = False
@@ -64,7 +65,7 @@ class DoctorConfig:
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, how it stands, and what to do unless that is well."""
+    """One line: what was checked, its status, and what to do about a problem."""
 
     name: str
     status: Status
@@ -73,7 +74,7 @@ class Finding:
 
 
 def examine(config: DoctorConfig) -> list[Finding]:
-    """Look at everything, several things at a time; the order is fixed."""
+    """Run all checks, several at a time; the order of the findings is fixed."""
     checks: list[Callable[[], Iterator[Finding]]] = [
         check_versions,
         lambda: check_gpus(config.timeout),
@@ -88,7 +89,7 @@ def examine(config: DoctorConfig) -> list[Finding]:
 
 
 def _probe(name: str, timeout: float, *args: str) -> dict[str, Any]:
-    """What `depi.probes` finds in a process of its own; {"error": ...} where it dies or takes too long."""
+    """The result of a probe of `depi.probes` in a separate process; {"error": ...} where it fails."""
     command = [sys.executable, "-m", "depi.probes", name, *args]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
@@ -121,14 +122,14 @@ def check_versions() -> Iterator[Finding]:
 
 
 def check_gpus(timeout: float) -> Iterator[Finding]:
-    """What PyTorch computes on."""
+    """The GPUs that PyTorch finds."""
     found = _probe("gpus", timeout)
     if "error" in found:
         yield Finding("gpu", "fail", f"PyTorch does not start: {found['error']}", SET_UP)
         return
     for number, device in enumerate(found["devices"]):
         detail = f"{device['name']}, {device['free'] / 1e9:.0f} of {device['total'] / 1e9:.0f} GB free"
-        old = "" if device["bf16"] else "it computes no bfloat16: train with --policy.dtype=float32"
+        old = "" if device["bf16"] else "it does not support bfloat16: train with --policy.dtype=float32"
         yield Finding(f"gpu {number}", "warn" if old else "ok", f"{detail}, CUDA {found['cuda']}", old)
     if found["devices"]:
         return
@@ -182,7 +183,7 @@ def check_rendering(timeout: float) -> Iterator[Finding]:
 
 
 def check_hub(timeout: float) -> Iterator[Finding]:
-    """Who is logged in, and whether PaliGemma's tokenizer, which pi0 needs, can be had."""
+    """Who is logged in, and whether PaliGemma's tokenizer, which pi0 needs, is available."""
     found = _probe("hub", timeout, TOKENIZER)
     if "error" in found or not found["reachable"]:
         where = found.get("endpoint") or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
@@ -196,7 +197,7 @@ def check_hub(timeout: float) -> Iterator[Finding]:
         yield Finding("hub", "fail" if refused else "warn", detail, remedy)
     elif found["role"] == "read":
         remedy = "to publish, log in with a token that may write: hf auth login"
-        detail = f"{found['endpoint']}: {found['user']}, with a token that reads only"
+        detail = f"{found['endpoint']}: {found['user']}, with a token that may only read"
         yield Finding("hub", "ok", detail, remedy)
     else:
         yield Finding("hub", "ok", f"{found['endpoint']}: {found['user']}")
@@ -208,7 +209,7 @@ def _tokenizer_finding(found: dict[str, Any]) -> Finding:
         return Finding("tokenizer", "ok", f"{TOKENIZER} is in the cache")
     if "error" in found or not found["reachable"]:
         return Finding(
-            "tokenizer", "warn", f"{TOKENIZER} is not in the cache", "pi0 needs it: get it online once"
+            "tokenizer", "warn", f"{TOKENIZER} is not in the cache", "pi0 needs it: download it once online"
         )
     if found["missing"]:
         remedy = f"ask for access at {found['endpoint']}/{TOKENIZER}, then: hf auth login"

@@ -1,4 +1,4 @@
-"""The ways in which things go wrong for a user: the command was wrong, the disk is full, the data are bad."""
+"""The kinds of errors: a mistake in the command, a full disk, bad data."""
 
 import errno
 import os
@@ -7,16 +7,16 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """The user can mend it: the message is one sentence that names the thing and the remedy.
+    """An error that the user can fix: the message is one sentence that names the thing and the remedy.
 
     Commands print the message without a traceback and exit with status 2.
     """
 
 
 class MachineError(UserError):
-    """This machine cannot store more, such as on a full disk; no Hub and no dataset is to blame.
+    """This machine cannot store more, as on a full disk; the Hub and the datasets are not the cause.
 
-    Jobs over many items end with it: the next items would fail alike.
+    It ends jobs over many items: the next items would fail too.
     """
 
 
@@ -48,18 +48,18 @@ def error_number(error: Exception) -> int | None:
 def machine_error(
     outcome: object, folder: Path | str | None = None, instead: str = "choose another folder"
 ) -> MachineError | None:
-    """The error to raise where a full disk, or rights on it, made something fail; None for all else.
+    """The error to raise where a full disk or missing permissions caused a failure; None for other failures.
 
     Args:
-        outcome: an exception, or whatever else came out of work on an item.
-        folder: where was written; needed for errors that name no file.
-        instead: the remedy for those who can make no room there.
+        outcome: an exception, or the result of work on an item.
+        folder: to which was written; needed for errors that name no file.
+        instead: the remedy where no room can be made.
     """
     if isinstance(outcome, MachineError):
         return outcome
     if isinstance(outcome, RuntimeError) and outcome.__cause__ is not None:
         return machine_error(outcome.__cause__, folder, instead)
-    # The text of other errors may be that of a server.
+    # The text of other errors may come from a server.
     if not isinstance(outcome, OSError) and type(outcome) is not RuntimeError:
         return None
     if type(outcome) not in (OSError, RuntimeError) and getattr(outcome, "errno", None) is None:
@@ -74,3 +74,8 @@ def machine_error(
     else:
         return None
     return MachineError(f"{what} ({os.strerror(number)}); {remedy}, or {instead}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

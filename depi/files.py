@@ -1,4 +1,4 @@
-"""The one way to write a file: whole or not at all."""
+"""Atomic writing of files: a file appears complete or not at all."""
 
 import glob
 import json
@@ -14,7 +14,7 @@ from depi.errors import UserError
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let the errors of the body name `path` where they name no file: those of writing never do."""
+    """Make OSErrors of the body name `path` where they name no file, as errors of writing do not."""
     try:
         yield
     except OSError as error:
@@ -37,7 +37,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         with naming(path):
             yield temporary
-            temporary.chmod(mode)  # safetensors puts a private file of its own in this one's place
+            temporary.chmod(mode)  # safetensors replaces it by a file that only its owner may read
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -46,9 +46,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def remove_drafts(path: Path) -> None:
-    """Remove what processes that were killed while they wrote `path` have left beside it.
+    """Remove the temporary files of processes that were killed while they wrote `path`.
 
-    Only for whoever is the only one to write `path`.
+    To be called only where no other process writes `path`.
     """
     for draft in Path(path).parent.glob(f".{glob.escape(Path(path).name)}.*.tmp"):
         draft.unlink(missing_ok=True)

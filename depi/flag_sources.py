@@ -1,4 +1,4 @@
-"""The flags of a command as the sources of its configuration classes tell them, without importing any.
+"""The flags of a command, read from the source of its configuration classes without importing them.
 
 LeRobot's classes take seconds to import, and dozens of policies register with them that DePi does not train:
 what `--help` shows, and whether a flag exists, is read from the syntax trees instead.
@@ -22,7 +22,7 @@ _PACKAGES = ("depi", "lerobot")
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag: `name` as in `dataset.repo_id`, and what the source says of it, word by word."""
+    """One flag: `name` as in `dataset.repo_id`, with its type, default and comment as written there."""
 
     name: str
     type: str
@@ -53,7 +53,7 @@ class Flags:
     doc: str
 
     def known(self, types: dict[str, str | None]) -> dict[str, Flag]:
-        """The flags by name; `types` are the chosen types of `choices`, None where it is not known which."""
+        """The flags by name; `types` are the chosen types of `choices`, None where no type was chosen."""
         known = {flag.name: flag for flag in self.own}
         for name, choice in self.choices.items():
             chosen = types.get(name)
@@ -69,7 +69,9 @@ class _Source:
     text: str
     tree: ast.Module
     classes: dict[str, ast.ClassDef]
-    imports: dict[str, tuple[ast.ImportFrom, str]]  # the name here -> where from, and the name there
+    imports: dict[
+        str, tuple[ast.ImportFrom, str]
+    ]  # name in this file -> module it is imported from, and its name there
 
     def find(self, name: str) -> "tuple[_Source, ast.ClassDef] | None":
         """A class by the name that it has in this file, imported or not."""
@@ -209,7 +211,7 @@ def _registered(node: ast.stmt, base: str) -> str | None:
 
 
 def _default(value: ast.expr | None) -> str | None:
-    """The default as one would type it; None where there is none, or only code that makes one."""
+    """The default as a user would type it; None where there is none, or where code computes it."""
     if isinstance(value, ast.Call) and ast.unparse(value.func) == "field":
         made = {keyword.arg: keyword.value for keyword in value.keywords}
         factory = made.get("default", made.get("default_factory"))
@@ -234,7 +236,7 @@ def _typed(value: object) -> str:
 
 
 def _comment(source: _Source, item: ast.AnnAssign) -> str:
-    """The comment lines right above a field, or what stands behind it."""
+    """The comment lines directly above a field, or the comment behind it."""
     lines = source.text.splitlines()
     above: list[str] = []
     number = item.lineno - 2

@@ -34,7 +34,7 @@ def parse_flags[Config](
     command: str,
     positionals: Sequence[str] = (),
     parse: Callable[[list[str]], Config] | None = None,
-    elsewhere: Mapping[str, str] | None = None,
+    replaced: Mapping[str, str] | None = None,
 ) -> Config:
     """Parse `args` into `config_class`; see `check_flags` for how they may be written.
 
@@ -43,8 +43,8 @@ def parse_flags[Config](
         args: what follows the command.
         command: the command's name, for messages.
         positionals: fields that may be given without a flag, in order.
-        parse: how to turn normalised arguments into a config, where plain draccus is not enough.
-        elsewhere: see `check_flags`.
+        parse: turns normalised arguments into a config, where plain draccus is not enough.
+        replaced: see `check_flags`.
 
     Raises:
         UserError: unknown flag, value of the wrong type, a value that the dataclass refuses, or an empty
@@ -52,7 +52,7 @@ def parse_flags[Config](
         SystemExit: `--help`, after printing it.
     """
     source = Path(inspect.getsourcefile(config_class) or "")
-    normalised = check_flags(source, config_class.__name__, args, command, positionals, elsewhere)
+    normalised = check_flags(source, config_class.__name__, args, command, positionals, replaced)
     complaints = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaints):
@@ -65,7 +65,7 @@ def parse_flags[Config](
     except DecodingError as error:
         raise UserError(f"{command}: {_decoding_problem(error)}") from None
     except (ParsingError, ValueError, TypeError) as error:
-        # draccus hides what a dataclass's own check said behind "could not instantiate".
+        # draccus hides the message of a dataclass's own check behind "could not instantiate".
         said = error.__cause__ if isinstance(error.__cause__, ValueError) else error
         raise UserError(f"{command}: {' '.join(str(said).split())}") from None
     except yaml.YAMLError as error:
@@ -82,7 +82,7 @@ def check_flags(
     args: Sequence[str],
     command: str,
     positionals: Sequence[str] = (),
-    elsewhere: Mapping[str, str] | None = None,
+    replaced: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Check what can be checked without importing the configuration class, and return normal arguments.
 
@@ -96,11 +96,11 @@ def check_flags(
         args: what follows the command.
         command: the command's name, for messages.
         positionals: fields that may be given without a flag, in order.
-        elsewhere: flags of other programs, without dashes -> what to use here instead, a clause;
-            `optimizer.*` stands for all that begin so.
+        replaced: flags of other programs, without dashes -> what to use here instead, a clause;
+            `optimizer.*` stands for all flags that start with `optimizer.`.
 
     Raises:
-        UserError: unknown flag, a number or truth value that is none, or an empty path.
+        UserError: an unknown flag, a number or boolean that is not valid, or an empty path.
         SystemExit: `--help`, after printing it.
     """
     flags = read_flags(source, class_name)
@@ -120,12 +120,12 @@ def check_flags(
         name, equals, value = arg.partition("=")
         if name.startswith("--"):
             given = value if equals else None if follower.startswith("--") else follower
-            _check_flag(flags, known, name[2:], given, command, elsewhere or {})
+            _check_flag(flags, known, name[2:], given, command, replaced or {})
     return normalised
 
 
 def _chosen_types(flags: Flags, args: Sequence[str]) -> dict[str, str | None]:
-    """What `--policy.type=pi0` and the like choose."""
+    """The types chosen by flags such as `--policy.type=pi0`."""
     chosen: dict[str, str | None] = {}
     for arg, follower in zip_longest(args, args[1:], fillvalue=""):
         name, equals, value = arg.partition("=")
@@ -172,9 +172,9 @@ def _check_flag(
     name: str,
     value: str | None,
     command: str,
-    elsewhere: Mapping[str, str],
+    replaced: Mapping[str, str],
 ) -> None:
-    """Raise a UserError for a wrong flag; one without its value (None) is draccus's to refuse."""
+    """Raise a UserError for a wrong flag; draccus refuses one without a value (None)."""
     group, _, field = name.rpartition(".")
     if group in flags.choices and field in ("type", "path"):
         return
@@ -182,7 +182,7 @@ def _check_flag(
         return
     flag = known.get(name)
     if flag is None:
-        raise UserError(f"{command}: {_unknown(flags, known, name, command, elsewhere)}")
+        raise UserError(f"{command}: {_unknown(flags, known, name, command, replaced)}")
     if value is None:
         return
     if "Path" in flag.types and not value:
@@ -202,9 +202,9 @@ def _decoding_problem(error: DecodingError) -> str:
 
 
 def _unknown(
-    flags: Flags, known: Mapping[str, Flag], name: str, command: str, elsewhere: Mapping[str, str]
+    flags: Flags, known: Mapping[str, Flag], name: str, command: str, replaced: Mapping[str, str]
 ) -> str:
-    for pattern, remedy in elsewhere.items():
+    for pattern, remedy in replaced.items():
         if name == pattern or (pattern.endswith(".*") and name.startswith(pattern[:-1])):
             return f"--{name} is not a flag here: {remedy}"
     takers = [

@@ -1,7 +1,7 @@
-"""A file of lines that is only added to, so that work which is killed loses nothing that it wrote.
+"""A file to which lines are appended, so that a killed process loses nothing that it has written.
 
-A process that is killed while it writes leaves half a line: whoever opens the file next drops it, and
-whoever only reads it passes it over.
+A process that is killed while it writes leaves an incomplete line: `LineFile` removes it when it opens the
+file, and `read_lines` skips it.
 """
 
 import contextlib
@@ -19,14 +19,14 @@ _BLOCK = 65536
 
 
 class LineFile:
-    """The file, open and locked: nobody else opens it until `close`.
+    """The file, open and locked: other processes cannot open it until `close`.
 
     Args:
-        path: made, with its folder, if it is not there.
-        wait: until whoever has it open is through, instead of raising BlockingIOError.
+        path: created, with its folder, if needed.
+        wait: for another process to close it, instead of raising BlockingIOError.
 
     Raises:
-        BlockingIOError: another one has it open.
+        BlockingIOError: another process has it open.
         OSError: it cannot be written.
     """
 
@@ -46,13 +46,13 @@ class LineFile:
         self.close()
 
     def lines(self) -> Iterator[bytes]:
-        """Every line, without its end."""
+        """Every line, without the newline."""
         self._file.seek(0)
         for line in self._file:
             yield line.removesuffix(b"\n")
 
     def add(self, line: str) -> None:
-        """Write a line, which no kill takes back; what a power cut may take is that of the last second."""
+        """Write a line, which a kill cannot lose; a power failure may lose those of the last second."""
         with naming(self.path):
             self._file.write(line.encode() + b"\n")
             self._file.flush()
@@ -61,7 +61,7 @@ class LineFile:
                 self._synced = time.monotonic()
 
     def clear(self) -> None:
-        """Forget every line."""
+        """Remove every line."""
         self._file.truncate(0)
 
     def remove(self) -> None:
@@ -69,8 +69,8 @@ class LineFile:
         self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let others open it."""
-        with contextlib.suppress(OSError):  # of a line that could not be written, as `add` has said
+        """Close the file, so that others can open it."""
+        with contextlib.suppress(OSError):  # `add` has raised the same error before
             self._file.close()
 
     def _drop_half_line(self) -> None:
@@ -88,7 +88,7 @@ class LineFile:
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """Every whole line of a file, without its end, also while another process adds some; none if no file."""
+    """Every complete line of a file, without the newline; none where it does not exist. Others may append."""
     try:
         with path.open("rb") as file:
             for line in file:
@@ -99,7 +99,7 @@ def read_lines(path: Path) -> Iterator[bytes]:
 
 
 def _locked(path: Path, wait: bool) -> Any:
-    """Open and lock the file; None where the one who had it locked has just removed it."""
+    """Open and lock the file; None where the process that had it locked has just removed it."""
     file = path.open("a+b")
     locked = False
     try:

@@ -1,10 +1,10 @@
-"""The one way to log: DePi speaks from INFO on, libraries from WARNING on, to stderr."""
+"""Logging to stderr: DePi from level INFO, libraries from level WARNING."""
 
 import logging
 
 
 def start_logging(*, main_process: bool = True) -> None:
-    """Set up logging for a command; other processes than the main one keep to warnings."""
+    """Set up logging for a command; other processes than the main one log warnings only."""
     logging.basicConfig(
         level=logging.WARNING, format="%(levelname).1s %(asctime)s %(message)s", datefmt="%H:%M:%S"
     )

@@ -1,4 +1,4 @@
-"""Keeping an encoder's priority to itself."""
+"""Undo what an encoder does to the priority of its thread."""
 
 import os
 from collections.abc import Iterator
@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def priority_kept() -> Iterator[None]:
-    """Give the calling thread its scheduling back after the body, which encodes AV1.
+    """Restore the scheduling of the calling thread after the body, which encodes AV1.
 
-    Where it may, as root, SVT-AV1 makes the thread that encodes a real-time one of the highest priority, for
-    good: everything that this thread or its later children do would keep all others from the processor.
+    Where it may, as root, SVT-AV1 gives the encoding thread the highest real-time priority and never takes it
+    back: later work of this thread and its children would block all other processes.
     """
     if not hasattr(os, "sched_getscheduler"):  # not Linux
         yield

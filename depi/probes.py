@@ -1,4 +1,4 @@
-"""What `depi doctor` tries out in processes of their own, since it may take long, crash or hang.
+"""Checks that `depi doctor` runs in separate processes, because they may take long, crash or hang.
 
 `python -m depi.probes NAME [ARGUMENT]` prints what it found as one line of JSON.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from depi.errors import first_line
 from depi.priority import priority_kept
 
 CODECS = {"h264": ("libx264", "h264"), "av1": ("libsvtav1", "libaom-av1")}
@@ -50,8 +51,8 @@ def _each_codec(decode: Callable[[Path], int]) -> dict[str, str]:
                 _encode(path, codec)
                 frames = decode(path)
                 found[codec] = "" if frames == _FRAMES else f"{frames} of {_FRAMES} frames came out"
-            except Exception as error:  # whatever a broken library raises is the finding
-                found[codec] = _first_line(error)
+            except Exception as error:  # any exception of a broken library is the finding
+                found[codec] = first_line(error)
     return found
 
 
@@ -104,13 +105,13 @@ def rendering() -> dict[str, str]:
 
 
 def hub(tokenizer: str) -> dict[str, Any]:
-    """Where the Hub is, who is logged in, and whether the tokenizer can be had or is here already."""
+    """Where the Hub is, who is logged in, and whether the tokenizer is in the cache or can be downloaded."""
     from depi.hub.client.api import endpoint
     from depi.hub.client.login import is_cached, may_read, who_am_i
 
     login = who_am_i()
     cached = is_cached(tokenizer, "tokenizer.json")
-    missing = "" if cached else may_read(tokenizer) if login.reachable else "the Hub is away"
+    missing = "" if cached else may_read(tokenizer) if login.reachable else "the Hub cannot be reached"
     return {"endpoint": endpoint(), **vars(login), "cached": cached, "missing": missing}
 
 
@@ -124,10 +125,6 @@ def ray(address: str) -> dict[str, Any]:
     return {"nodes": nodes, "cpus": resources.get("CPU", 0), "gpus": resources.get("GPU", 0)}
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 PROBES: dict[str, Callable[..., Any]] = {
     "gpus": gpus,
     "pyav": pyav,
@@ -139,12 +136,12 @@ PROBES: dict[str, Callable[..., Any]] = {
 
 
 def main(args: list[str]) -> int:
-    """Run the probe that is named first, with what follows."""
+    """Run the probe that the first argument names, with the other arguments."""
     name, *rest = args
     try:
         print(json.dumps(PROBES[name](*rest)))
-    except Exception as error:  # as above: it is the finding
-        print(json.dumps({"error": _first_line(error)}))
+    except Exception as error:  # as above
+        print(json.dumps({"error": first_line(error)}))
         return 1
     return 0
 

@@ -1,4 +1,4 @@
-"""HTTP servers of this machine's own: a socket, an application, and an orderly end."""
+"""HTTP servers on this machine: open a socket, serve an application, and shut down."""
 
 import signal
 import socket
@@ -17,10 +17,10 @@ def listen(host: str, port: int, what: str) -> socket.socket:
     """Return a listening socket; port 0 takes any free one.
 
     Raises:
-        UserError: the port is none or taken, or the host is unknown; `what` is who cannot listen.
+        UserError: the port is not valid or taken, or the host is unknown; `what` names the server.
     """
     if not 0 <= port <= 65535:
-        raise UserError(f"{port} is no port: choose one from 0 to 65535")
+        raise UserError(f"{port} is not a port: choose one from 0 to 65535")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         sock = socket.create_server((host, port), family=family, backlog=512)
@@ -32,7 +32,7 @@ def listen(host: str, port: int, what: str) -> socket.socket:
 
 
 def make_server(app: ASGIApp) -> uvicorn.Server:
-    """Return a server of `app` that logs no requests and lets nobody hold up its end."""
+    """Return a server of `app` that logs no requests and shuts down within seconds."""
     config = uvicorn.Config(
         app,
         log_config=None,

@@ -60,7 +60,7 @@ def test_login_and_gate(hub, monkeypatch):
     found = hub_findings()
     assert (found["hub"].status, found["hub"].detail) == (
         "ok",
-        f"{hub.endpoint}: reader, with a token that reads only",
+        f"{hub.endpoint}: reader, with a token that may only read",
     )
     owner = HfApi(endpoint=hub.endpoint, token=hub.write_token)
     if not owner.repo_exists(TOKENIZER):

@@ -8,7 +8,7 @@ import pytest
 from depi import train
 from depi.errors import UserError
 from depi.flags import check_flags, parse_flags
-from depi.training.lerobot_flags import ELSEWHERE
+from depi.training.lerobot_flags import REPLACED_FLAGS
 
 TRAIN_SOURCE = Path(train.__file__).parent / "training" / "config.py"
 
@@ -116,7 +116,7 @@ def test_help_groups_the_flags_with_their_comments(capsys):
 
 
 def check_train(*args: str) -> None:
-    check_flags(TRAIN_SOURCE, "TrainConfig", args, "depi/train.py", elsewhere=ELSEWHERE)
+    check_flags(TRAIN_SOURCE, "TrainConfig", args, "depi/train.py", replaced=REPLACED_FLAGS)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_wrong_training_flags_say_what_to_use_instead(args, says):
 
 
 def test_what_lerobots_users_may_type_is_no_flag_of_ours_already():
-    for name in ELSEWHERE:
+    for name in REPLACED_FLAGS:
         with pytest.raises(UserError, match="is not a flag here"):
             check_train(f"--{name.replace('*', 'x')}=1")
 

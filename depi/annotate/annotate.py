@@ -33,12 +33,12 @@ VERBS = {
 @dataclass
 class AnnotateConfig:
     """Write an instruction and the cameras' views for every episode of the datasets of a list, as sidecars in
-    --annotations, which training reads with --dataset.use_annotated_tasks=true. Nobody's dataset is changed.
+    --annotations, which training reads with --dataset.use_annotated_tasks=true. The datasets are not changed.
 
     --backend=openai asks any server that speaks OpenAI's API (vLLM, SGLang, a hosted one; key in
     OPENAI_API_KEY), --backend=transformers runs a model here, --backend=rules uses no model: it cleans the
     recorded texts and flags those that need one. A call that was stopped, or is repeated, asks only for what
-    is missing; a changed prompt is asked anew.
+    is missing; after a change of a prompt its questions are asked again.
 
     Also: `depi annotate review` (look, accept, edit), `depi annotate stats`, `depi annotate export`.
 
@@ -59,33 +59,33 @@ class AnnotateConfig:
     start: int = 0
     # The dataset of the list to stop before; by default its end.
     end: int | None = None
-    # At most so many episodes of each dataset.
+    # The largest number of episodes of each dataset.
     max_episodes: int | None = None
-    # Only episodes that an earlier call has flagged or, never annotated, whose recorded text is useless.
+    # Only episodes that an earlier call has flagged, and new ones whose recorded text is useless.
     only_flagged: bool = False
     # Where the sidecars and their journals are.
     annotations: Path = Path("so100_data/annotations")
-    # Who answers: openai, transformers or rules.
+    # What writes the texts: openai, transformers or rules.
     backend: str = "openai"
     # The server, up to and with /v1; by default OPENAI_BASE_URL, or http://127.0.0.1:8000/v1.
     base_url: str | None = None
     # The model's id; by default the server's first one, or Qwen/Qwen3-VL-8B-Instruct.
     model: str | None = None
-    # Questions to the server at a time.
+    # Requests to the server at a time.
     concurrency: int = 32
     # Longest time in seconds for one answer of the server.
     timeout: float = 180.0
-    # Questions that a model here answers at a time.
+    # Batch size of a model on this machine.
     batch_size: int = 8
-    # Where a model here runs; by default on the GPU if there is one.
+    # Device of a model on this machine; by default the GPU if there is one.
     device: str | None = None
-    # A folder of prompts (system.txt, instruction.txt, refinement.txt, views.txt); others stay as they are.
+    # A folder of prompts (system.txt, instruction.txt, refinement.txt, views.txt) to use instead.
     prompts: Path | None = None
-    # Of the instructions: en, de, es, fr, it, ja, ko, nl, pt or zh.
+    # Language of the instructions: en, de, es, fr, it, ja, ko, nl, pt or zh.
     language: str = "en"
-    # Second looks at an instruction at most; fewer where it does not change.
+    # How often an instruction is refined at most; it stops when the text no longer changes.
     max_refinements: int = 2
-    # Below this the recorded text is kept and the episode is flagged.
+    # Below this confidence the recorded text is kept and the episode is flagged.
     min_confidence: float = 0.5
     # Frames of each camera that are shown: the first, the last, and where the gripper changes most.
     frames: int = 4
@@ -93,7 +93,7 @@ class AnnotateConfig:
     max_pixels: int = 150_000
     # Episodes of each dataset whose frames decide the cameras' views.
     view_episodes: int = 3
-    # Keep the frames that were shown in DePi's cache, for the next call and for the review.
+    # Cache the frames that were shown, for the next call and for the review.
     keep_frames: bool = True
     # Threads that decode frames; with --engine=ray groups of episodes at a time. 0 for one per CPU.
     workers: int = 0
@@ -109,7 +109,7 @@ class AnnotateConfig:
         if self.engine not in ENGINES:
             raise UserError(f"--engine={self.engine} is none of {', '.join(ENGINES)}")
         if self.engine == "ray" and self.backend == "transformers":
-            raise UserError("--engine=ray goes with --backend=openai or rules: serve the model on its own")
+            raise UserError("--engine=ray goes with --backend=openai or rules: run the model in a server")
         if self.root is not None and self.repo_id is None:
             raise UserError("--root needs --repo_id=USER/NAME, the name that its annotations go by")
         if self.revision is not None and self.repo_id is None:
@@ -142,7 +142,7 @@ def main(args: list[str]) -> int:
         return importlib.import_module(VERBS[args[0]]).main(args[1:])
     config = parse_flags(AnnotateConfig, args, "depi annotate")
     if threading.current_thread() is threading.main_thread():
-        # A scheduler's SIGTERM ends a call as Ctrl-C does: with the sidecars of what is there.
+        # A scheduler's SIGTERM is handled like Ctrl-C: the sidecars of finished episodes are written.
         signal.signal(signal.SIGTERM, _stop)
     try:
         summary = annotate(config)
@@ -161,10 +161,10 @@ def main(args: list[str]) -> int:
 
 
 def annotate(config: AnnotateConfig) -> "Summary":
-    """Annotate what the flags name; prints progress to stderr.
+    """Annotate the datasets that the flags name; prints progress to stderr.
 
     Raises:
-        UserError: a flag makes no sense, or the back end cannot be used. What was answered is written.
+        UserError: a flag is not valid, or the back end cannot be used. What was answered is written.
     """
     from depi.annotate.equipment import here, make_backend, on_ray
     from depi.annotate.pipeline import Run
@@ -178,7 +178,7 @@ def annotate(config: AnnotateConfig) -> "Summary":
     try:
         config.annotations.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--annotations={config.annotations} can be no folder: {error.strerror}") from None
+        raise UserError(f"--annotations={config.annotations} cannot be a folder: {error.strerror}") from None
     backend = make_backend(recipe)
     try:
         plan = Plan(

@@ -1,4 +1,4 @@
-"""What a model answers at each stage: its JSON schema, and the strict reading of what came."""
+"""What a model answers at each stage: its JSON schema, and a strict parser."""
 
 import json
 import re
@@ -31,7 +31,7 @@ _KEYS: dict[str, dict[str, Any]] = {
 
 
 class AnswerError(Exception):
-    """An answer is not what was asked for; the message says in what way."""
+    """An answer does not follow its schema; the message says how."""
 
 
 def schema(stage: str, cameras: Sequence[str] = ()) -> dict[str, Any]:
@@ -57,10 +57,10 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
 def parse(stage: str, text: str, cameras: Sequence[str] = ()) -> dict[str, Any]:
     """The answer of a stage, which must be one JSON object with exactly the keys that were asked for.
 
-    A code fence around it and thoughts in `<think>` before it are passed over.
+    A code fence around it and a `<think>` block before it are removed.
 
     Raises:
-        AnswerError: it is something else.
+        AnswerError: it is not.
     """
     if len(text) > MAX_ANSWER_CHARS:
         raise AnswerError(f"the answer has {len(text)} characters")
@@ -91,11 +91,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check(value: Any, rule: dict[str, Any], name: str) -> None:
-    """Hold a value to a schema of the kinds used here; AnswerError where it differs."""
+    """Raise an AnswerError where a value does not follow a schema of the kinds used here."""
     kind = rule["type"]
     if kind == "object":
         if not isinstance(value, dict) or set(value) != set(rule["required"]):
-            raise AnswerError(f"{name} has not exactly the keys {', '.join(rule['required'])}")
+            raise AnswerError(f"{name} does not have exactly the keys {', '.join(rule['required'])}")
         for key, inner in rule["properties"].items():
             _check(value[key], inner, key)
     elif kind == "array":

@@ -1,4 +1,4 @@
-"""What every back end offers: one question with images in, one text out, from many threads at a time."""
+"""The interface of a back end: one question with images in, one text out; many threads may call it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ class Question:
 
     stage: one of `depi.annotate.templates.STAGES`
     system: rules, the same for all questions
-    images: (label, JPEG) in order, the same for all questions about an episode: a server can use again what
-        it computed for them, for they come before `text`
-    text: the stage's own words
+    images: (label, JPEG) in order, the same for all questions about an episode; they come before `text`, so
+        that a server can cache what it computed for them
+    text: the question of the stage
     schema: JSON schema of the answer
     max_tokens: of the answer
     """
@@ -45,7 +45,7 @@ class BackendError(Exception):
 
 
 class UnreachableError(BackendError):
-    """The server is not there, or keeps failing: the next question will hardly fare better."""
+    """The server cannot be reached, or keeps failing: the next question will probably fail too."""
 
 
 class HopelessError(UserError):
@@ -71,4 +71,4 @@ class Backend(Protocol):
         """
 
     def close(self) -> None:
-        """Give back connections or memory."""
+        """Free connections or memory."""

@@ -134,13 +134,13 @@ def _speaks(text: str, words: Sequence[str], language: str) -> bool:
 
 
 def gives_orders(text: str) -> bool:
-    """Whether a text that should be data talks to the model: then no model is shown it."""
+    """Whether a recorded text gives orders to the model (prompt injection); no model is then shown it."""
     plain = unicodedata.normalize("NFKC", text)
     return _ORDERS.search(plain) is not None
 
 
 def denied_objects(instruction: str, not_seen: Sequence[str]) -> list[str]:
-    """Which of the objects that the second look does not see the instruction names nevertheless."""
+    """The objects that the instruction names although the refinement did not see them."""
     named = set(gist(instruction))
     return [item for item in not_seen if (words := gist(item)) and named.issuperset(words)]
 

@@ -19,7 +19,7 @@ _WORD = re.compile(r"\w+")
 
 
 def majority_views(votes: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """camera key -> the view that most episodes said; of equally many the one said first."""
+    """camera key -> the view that most episodes have; of equally frequent ones, the first."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for vote in votes:
         for camera, view in vote.items():
@@ -28,7 +28,7 @@ def majority_views(votes: Iterable[Mapping[str, str]]) -> dict[str, str]:
 
 
 def gist(text: str) -> tuple[str, ...]:
-    """The words that matter, in order: without articles and the like, plurals as singulars, synonyms as one.
+    """The words that carry the meaning, in order: no articles, singulars only, one word for synonyms.
 
     Texts with the same gist differ only in wording; "red cube" and "blue cube" do not have the same.
     """

@@ -1,15 +1,15 @@
-"""What is known of a dataset's episodes: a journal of everything that was found out.
+"""A dataset's journal: everything that was found out about its episodes.
 
 Beside the sidecar `FOLDER/<user>/<name>.parquet` (see `depi.annotate.sidecar`) lies its journal,
 `FOLDER/<user>/<name>.jsonl`, which is only added to. A line is a JSON object of one of three kinds:
 
-    {"kind": "result", ...}      the fields of `Result`: an episode is through
+    {"kind": "result", ...}      the fields of `Result`: an episode is finished
     {"kind": "failure", ...}     the fields of `Failure`: it was tried, and is tried again next time
     {"kind": "review", "episode": 3, "revision": ..., "at": ..., "review": {"verdict": "edited", "task": ...}}
                                  a person's decision, which wins over the model's text
 
 Of results for the same episode and revision the last one counts, except that one without a model (`rules`)
-never takes the place of a model's. Lines that are damaged are passed over with a warning.
+never replaces a model's. Damaged lines are skipped with a warning.
 """
 
 import dataclasses
@@ -44,16 +44,16 @@ class Result:
 
     episode: as recorded
     revision: the commit, or for a local folder "local-" and a digest of its metadata
-    backend, model: who said it; both RULES without a model
+    backend, model: what wrote it; both RULES without a model
     prompts: stage -> version of the prompt that it was asked with; see `depi.annotate.templates`
     recorded: the recorded task text, on one line
     proposed: the new text, whether or not it is trusted; None where there is none
     task: the text to train on; None keeps the recorded one, and a flag says why
-    confidence: of `proposed`, 0..1, None where nobody can say
+    confidence: of `proposed`, 0..1, None where it is not known
     flags: remarks; see `depi.annotate.checks`
     instruction: the checked answer of the first stage, None where it was not asked or not given
     refinements: the checked answers of the second stage, in order
-    views: camera key -> view that this episode's frames were said to show; empty where not asked
+    views: camera key -> the view that the model saw in this episode's frames; empty where not asked
     frames: camera key -> numbers of the frames (from 0 in the episode) that the model saw
     tokens: "prompt" and "completion", as the server counts them, over all requests of this line
     requests: how many were answered
@@ -118,10 +118,10 @@ class Review:
 
 @dataclass
 class Journal:
-    """A dataset's journal, read.
+    """The content of a dataset's journal.
 
     results: episode -> the result that counts, of `revision`
-    failures: episode -> its failure, where it has no result; a person may have typed its text nevertheless
+    failures: episode -> its failure, where it has no result; a person may still have typed its text
     reviews: episode -> the last decision about it, of `revision`
     everything: all results of all revisions, models and prompts, in order
     revision: of the newest result or, without one, the newest failure
@@ -195,12 +195,12 @@ def to_line(item: Result | Failure | Review) -> str:
 
 
 def from_line(line: bytes) -> Result | Failure | Review:
-    """What a journal's line holds; ValueError, KeyError or TypeError where it is none."""
+    """Parse a line of a journal; ValueError, KeyError or TypeError where it is not valid."""
     if len(line) > MAX_LINE:
         raise ValueError("the line is too long")
     values = json.loads(line)
     if b"\\u" in line:
-        json.dumps(values, ensure_ascii=False).encode()  # ValueError for half a character
+        json.dumps(values, ensure_ascii=False).encode()  # ValueError for a lone surrogate
     kind = values.pop("kind")
     if kind == "review":
         values |= values.pop("review")
@@ -265,7 +265,7 @@ _FITS: Mapping[str, _Fits] = {
 
 
 def read_journal(folder: Path, repo_id: str) -> list[Result | Failure | Review]:
-    """All that a dataset's journal holds, in order; damaged lines are passed over with a warning."""
+    """All that a dataset's journal holds, in order; damaged lines are skipped with a warning."""
     path = journal_path(folder, repo_id)
     items: list[Result | Failure | Review] = []
     damaged = 0

@@ -1,4 +1,4 @@
-"""What a process needs to do jobs, made once in each: the back end, the annotator, the loader of frames."""
+"""What a process needs to run jobs, made once per process: the back end, the annotator, the frame loader."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,10 +22,10 @@ GROUP = 32
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to make it, on this machine or another.
+    """The settings from which a process, on this machine or another, makes its back end and loader.
 
     backend: `openai`, `transformers` or RULES
-    loaders, askers: threads that load frames and that ask
+    loaders, askers: numbers of threads that load frames, and that ask
     """
 
     backend: str
@@ -56,7 +56,7 @@ def make_backend(recipe: Recipe) -> Backend | None:
 
 
 def make_tools(recipe: Recipe, backend: Backend | None) -> tuple[Load, Ask]:
-    """What loads a job's frames, and what asks about them."""
+    """The function that loads a job's frames, and the one that asks about them."""
     if backend is None:
         language = recipe.prompts.language
         return (lambda job: {}), (lambda job, images: annotate_by_rules(job, language))
@@ -70,7 +70,7 @@ def _load(max_pixels: int, keep: bool, job: Job) -> Images:
 
 
 def here(recipe: Recipe, backend: Backend | None, folder: Path) -> Runner:
-    """Do the jobs in this process; each result is written by the thread that got it."""
+    """Run the jobs in this process; the thread that gets a result writes it."""
     load, ask = make_tools(recipe, backend)
 
     def ask_and_write(job: Job, images: Images) -> Result:
@@ -80,7 +80,7 @@ def here(recipe: Recipe, backend: Backend | None, folder: Path) -> Runner:
 
 
 def on_ray(recipe: Recipe, folder: Path, workers: int, address: str | None) -> Runner:
-    """Do the jobs on a Ray cluster, in groups of GROUP; this process writes what comes back."""
+    """Run the jobs on a Ray cluster, in groups of GROUP; this process writes the results."""
 
     def run(jobs: Iterator[Job]) -> Iterator[tuple[Job, Outcome]]:
         do = partial(do_group, recipe)
@@ -97,7 +97,7 @@ _made: dict[str, tuple[Load, Ask]] = {}
 
 
 def do_group(recipe: Recipe, jobs: tuple[Job, ...]) -> list[Outcome]:
-    """Do some jobs in this process, with what earlier calls have made; their outcomes in order."""
+    """Run some jobs in this process, with a cached back end; the outcomes in order."""
     key = repr(recipe)
     if key not in _made:
         _made[key] = make_tools(recipe, make_backend(recipe))

@@ -1,4 +1,4 @@
-"""`depi annotate export`: publish a folder of annotations as a dataset repository, or get one."""
+"""`depi annotate export`: publish a folder of annotations as a dataset repository, or download one."""
 
 import shutil
 import tempfile
@@ -19,10 +19,10 @@ from depi.journal import LineFile
 
 @dataclass
 class ExportConfig:
-    """Publish annotations on the Hub, or get published ones: `--push` or `--pull`.
+    """Publish annotations on the Hub, or download published ones: `--push` or `--pull`.
 
     A push is one commit: the sidecars, where they come from, their journals and a dataset card. A pull
-    refuses to touch sidecars that were reviewed here, unless `--overwrite`.
+    does not replace sidecars that were reviewed here, unless `--overwrite`.
     """
 
     # The folder of the sidecars.
@@ -31,9 +31,9 @@ class ExportConfig:
     repo_id: str = ""
     # Publish what the folder holds.
     push: bool = False
-    # Bring what the repository holds into the folder.
+    # Download what the repository holds into the folder.
     pull: bool = False
-    # Keep a repository that the push creates to oneself.
+    # Make a repository that the push creates private.
     private: bool = False
     # Branch, tag or commit to pull, by default the newest.
     revision: str | None = None
@@ -101,7 +101,7 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> tuple[str, int
 
 
 def _copy_for_push(folder: Path, work: Path, name: str) -> None:
-    """One state of a dataset's three files: nobody adds to the journal meanwhile."""
+    """Copy a dataset's three files in a consistent state: the journal is locked meanwhile."""
     journal = store.journal_path(folder, name)
     if journal.exists():
         with LineFile(journal, wait=True):
@@ -149,7 +149,7 @@ def card(repo_id: str, names: Sequence[str], numbers: dict) -> str:
         f"- Written by (episodes): {models or 'not recorded'}.",
         "",
         "`USER/NAME.parquet` has a row per episode of the dataset USER/NAME: the recorded task, the new "
-        "one, the view of each camera, flags and a confidence. `USER/NAME.json` tells the revision that was "
+        "one, the view of each camera, flags and a confidence. `USER/NAME.json` names the revision that was "
         "annotated, the model and the prompts; `USER/NAME.jsonl` is everything that was found out.",
         "",
         "Use them in training with DePi:",

@@ -1,4 +1,4 @@
-"""A model on this machine, through transformers: questions of many threads are answered in batches."""
+"""A model on this machine, through transformers: it answers questions of many threads in batches."""
 
 import io
 import logging
@@ -37,8 +37,8 @@ class LocalConfig:
 class LocalModel:
     """The model; see `depi.annotate.backend.Backend`. bfloat16 on a GPU, float32 on a CPU, fused attention.
 
-    It knows no JSON schema: `depi.annotate.answers.parse` decides what is an answer. No code of the model's
-    repository is run, and weights are read from safetensors only.
+    It does not enforce the JSON schema: `depi.annotate.answers.parse` checks the answers. No code of the
+    model's repository is run, and weights are read from safetensors only.
 
     Raises:
         UserError: there is no such model, or it takes no images.
@@ -123,7 +123,7 @@ class LocalModel:
                 self._answer(batch[half:])
                 return
             batch[0][1].set_exception(BackendError("the question does not fit into the GPU's memory"))
-        except Exception as error:  # of any model: the threads that wait must hear of it
+        except Exception as error:  # the threads that wait must get an answer whatever a model raises
             for _, answer in batch:
                 answer.set_exception(BackendError(f"the model failed: {clean(error, 200)}"))
         else:

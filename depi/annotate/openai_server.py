@@ -1,7 +1,7 @@
-"""Any server that speaks OpenAI's chat completions: vLLM, SGLang, llama.cpp, or a hosted one.
+"""A server with OpenAI's chat completions API: vLLM, SGLang, llama.cpp, or a hosted one.
 
-huggingface_hub's InferenceClient speaks the same, but reads an answer whole, however long it is or takes:
-here every answer is read piece by piece, within a number of bytes and seconds.
+huggingface_hub's InferenceClient has the same API, but no limit on the size of an answer or on the time for
+it: here every answer is read piece by piece, within a number of bytes and seconds.
 """
 
 import base64
@@ -52,9 +52,9 @@ class ServerConfig:
 class OpenAiServer:
     """A connection to the server; see `depi.annotate.backend.Backend`.
 
-    The key comes from OPENAI_API_KEY. What the server refuses of a question's form (JSON schemas, a
-    temperature, `max_tokens` by that name) is noticed once, and it is asked without. When it asks to wait
-    (Retry-After), all threads wait.
+    The key comes from OPENAI_API_KEY. Where the server refuses JSON schemas, a temperature or the
+    parameter `max_tokens`, later questions leave them out. When it asks to wait (Retry-After), all threads
+    wait.
 
     Raises:
         UserError: the server does not answer, takes no such key, or has no such model.
@@ -79,7 +79,7 @@ class OpenAiServer:
     def _connect(self) -> httpx.Client:
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         if key and not (key.isascii() and key.isprintable() and " " not in key):
-            raise UserError("OPENAI_API_KEY holds characters that no key has")
+            raise UserError("OPENAI_API_KEY holds characters that are not allowed in a key")
         limits = httpx.Limits(
             max_connections=self.config.connections, max_keepalive_connections=self.config.connections
         )
@@ -198,7 +198,7 @@ class OpenAiServer:
             )
 
     def _remember(self, without: frozenset[str]) -> None:
-        """Ask from now on as a question was answered: one that was refused for itself changes nothing."""
+        """Leave out of later questions what had to be left out of one that was then answered."""
         with self._lock:
             for name in sorted(without - self._without):
                 logger.warning("%s takes no %s: asking without", self.shown, name)
@@ -209,7 +209,7 @@ class OpenAiServer:
             time.sleep(min(wait, 1.0) + random.uniform(0, 0.05))
 
     def _back_off(self, attempt: int, headers: Mapping[str, str]) -> bool:
-        """Wait before the next attempt; False where the server asks for more than one may wait."""
+        """Wait before the next attempt; False where the server asks for a longer wait than allowed."""
         policy = self.config.retries
         asked = retry_after(headers)
         if asked is None:
@@ -224,7 +224,7 @@ class OpenAiServer:
 
 
 def shown(url: str) -> str:
-    """The address for messages, which are published with the journals: without a password or a key."""
+    """The address without password and key, for messages, which are published with the journals."""
     return clean(re.split(r"[?#]", re.sub(r"//.*@", "//", url), maxsplit=1)[0], 200)
 
 

@@ -1,11 +1,11 @@
-"""From datasets to journals and sidecars: plan, load frames, ask, write; each step ahead of the next one.
+"""From datasets to journals and sidecars: plan, load frames, ask, write, each step in threads of its own.
 
     datasets -> what is missing of them -> frames of each episode -> answers -> journal -> sidecars
 
-Each arrow is a bounded pool of threads that is drawn from lazily. So the frames of the next episodes are
-there before they are needed, nothing waits for a slow video, and memory holds a few dozen episodes' JPEGs
-whatever the length of the list. Every episode is written to its journal by the thread that asked about it,
-as soon as its last answer is there.
+Each arrow is a bounded pool of threads that takes its items lazily. So the frames of the next episodes are
+loaded before they are needed, one slow video does not block the others, and memory holds the JPEGs of a few
+dozen episodes however long the list is. The thread that asked about an episode writes it to the journal as
+soon as the last answer has arrived.
 """
 
 import logging
@@ -31,13 +31,13 @@ from depi.errors import DatasetError, UserError, machine_error
 logger = logging.getLogger(__name__)
 
 PLANNERS = 4
-# Of failures in a row, none of them the episode's own: the server is gone.
+# After this many failures in a row that no episode caused, the server is taken to be gone.
 GIVE_UP_AFTER = 16
 
 Load = Callable[[Job], Images]
 Ask = Callable[[Job, Images], Result]
 Outcome = Result | Exception
-# What does jobs somewhere: jobs -> (job, result or failure) in any order; see `in_threads`.
+# Runs jobs: jobs -> (job, result or failure) in any order; see `in_threads`.
 Runner = Callable[[Iterator[Job]], Iterator[tuple[Job, Outcome]]]
 
 
@@ -46,7 +46,7 @@ class Summary:
     """What a call did. `datasets` and `episodes` are those that the flags name.
 
     asked: episodes that were asked about in this call, `done` of them with a result
-    reused: episodes that needed nothing
+    reused: episodes for which nothing was left to do
     trusted: of the done, those with a new text
     views_failed: of the done, those whose answer about the views could not be read
     failures: dataset -> episode -> reason; dataset_failures: dataset -> reason
@@ -82,7 +82,7 @@ class Summary:
 
 
 def in_threads(load: Load, ask: Ask, loaders: int, askers: int) -> Runner:
-    """Do jobs in threads of this process: some load frames, others ask about what is loaded."""
+    """Run jobs in threads of this process: some load frames, others ask about the loaded frames."""
 
     def run(jobs: Iterator[Job]) -> Iterator[tuple[Job, Outcome]]:
         loaded = engine.run(load, jobs, workers=loaders)
@@ -100,11 +100,11 @@ def _ask_loaded(ask: Ask, loaded: tuple[Job, Images | Exception]) -> Result:
 
 
 class Run:
-    """One call: what it plans, how far it is, and what it leaves behind.
+    """One call of `depi annotate`: its plan, its progress and its results.
 
     Args:
-        plan: what is wanted.
-        runner: what does the jobs, and writes what comes out into the journals by `write`.
+        plan: what to annotate.
+        runner: runs the jobs, and writes the results into the journals by `write`.
         on_progress: called with the summary after each episode.
     """
 
@@ -138,7 +138,7 @@ class Run:
                 if self.summary.stopped:
                     break
         finally:
-            with suppress(ValueError):  # a generator that is at work in another frame
+            with suppress(ValueError):  # the generator is running in another thread
                 outcomes.close()  # type: ignore[attr-defined]
                 jobs.close()
             for work in list(self._open.values()):
@@ -147,7 +147,7 @@ class Run:
         return self.summary
 
     def _jobs(self, sources: Sequence[DatasetSource]) -> Generator[Job]:
-        """All jobs, dataset by dataset; those after this one are planned meanwhile."""
+        """All jobs, dataset by dataset; the next datasets are planned in the background."""
         planned = engine.run(partial(plan_dataset, plan=self.plan), sources, workers=PLANNERS)
         try:
             for source, outcome in planned:
@@ -171,7 +171,7 @@ class Run:
         if work.changed_from is not None:
             summary.changed[work.repo_id] = work.changed_from
             logger.warning(
-                "%s was annotated at revision %s and is at %s now: its episodes are asked about anew",
+                "%s was annotated at revision %s and is at %s now: its episodes are annotated again",
                 work.repo_id,
                 work.changed_from[:14],
                 str(work.state)[:14],
@@ -217,7 +217,7 @@ class Run:
             self._finish(self._open[job.repo_id])
 
     def _finish(self, work: DatasetWork) -> None:
-        """Write the sidecar, unless the one there is up to date; give the dataset back."""
+        """Write the sidecar unless it is up to date, and release the dataset."""
         self._open.pop(work.repo_id, None)
         self._waiting.pop(work.repo_id, None)
         try:
@@ -235,7 +235,7 @@ def _reason(job: Job, error: Exception) -> str:
 
 
 def write(folder: Path, job: Job, result: Result) -> Result:
-    """Put a result into its journal and give it back."""
+    """Append a result to its journal, and return it."""
     append(folder, job.repo_id, result)
     return result
 

@@ -1,4 +1,4 @@
-"""What a call shows while it runs and when it is through."""
+"""What `depi annotate` prints while it runs, and its summary."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from depi.annotate.pipeline import Run, Summary
+from depi.progress import progress_bar
 
 SHOWN = 10
 _REFRESH_SECONDS = 0.2
@@ -17,23 +17,22 @@ _REFRESH_SECONDS = 0.2
 
 @contextmanager
 def progress() -> Iterator[Callable[[Run], None]]:
-    """A bar on stderr: episodes, rate, tokens and time left. Yields what tells it how far a run is.
+    """A bar on stderr: episodes, rate, tokens and time left. Yields the function that updates it from a run.
 
-    The episodes of datasets that are not planned yet are guessed from those that are.
+    The episodes of datasets that are not planned yet are estimated from those that are.
     """
-    columns = (TextColumn("Annotating"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task, shown = bar.add_task("", total=None, rate=""), 0.0
+    with progress_bar("Annotating") as bar:
+        shown = 0.0
 
         def show(run: Run) -> None:
             nonlocal shown
             if time.monotonic() - shown < _REFRESH_SECONDS:
                 return
             shown, summary = time.monotonic(), run.summary
-            through = summary.done + summary.failed
+            finished = summary.done + summary.failed
             total = summary.asked * max(1.0, summary.datasets / max(1, run.planned))
             rate = f"{summary.done / max(summary.seconds, 1e-3):.1f}/s, {tokens_text(summary)}"
-            bar.update(task, completed=through, total=max(through, round(total)), rate=rate)
+            bar(finished, max(finished, round(total)), rate)
 
         yield show
 
@@ -62,7 +61,7 @@ def print_summary(summary: Summary, backend: str) -> None:
         table.add_row(name, value)
     console.print(table)
     if backend == "rules":
-        console.print("No model has looked at anything: recorded texts were cleaned, useless ones flagged.")
+        console.print("No model was used: recorded texts were cleaned, and useless ones flagged.")
     failures = [(name, item) for name, each in summary.failures.items() for item in each.items()]
     for lines in (
         [f"{repo_id}: {reason}" for repo_id, reason in summary.dataset_failures.items()],

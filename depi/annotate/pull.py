@@ -1,7 +1,7 @@
-"""Annotations that someone published, brought into a folder.
+"""Download published annotations into a folder.
 
 What comes from a Hub was written by strangers: only files whose names and sizes are as expected are fetched,
-each is read and checked whole, and what is written to the folder is made anew from what was read.
+each is read and checked completely, and the files in the folder are written from the checked values.
 """
 
 import tempfile
@@ -46,10 +46,10 @@ class Pulled:
 
 
 def pull(folder: Path, repo_id: str, *, revision: str | None = None, overwrite: bool = False) -> Pulled:
-    """Bring the annotations of a repository into a folder; nothing is written before all is checked.
+    """Download the annotations of a repository into a folder; nothing is written before all is checked.
 
     Raises:
-        UserError: it holds no annotations, too many, or other ones than were reviewed here.
+        UserError: it holds no annotations, too many, or ones that differ from those reviewed here.
         HubError: missing, private or unreachable.
     """
     from depi.hub.client import api as client
@@ -104,7 +104,7 @@ def choose(sizes: dict[str, int]) -> tuple[list[str], dict[str, str]]:
         if limit is None:
             continue
         if not (is_dataset_id(stem) and not stem.startswith(".")):
-            refused[name] = "it is not named as annotations are, USER/NAME"
+            refused[name] = "its name is not of the form USER/NAME"
         elif size > limit:
             refused[name] = f"it has {size} bytes, at most {limit} are read"
         else:
@@ -127,7 +127,7 @@ def choose(sizes: dict[str, int]) -> tuple[list[str], dict[str, str]]:
 
 
 def _check(root: Path, work: Path, names: Iterable[str], refused: dict[str, str]) -> list[str]:
-    """Read and write anew in `work` what was fetched; return the datasets that are good."""
+    """Check the downloaded files and write them again into `work`; return the datasets that are valid."""
     good = []
     for name in names:
         try:
@@ -139,10 +139,10 @@ def _check(root: Path, work: Path, names: Iterable[str], refused: dict[str, str]
 
 
 def _write_anew(root: Path, work: Path, name: str) -> None:
-    """Write a dataset's three files from what was read of them.
+    """Read a dataset's three files and write them again.
 
     Raises:
-        DatasetError: something in them is not as it should be.
+        DatasetError: a file is missing or not valid.
     """
     found = read_annotations(root, name)
     if found is None:
@@ -154,7 +154,7 @@ def _write_anew(root: Path, work: Path, name: str) -> None:
             for line in lines:
                 file.add(line)
     try:
-        # The next run makes the sidecar from the journal: that must be possible.
+        # The next run writes the sidecar from the journal: that must be possible.
         write_sidecar(work, name)
         read_annotations(work, name)
         write_annotations(work, name, rows, provenance)
@@ -221,7 +221,7 @@ def _move(work: Path, folder: Path, name: str, overwrite: bool) -> None:
     found = store.journal_path(work, name)
     with LineFile(store.journal_path(folder, name), wait=True) as file:
         if not overwrite and is_reviewed(folder, name):
-            raise UserError("it was reviewed here meanwhile; --overwrite replaces that")
+            raise UserError("it has been reviewed here since; --overwrite replaces that")
         if found.exists():
             found.replace(file.path)
         else:

@@ -1,4 +1,4 @@
-"""`depi annotate review`: recorded and new texts beside the frames that the model saw, to be judged."""
+"""`depi annotate review`: judge new texts beside the recorded ones and the frames that the model saw."""
 
 import base64
 import math
@@ -40,8 +40,8 @@ Pictures = Mapping[Key, Sequence[tuple[str, int, bytes]]]
 @dataclass
 class ReviewConfig:
     """Write annotations as one web page that needs no network: recorded and new texts beside the frames that
-    the model saw. With `--serve` the page is served to this machine alone and can accept, reject and edit;
-    each decision is in the sidecar as soon as it is made.
+    the model saw. With `--serve` the page is served to this machine only and can accept, reject and edit;
+    each decision is written to the sidecar at once.
     """
 
     # The folder of the sidecars.
@@ -54,11 +54,11 @@ class ReviewConfig:
     output: Path | None = None
     # Serve the page instead of writing it, and save decisions.
     serve: bool = False
-    # With --serve; 0 takes any free one.
+    # The port for --serve; 0 takes any free one.
     port: int = 0
-    # So many episodes at most: those nobody has decided about first, least confident first.
+    # The largest number of episodes: undecided ones first, of these the least confident first.
     max_episodes: int = 300
-    # Pictures go into the page until they have so many megabytes.
+    # Images are put into the page up to this many megabytes.
     max_picture_mb: float = 64.0
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class ReviewConfig:
         if self.repo_id is not None and not is_dataset_id(self.repo_id):
             raise ValueError(f"--repo_id must be USER/NAME, got {self.repo_id[:200]!r}")
         if self.root is not None and self.repo_id is None:
-            raise ValueError("--root needs --repo_id: say whose folder it is")
+            raise ValueError("--root needs --repo_id: name the dataset in that folder")
         if self.serve and self.output is not None:
             raise ValueError("--output does not go with --serve: a served page is not written")
 
@@ -80,7 +80,7 @@ class Selection:
 
     keys: in the order of the page
     left_out: how many more there are
-    frames: what the model saw of each, camera -> numbers of the frames; empty where it saw nothing
+    frames: of each episode, camera -> numbers of the frames that the model saw; empty where it saw none
     revisions: of the datasets, as annotated
     """
 
@@ -108,7 +108,7 @@ def main(args: list[str]) -> int:
 
 
 def serve_command(config: ReviewConfig) -> str:
-    """What to type to be able to save."""
+    """The command that serves the page, so that decisions can be saved."""
     names = ("annotations", "repo_id", "root")
     flags = [f"--{name}={value}" for name in names if (value := getattr(config, name))]
     return shlex.join(["depi", "annotate", "review", "--serve", *flags])
@@ -130,7 +130,7 @@ def select(folder: Path, repo_id: str | None, max_episodes: int) -> Selection:
             key = (name, row.episode_index)
             result = journal.results.get(row.episode_index)
             chosen.frames[key] = {} if result is None else result.frames
-            # Results of rules have no confidence; what they could not use is of most interest.
+            # Results of rules have no confidence; the texts that they dropped come first.
             unsure = float(row.task is not None) if row.confidence is None else row.confidence
             order.append((row.episode_index in journal.reviews, unsure, key))
         for episode in journal.failures.keys() - set(typed(journal)):
@@ -146,7 +146,7 @@ def select(folder: Path, repo_id: str | None, max_episodes: int) -> Selection:
 
 
 def take_pictures(chosen: Selection, root: Path | None, max_bytes: float) -> tuple[Pictures, int]:
-    """The frames that the model saw, decoded again, and how many episodes go without theirs."""
+    """The frames that the model saw, decoded again, and the number of episodes whose frames are left out."""
     from depi.annotate.review_frames import load_frames
 
     pictures: dict[Key, list[tuple[str, int, bytes]]] = {}
@@ -243,11 +243,11 @@ def decide(folder: Path, repo_ids: Iterable[str], decision: Mapping[str, Any]) -
 
     Args:
         folder: of the annotations.
-        repo_ids: about which decisions are taken.
+        repo_ids: about which decisions are accepted.
         decision: `repo_id`, `episode`, `verdict` and `task`, from a page and not yet checked.
 
     Raises:
-        UserError: there is no such episode, the text has changed meanwhile, or the decision is none.
+        UserError: there is no such episode, the text has changed meanwhile, or the decision is not valid.
         DatasetError: the text of an edit is too long or not printable.
     """
     repo_id, episode, verdict, text = (decision.get(k) for k in ("repo_id", "episode", "verdict", "task"))
@@ -255,7 +255,7 @@ def decide(folder: Path, repo_ids: Iterable[str], decision: Mapping[str, Any]) -
     if not known or isinstance(episode, bool) or not isinstance(episode, int):
         raise UserError("there is no such episode on this page")
     if verdict not in VERDICTS or not isinstance(text, str | None):
-        raise UserError("this is no decision")
+        raise UserError("this is not a valid decision")
     assert isinstance(repo_id, str)
     text = check_text(text, "the text")
     journal = read_results(folder, repo_id)
@@ -272,7 +272,7 @@ def decide(folder: Path, repo_ids: Iterable[str], decision: Mapping[str, Any]) -
     elif verdict == "accepted":
         now_shown = next(row.task for row in rows_of(journal) if row.episode_index == episode)
         if text is None or text not in (now_shown, result.proposed):
-            raise UserError("another text has taken its place meanwhile: load the page again")
+            raise UserError("the text has changed meanwhile: load the page again")
     else:
         text = result.proposed
     append(folder, repo_id, Review(episode, verdict, text, journal.revision, now()))

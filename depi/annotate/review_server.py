@@ -1,8 +1,8 @@
 """The page of `depi annotate review`, served to one person on this machine, and what it saves.
 
-Anything may ask a port of this machine: pages of other sites in the same browser, and other users. So a
-request must name the server as its host, carry the token of this session (in the address of the page, in a
-header of what is saved), and what is saved must come from the page itself.
+Other users of this machine, and pages of other sites in the same browser, can send requests to its ports. So
+a request must name the server as its host and carry the token of this session (in the address of the page, in
+a header of what is saved), and what is saved must come from the page itself.
 """
 
 import json
@@ -33,11 +33,11 @@ _HEADERS = {
 Page = Callable[[], str]
 """The page as it is now."""
 Save = Callable[[dict[str, Any]], dict[str, Any]]
-"""Keep a decision; what comes back is the episode's row as the page shows it."""
+"""Saves a decision; returns the episode's row as the page shows it."""
 
 
 class RefusedError(Exception):
-    """A request that is not answered with what it asks for."""
+    """A request that is refused."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -52,7 +52,7 @@ def build_app(port: int, token: str, page: Page, save: Save) -> Starlette:
         token: of the session.
         page: renders it.
         save: is called in a thread, for several requests at a time. What it raises as UserError or
-            DatasetError is told to the page.
+            DatasetError is shown on the page.
     """
     hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
 
@@ -69,7 +69,7 @@ def build_app(port: int, token: str, page: Page, save: Save) -> Starlette:
     async def review(request: Request) -> Response:
         check(request, request.headers.get("x-review-token"))
         if request.headers.get("origin") != f"http://{request.headers['host']}":
-            raise RefusedError(403, "this comes from another page")
+            raise RefusedError(403, "the request comes from another page")
         decision = await _body(request)
         return JSONResponse({"row": await run_in_threadpool(save, decision)}, headers=_HEADERS)
 

@@ -1,4 +1,4 @@
-"""The back end `rules`: no model. It cleans what was recorded and says what needs a model."""
+"""The back end `rules`, without a model: it cleans the recorded texts and flags those that need a model."""
 
 import re
 
@@ -14,7 +14,7 @@ _FILE_LIKE = re.compile(r"\S*[_/\\]\S*|\S+\d{2,}\S*")
 
 
 def annotate_by_rules(job: Job, language: str = "en") -> Result:
-    """Tidy the recorded text, or drop it and flag the episode; views are what the cameras' names tell.
+    """Tidy the recorded text, or drop it and flag the episode; views are taken from the cameras' names.
 
     Flags: NEEDS_VLM where the text is dropped, with the reason: `junk` (empty, a placeholder, the name of
     the dataset) or `check:...`.

@@ -1,4 +1,4 @@
-"""The sidecar of a dataset, made from its journal alone, as often as one likes.
+"""The sidecar of a dataset, which can be written again from its journal at any time.
 
 See `depi.annotate.episode_journal` for the journal and `depi.datasets.samples.annotations` for the sidecar.
 """
@@ -26,7 +26,7 @@ from depi.journal import LineFile
 
 
 def rows_of(journal: Journal) -> list[EpisodeAnnotation]:
-    """The rows of a sidecar: made consistent over the dataset, with the reviewers' decisions on top.
+    """The rows of a sidecar: made consistent over the dataset, then changed by the reviewers' decisions.
 
     An episode that failed has a row where a person has typed its text.
     """
@@ -42,7 +42,7 @@ def rows_of(journal: Journal) -> list[EpisodeAnnotation]:
 
 
 def _views(journal: Journal) -> dict[str, str]:
-    """camera key -> view by what models have seen, or else by what rules make of its name.
+    """camera key -> the view that models saw, or else the one that the camera's name suggests.
 
     Of each episode the newest answer counts, also where a later model was not asked about views.
     """
@@ -98,12 +98,12 @@ def _row(
 
 
 def is_current(folder: Path, repo_id: str, state: str | None) -> bool:
-    """Whether the sidecar tells all that the journal knows of a revision, or there is nothing to tell."""
+    """Whether the sidecar is up to date with the journal, for a revision; true where there is no journal."""
     journal, sidecar = journal_path(folder, repo_id), annotation_path(folder, repo_id)
     if not journal.exists():
         return True
     try:
-        # As they were written one after another, unless a kill came between.
+        # In the order of writing; a process killed in between leaves another order.
         times = [path.stat().st_mtime_ns for path in (journal, sidecar.with_suffix(".json"), sidecar)]
         if not times[0] < times[1] <= times[2]:
             return False
@@ -115,7 +115,7 @@ def is_current(folder: Path, repo_id: str, state: str | None) -> bool:
 def write_sidecar(folder: Path, repo_id: str, revision: str | None = None) -> Path | None:
     """Write a dataset's sidecar, and the JSON beside it, from its journal.
 
-    Where that gives no row there is none, and None is returned; a sidecar that came without a journal stays.
+    Without rows no sidecar is written and None is returned; a sidecar that came without a journal is kept.
 
     The JSON: `revision` (None for a local folder, then `state` is its digest), `model`, `backend`,
     `prompts` (stage -> newest version) of most episodes, `models` (name -> episodes), `counts`, `tokens`,
@@ -124,12 +124,12 @@ def write_sidecar(folder: Path, repo_id: str, revision: str | None = None) -> Pa
     path = journal_path(folder, repo_id)
     if not path.exists():
         return None
-    # Locked, so that no older state of the journal takes the place of a newer one.
+    # Locked, so that an older state of the journal cannot overwrite a newer one.
     with LineFile(path, wait=True):
         journal = read_results(folder, repo_id, revision)
         rows = rows_of(journal)
         if not rows:
-            if journal.reviews:  # a person took back the only text
+            if journal.reviews:  # a person withdrew the only text
                 for suffix in (".parquet", ".json"):
                     path.with_suffix(suffix).unlink(missing_ok=True)
             return None

@@ -19,19 +19,19 @@ VIEWS_FAILED = "views_failed"
 _ATTEMPTS = 2
 _REMINDER = "\n\nYour answer must be the JSON object alone, complete, with exactly these keys."
 
-# By how much each remark lowers the confidence that the model states; see `judge`.
+# Factors on the confidence that the model states, and the largest confidence; see `judge`.
 _UNVERIFIED, _UNSTABLE, _DENIED, _MOST = 0.8, 0.7, 0.3, 0.98
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be asked about one episode.
+    """The questions to ask about one episode.
 
     clip: the frames to show; None where the annotator needs none
     recorded: the recorded task text, on one line
     cameras: camera keys, in the order of the images
     stages: which of STAGES to ask
-    before: an earlier result whose answers at the other stages are used again
+    before: an earlier result, whose answers of the other stages are reused
     """
 
     repo_id: str
@@ -49,7 +49,7 @@ class Annotator:
     """Asks a back end about episodes.
 
     prompts: what to ask
-    max_refinements: second looks at most, fewer where the text is stable
+    max_refinements: the most refinements, fewer where the text no longer changes
     min_confidence: below it the recorded text is kept
     """
 
@@ -65,14 +65,14 @@ class Annotator:
             BackendError: one that the result needs was not answered.
             UserError: no question will ever be answered.
         """
-        talk = _Talk(self.backend, self.prompts.texts[SYSTEM], labelled(images))
+        conversation = _Conversation(self.backend, self.prompts.texts[SYSTEM], labelled(images))
         withheld = gives_orders(job.recorded)
-        instruction, refinements = self._text_stages(job, talk, "" if withheld else job.recorded)
+        instruction, refinements = self._text_stages(job, conversation, "" if withheld else job.recorded)
         flags = [WITHHELD] if withheld else []
         views: Mapping[str, str] = job.before.views if job.before is not None else {}
         if VIEWS in job.stages:
             try:
-                views = self._views(job, talk)
+                views = self._views(job, conversation)
             except BackendError:
                 views = {}
                 flags.append(VIEWS_FAILED)
@@ -92,9 +92,9 @@ class Annotator:
             refinements=tuple(refinements),
             views=views,
             frames=dict.fromkeys(images, job.clip.frames) if job.clip is not None else {},
-            tokens={"prompt": talk.prompt_tokens, "completion": talk.completion_tokens},
-            requests=talk.requests,
-            seconds=round(time.monotonic() - talk.started, 3),
+            tokens={"prompt": conversation.prompt_tokens, "completion": conversation.completion_tokens},
+            requests=conversation.requests,
+            seconds=round(time.monotonic() - conversation.started, 3),
             at=now(),
         )
 
@@ -102,29 +102,29 @@ class Annotator:
         return {stage: self.prompts.versions[stage] for stage in job.stages}
 
     def _text_stages(
-        self, job: Job, talk: "_Talk", recorded: str
+        self, job: Job, conversation: "_Conversation", recorded: str
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         # A journal that was pulled may hold anything where answers should be.
         if INSTRUCTION in job.stages or job.before is None or not fits(INSTRUCTION, job.before.instruction):
-            first = talk.ask(INSTRUCTION, self.prompts.render(INSTRUCTION, recorded=recorded))
+            first = conversation.ask(INSTRUCTION, self.prompts.render(INSTRUCTION, recorded=recorded))
         else:
             first, looks = dict(job.before.instruction or {}), job.before.refinements
             if REFINEMENT not in job.stages and all(fits(REFINEMENT, answer) for answer in looks):
                 return first, [dict(answer) for answer in looks]
-        return first, self._refine(talk, first)
+        return first, self._refine(conversation, first)
 
-    def _refine(self, talk: "_Talk", first: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _refine(self, conversation: "_Conversation", first: Mapping[str, Any]) -> list[dict[str, Any]]:
         text, objects, answers = tidy(first["instruction"]), list(first["objects"]), []
         for _ in range(self.max_refinements):
             asked = self.prompts.render(REFINEMENT, instruction=text, objects=as_list(objects))
-            answers.append(talk.ask(REFINEMENT, asked))
+            answers.append(conversation.ask(REFINEMENT, asked))
             better = tidy(answers[-1]["instruction"])
             if similarity(text, better) >= STABLE:
                 break
             text, objects = better, list(answers[-1]["seen"]) or objects
         return answers
 
-    def _views(self, job: Job, talk: "_Talk") -> dict[str, str]:
+    def _views(self, job: Job, conversation: "_Conversation") -> dict[str, str]:
         names = {camera_name(number): key for number, key in enumerate(job.cameras)}
         short = {name: clean(key.removeprefix("observation.images."), 60) for name, key in names.items()}
         asked = self.prompts.render(
@@ -132,12 +132,12 @@ class Annotator:
             cameras=", ".join(names),
             names=", ".join(f"{name} is {key!r}" for name, key in short.items()),
         )
-        answer = talk.ask(VIEWS, asked, tuple(names))
+        answer = conversation.ask(VIEWS, asked, tuple(names))
         return {names[name]: view for name, view in answer["views"].items()}
 
 
 @dataclass
-class _Talk:
+class _Conversation:
     """All questions about one episode, and what they cost."""
 
     backend: Backend
@@ -149,7 +149,7 @@ class _Talk:
     started: float = field(default_factory=time.monotonic)
 
     def ask(self, stage: str, text: str, cameras: tuple[str, ...] = ()) -> dict[str, Any]:
-        """The checked answer; an answer that cannot be read is asked for once more."""
+        """Ask, and return the checked answer; an answer that cannot be parsed is asked for once more."""
         limit, problem = MAX_TOKENS, ""
         for attempt in range(_ATTEMPTS):
             asked = text + (_REMINDER if attempt else "")
@@ -167,7 +167,7 @@ class _Talk:
 
 
 def camera_name(number: int) -> str:
-    """What a camera is called in prompts; its own name is a stranger's text."""
+    """The name of a camera in prompts; its recorded name is untrusted text."""
     return f"camera_{number + 1}"
 
 
@@ -182,7 +182,7 @@ def labelled(images: Images) -> tuple[tuple[str, bytes], ...]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the checks make of the answers; see `judge`."""
+    """The text that results from the answers, and whether to use it; see `judge`."""
 
     text: str
     trusted: bool
@@ -193,11 +193,11 @@ class Verdict:
 def judge(
     first: Mapping[str, Any], refinements: list[dict[str, Any]], language: str, min_confidence: float
 ) -> Verdict:
-    """The text that the stages ended with, whether to trust it, and why not.
+    """The final text of the stages, whether to use it, and the reasons against it.
 
-    The confidence is what the model stated last (of both looks the lower), at most 0.98, lowered where the
-    second look changed the text (by half of what differs), did not come to rest, does not see an object
-    that the text still names, or was not asked. A text that fails a check has none.
+    The confidence is the lowest that the model stated, at most 0.98. It is lowered where the refinement
+    changed the text (by half of the difference), still changed it at its last step, does not see an object
+    that the text names, or was not asked. A text that fails a check has confidence 0.
     """
     texts = [tidy(answer["instruction"]) for answer in (first, *refinements)]
     text, flags = texts[-1], [f"check:{name}" for name in problems(texts[-1], language)]

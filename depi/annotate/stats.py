@@ -9,6 +9,7 @@ from typing import Any
 
 from depi.annotate.episode_journal import Journal, annotated_datasets, read_results
 from depi.annotate.sidecar import rows_of, typed
+from depi.catalog.counts import most_first
 from depi.datasets.samples.annotations import EpisodeAnnotation, read_annotations
 from depi.errors import DatasetError, UserError
 from depi.flags import parse_flags
@@ -30,7 +31,7 @@ class StatsConfig:
 
 @dataclass
 class _Counts:
-    """What is added up, dataset by dataset."""
+    """The sums over all datasets."""
 
     datasets: int = 0
     episodes: Counter[str] = field(default_factory=Counter)
@@ -127,24 +128,20 @@ def _result(counts: _Counts) -> dict[str, Any]:
             "all": episodes["with_task"] + episodes["kept_recorded"] + episodes["failed"],
             **{name: episodes[name] for name in ("with_task", "kept_recorded", "failed", "reviewed")},
         },
-        "flags": _most_first(counts.flags),
+        "flags": most_first(counts.flags),
         "confidence": dict(sorted(counts.deciles.items(), reverse=True)),
-        "views": _most_first(counts.views),
-        "models": _most_first(counts.models),
-        "prompts": _most_first(counts.prompts),
+        "views": most_first(counts.views),
+        "models": most_first(counts.models),
+        "prompts": most_first(counts.prompts),
         "tokens": {
             "prompt": tokens["prompt"],
             "completion": tokens["completion"],
             "per_episode": round(everything / tokens["episodes"], 1) if tokens["episodes"] else 0.0,
         },
-        "reviews": _most_first(counts.reviews),
-        "failures": _most_first(counts.failures),
+        "reviews": most_first(counts.reviews),
+        "failures": most_first(counts.failures),
         "damaged": counts.damaged,
     }
-
-
-def _most_first(counter: Counter[str]) -> dict[str, int]:
-    return dict(sorted(counter.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
 def _print(found: dict[str, Any]) -> None:

@@ -2,8 +2,8 @@
 
 `system.txt` comes first in every request; `instruction.txt`, `refinement.txt` and `views.txt` are the
 stages. In them `$recorded`, `$language`, `$instruction`, `$objects`, `$cameras` and `$names` are filled in
-(`$$` is a dollar sign). What strangers wrote is filled in once, on one line, without angle brackets, so that
-it cannot end the delimiters around it or bring in another placeholder.
+(`$$` is a dollar sign). Untrusted text is filled in once, on one line, without angle brackets, so that it
+cannot close the delimiters around it or add a placeholder.
 """
 
 import hashlib
@@ -46,8 +46,8 @@ LANGUAGES = {
 class Prompts:
     """The texts by stage, with SYSTEM, the language of the answers, and each stage's version.
 
-    versions: stage -> digest of its text, the system text and the language; who asks with the same version
-        asks the same
+    versions: stage -> digest of its text, the system text and the language; the same version is the same
+        question
     """
 
     texts: Mapping[str, str]
@@ -55,7 +55,7 @@ class Prompts:
     versions: Mapping[str, str]
 
     def render(self, stage: str, **data: str) -> str:
-        """A stage's text with its data filled in; data are made harmless first."""
+        """A stage's text with its data filled in; the data are cleaned first."""
         safe = {name: as_data(value) for name, value in data.items()}
         return Template(self.texts[stage]).substitute(safe, language=LANGUAGES[self.language])
 
@@ -68,12 +68,12 @@ def load_prompts(folder: Path | None = None, language: str = "en") -> Prompts:
         language: one of LANGUAGES.
 
     Raises:
-        UserError: a file is no text, too long, or has a placeholder that its stage does not fill in.
+        UserError: a file is not text, too long, or has a placeholder that its stage does not fill in.
     """
     if language not in LANGUAGES:
         raise UserError(f"--language={language} is none of {', '.join(LANGUAGES)}")
     if folder is not None and not folder.is_dir():
-        raise UserError(f"--prompts={folder} is no folder")
+        raise UserError(f"--prompts={folder} is not a folder")
     texts = {stage: _read(stage, folder) for stage in (SYSTEM, *STAGES)}
     if folder is not None and not any((folder / f"{stage}.txt").is_file() for stage in texts):
         raise UserError(f"--prompts={folder} holds none of {', '.join(f'{stage}.txt' for stage in texts)}")
@@ -82,7 +82,7 @@ def load_prompts(folder: Path | None = None, language: str = "en") -> Prompts:
 
 
 def as_data(text: str) -> str:
-    """What a stranger wrote, on one line of at most MAX_DATA characters and without angle brackets."""
+    """Untrusted text, on one line of at most MAX_DATA characters and without angle brackets."""
     return clean(text, MAX_DATA).replace("<", "(").replace(">", ")")
 
 

@@ -1,4 +1,4 @@
-"""`depi catalog`: look into what `depi collect-ids` has found out."""
+"""`depi catalog`: show what `depi collect-ids` has found."""
 
 import difflib
 import json
@@ -24,7 +24,7 @@ from depi.flags import parse_flags
 
 USAGE = """usage: depi catalog VERB [--flag=value ...]
 
-  show REPO_ID   everything known of one dataset
+  show REPO_ID   everything known about one dataset
   stats          how many datasets of which kind, and why others were rejected
   diff OLD NEW   what changed between two catalogues
 
@@ -33,7 +33,7 @@ USAGE = """usage: depi catalog VERB [--flag=value ...]
 
 @dataclass
 class ShowConfig:
-    """Print everything that the catalogue knows of one dataset."""
+    """Print everything that the catalogue knows about one dataset."""
 
     # The dataset: user/name, or user/name:folder in a collection.
     repo_id: str = ""
@@ -108,7 +108,7 @@ def show(args: list[str]) -> int:
 
 
 def evidence(row: Row, rows: list[Row]) -> dict[str, Any]:
-    """All columns of a row as JSON values, hashes counted, with its copies and what its score is made of."""
+    """All columns of a row as JSON values, the hashes counted, with its copies and the parts of its score."""
     known = {
         name: value.isoformat() if hasattr(value, "isoformat") else value for name, value in vars(row).items()
     }
@@ -161,16 +161,16 @@ def diff(args: list[str]) -> int:
 
 def lines(found: Difference) -> list[str]:
     """One line for each dataset, by name, and a last one with the numbers."""
-    told = [(row.repo_id, f"+ {row.repo_id}: {_verdict(row)}") for row in found.added]
-    told += [(row.repo_id, f"- {row.repo_id}: {_verdict(row)}") for row in found.removed]
+    shown = [(row.repo_id, f"+ {row.repo_id}: {_verdict(row)}") for row in found.added]
+    shown += [(row.repo_id, f"- {row.repo_id}: {_verdict(row)}") for row in found.removed]
     for old, new in found.changed:
         if (old.verdict, old.reasons) != (new.verdict, new.reasons):
-            told.append((new.repo_id, f"~ {new.repo_id}: {_verdict(old)} -> {_verdict(new)}"))
+            shown.append((new.repo_id, f"~ {new.repo_id}: {_verdict(old)} -> {_verdict(new)}"))
         else:
             revisions = " -> ".join(str(row.revision)[:8] for row in (old, new))
-            told.append((new.repo_id, f"~ {new.repo_id}: {new.verdict}, commit {revisions}"))
+            shown.append((new.repo_id, f"~ {new.repo_id}: {new.verdict}, commit {revisions}"))
     numbers = f"{len(found.added)} added, {len(found.removed)} removed, {len(found.changed)} changed"
-    return [*(line for _, line in sorted(told)), numbers]
+    return [*(line for _, line in sorted(shown)), numbers]
 
 
 def _verdict(row: Row) -> str:

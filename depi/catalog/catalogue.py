@@ -3,10 +3,10 @@
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,22 +22,29 @@ BAD_FILE = "bad_dataset_ids.json"
 CATALOG_FILE = "catalog.parquet"
 CATALOG_FILES = (CANDIDATES_FILE, VALID_FILE, BAD_FILE, CATALOG_FILE)
 
-_MOMENT = pa.timestamp("us", tz="UTC")
-_TEXTS = pa.list_(pa.string())
-_NUMBERS = pa.list_(pa.float64())
+_ARROW_TYPES = {
+    bool: pa.bool_(),
+    int: pa.int64(),
+    float: pa.float64(),
+    str: pa.string(),
+    bytes: pa.binary(),
+    datetime: pa.timestamp("us", tz="UTC"),
+    list[str]: pa.list_(pa.string()),
+    list[float]: pa.list_(pa.float64()),
+}
 
 
 @dataclass
 class Row:
-    """One candidate with its verdict; what was not reached is None. All text is bounded and printable.
+    """One candidate with its verdict; None where a value was not measured. All text is bounded and printable.
 
     repo_id: the id to train with, "user/name", or "user/name:path/inside" for a dataset of a collection
     verdict: "accepted", "rejected" (a rule says why in `reasons`) or "failed" (could not be inspected)
     path: the dataset's folder inside a collection, else None
     reasons, flags: "rule: sentence"; flags are remarks on datasets that passed
     camera_sizes: declared "WIDTHxHEIGHT" of each of `cameras`
-    tasks: distinct task texts, the first few; num_tasks counts them all
-    bimanual, evaluation: apart from single-arm demonstrations, whatever the verdict
+    tasks: the first distinct task texts; num_tasks is the number of all
+    bimanual, evaluation: whether two arms, or the runs of a policy, were recorded
     success_column: the column in which success or reward is declared, if any
     action_min, action_max, action_q01, action_q99: 6 numbers, joint by joint in the order of
         `JOINTS`; degrees (gripper 0..100) where the convention is known, else as
@@ -98,54 +105,16 @@ class Row:
     rules_version: str | None = None
 
 
-SCHEMA = pa.schema(
-    {
-        "repo_id": pa.string(),
-        "verdict": pa.string(),
-        "path": pa.string(),
-        "revision": pa.string(),
-        "codebase_version": pa.string(),
-        "robot_type": pa.string(),
-        "joint_convention": pa.string(),
-        "joint_evidence": pa.string(),
-        "fps": pa.float64(),
-        "cameras": _TEXTS,
-        "num_cameras": pa.int32(),
-        "camera_sizes": _TEXTS,
-        "episodes": pa.int64(),
-        "frames": pa.int64(),
-        "tasks": _TEXTS,
-        "num_tasks": pa.int64(),
-        "bimanual": pa.bool_(),
-        "evaluation": pa.bool_(),
-        "success_column": pa.string(),
-        "license": pa.string(),
-        "gated": pa.bool_(),
-        "downloads": pa.int64(),
-        "likes": pa.int64(),
-        "created_at": _MOMENT,
-        "last_modified": _MOMENT,
-        "action_min": _NUMBERS,
-        "action_max": _NUMBERS,
-        "action_q01": _NUMBERS,
-        "action_q99": _NUMBERS,
-        "motion": pa.float64(),
-        "smoothness": pa.float64(),
-        "idle": pa.float64(),
-        "lag": pa.float64(),
-        "follow": pa.float64(),
-        "gripper_range": pa.float64(),
-        "fingerprint": pa.string(),
-        "episode_hashes": pa.binary(),
-        "landmark_hashes": pa.binary(),
-        "duplicate_of": pa.string(),
-        "near_duplicate_of": pa.string(),
-        "score": pa.float64(),
-        "reasons": _TEXTS,
-        "flags": _TEXTS,
-        "checked_at": _MOMENT,
-        "rules_version": pa.string(),
+def column_types() -> dict[str, Any]:
+    """The columns of the catalogue: field of Row -> its Python type, None left out."""
+    return {
+        item.name: next(kind for kind in (item.type, *get_args(item.type)) if kind in _ARROW_TYPES)
+        for item in fields(Row)
     }
+
+
+SCHEMA = pa.schema(
+    {name: _ARROW_TYPES[kind] for name, kind in column_types().items()} | {"num_cameras": pa.int32()}
 )
 
 
@@ -158,7 +127,7 @@ def write_catalog(
         folder: created when missing.
         rows: one per candidate, the accepted ones best first.
         judged_by: JSON-able description of the rules and thresholds in force; `read_rows` compares it.
-        top: only so many accepted ids go into the list of valid ones; the catalogue has them all.
+        top: the list of valid ids gets this many, the best; the catalogue has all of them.
     """
     accepted = [row.repo_id for row in rows if row.verdict == ACCEPTED][:top]
     rejected = {row.repo_id: row.reasons for row in rows if row.verdict == REJECTED}
@@ -199,19 +168,19 @@ def read_rows(folder: Path, judged_by: dict[str, Any] | None = None) -> list[Row
     metadata = table.schema.metadata or {}
     if judged_by is not None and metadata.get(b"judged_by") != json.dumps(judged_by, sort_keys=True).encode():
         return []
-    return [Row(**row) for row in _as_catalog(table, path).to_pylist()]
+    return _rows(table, path)
 
 
 def load_catalog(path: Path) -> list[Row]:
-    """The rows of a catalogue that has to be there, named by its folder or as a file.
+    """The rows of a catalogue, named by its folder or its file.
 
     Raises:
-        UserError: it is not there, or is not a catalogue.
+        UserError: it does not exist, or is not a catalogue.
     """
     file = path / CATALOG_FILE if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"there is no catalogue at {path}: `depi collect-ids` writes one")
-    return [Row(**row) for row in _as_catalog(_read_table(file), file).to_pylist()]
+    return _rows(_read_table(file), file)
 
 
 def _read_table(path: Path) -> pa.Table:
@@ -223,10 +192,10 @@ def _read_table(path: Path) -> pa.Table:
         ) from None
 
 
-def _as_catalog(table: pa.Table, path: Path) -> pa.Table:
-    """The table with today's columns: those that an earlier DePi did not write are null."""
+def _rows(table: pa.Table, path: Path) -> list[Row]:
+    """The rows with today's columns: those that an earlier DePi did not write are None."""
     strange = UserError(
-        f"{path} has not the columns of a catalogue; remove it or run `depi collect-ids --refresh`"
+        f"{path} does not have the columns of a catalogue; remove it or run `depi collect-ids --refresh`"
     )
     if not {"repo_id", "verdict", "reasons", "flags"} <= set(table.column_names):
         raise strange
@@ -235,6 +204,7 @@ def _as_catalog(table: pa.Table, path: Path) -> pa.Table:
         for column in SCHEMA
     ]
     try:
-        return pa.table(columns, names=SCHEMA.names).cast(SCHEMA)
+        rows = pa.table(columns, names=SCHEMA.names).cast(SCHEMA).to_pylist()
     except pa.ArrowException:
         raise strange from None
+    return [Row(**row) for row in rows]

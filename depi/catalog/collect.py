@@ -14,7 +14,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from depi import engine
@@ -38,10 +37,11 @@ from depi.files import remove_drafts
 from depi.flags import parse_flags
 from depi.hub.client import session
 from depi.hub.client.api import HubUnreachable
+from depi.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
-# The first so many candidates without one answer: the Hub is away, not the datasets.
+# After this many candidates without a single answer, the Hub is taken to be unreachable.
 GIVE_UP_AFTER = 8
 SHOWN = 10
 
@@ -53,11 +53,11 @@ class CollectConfig(Thresholds):
     dataset_list.json        every candidate
     dataset_list_valid.json  the accepted ones, best first; with --top only the best of them
     bad_dataset_ids.json     the rejected ones with their reasons
-    catalog.parquet          one row per candidate with everything found out
+    catalog.parquet          one row per candidate with everything found
     thumbnails.parquet       with --deep: one small picture per camera
 
     Without --tags, --search, --author and --ids_file, the usual tags and names of SO-100 and SO-101
-    datasets are looked for: one that has the robot neither in its tags nor in its name only --wide finds.
+    datasets are searched: --wide also finds those without the robot in their tags or name.
     What has not changed since the last call is not inspected again.
 
     Exit status: 0 when every candidate was judged, 3 when some could not be inspected (they are named,
@@ -74,28 +74,28 @@ class CollectConfig(Thresholds):
     author: str | None = None
     # Also the datasets named in this file: a JSON list, or one id per line.
     ids_file: Path | None = None
-    # Also every dataset tagged "LeRobot", as LeRobot tags all: SO-100 and SO-101 are told by their metadata.
+    # Also every dataset tagged "LeRobot", as LeRobot tags all; the metadata tells the robot.
     wide: bool = False
     # Only datasets whose metadata names one of these robots, as in --robot_types=[so100_follower]. The others
-    # are not kept, and inspected again by the next call.
+    # are not stored: the next call inspects them again.
     robot_types: list[str] | None = None
-    # Only the first so many candidates, sorted by name.
+    # The largest number of candidates, the first by name.
     limit: int | None = None
     # Inspections, and connections to the Hub, at the same time.
     workers: int = 32
-    # Ask the Hub at most so often; by default as often as the connections allow.
+    # The most requests per second; by default as many as the connections allow.
     max_requests_per_second: float | None = None
-    # Longest that the requests about one dataset may take together; it is then tried again next time.
+    # The most seconds for all requests about one dataset; one that takes longer is tried again next time.
     max_seconds: float = 900.0
     # Look at videos too: headers, and a few frames of the first and last file of each camera. Also writes
-    # thumbnails.parquet, one small picture per camera. What it refuses stays so until the dataset changes.
+    # thumbnails.parquet, one small picture per camera. A refused dataset stays refused until it changes.
     deep: bool = False
-    # Datasets whose videos are looked at at the same time; 0 for one per CPU.
+    # Datasets whose videos are checked at the same time; 0 for one per CPU.
     deep_workers: int = 0
-    # What looks at videos: local, the processes of this machine; or ray, a cluster with shared folders.
+    # Where videos are checked: local, the processes of this machine; or ray, a cluster with shared folders.
     engine: str = "local"
     ray: RayConfig = field(default_factory=RayConfig)
-    # Write only the best so many accepted datasets into dataset_list_valid.json.
+    # The largest number of accepted datasets in dataset_list_valid.json, the best ones.
     top: int | None = None
     # A YAML file of thresholds and `disable_rules`, as configs/catalog/strict.yaml; flags win over it.
     rules: Path | None = None
@@ -128,7 +128,7 @@ class CollectConfig(Thresholds):
 
 @dataclass(frozen=True)
 class Summary:
-    """What a call of `collect` did.
+    """The result of a call of `collect`.
 
     listed: of the accepted, how many are in dataset_list_valid.json
     reused: of all candidates, how many were taken from the earlier catalogue
@@ -178,9 +178,9 @@ def collect(config: CollectConfig) -> Summary:
     """Find, inspect, judge and write; prints progress to stderr.
 
     Raises:
-        UserError: the Hub cannot be reached, nothing was found, or a flag makes no sense. Nothing is
+        UserError: the Hub cannot be reached, nothing was found, or a flag is not valid. Nothing is
             written then.
-        MachineError: a disk is full. The lists stay as they were, and what was found out is journalled.
+        MachineError: a disk is full. The lists stay as they were; finished inspections are in the journal.
     """
     started = time.monotonic()
     of_videos = optional_rules() & set(config.disable_rules)
@@ -193,8 +193,8 @@ def collect(config: CollectConfig) -> Summary:
     }
     earlier = [] if config.refresh else read_rows(config.output_dir, judged_by)
     journal = Journal(config.output_dir, {**judged_by, "refresh": config.refresh})
-    politeness = session.Settings(config.workers, config.max_requests_per_second)
-    with closing(journal), session.limited(politeness):
+    limits = session.Settings(config.workers, config.max_requests_per_second)
+    with closing(journal), session.limited(limits):
         candidates = _find(config)
         journal.open()
         for name in (*CATALOG_FILES, THUMBNAILS_FILE):
@@ -223,7 +223,7 @@ def collect(config: CollectConfig) -> Summary:
 
 
 def _share(config: CollectConfig) -> session.Settings:
-    """What each of the processes that look at videos may ask of the Hub."""
+    """The limits on requests to the Hub for each process that checks videos."""
     rate, processes = config.max_requests_per_second, config.deep_workers
     if rate is None:
         return session.Settings(config.workers)
@@ -252,11 +252,11 @@ def inspect_found(
     known: Sequence[Row],
     journal: Journal,
 ) -> tuple[list[Row], int]:
-    """Inspect what is not known; a row for each dataset, and how many of them were known."""
+    """Inspect what is not known; returns a row for each dataset, and how many of them were known."""
     inspector = Inspector(config, disabled, {row.repo_id: row for row in known}, config.max_seconds)
     rows = inspect_all(inspector, candidates, config.workers, journal)
     if config.robot_types is not None:
-        # Of what could not be inspected nobody knows the robot: it is said, and tried again.
+        # The robot of a dataset that could not be inspected is not known: it is reported, and tried again.
         rows = [row for row in rows if row.robot_type in config.robot_types or row.verdict == FAILED]
         if not rows:
             raise UserError(f"no dataset names one of these robots: {', '.join(config.robot_types)}")
@@ -269,22 +269,22 @@ def inspect_all(
 ) -> list[Row]:
     """Inspect the candidates concurrently; one row each, and one for each dataset of a collection.
 
-    An exception out of an inspection is a bug: its traceback is logged and the candidate is failed,
-    so that one strange dataset does not cost the others and yet nobody takes it for judged.
+    An exception in an inspection is a bug: its traceback is logged and the candidate is marked as failed, so
+    that one dataset does not stop the others and is not taken for judged.
 
     Raises:
         UserError: the Hub answered for none of the candidates.
         MachineError: their files cannot be stored here.
     """
     rows: dict[str, Row] = {}
-    silent = 0
-    with _progress_bar() as progress:
-        waiting, total = list(candidates), len(candidates)
-        bar = progress.add_task("Inspecting", total=total)
+    silent = done = 0
+    waiting, total = list(candidates), len(candidates)
+    with progress_bar("Inspecting", total) as show:
         while waiting:
             opened: list[Candidate] = []
             for candidate, outcome in engine.run(inspector, waiting, workers=workers):
-                progress.advance(bar)
+                done += 1
+                show(done)
                 if fault := machine_error(outcome):
                     raise fault
                 if isinstance(outcome, Collection):
@@ -300,7 +300,7 @@ def inspect_all(
                     journal.add(row)
             waiting = [candidate for candidate in opened if candidate.repo_id not in rows]
             total += len(waiting)
-            progress.update(bar, total=total)
+            show(done, total)
     return list(rows.values())
 
 
@@ -313,7 +313,7 @@ def _failed(candidate: Candidate, error: Exception) -> Row:
 
 
 def print_rules(console: Console) -> None:
-    """Print every rule with its tier and its documentation, in the order in which they are asked."""
+    """Print every rule with its tier and its documentation, in the order in which they are checked."""
     table = Table("rule", "tier", "passes when")
     for tier in TIERS:
         for rule in tier.needs:
@@ -358,24 +358,14 @@ def print_summary(console: Console, summary: Summary) -> None:
 
 
 def _check_writable(folder: Path) -> None:
-    """Refuse before hours of inspections what could not be written after them."""
+    """Check that the folder can be written, before hours of inspections."""
     folder = folder.absolute()
     there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     if not there.is_dir():
         raise UserError(f"cannot write the lists into {folder}: {there} is a file")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write the lists into {folder}: {there} does not let you")
+        raise UserError(f"cannot write the lists into {folder}: you may not write to {there}")
 
 
 def _first_line(rule: Callable[..., object]) -> str:
     return escape(" ".join((rule.__doc__ or "").split()))
-
-
-def _progress_bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )

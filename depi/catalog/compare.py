@@ -22,7 +22,7 @@ class Difference:
         return bool(self.added or self.removed or self.changed)
 
     def to_json(self) -> dict[str, Any]:
-        """repo_id -> what is compared; of changed ones before (`old`) and after (`new`)."""
+        """repo_id -> the compared columns; for changed rows those of before (`old`) and after (`new`)."""
         return {
             "added": {row.repo_id: _compared(row) for row in self.added},
             "removed": {row.repo_id: _compared(row) for row in self.removed},

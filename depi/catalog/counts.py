@@ -23,8 +23,8 @@ KINDS: dict[str, Callable[[Row], object]] = {
 def count(rows: Sequence[Row]) -> dict[str, Any]:
     """JSON-able numbers: `datasets`, totals of the `accepted`, and counts by `verdict`, `rule` and `kinds`.
 
-    `kinds` holds for each of KINDS the numbers of accepted datasets and of all, most first; what was not
-    reached counts as "not known".
+    `kinds` holds for each of KINDS the numbers of accepted and of all datasets, largest first; datasets
+    without a value count as "not known".
     """
     accepted = [row for row in rows if row.verdict == ACCEPTED]
     seconds = sum((row.frames or 0) / row.fps for row in accepted if row.fps)
@@ -49,8 +49,8 @@ def count_by_rule(rows: Iterable[Row]) -> dict[str, int]:
     )
 
 
-def most_first(names: Iterable[str]) -> dict[str, int]:
-    """How often each name occurs, most first, then by name."""
+def most_first(names: Iterable[str] | Counter[str]) -> dict[str, int]:
+    """How often each name occurs, most first, then by name; of a Counter, its counts."""
     return dict(sorted(Counter(names).items(), key=lambda pair: (-pair[1], pair[0])))
 
 

@@ -1,18 +1,16 @@
 """The deep tier (`--deep`): rules over the videos of datasets that passed all others.
 
-The same functions run on this machine or on a Ray cluster. What a lost node had not finished is done again
-elsewhere; what it had finished is kept per commit (see `depi.catalog.videos`).
+The same functions run on this machine or on a Ray cluster. Work that a lost node had not finished is
+repeated on another one; finished work is kept per commit (see `depi.catalog.videos`).
 """
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
+from functools import wraps
 from itertools import chain
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import track
 
 from depi.catalog.catalogue import ACCEPTED, FAILED, REJECTED, Row
 from depi.catalog.facts import Thresholds
@@ -22,6 +20,7 @@ from depi.catalog.thumbnails import Thumbnail, read_thumbnails, write_thumbnails
 from depi.catalog.videos import Item, VideoFacts, remembered
 from depi.engine import Runner
 from depi.errors import DatasetError, UserError, machine_error
+from depi.progress import tracked
 
 logger = logging.getLogger(__name__)
 
@@ -33,69 +32,68 @@ FLAT = 4.0
 FROZEN = 8.0
 
 
-def videos_decodable(videos: Sequence[VideoFacts], limits: Thresholds) -> str | None:
+def _every_video(rule: Callable[[VideoFacts], str | None]) -> Rule:
+    """Make a rule about one video a rule about all; the reason names the first video that breaks it."""
+
+    @wraps(rule)
+    def of_all(videos: Sequence[VideoFacts], limits: Thresholds) -> str | None:
+        found = [(video, reason) for video in videos if (reason := rule(video))]
+        if not found:
+            return None
+        video, reason = found[0]
+        others = f" (and {len(found) - 1} more of {len(videos)})" if len(found) > 1 else ""
+        return f"{reason}: {video.path}{others}"
+
+    return of_all
+
+
+@_every_video
+def videos_decodable(video: VideoFacts) -> str | None:
     """The sampled videos open as mp4 and give frames."""
-    return _first(videos, lambda video: video.error)
+    return video.error
 
 
-def videos_have_declared_size(videos: Sequence[VideoFacts], limits: Thresholds) -> str | None:
+@_every_video
+def videos_have_declared_size(video: VideoFacts) -> str | None:
     """Their pictures are as wide and high as `meta/info.json` declares."""
-
-    def wrong(video: VideoFacts) -> str | None:
-        declared = (video.declared_width, video.declared_height)
-        if video.width is None or (video.width, video.height) == declared:
-            return None
-        return f"{video.width}x{video.height} pixels, declared {declared[0]}x{declared[1]}"
-
-    return _first(videos, wrong)
+    declared = (video.declared_width, video.declared_height)
+    if video.width is None or (video.width, video.height) == declared:
+        return None
+    return f"{video.width}x{video.height} pixels, declared {declared[0]}x{declared[1]}"
 
 
-def videos_have_declared_fps(videos: Sequence[VideoFacts], limits: Thresholds) -> str | None:
+@_every_video
+def videos_have_declared_fps(video: VideoFacts) -> str | None:
     """Their frame rate is the declared one, within 2%."""
-
-    def wrong(video: VideoFacts) -> str | None:
-        if video.fps is None or abs(video.fps - video.declared_fps) <= 0.02 * video.declared_fps:
-            return None
-        return f"{video.fps:g} fps, declared {video.declared_fps:g}"
-
-    return _first(videos, wrong)
+    if video.fps is None or abs(video.fps - video.declared_fps) <= 0.02 * video.declared_fps:
+        return None
+    return f"{video.fps:g} fps, declared {video.declared_fps:g}"
 
 
-def videos_have_declared_frames(videos: Sequence[VideoFacts], limits: Thresholds) -> str | None:
-    """They have as many frames as their episodes, give or take one in a hundred."""
-
-    def wrong(video: VideoFacts) -> str | None:
-        slack = max(1, video.declared_frames // 100)
-        if video.frames is None or abs(video.frames - video.declared_frames) <= slack:
-            return None
-        return f"{video.frames} frames, its episodes have {video.declared_frames}"
-
-    return _first(videos, wrong)
+@_every_video
+def videos_have_declared_frames(video: VideoFacts) -> str | None:
+    """They have as many frames as their episodes; 1% more or fewer is allowed."""
+    slack = max(1, video.declared_frames // 100)
+    if video.frames is None or abs(video.frames - video.declared_frames) <= slack:
+        return None
+    return f"{video.frames} frames, its episodes have {video.declared_frames}"
 
 
-def videos_not_black(videos: Sequence[VideoFacts], limits: Thresholds) -> str | None:
-    """In each some sampled frame shows something: it is neither black nor of one colour."""
-
-    def wrong(video: VideoFacts) -> str | None:
-        if video.brightness is None or video.contrast is None:
-            return None
-        if video.contrast >= FLAT:
-            return None
-        what = "black" if video.brightness < BLACK_LUMA else "of one colour"
-        return f"the sampled frames are {what} (luma {video.brightness:.0f} +- {video.contrast:.1f})"
-
-    return _first(videos, wrong)
+@_every_video
+def videos_not_black(video: VideoFacts) -> str | None:
+    """In each video at least one sampled frame is neither black nor of a single colour."""
+    if video.brightness is None or video.contrast is None or video.contrast >= FLAT:
+        return None
+    what = "black" if video.brightness < BLACK_LUMA else "of one colour"
+    return f"the sampled frames are {what} (luma {video.brightness:.0f} +- {video.contrast:.1f})"
 
 
-def videos_not_frozen(videos: Sequence[VideoFacts], limits: Thresholds) -> str | None:
-    """In each the sampled frames differ: a camera that hangs shows one picture for ever."""
-
-    def wrong(video: VideoFacts) -> str | None:
-        if video.change is None or video.change >= FROZEN or video.declared_frames < 10:
-            return None
-        return "the sampled frames are all the same picture"
-
-    return _first(videos, wrong)
+@_every_video
+def videos_not_frozen(video: VideoFacts) -> str | None:
+    """In each video the sampled frames differ: a camera that hangs repeats one picture."""
+    if video.change is None or video.change >= FROZEN or video.declared_frames < 10:
+        return None
+    return "the sampled frames are all the same picture"
 
 
 NEEDS: tuple[Rule, ...] = (videos_decodable,)
@@ -127,7 +125,7 @@ def inspect_videos(
     limits: Thresholds,
     disabled: frozenset[str],
 ) -> Iterator[tuple[Row, list[Thumbnail]]]:
-    """Look at the videos of accepted rows and change the verdicts of those that fail; in any order.
+    """Check the videos of accepted rows and change the verdicts of those that fail; in any order.
 
     Args:
         rows: of the catalogue.
@@ -140,7 +138,7 @@ def inspect_videos(
         Each row, and a picture of every camera that could be decoded.
 
     Raises:
-        MachineError: what was found out, or the files that were needed, cannot be stored here.
+        MachineError: results or downloaded files cannot be stored here.
     """
     by_item = {Item(row.repo_id, row.revision or ""): row for row in rows if row.verdict == ACCEPTED}
     known = {item: facts for item in by_item if (facts := remembered(item)) is not None}
@@ -166,9 +164,9 @@ def inspect_videos(
 def _look_at_each(
     run: Runner, look: Callable[[Item], list[VideoFacts]], items: Sequence[Item]
 ) -> Iterator[tuple[Item, Any]]:
-    """What comes out of each; those that a dying process took along are looked at again, one at a time.
+    """The outcome for each item; items lost with a process that died are tried again, one at a time.
 
-    A video may make the decoder crash: it shall cost no other dataset, in this call or the next.
+    A video may crash the decoder: this must not fail other datasets, in this call or the next.
     """
     lost = []
     for item, outcome in run(look, items) if items else ():
@@ -190,7 +188,7 @@ def look_deep(
     limits: Thresholds,
     disabled: frozenset[str],
 ) -> list[Row]:
-    """Look at the videos of all that are accepted, until no copy of a refused one takes its place.
+    """Check the videos of all accepted datasets, also of copies accepted after an original was refused.
 
     Writes the pictures into `folder`; those of datasets that have not changed are kept.
 
@@ -208,7 +206,7 @@ def look_deep(
     while fresh := [row for row in settled if row.verdict == ACCEPTED and row.repo_id not in seen]:
         seen.update(row.repo_id for row in fresh)
         looking = inspect_videos(fresh, run, look, limits, disabled)
-        for _, found in track(looking, "Looking at videos", len(fresh), console=Console(stderr=True)):
+        for _, found in tracked(looking, "Looking at videos", len(fresh)):
             pictures.update({(picture.repo_id, picture.camera): picture for picture in found})
         settled = settle(settled, disabled, limits)
     write_thumbnails(folder, pictures.values())
@@ -221,12 +219,3 @@ def _pictures(item: Item, videos: Sequence[VideoFacts]) -> list[Thumbnail]:
         if (jpeg := video.jpeg) is not None:
             first.setdefault(video.camera, Thumbnail(item.repo_id, item.revision, video.camera, jpeg))
     return list(first.values())
-
-
-def _first(videos: Sequence[VideoFacts], wrong: Callable[[VideoFacts], str | None]) -> str | None:
-    found = [(video, reason) for video in videos if (reason := wrong(video))]
-    if not found:
-        return None
-    video, reason = found[0]
-    others = f" (and {len(found) - 1} more of {len(videos)})" if len(found) > 1 else ""
-    return f"{reason}: {video.path}{others}"

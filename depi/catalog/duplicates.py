@@ -1,7 +1,7 @@
 """Which datasets hold the same recordings: forks, re-uploads, subsets, merges, and converted copies.
 
 Datasets are compared in the order in which they were published, each with those kept so far, so that the
-earliest is the original. Comparing costs one sorting of all hashes, not a comparison of all pairs.
+earliest is the original. This sorts all hashes once and does not compare all pairs.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ class Overlap:
     """What a dataset has in common with those that were published earlier and kept.
 
     equal: repo_id of one with exactly the same actions
-    episodes, total: repo_id -> episodes that are there too, most first; of so many
-    episode_share: share of the episodes that are in any of them, 0..1
-    runs: repo_id -> runs of landmarks that are there too, most first
+    episodes, total: repo_id -> number of shared episodes, largest first; and the number of all episodes
+    episode_share: share of the episodes that any of them has, 0..1
+    runs: repo_id -> number of shared runs of landmarks, largest first
     run_share: share of the runs, 0..1
     """
 
@@ -56,7 +56,7 @@ class Kept:
         )
 
     def keep(self, position: int) -> None:
-        """Later rows are compared with this one too."""
+        """Compare later rows with this one too."""
         row = self._rows[position]
         if row.fingerprint is not None:
             self._equal.setdefault(row.fingerprint, row.repo_id)
@@ -68,7 +68,7 @@ class Kept:
 
 
 class _Shared:
-    """Sets of hashes, each [H] sorted and distinct, and who of the kept holds which one first."""
+    """Sets of hashes, each [H] sorted and distinct, and for each hash the first kept set that has it."""
 
     def __init__(self, hashes: list[np.ndarray]) -> None:
         self.hashes = hashes
@@ -77,10 +77,10 @@ class _Shared:
         self._keeper = np.full(len(self._common), -1, np.int64)
 
     def found(self, owner: int) -> tuple[dict[int, int], float]:
-        """Kept sets with hashes of this one, most first, with their number; and the share of all hashes.
+        """Kept set -> number of hashes shared with this one, largest first; and their share of all hashes.
 
-        Of a set that was cut off at MAX_STORED only the smallest hashes are known, and the share among
-        those stands for the whole.
+        Of a set that was cut off at MAX_STORED only the smallest hashes are known; the share among those
+        is used for the whole set.
         """
         mine = self.hashes[owner]
         keepers = self._keeper[self._places(mine)]
@@ -100,7 +100,7 @@ class _Shared:
         self._keeper[places[self._keeper[places] < 0]] = owner
 
     def _places(self, mine: np.ndarray) -> np.ndarray:
-        """Where in `_common` the hashes of a set are that another one has as well."""
+        """The positions in `_common` of those hashes of a set that another set has as well."""
         if not len(self._common):
             return np.zeros(0, np.int64)
         places = np.minimum(np.searchsorted(self._common, mine), len(self._common) - 1)

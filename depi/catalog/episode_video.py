@@ -1,6 +1,5 @@
 """One episode as an mp4: cameras side by side, under them the curves of state and action with a cursor."""
 
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,12 +10,11 @@ from typing import Any
 import av
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from depi.errors import DatasetError, UserError
 from depi.files import atomic_write
+from depi.progress import tracked
 
 MAX_WIDTH, MIN_WIDTH = 1920, 720
 MAX_CURVES = 18
@@ -58,7 +56,7 @@ class Chart:
 
     image: np.ndarray
     boxes: tuple[tuple[int, int, int, int], ...]
-    # The same without curves: what stands right of the cursor, where curves shall grow with time.
+    # The image without curves, shown right of the cursor, so that curves grow with time.
     ahead: np.ndarray | None = None
 
     def at(self, share: float) -> np.ndarray:
@@ -81,7 +79,7 @@ def write_video(
         path: the mp4.
         episode: what to show.
         height: of the cameras in pixels; less where they would be wider than 1920 together.
-        draw: draws what stands under the cameras, as wide as they are; by default `draw_chart`.
+        draw: draws the image under the cameras, as wide as they are; by default `draw_chart`.
 
     Raises:
         DatasetError: an image cannot be decoded, or a camera has no image for a frame.
@@ -102,14 +100,12 @@ def write_video(
 
 
 def compose(episode: Episode, height: int, draw: Callable[[Episode, int], Chart]) -> Iterator[np.ndarray]:
-    """The frames of the video, uint8 [H, W, 3], H and W even, in an array that is used again."""
+    """The frames of the video, uint8 [H, W, 3], H and W even, in an array that is reused."""
     chart = None
     sizes: list[tuple[int, int]] = []
     canvas = np.zeros((0, 0, 3), np.uint8)
     first, last = episode.seconds[0], episode.seconds[-1]
-    numbers, hidden = range(len(episode.seconds)), not sys.stderr.isatty()
-    console = Console(stderr=True)
-    for number in track(numbers, "Writing", console=console, disable=hidden, transient=True):
+    for number in tracked(range(len(episode.seconds)), "Writing", len(episode.seconds)):
         images = {key: _next(key, images) for key, images in episode.cameras.items()}
         if chart is None:
             sizes = tile_sizes([image.shape[1:] for image in images.values()], height)
@@ -144,7 +140,7 @@ def draw_chart(episode: Episode, width: int) -> Chart:
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     drawing = FigureCanvasAgg(figure)
     axes = [_draw_joint(figure, episode, joint, rows, height) for joint in range(joints)]
-    # Task texts are strangers' words: `$` in them starts no formula.
+    # Task texts are untrusted: `$` in them must not start a formula.
     figure.text(12 / width, 1 - 17 / height, episode.title, fontsize=10, va="center", parse_math=False)
     for place, (name, values) in enumerate(episode.curves.items()):
         more = f" ({joints} of {values.shape[1]})" if values.shape[1] > joints else ""

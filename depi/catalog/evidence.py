@@ -1,4 +1,4 @@
-"""The columns of a row that were measured, for whoever wants to see why a dataset was judged as it was."""
+"""The measured columns of a row, which show why a dataset was judged as it was."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ SUCCESS_COLUMNS = ("next.success", "success", "is_success", "next.reward", "rewa
 
 
 def add_evidence(row: Row, facts: Facts) -> None:
-    """Fill in what was found out about the dataset, as far as the tiers went."""
+    """Fill in the measured columns, as far as the tiers went."""
     row.path = facts.path
     row.downloads, row.likes = facts.downloads, facts.likes
     row.evaluation = evaluation_by_name(facts) is not None

@@ -1,4 +1,4 @@
-"""What is known of one candidate, tier by tier, and the limits it is judged by."""
+"""The facts about one candidate, tier by tier, and the thresholds it is judged by."""
 
 import math
 from dataclasses import dataclass, field, fields
@@ -28,23 +28,23 @@ class Thresholds:
     min_frames: int = 50
     # Most frames; larger datasets are not checked and so not accepted.
     max_frames: int = 5_000_000
-    # Largest share of the steps from frame to frame that may be off by more than half a frame, 0..1.
+    # Largest share of the time steps that may differ from the usual one by more than half of it, 0..1.
     max_uneven_steps: float = 0.05
     # The least that the joint which moves most must move over the dataset, in degrees.
     min_motion: float = 5.0
     # Largest share of the episodes in which nothing moves by --min_motion, 0..1.
     max_still_episodes: float = 0.5
-    # Most seconds that the state may come after the action.
+    # Largest delay of the state behind the action, in seconds.
     max_lag: float = 0.7
     # Least correlation between the motion of the action and that of the state, -1..1.
     min_follow: float = 0.3
-    # The least that the gripper must open and close over the dataset, 0..100; 0 for arms without use of it.
+    # The least that the gripper must open and close over the dataset, 0..100; 0 allows an unused gripper.
     min_gripper: float = 3.0
     # Only datasets of these licences, as in --licenses=[apache-2.0,mit]; empty for all.
     licenses: list[str] = field(default_factory=list)
     # Largest share of the episodes that an earlier dataset may have too, 0..1.
     max_shared_episodes: float = 0.5
-    # The same for motion that was trimmed, rounded or converted: share of it that is found again, 0..1.
+    # Largest share of the motion that an earlier dataset may have, trimmed, rounded or converted, 0..1.
     max_shared_motion: float = 0.2
     # Largest meta/ folder to download, in megabytes.
     max_meta_mb: float = 200.0
@@ -62,7 +62,7 @@ class Thresholds:
 class Facts:
     """Facts about one repository at one commit.
 
-    A tier that was not reached leaves its fields unset, so that a rule which asks too early fails loudly.
+    A tier that was not reached leaves its fields unset, so that a rule which reads them too early fails.
     Where a tier could not be read, its `*_error` says why and the rest of that tier stays unset.
     """
 

@@ -34,7 +34,7 @@ class Candidate:
     """A dataset, or a collection of them, to look at.
 
     repo_id: "user/name", or "user/name:path/inside" for a dataset of a collection
-    revision: the newest commit when the listing told, else None
+    revision: the newest commit if the listing has it, else None
     """
 
     repo_id: str
@@ -53,11 +53,11 @@ def find(
 ) -> list[Candidate]:
     """Candidates sorted by repo_id, each once; the first `limit` of them.
 
-    What is named is united: datasets with the tag "LeRobot" and one of `tags`, datasets whose name
+    The result is the union of datasets with the tag "LeRobot" and one of `tags`, datasets whose name
     contains one of `search`, datasets in `ids_file`. `author` narrows tags and search to that user or
     organisation, and alone takes all of their datasets. `wide` adds every dataset with the tag "LeRobot",
-    whatever it calls its robot. When nothing at all is named, the usual tags and names of SO-100 and
-    SO-101 datasets are looked for: one with neither only `wide` finds.
+    whatever its robot is. Without any of these, the usual tags and names of SO-100 and SO-101 datasets are
+    searched.
 
     Raises:
         UserError: the Hub cannot be listed, `ids_file` is malformed, or nothing was found.
@@ -109,7 +109,7 @@ def read_ids(path: Path) -> list[str]:
 def _listed(
     tags: Sequence[str], search: Sequence[str], author: str | None, wide: bool
 ) -> Iterator[Candidate]:
-    """What the Hub lists, in any order; one listing that is slow or has to be tried again delays no other."""
+    """The datasets of several listings of the Hub, in any order; a slow listing does not delay the others."""
     listings: list[dict[str, Any]] = [{"tags": (BASE_TAG, tag)} for tag in tags]
     listings += [{"search": text} for text in search]
     if wide:
@@ -126,9 +126,11 @@ def _one_listing(listing: dict[str, Any], author: str | None) -> list[Candidate]
     candidates = []
     for info in client.list_datasets(author=author, **listing):
         if "/" not in info.id:
-            continue  # names without a user are of a time before LeRobot
+            continue  # names without a user are older than LeRobot
         if not is_repo_id(info.id):
-            logger.warning("left out: the Hub lists %s, which its own client refuses", ascii(info.id)[:100])
+            logger.warning(
+                "left out: the Hub lists %s, which is not a valid repository id", ascii(info.id)[:100]
+            )
             continue
         gated = None if info.gated is None else bool(info.gated)
         candidates.append(Candidate(info.id, info.sha, gated))

@@ -1,30 +1,29 @@
-"""What an interrupted call has found out, so that the next one goes on where it stopped.
+"""The results of a call of `depi collect-ids`, so that the next call continues after an interruption.
 
-One line per inspected candidate, appended when it is known, beside the catalogue that will hold them all.
-Whoever has the journal open is the only one to write into that folder.
+One line per inspected candidate, appended when it is inspected, in the folder of the catalogue. The process
+that has the journal open is the only one that writes into that folder.
 """
 
 import contextlib
-import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from depi.catalog.catalogue import FAILED, Row
+from depi.catalog.catalogue import FAILED, Row, column_types
 from depi.errors import UserError, machine_error
 from depi.journal import LineFile
 
 logger = logging.getLogger(__name__)
 
 JOURNAL_FILE = ".journal.jsonl"
-_MOMENTS = ("created_at", "last_modified", "checked_at")
+_PARSERS: dict[type, Callable[[str], Any]] = {datetime: datetime.fromisoformat, bytes: bytes.fromhex}
 
 
 class Journal:
-    """Rows judged by the same rules and thresholds (`judged_by`) in a call that did not end.
+    """Rows judged by the same rules and thresholds (`judged_by`) in a call that was interrupted.
 
     The file is there from `open` to `finish`. A process that is killed while it writes leaves half a line,
     which the next one drops.
@@ -40,7 +39,7 @@ class Journal:
             self.open()
 
     def open(self) -> LineFile:
-        """Keep other calls out of the folder, which is made if it is not there.
+        """Lock the folder against other calls; it is created if needed.
 
         Raises:
             UserError: another call is at work there, or the folder cannot be written.
@@ -61,12 +60,12 @@ class Journal:
         return self._file
 
     def add(self, row: Row) -> None:
-        """Keep a row; one that could not be inspected is not kept, and so tried again."""
+        """Write a row; one that could not be inspected is not written, and so tried again."""
         if row.verdict == FAILED:
             return
         file = self.open()
         self.rows.append(row)
-        file.add(json.dumps(_plain(row)))
+        file.add(json.dumps(vars(row), default=_plain))
 
     def finish(self) -> None:
         """Remove the file: the catalogue has everything now."""
@@ -75,7 +74,7 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Leave the file to the next call; of a call that found out nothing, nothing is left."""
+        """Close the file, and remove it where it holds no row."""
         if self._file is None:
             return
         if not self.rows:
@@ -95,30 +94,18 @@ class Journal:
         self.rows += [row for line in lines if (row := _row(line)) is not None]
 
 
-def _plain(row: Row) -> dict[str, Any]:
-    values = dataclasses.asdict(row)
-    for name, value in values.items():
-        if isinstance(value, datetime):
-            values[name] = value.isoformat()
-        elif isinstance(value, bytes):
-            values[name] = value.hex()
-    return values
+def _plain(value: datetime | bytes) -> str:
+    return value.hex() if isinstance(value, bytes) else value.isoformat()
 
 
 def _row(line: bytes) -> Row | None:
-    """The row of a line, or None where it is of another program version or damaged."""
+    """The row of a line, or None where it is damaged or another version of DePi wrote it."""
     try:
         values = json.loads(line)
-        for name in _MOMENTS:
-            if values[name] is not None:
-                values[name] = datetime.fromisoformat(values[name])
-        for name in _BYTES:
-            if values[name] is not None:
-                values[name] = bytes.fromhex(values[name])
+        for name, kind in column_types().items():
+            if kind in _PARSERS and values[name] is not None:
+                values[name] = _PARSERS[kind](values[name])
         return Row(**values)
     except (ValueError, KeyError, TypeError):
         logger.warning("a line of %s is damaged: that candidate is inspected again", JOURNAL_FILE)
         return None
-
-
-_BYTES = tuple(item.name for item in dataclasses.fields(Row) if item.type in (bytes, bytes | None))

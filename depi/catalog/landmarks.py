@@ -1,11 +1,12 @@
-"""Hashes of what was recorded: of each episode exactly, and of landmarks that trimming and rounding leave.
+"""Hashes of recordings: of each episode exactly, and of landmarks that trimming and rounding do not change.
 
 A landmark is a joint passing one of a few fixed angles. What is hashed are runs of RUN landmarks: which
-joints, which way, how many frames lie between them, and roughly how the arm then stands. Trimming an episode
-loses only the runs that it cuts; rounding, and conversion from one joint convention to another, move few
-landmarks by a frame. People never repeat a movement to the frame: two halves of a real recording of one task
-had no run in common, while 86% of all runs outlived rounding to 0.1 degrees, and a quarter of them a
-calibration that was 2% off. Scripted motion repeats itself more: 2 to 7% at 30 fps, 4 to 13% at 10 fps.
+joints, in which direction, how many frames lie between them, and roughly the pose of the arm. Trimming an
+episode loses only the runs that it cuts; rounding, and conversion from one joint convention to another, move
+few landmarks by a frame. People never repeat a movement to the frame: two halves of a real recording of one
+task had no run in common, while 86% of all runs stayed the same after rounding to 0.1 degrees, and a quarter
+of them with a calibration that was 2% off. Scripted motion repeats itself more: 2 to 7% at 30 fps, 4 to 13%
+at 10 fps.
 """
 
 import hashlib
@@ -15,17 +16,17 @@ import numpy as np
 LEVELS = ((-40.3, -10.3, 20.3, 50.3),) * 5 + ((12.3, 40.3),)
 """Angles per joint in degrees, off the values where arms rest."""
 MARGIN = 3.0
-"""Degrees beyond a level that count as passed, so that trembling at it does not."""
+"""A joint passes a level when it is this many degrees beyond it; trembling at the level does not count."""
 RUN = 4
 """Landmarks in a row that are hashed together."""
 CELL, OFFSET = 20.0, 7.7
-"""Degrees within which a joint stands alike, and where such a range begins, off the usual resting places."""
+"""Poses are compared by ranges of CELL degrees; OFFSET keeps their borders away from usual resting poses."""
 KEPT = 2
-"""One run in KEPT is stored, by its hash alone, so that equal recordings keep equal ones."""
+"""One run in KEPT is stored; the hash alone decides which, so that equal recordings store equal runs."""
 MAX_STORED = 4096
 """Most hashes stored of one dataset, of each kind."""
 FEWEST_POSES = 8
-"""An episode of fewer different actions is no evidence of anything: a resting arm looks like any other."""
+"""Episodes with fewer different actions are not compared: all resting arms look alike."""
 
 
 def episode_hashes(action: np.ndarray, episode_length: np.ndarray) -> np.ndarray:
@@ -89,7 +90,7 @@ def _landmarks(degrees: np.ndarray, episode_length: np.ndarray) -> tuple[np.ndar
 
 
 def _mix(value: np.ndarray) -> np.ndarray:
-    """Scatter uint64 [N] over all 64 bits, each value always to the same place (splitmix64)."""
+    """Mix the bits of uint64 [N], a fixed function of each value (splitmix64)."""
     value = value + np.uint64(0x9E3779B97F4A7C15)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

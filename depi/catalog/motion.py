@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 
 MAX_FRAMES = 200_000
-"""Motion is measured on the first so many frames: more would not change the figures."""
+"""Motion is measured on at most this many frames: more would hardly change the figures."""
 STILL = 0.2
 """Degrees from one frame to the next, over all joints: an arm that moves less stands still."""
 EARLIEST, LATEST = -0.5, 2.0
-"""Seconds by which the state is looked for behind the action."""
+"""The smallest and largest lag of the state behind the action that are tried, in seconds."""
 SMOOTHING = 0.2
-"""Seconds of the moving average that tells motion from jerks."""
+"""Seconds of the moving average that separates motion from jerks."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Motion:
     smoothness: share of the action's motion energy that is left after a moving average over SMOOTHING
         seconds, 0..1: near 1 for an arm moved by hand, below 0.3 for noise
     idle: share of the frames in which the action stands still, 0..1
-    lag: seconds after which the state repeats the action's motion; negative where the state is first; None
-        where it never does
+    lag: seconds by which the state follows the action's motion; negative where the state comes first; None
+        where it does not follow
     follow: correlation of both motions at that lag, -1..1
     gripper_range: how far the gripper opens and closes, 0..100, the smaller of action and state
     """
@@ -92,7 +92,7 @@ def _lag(action: np.ndarray, state: np.ndarray, fps: float) -> tuple[float | Non
 
 
 def _without_jumps(steps: np.ndarray) -> np.ndarray:
-    """Steps no larger than nearly all others of that joint: one lost reading would outweigh the motion."""
+    """Steps clipped to the 98% quantile of their joint: one wrong reading would outweigh the motion."""
     size = np.abs(steps)
     largest = np.quantile(size, 0.98, axis=0)
     largest = np.where(largest > 0, largest, size.max(axis=0))

@@ -1,4 +1,4 @@
-"""What is decided over the whole catalogue: duplicates, and which dataset comes first."""
+"""Decisions over the whole catalogue: duplicates, and the order of the datasets."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -9,7 +9,7 @@ from depi.catalog.facts import Thresholds
 from depi.catalog.score import score
 
 _NEVER = datetime.max.replace(tzinfo=UTC)
-# So many equal runs of landmarks happen by chance.
+# Up to this many equal runs of landmarks occur by chance.
 _CHANCE = 6
 _NAMED = 4
 
@@ -29,8 +29,8 @@ def not_duplicate(overlap: Overlap, limits: Thresholds) -> str | None:
 def not_near_duplicate(overlap: Overlap, limits: Thresholds) -> str | None:
     """No more than `--max_shared_motion` of its motion is in accepted datasets published earlier.
 
-    To the frame, as nobody repeats it: episodes that were trimmed, rounded or converted to other units.
-    Those that are there unchanged, and allowed to be, do not count.
+    Motion that is equal to the frame, as no person repeats it: episodes that were trimmed, rounded or
+    converted to other units. Unchanged episodes are counted by the rule for exact duplicates.
     """
     share = overlap.run_share - overlap.episode_share
     if sum(overlap.runs.values()) <= _CHANCE or share <= limits.max_shared_motion:
@@ -50,8 +50,8 @@ def settle(
     """Reject duplicates, score what remains, and return all rows in the order of the catalogue.
 
     Accepted come first, best first; then rejected and failed, each by repo_id. Rows of an earlier
-    catalogue may be among them: what they were a duplicate of is decided anew. A dataset is compared with
-    those kept before it, never with one that was itself refused, so nothing is lost with a chain of copies.
+    catalogue may be among them: their duplicates are found again. A dataset is compared with those kept
+    before it, never with a refused one, so that a chain of copies does not lose data.
     """
     rows, limits = list(rows), limits or Thresholds()
     for row in rows:
@@ -72,7 +72,7 @@ def settle(
 
 
 def _refuse(row: Row, overlap: Overlap, disabled: frozenset[str], limits: Thresholds) -> bool:
-    """Reject a duplicate; whoever switched off the rule for exact ones wants them in any case."""
+    """Reject a duplicate; an exact one is kept where the rule for exact ones is switched off."""
     exact = not_duplicate(overlap, limits)
     reason = exact or not_near_duplicate(overlap, limits)
     rule = "not_duplicate" if exact else "not_near_duplicate"

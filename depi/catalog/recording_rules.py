@@ -40,7 +40,7 @@ def timestamps_in_step(facts: Facts, limits: Thresholds) -> str | None:
 
 
 def timestamps_steady(facts: Facts, limits: Thresholds) -> str | None:
-    """Few steps between frames are off the usual one by more than its half (`--max_uneven_steps`)."""
+    """Few time steps differ from the usual one by more than half of it (`--max_uneven_steps`)."""
     step, _ = _time_steps(facts)
     if not len(step):
         return None
@@ -60,7 +60,7 @@ def not_frozen(facts: Facts, limits: Thresholds) -> str | None:
 
 
 def joints_known(facts: Facts, limits: Thresholds) -> str | None:
-    """The joint convention is certain; the reason carries the evidence."""
+    """The joint convention is certain; the reason states the evidence."""
     if facts.detection.convention not in ("unknown", "native"):
         return None
     return f"joint convention not certain: {clean(facts.detection.evidence, 300)}"
@@ -85,7 +85,7 @@ def episodes_move(facts: Facts, limits: Thresholds) -> str | None:
 
 
 def state_follows(facts: Facts, limits: Thresholds) -> str | None:
-    """State and action are of the same motion: their speeds correlate by `--min_follow` at some lag."""
+    """State and action show the same motion: their speeds correlate by `--min_follow` at some lag."""
     if facts.motion.follow >= limits.min_follow:
         return None
     return (
@@ -107,7 +107,7 @@ def lag_plausible(facts: Facts, limits: Thresholds) -> str | None:
 
 
 def gripper_used(facts: Facts, limits: Thresholds) -> str | None:
-    """The gripper opens or closes by `--min_gripper` (0..100); pushing and pointing do without."""
+    """The gripper opens or closes by `--min_gripper` (0..100); tasks such as pushing do not need it."""
     moved = facts.motion.gripper_range
     if moved >= limits.min_gripper:
         return None

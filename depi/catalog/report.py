@@ -39,7 +39,7 @@ class ReportConfig:
     output: Path | None = None
     # The heading of the page.
     title: str = "SO-100 datasets of the Hub"
-    # Pictures go into the page best dataset first, until they have so many megabytes.
+    # Images are put into the page, best dataset first, up to this many megabytes.
     max_picture_mb: float = 64.0
 
     def __post_init__(self) -> None:
@@ -66,14 +66,15 @@ def read_pictures(folder: Path) -> Pictures:
     """Read `thumbnails.parquet` of the catalogue's folder; nothing if there is none.
 
     Raises:
-        UserError: the file is there, and holds what is no small JPEG.
+        UserError: the file holds something that is not a small JPEG.
     """
     pictures: Pictures = {}
     for item in read_thumbnails(folder):
         jpeg = item.jpeg or b""
         if not (jpeg.startswith(b"\xff\xd8") and len(jpeg) <= MAX_PICTURE_BYTES):
             raise UserError(
-                f"{folder / THUMBNAILS_FILE} holds what is no small JPEG for {item.repo_id}; remove it, "
+                f"{folder / THUMBNAILS_FILE} holds something that is not a small JPEG for "
+                f"{item.repo_id}; remove it, "
                 "or write it again with `depi collect-ids --deep`"
             )
         pictures.setdefault((item.repo_id, item.revision), []).append((item.camera, jpeg))
@@ -87,7 +88,7 @@ def render(rows: Sequence[Row], pictures: Pictures, *, title: str, max_picture_m
         rows: the catalogue, in its order.
         pictures: those of another revision than the row's are left out.
         title: the heading.
-        max_picture_mb: pictures go in, in the order of `rows`, until they have so many megabytes.
+        max_picture_mb: the most megabytes of pictures, taken in the order of `rows`.
     """
     chosen, left_out = _choose(rows, pictures, max_picture_mb * 1e6)
     if left_out:
@@ -107,7 +108,7 @@ def render(rows: Sequence[Row], pictures: Pictures, *, title: str, max_picture_m
 def _choose(
     rows: Iterable[Row], pictures: Pictures, max_bytes: float
 ) -> tuple[dict[str, list[tuple[str, bytes]]], int]:
-    """The pictures of each dataset, first come, first served; and how many datasets go without theirs."""
+    """The pictures of each dataset, in the order of `rows`; and how many datasets have theirs left out."""
     chosen: dict[str, list[tuple[str, bytes]]] = {}
     left_out = 0
     for row in rows:
@@ -122,7 +123,7 @@ def _choose(
 
 
 def _record(row: Row, pictures: Sequence[tuple[str, bytes]]) -> dict[str, Any]:
-    """A row as JSON values, what is not known left out."""
+    """A row as JSON values, without those that are not known."""
     values = {name: _jsonable(value) for name, value in dataclasses.asdict(row).items()}
     values["pictures"] = [[camera, base64.b64encode(jpeg).decode()] for camera, jpeg in pictures]
     return {name: value for name, value in values.items() if value is not None and value != []}

@@ -13,7 +13,7 @@ MAX_INFO_MB = 8
 REQUIRED_COLUMNS = ("action", "observation.state", "timestamp", "frame_index", "episode_index", "task_index")
 # LeRobot 0.6 records "so_follower" or "bi_so_follower", whichever of the arms it is.
 SO_ARM = re.compile(r"so[-_ ]?(arm[-_ ]?)?10[01]|(?<![a-z])so[-_ ]follower", re.IGNORECASE)
-# Six joints as well, some with the same names: not told apart by anything but what they call themselves.
+# Arms with six joints too, some with the same joint names: only the robot type tells them apart.
 OTHER_ARMS = re.compile(
     r"aloha|franka|hope|koch|lekiwi|moss|omx|openarm|panda|piper|reachy|stretch|unitree|ur5|ur10|viperx|widowx|xarm",
     re.IGNORECASE,
@@ -61,7 +61,7 @@ def not_gated(facts: Facts, limits: Thresholds) -> str | None:
 
 
 def license_allowed(facts: Facts, limits: Thresholds) -> str | None:
-    """Its licence is one of `--licenses`; without that flag any will do, also none at all."""
+    """Its licence is one of `--licenses`; without that flag any licence passes, also none."""
     if not limits.licenses:
         return None
     given = {name.strip().lower() for name in (facts.license or "").split(",")}
@@ -88,7 +88,7 @@ def required_columns(facts: Facts, limits: Thresholds) -> str | None:
 
 
 def not_bimanual(facts: Facts, limits: Thresholds) -> str | None:
-    """One arm, not two: bimanual recordings are told apart from other shapes, as `bimanual` in the rows."""
+    """One arm, not two; two-arm recordings have `bimanual` in their rows."""
     if not is_bimanual(facts.info):
         return None
     sizes = [list(facts.info.features[name].shape) for name in ("action", "observation.state")]
@@ -106,7 +106,7 @@ def single_arm(facts: Facts, limits: Thresholds) -> str | None:
 
 
 def so100_arm(facts: Facts, limits: Thresholds) -> str | None:
-    """The robot is called SO-100 or SO-101, or nothing at all, or has its joints and an unfamiliar name."""
+    """The robot type is SO-100 or SO-101, is missing, or is unknown with the joint names of an SO-100."""
     robot = (facts.info.robot_type or "").strip()
     if SO_ARM.search(robot) or robot.lower() in ("", "unknown", "none", "null"):
         return None
@@ -211,7 +211,7 @@ def evaluation_by_task(tasks: Sequence[str]) -> str | None:
 
 
 def is_bimanual(info: DatasetInfo) -> bool:
-    """Whether two arms were recorded: 12 numbers (14 with seven joints each), or a robot called so."""
+    """Whether two arms were recorded: 12 numbers (14 with seven joints each), or a two-arm robot type."""
     action = info.features.get("action")
     two = action is not None and action.shape in ((12,), (14,))
     return two or TWO_ARMS.search(info.robot_type or "") is not None

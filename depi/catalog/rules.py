@@ -2,10 +2,10 @@
 
 A rule takes the facts gathered so far and the thresholds, and returns None or the reason for refusing.
 `TIERS` is the order: the facts of a tier are gathered only if all rules of the tiers before it passed, and
-within a tier its `needs` come first, because the rules behind them could not even ask.
+within a tier its `needs` come first, because the other rules rely on them.
 
-Facts are untrusted. What a dataset says wrongly is a reason; an exception out of a rule is a bug of DePi
-and stays an exception: the dataset is then reported as not inspected, never as bad.
+Facts are untrusted. A wrong statement of a dataset is a reason for refusing it; an exception in a rule is a
+bug of DePi and stays an exception: the dataset is then reported as not inspected, never as bad.
 """
 
 from collections.abc import Callable, Sequence
@@ -75,7 +75,7 @@ def approximate_joints(facts: Facts, limits: Thresholds) -> str | None:
 
 @dataclass(frozen=True)
 class Tier:
-    """Rules over the same facts: `needs` cannot be switched off, later ones take them for granted."""
+    """Rules over the same facts: `needs` cannot be switched off, because later rules rely on them."""
 
     name: str
     needs: tuple[Rule, ...]
@@ -109,10 +109,10 @@ TIERS = (
         (motion_present, episodes_move, state_follows, lag_plausible, gripper_used),
     ),
 )
-# Over all datasets that passed the tiers, instead of over the facts of one.
+# Rules over all datasets that passed the tiers, instead of over the facts of one.
 CATALOGUE_RULES = (not_duplicate, not_near_duplicate)
 CATALOGUE_FLAGS = (shared_episodes,)
-# Remarks on accepted datasets: recorded, no reason to refuse.
+# Remarks on accepted datasets: recorded, but not a reason to refuse.
 FLAGS: tuple[Rule, ...] = (junk_task_text, approximate_joints)
 
 
@@ -120,14 +120,14 @@ def check_disabled(names: Sequence[str]) -> frozenset[str]:
     """The rules to switch off, checked.
 
     Raises:
-        UserError: no such rule, or one that all later rules rest on.
+        UserError: there is no such rule, or it cannot be switched off.
     """
     optional = {rule.__name__ for rule in CATALOGUE_RULES}
     optional |= {rule.__name__ for tier in TIERS for rule in tier.rules}
     needed = {rule.__name__ for tier in TIERS for rule in tier.needs}
     for name in names:
         if name in needed:
-            raise UserError(f"rule {name} cannot be switched off: what comes after it rests on it")
+            raise UserError(f"rule {name} cannot be switched off: later rules rely on it")
         if name not in optional:
             raise UserError(f"there is no rule {name}; `depi collect-ids --list-rules` prints them all")
     return frozenset(names)

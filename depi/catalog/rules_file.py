@@ -1,4 +1,4 @@
-"""Thresholds and disabled rules in a YAML file, for those who judge the same way every time."""
+"""Thresholds and disabled rules from a YAML file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,20 +14,20 @@ from depi.errors import UserError
 
 @dataclass
 class RulesFile(Thresholds):
-    """What such a file may hold."""
+    """The keys of such a file."""
 
     disable_rules: list[str] = field(default_factory=list)
 
 
 def parse_with_rules[Config](config_class: type[Config], args: Sequence[str]) -> Config:
-    """Parse flags; what the file named by `--rules` says holds where no flag says otherwise.
+    """Parse flags; values of the file named by `--rules` are used where no flag sets them.
 
     Args:
         config_class: a dataclass with the fields of RulesFile and `rules`, a path or None.
         args: flags as draccus takes them.
 
     Raises:
-        UserError: the file is missing or malformed, or has a key that is no threshold.
+        UserError: the file is missing or malformed, or has an unknown key.
     """
     config = draccus.parse(config_class, args=args)
     path = getattr(config, "rules", None)
@@ -38,7 +38,7 @@ def parse_with_rules[Config](config_class: type[Config], args: Sequence[str]) ->
 
 
 def check_rules(path: Path) -> None:
-    """Refuse a file that is not of RulesFile's keys and types, with one sentence that names it."""
+    """Check a file's keys and types against RulesFile; a UserError names the file and the key."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

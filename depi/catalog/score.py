@@ -1,4 +1,4 @@
-"""How much a dataset has to teach, as one number that orders the list."""
+"""The usefulness of a dataset for training, as one number that orders the list."""
 
 import math
 import re
@@ -26,7 +26,7 @@ def score(row: Row) -> float:
 
 
 def parts(row: Row) -> dict[str, float]:
-    """What the score is made of, each 0..1; what is not known counts 0, or 0.5 where it could go both ways.
+    """The parts of the score, each 0..1; an unknown part is 0, or 0.5 for smoothness and success.
 
     length: logarithm of the frames, 0 at 100 and 1 at 100,000
     cameras: 3/4 their number, up to 3; 1/4 the resolution of the smallest, up to 640x480

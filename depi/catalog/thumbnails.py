@@ -23,7 +23,7 @@ _SCHEMA = pa.schema(
 
 
 class Thumbnail(NamedTuple):
-    """A JPEG of HEIGHT pixels' height and its right shape, about 2 kB."""
+    """A JPEG, HEIGHT pixels high, of about 2 kB."""
 
     repo_id: str
     revision: str
@@ -57,7 +57,7 @@ def read_thumbnails(folder: Path) -> list[Thumbnail]:
     """Read them; none if there is no file.
 
     Raises:
-        UserError: the file is there and holds something else.
+        UserError: the file exists and holds something else.
     """
     path = folder / THUMBNAILS_FILE
     if not path.exists():

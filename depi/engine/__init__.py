@@ -22,17 +22,17 @@ Runner = Callable[[Callable[[Any], Any], Any], Iterator[tuple[Any, Any]]]
 class RayConfig:
     """Which Ray cluster."""
 
-    # By default that of RAY_ADDRESS, else one of this machine alone.
+    # Its address; by default RAY_ADDRESS, or else a new cluster on this machine.
     address: str | None = None
 
 
 def make_runner(engine: str, *, workers: int = 0, address: str | None = None) -> Runner:
-    """Return what `--engine`, `--workers` and `--ray.address` name, for work that computes.
+    """Return the runner that `--engine`, `--workers` and `--ray.address` name, for CPU-bound work.
 
     Args:
         engine: one of ENGINES.
         workers: items at a time; 0 for one per CPU.
-        address: of the Ray cluster, if not that of RAY_ADDRESS.
+        address: of the Ray cluster; None for that of RAY_ADDRESS.
 
     Raises:
         UserError: there is no such engine.

@@ -9,10 +9,10 @@ from typing import Any
 from depi.engine.pool import IN_FLIGHT_PER_WORKER
 from depi.errors import UserError
 
-# A lost node takes the items that it worked on; Ray starts them again elsewhere, this often.
+# How often Ray restarts the items of a lost node on another one.
 RESTARTS = 3
 CONNECT_SECONDS = 10.0
-# Where the Hub and the shared folders are is the caller's to say, not that of whoever started the node.
+# The caller's values of these variables are used, not those of the shell that started the node.
 FORWARDED = (
     "HF_ENDPOINT",
     "HF_HOME",
@@ -35,8 +35,8 @@ def run[Item, Result](
     """Yield `(item, result)` for every item in the order of completion; see `depi.engine.pool.run`.
 
     The nodes need DePi installed, and a file system in common for whatever `function` reads and writes.
-    They take the variables FORWARDED, which say where the Hub and its cache are, from this process; a token
-    they need of their own (`hf auth login`).
+    They get the variables FORWARDED, which name the Hub and its cache, from this process; each needs a token
+    of its own (`hf auth login`).
 
     Args:
         workers: items at a time, each on one CPU; 0 for as many as the cluster has CPUs.
@@ -45,13 +45,13 @@ def run[Item, Result](
     Raises:
         UserError: Ray is not installed, or no cluster answers at the address.
     """
-    # Ray starts all that it is given as long as there are CPUs: what is not to run at once stays here.
+    # Ray starts everything that it is given while there are CPUs: items for later are held back here.
     room = workers or IN_FLIGHT_PER_WORKER * count_cpus(address)
     return _run(_connect(address), function, iter(items), room, progress)
 
 
 def count_cpus(address: str | None = None) -> int:
-    """CPUs of the cluster, at least 1: so many items it works on at a time where `workers` is 0.
+    """CPUs of the cluster, at least 1: the number of items at a time where `workers` is 0.
 
     Raises:
         UserError: Ray is not installed, or no cluster answers at the address.
@@ -68,7 +68,7 @@ def _connect(address: str | None) -> Any:
         address = address or os.environ.get("RAY_ADDRESS")
         try:
             if address and address.count(":") == 1:
-                # Ray itself waits for minutes where nothing listens.
+                # Without this, Ray waits for minutes where no cluster listens.
                 host, port = address.split(":")
                 socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
             ray.init(address=address, log_to_driver=False)

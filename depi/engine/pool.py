@@ -17,7 +17,7 @@ from concurrent.futures import (
 from itertools import islice
 from typing import Literal
 
-# Enough that a worker finds its next item waiting, few enough that memory does not grow with the list.
+# Enough for a worker to find its next item, few enough for memory not to grow with the list.
 IN_FLIGHT_PER_WORKER = 2
 
 
@@ -31,15 +31,15 @@ def run[Item, Result](
 ) -> Iterator[tuple[Item, Result | Exception]]:
     """Yield `(item, result)` for every item in the order of completion.
 
-    What `function` raises is yielded in the result's place; it does not stop the other items.
+    An exception of `function` is yielded as its result; it does not stop the other items.
     `items` is drawn lazily: at most two per worker are drawn and not yet yielded, so memory is
-    bounded by the workers and not by the list. A worker process that dies costs the items that
-    were in flight, which come back as `BrokenProcessPool`; the others go on in fresh processes.
+    bounded by the workers and not by the list. When a worker process dies, the items
+    in progress are yielded as `BrokenProcessPool`; the others run in new processes.
     Closing the iterator drops what has not started.
 
     Args:
         workers: threads or processes, at least 1.
-        kind: "thread" for work that waits, "process" for work that computes; a process needs
+        kind: "thread" for work that waits for I/O, "process" for CPU-bound work; a process needs
             `function` and items that can be pickled.
         progress: called after each item with the number of items finished so far.
     """
@@ -63,7 +63,7 @@ def _run[Item, Result](
     drained = False
     try:
         while True:
-            # When a process died, what it took along is reported before anything new is started.
+            # When a process died, its items are reported before new ones are started.
             if executor is None and not in_flight:
                 executor = _executor(kind, workers)
             if executor is not None:
@@ -91,7 +91,7 @@ def _run[Item, Result](
 def _executor(kind: str, workers: int) -> Executor:
     if kind == "thread":
         return ThreadPoolExecutor(workers, thread_name_prefix="depi")
-    # A fork would copy the locks of whatever threads torch and the Hub client have running.
+    # A fork would copy locks that threads of torch and of the Hub client hold.
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
 

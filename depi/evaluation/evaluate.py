@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from depi.errors import UserError
 from depi.evaluation.config import (
     EnvironmentConfig,
@@ -311,20 +309,21 @@ def _play(
     show_progress: bool,
     on_episode: "Callable[[Trajectory], None] | None",
 ) -> None:
-    from rich.progress import Progress
-
     from depi.evaluation.results import save_frame
+    from depi.progress import progress_bar
 
-    with Progress(console=Console(stderr=True), disable=not show_progress) as bar:
-        line = bar.add_task("episodes", total=len(requests))
+    done = 0
+    with progress_bar("episodes", len(requests), shown=show_progress) as show:
 
         def on_end(episode: Any, frame: Any, trajectory: Any) -> None:
+            nonlocal done
             if trajectory is not None and on_episode is not None:
                 on_episode(trajectory)
             if frame is not None:
                 save_frame(config.output_dir, episode.index, frame)
             journal.append(episode)
-            bar.advance(line)
+            done += 1
+            show(done)
 
         rollouts.play(requests, actor, on_end)
 

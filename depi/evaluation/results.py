@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 
 from depi.errors import UserError
 from depi.evaluation.rollout import Episode
-from depi.files import atomic_write, read_json, write_json, write_text
+from depi.files import atomic_write, read_json, write_json
+from depi.journal import LineFile, read_lines
 
 CONFIG, EPISODES, RESULT = "eval_config.json", "episodes.jsonl", "eval.json"
 PACKAGES = ("depi", "lerobot", "torch", "gymnasium", "mujoco", "so101-nexus", "gym-pusht", "gym-aloha")
@@ -42,30 +42,13 @@ class Journal:
             write_json(folder / CONFIG, config)
 
     def _read(self) -> dict[int, Episode]:
-        if not self._path.exists():
-            return {}
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-        episodes = {}
-        whole = []
-        for line in lines:
-            try:
-                episode = Episode(**json.loads(line))
-            except (ValueError, TypeError):
-                break  # a process was killed in the middle of this line
-            if not line.endswith("\n"):
-                break
-            episodes[episode.index] = episode
-            whole.append(line)
-        if len(whole) < len(lines):
-            write_text(self._path, "".join(whole))
-        return episodes
+        episodes = [Episode(**json.loads(line)) for line in read_lines(self._path)]
+        return {episode.index: episode for episode in episodes}
 
     def append(self, episode: Episode) -> None:
-        """Keep an episode, for good when this returns."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dataclasses.asdict(episode)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Write an episode down: when this returns, it is on the disk."""
+        with LineFile(self._path, wait=True) as file:
+            file.add(json.dumps(dataclasses.asdict(episode)))
         self.episodes[episode.index] = episode
 
 

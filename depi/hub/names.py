@@ -1,4 +1,4 @@
-"""Names that may come from anyone: repository ids, file paths, refs. Nothing else reaches the disk."""
+"""Checks of untrusted names before they are used on the disk: repository ids, file paths, refs."""
 
 import re
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""One CUDA graph per shape: the processor launches thousands of kernels at once, by replaying them."""
+"""One CUDA graph per shape, which launches thousands of kernels with a single call."""
 
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 WARMUP = 3  # runs before a capture: compilation, autotuning and workspaces belong outside the graph
-MOST_GRAPHS = 8  # the one that was used least recently makes room
+MOST_GRAPHS = 8  # then the least recently used one is dropped
 
 
 class _Graph(NamedTuple):
@@ -17,7 +17,7 @@ class _Graph(NamedTuple):
 
 
 class Captured:
-    """A function of CUDA tensors that computes with static shapes, never waits, and draws nothing at random.
+    """Wraps a function of CUDA tensors that has static shapes, no synchronisation and no random numbers.
 
     It is captured at its first call with tensors of new shapes or another `variant`, and replayed afterwards.
     Its weights must stay where they are: `clear` after they have moved.
@@ -28,7 +28,7 @@ class Captured:
         self._graphs: dict[tuple, _Graph] = {}
 
     def clear(self) -> None:
-        """Forget all graphs."""
+        """Drop all graphs."""
         self._graphs.clear()
 
     def __call__(self, *inputs: Tensor, variant: Hashable) -> Tensor:
@@ -50,7 +50,7 @@ class Captured:
         found.graph.replay()
         return found.output.clone()
 
-    # A caller's inference mode would make buffers that nobody may write to outside of it.
+    # In a caller's inference mode the buffers could not be written to outside of it.
     @torch.inference_mode(False)
     @torch.no_grad()
     def _capture(self, inputs: tuple[Tensor, ...], variant: Hashable) -> _Graph:

@@ -1,4 +1,4 @@
-"""Trading compute for memory: run a layer now, and run it again in the backward pass."""
+"""Gradient checkpointing: run a layer again in the backward pass instead of keeping its activations."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 def planned(layers: nn.ModuleList, recompute: float) -> Iterator[Callable[..., Any]]:
     """The layers in order, a share `recompute` of them, evenly spread, wrapped to keep no activations.
 
-    0 keeps all, 1 none; nothing is wrapped while gradients are off. The layers have no dropout, so no state
+    0 wraps none, 1 all; nothing is wrapped while gradients are off. The layers have no dropout, so no state
     of a random generator is kept for the second run.
     """
     recompute = recompute if torch.is_grad_enabled() else 0.0

@@ -77,15 +77,15 @@ def attention_flops(queries: int, keys: int, width: int) -> Flops:
 
 
 def pi0_flops(d: Pi0Dimensions, cameras: int, prompt_tokens: int) -> Pi0Flops:
-    """The least that the mathematics of pi0 asks for.
+    """The operations that pi0 needs, without padding and recomputation.
 
-    DePi computes just that where all samples are alike. In mixed batches attention works on rows as long as
-    the longest, and lengths are rounded up, which adds a few percent.
+    DePi computes exactly these where all samples are of equal size. In mixed batches attention works on rows
+    as long as the longest, and lengths are rounded up, which adds a few percent.
 
     Args:
         d: the network's sizes.
-        cameras: images that the sample really has.
-        prompt_tokens: tokens of its prompt that are no padding.
+        cameras: images of the sample, without absent ones.
+        prompt_tokens: tokens of its prompt, without padding.
     """
     return _network_flops(
         d,

@@ -1,12 +1,12 @@
 """Gemma's transformer layers, in the two streams that pi0 needs.
 
-The prefix (images and language) never looks at the suffix (state and actions), so the prefix layers run
-first, by themselves, and leave their keys and values behind; each suffix layer reads those of the prefix
-layer beside it. Training and sampling share this: sampling only reuses the keys and values.
+The prefix (images and language) never attends to the suffix (state and actions), so the prefix layers run
+first and return their keys and values; each suffix layer attends to those of the same prefix layer.
+Training and sampling share this; sampling reuses the keys and values.
 
 Letters in shapes:
     B batch   L tokens   K tokens attended to   W width   Q query heads   G key-value heads   D head size
-    ... tokens in rows, B, L, or in a list, T, whose `Rows` tell where in the rows they stand for attention
+    ... tokens in rows, B, L, or in a list, T, whose `Rows` hold their positions in the rows for attention
 """
 
 import torch
@@ -46,7 +46,7 @@ def attention_bias(visible: Tensor, heads_per_group: int, dtype: torch.dtype) ->
         [B, 1, L * Q / G, K] or [B, 1, 1, K], 0 where visible and -inf elsewhere.
     """
     rows = visible if visible.shape[1] == 1 else visible.repeat_interleave(heads_per_group, dim=1)
-    # Fused kernels want rows that begin at multiples of 16 numbers, and would copy other ones in every layer.
+    # Fused kernels need rows that begin at multiples of 16 numbers, and copy other ones in every layer.
     length = rows.shape[2]
     bias = torch.zeros(*rows.shape[:2], -(-length // 16) * 16, dtype=dtype, device=rows.device)[..., :length]
     return bias.masked_fill_(~rows, -torch.inf)[:, None]
@@ -56,7 +56,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """Queries [B, L, Q, D] over keys and values [B, K, G, D] with an `attention_bias` -> [B, L, Q * D].
 
     The Q / G heads that share keys are laid out as further queries of one head: nothing is copied per head,
-    and every fused kernel can do it, those with a bias but without grouped queries included.
+    and every fused kernel supports it, also those with a bias but without grouped queries.
     """
     batch, length, _, head_dim = q.shape
     groups = k.shape[2]
@@ -66,7 +66,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """Scale each vector to unit mean square, then by `1 + weight`, in float32 whatever the input is."""
+    """Scale each vector to unit mean square, then by `1 + weight`, in float32 for every input type."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -92,9 +92,9 @@ class GatedMLP(nn.Module):
 
 
 class KeyValueLayer(nn.Module):
-    """The part of a layer that others look at: norm, keys, values.
+    """The part of a layer that computes keys and values for others: norm, keys, values.
 
-    The last prefix layer consists of nothing else, because nobody reads its output.
+    The last prefix layer consists only of this part, because its output is not used.
     """
 
     def __init__(self, width: int, num_kv_heads: int, head_dim: int):
@@ -150,7 +150,7 @@ class GemmaLayer(KeyValueLayer):
 
 
 class GemmaPrefix(nn.Module):
-    """The language model as a reader: what remains of its tokens is one pair of keys and values per layer."""
+    """The language model as an encoder: it returns one pair of keys and values per layer."""
 
     def __init__(
         self, *, width: int, depth: int, mlp_dim: int, num_heads: int, num_kv_heads: int, head_dim: int

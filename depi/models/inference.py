@@ -1,7 +1,7 @@
-"""Weights for sampling alone: in the type in which the network computes, and side by side in fewer matrices.
+"""Weights for sampling only: in the compute type of the network, and joined into fewer matrices.
 
-A robot waits for one chunk of one sample. Then reading weights and launching kernels takes most of the time,
-not arithmetic: no weight is cast while sampling, and what multiplies the same vectors is one product.
+For one chunk of one sample, reading weights and launching kernels takes more time than arithmetic: no weight
+is cast while sampling, and matrices that multiply the same vectors are one product.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class FusedLayer(nn.Module):
         q, own_k = turned[..., : -self.kv_heads, :], turned[..., -self.kv_heads :, :]
         own_v = to_rows(heads[..., -self.kv_heads :, :], rows)
         if earlier is None:
-            # Kept by others: parts of larger tensors would look different to compiled code each time.
+            # They are kept: as views of a larger tensor they would make compiled code compile again.
             own_k, own_v = own_k.contiguous(), own_v.contiguous()
             mixed = attention(q.contiguous(), own_k, own_v, bias)
         else:
@@ -56,8 +56,8 @@ class FusedLayer(nn.Module):
 def short_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """What `attention` computes, for few queries over many keys.
 
-    Fused kernels share their work out by queries, and the 400 of a chunk would occupy a tenth of a GPU; plain
-    products are shared out by keys and channels too.
+    Fused kernels parallelise over queries, and the 400 of a chunk would occupy a tenth of a GPU; plain matrix
+    products are parallelised over keys and channels too.
     """
     length, head_dim = q.shape[1], q.shape[3]
     q = q.unflatten(2, (k.shape[2], -1)).transpose(1, 2).flatten(2, 3)  # [B, G, L * Q / G, D]
@@ -67,20 +67,20 @@ def short_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 
 def side_by_side(layers: Sequence[nn.Linear], dtype: torch.dtype) -> nn.Parameter:
-    """One frozen matrix that does what those of `layers` do, outputs one after the other."""
+    """One frozen matrix that replaces those of `layers`, with their outputs one after the other."""
     weights = torch.cat([layer.weight.detach().to(dtype) for layer in layers])
     return nn.Parameter(weights, requires_grad=False)
 
 
 @torch.no_grad()
 def prepare_for_inference(model: Pi0, dtype: torch.dtype) -> None:
-    """Turn the matrices of all layers into `dtype`, in place and one layer at a time, and freeze everything.
+    """Convert the matrices of all layers to `dtype`, in place and one layer at a time, and freeze everything.
 
-    Norms, positions, and what stands around the action expert stay in float32, as they compute in training.
+    Norms, positions, and the layers around the action expert stay in float32, as in training.
     Afterwards the network can neither be trained nor saved: its parameters have other names.
 
     Raises:
-        TypeError: a layer has something beside its matrices, such as an adapter; nothing is changed then.
+        TypeError: a layer has other modules than its matrices, such as an adapter; nothing is changed then.
     """
     for name, module in (*model.prefix.named_modules(), *model.suffix.named_modules()):
         if name.endswith("_proj") and type(module) is not nn.Linear:

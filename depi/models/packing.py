@@ -1,9 +1,8 @@
-"""Ragged batches: tokens travel as one list without gaps, and stand in rows only for attention.
+"""Ragged batches: tokens are kept as one list without padding, and put into rows only for attention.
 
-Nearly all of a transformer's work treats tokens one by one, so a list of the real ones costs nothing for
-cameras that are absent and prompts that are short. Attention needs samples apart, one row each: there the
-tokens are copied into rows of equal length, and back. The lengths of lists and rows are rounded up, so that
-few shapes occur.
+Nearly all layers of a transformer treat each token by itself, so with a list of the real tokens absent
+cameras and short prompts cost nothing. Attention needs one row per sample: there the tokens are copied into
+rows of equal length, and back. The lengths of lists and rows are rounded up, so that few shapes occur.
 
 Letters in shapes:
     B batch   C camera slots   N patches per image   L prompt tokens   I images that are encoded
@@ -17,16 +16,16 @@ from torch import Tensor
 
 
 class Rows(NamedTuple):
-    """Where the tokens of a list stand in rows."""
+    """The positions of the tokens of a list in rows."""
 
-    source: Tensor  # int64 [B, P], which token stands at each place; any, where the place is empty
-    place: Tensor  # int64 [T], the place b * P + p of each token; any, where the token is in no row
-    filled: Tensor  # bool [B, P], False where the place is empty or nobody may look at it
+    source: Tensor  # int64 [B, P], the token at each place; any value where the place is empty
+    place: Tensor  # int64 [T], the place b * P + p of each token; any value where the token is in no row
+    filled: Tensor  # bool [B, P], False where the place is empty or masked
     used: Tensor  # bool [T], False for tokens that only round the list up
 
 
 class Packing(NamedTuple):
-    """What of a batch is computed, and where it stands: patches of the images, then words, in each row."""
+    """The part of a batch that is computed, and its positions: in each row image patches, then words."""
 
     image: Tensor  # int64 [I], the slot b * C + c of each image that is encoded
     word: Tensor  # int64 [T - I * N], the place b * L + l in the prompts of each word that is read
@@ -68,9 +67,9 @@ def pack(image_mask: Tensor, token_mask: Tensor, patches: int) -> Packing:
 
 
 def pad(image_mask: Tensor, token_mask: Tensor, patches: int) -> Packing:
-    """Compute everything, and let nobody look at absent cameras and padded words.
+    """Compute everything, and mask absent cameras and padded words in attention.
 
-    Arguments as for `pack`, on any device; nothing waits for it, because the result's sizes are known.
+    Arguments as for `pack`, on any device; without synchronisation, because the result's sizes are known.
     """
     batch, cameras = image_mask.shape
     length = token_mask.shape[1]
@@ -103,14 +102,14 @@ def to_list(tokens: Tensor, rows: Rows | None) -> Tensor:
 
 
 def any_length(tensor: Tensor, dim: int) -> Tensor:
-    """`tensor`; compiled code shall take any size of its dimension `dim`, and not only the present one."""
+    """`tensor`, marked so that compiled code accepts any size of its dimension `dim`."""
     if not torch.compiler.is_compiling():
         torch._dynamo.maybe_mark_dynamic(tensor, dim)
     return tensor
 
 
 class _Move(torch.autograd.Function):
-    """`tokens[index]`, whose gradient is gathered too: adding it up atomically would be slow and random."""
+    """`tokens[index]`, whose gradient is gathered too: atomic additions are slow and not deterministic."""
 
     @staticmethod
     def forward(tokens: Tensor, index: Tensor, back: Tensor, keep: Tensor) -> Tensor:
@@ -130,7 +129,7 @@ class _Move(torch.autograd.Function):
 
 
 def _rounded_up(mask: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
-    """Where `mask` is True, as flat indices, rounded up in number by zeros; and which are no such zeros."""
+    """Flat indices where `mask` is True, padded with zeros to a rounded number; and which are not padding."""
     index = mask.flatten().nonzero().squeeze(1)
     size = max(multiple, _multiple(len(index), multiple))
     padded = torch.zeros(size, dtype=torch.int64)

@@ -80,10 +80,10 @@ class Pi0Dimensions(SceneDimensions):
 
 
 class Prefix(NamedTuple):
-    """What the suffix needs to know about images and language."""
+    """The encoded images and language, as the suffix uses them."""
 
     keys_values: list[KeysValues]  # per layer
-    filled: Tensor  # bool [B, P], False where no token stands or nobody may look at it
+    filled: Tensor  # bool [B, P], False where the place is empty or masked
 
 
 class Pi0(SceneReader):
@@ -116,7 +116,7 @@ class Pi0(SceneReader):
             time: float32 [B], in (0, 1]; see `sample_time`.
         """
         # Time runs from actions (t = 0) to noise (t = 1), as in openpi; the paper's runs the other way.
-        # Training draws it from Beta(1.5, 1) * 0.999 + 0.001: noisy moments are the hard ones.
+        # Training draws it from Beta(1.5, 1) * 0.999 + 0.001: noisy times are the hard ones.
         t = time[:, None, None]
         x_t = t * noise + (1 - t) * actions
         u_t = noise - actions
@@ -163,7 +163,7 @@ class Pi0(SceneReader):
         return time_embedding(time, d.expert_width, d.min_period, d.max_period)[:, None]
 
     def embed_suffix(self, state: Tensor, x_t: Tensor, moment: Tensor) -> Tensor:
-        """Suffix tokens, float32 [B, S, E]; there is too little work for less precision.
+        """Suffix tokens, float32 [B, S, E]; they are few, so less precision would save nothing.
 
         Args:
             state: `embed_state`, [B, 1, E].
@@ -194,7 +194,7 @@ class Pi0(SceneReader):
 
 
 def suffix_mask(steps: int, device: torch.device) -> Tensor:
-    """Who sees whom in the suffix, bool [S, S]: the state sees itself, actions see everything."""
+    """The attention mask of the suffix, bool [S, S]: the state attends to itself, actions to everything."""
     mask = torch.ones(1 + steps, 1 + steps, dtype=torch.bool, device=device)
     mask[0, 1:] = False
     return mask

@@ -1,8 +1,8 @@
 """Sampling: read the scene once, then follow the velocity from noise to actions.
 
-What the Euler steps share is computed before the first of them, and nothing in between waits for the device:
-the whole can be captured as one CUDA graph (`capture`). Weights may be those of training, or those that
-`inference` makes of them.
+What the Euler steps share is computed before the first of them, and nothing in between synchronises with
+the device: the whole can be captured as one CUDA graph (`capture`). Weights may be those of training, or
+those that `inference` makes of them.
 
 Classifier-free guidance with strength beta follows u + beta (c - u), where c is the velocity under the prompt
 with a condition and u that without it (Ho and Salimans, Classifier-Free Diffusion Guidance, 2022, equation 6,
@@ -25,7 +25,7 @@ PROMPT_BUCKET = 16  # prompts are cut to a multiple of this, so that few shapes 
 
 
 class Scene(NamedTuple):
-    """What all Euler steps share."""
+    """The values that all Euler steps share."""
 
     keys_values: list[KeysValues]  # of the prefix, per layer
     rotation: Rotation  # of the suffix

@@ -1,4 +1,4 @@
-"""What every network of the house begins with: images and prompt become the tokens of a language model.
+"""The first part of every network of DePi: images and prompt become tokens of a language model.
 
 Letters in shapes:
     B batch   C camera slots   R image side in pixels   N patches per image   L prompt tokens
@@ -17,7 +17,7 @@ from depi.models.gemma import RMSNorm, Rotation, attention_bias, rotary_table
 from depi.models.packing import Packing, Rows, any_length
 from depi.models.siglip import SiglipTower
 
-# SigLIP So400m/14 at 224 pixels and PaliGemma's vocabulary, as published; and what trains on a laptop.
+# SigLIP So400m/14 at 224 pixels and PaliGemma's vocabulary, as published; and sizes that train on a laptop.
 SO400M = {
     "image_size": 224,
     "patch_size": 14,
@@ -41,7 +41,7 @@ TINY_VISION = {
 
 
 class Observation(NamedTuple):
-    """What a network sees."""
+    """The inputs of a network."""
 
     images: Tensor  # [B, C, 3, R, R], uint8 0..255 or float 0..1
     image_mask: Tensor  # bool [B, C], False where the camera is absent; its pixels are then ignored
@@ -97,7 +97,7 @@ class SceneDimensions:
 
 
 class SceneReader(nn.Module):
-    """A network that reads images and a prompt; its parts know no order among the tokens but positions."""
+    """A network that reads images and a prompt; the order of the tokens enters only by their positions."""
 
     def __init__(self, d: SceneDimensions):
         super().__init__()
@@ -130,7 +130,7 @@ class SceneReader(nn.Module):
         return torch.cat((patches, words.type_as(patches)))
 
     def stacks(self) -> tuple[nn.Module, ...]:
-        """Its transformers, which know a share `recompute` of their layers; see `planned`."""
+        """Its transformers, each with the attribute `recompute`; see `planned`."""
         raise NotImplementedError
 
     def blocks(self) -> tuple[nn.Module, ...]:
@@ -145,12 +145,12 @@ class SceneReader(nn.Module):
     def compile_layers(self, mode: str | None = None, **options: Any) -> None:
         """Compile every layer in place, with `torch.compile`'s options: equal layers share their code.
 
-        Masks, rotary tables and what is random are made outside, once per step. Lengths of lists and rows are
-        symbols in the compiled code, so that other ones compile nothing. Of modes with CUDA graphs the rest
-        is done: each layer would be a graph of its own, whose memory the next one reuses.
+        Masks, rotary tables and random numbers are made outside, once per step. Lengths of lists and rows are
+        symbolic in the compiled code, so that new lengths do not recompile it. CUDA graphs of compile modes
+        are left out: each layer would be a graph of its own, whose memory the next one reuses.
         """
         mode = WITHOUT_GRAPHS.get(mode or "", mode)
-        # Training, evaluation and sampling each have their own code of a layer: more than the usual 8 in all.
+        # Training, evaluation and sampling each compile a layer again: more often than the default of 8.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         for layer in self.blocks():
             layer.compile(fullgraph=True, mode=mode, **options)
@@ -181,15 +181,15 @@ def draw_weights(part: nn.Module) -> None:
 
 
 def place_prefix(x: Tensor, rows: Rows, d: SceneDimensions) -> tuple[Rotation, Tensor]:
-    """Positions of the tokens [T, W] that `embed_prefix` lists, and who sees whom among them.
+    """Positions of the tokens [T, W] that `embed_prefix` lists, and the attention mask among them.
 
     Returns:
         The rotary table of the list, and an `attention_bias` for rows. Compiled code takes any lengths.
     """
-    # Absent tokens take no position: the others are numbered as if they were alone.
+    # Absent tokens have no position: the others are numbered without them.
     positions = (rows.filled.cumsum(dim=1) - 1).flatten()[rows.place]
     rotation = rotary_table(positions, d.head_dim)
-    # Every prefix token sees every real one of its sample.
+    # Every prefix token attends to every real one of its sample.
     bias = attention_bias(rows.filled[:, None], d.heads_per_group, x.dtype)
     for tensor in (x, *rotation, rows.place, rows.used):
         any_length(tensor, 0)

@@ -43,7 +43,7 @@ class SiglipLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[I, N, W] -> [I, N, W]."""
-        # Autocast leaves norms in float32; rounded here once, they are not kept once more for each reader.
+        # Autocast leaves norms in float32; rounded here once, no layer keeps a copy of its own.
         x = x + self.attention(self.attention_norm(x).type_as(x))
         return x + self.fc2(F.gelu(self.fc1(self.mlp_norm(x).type_as(x)), approximate="tanh"))
 

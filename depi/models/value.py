@@ -1,9 +1,9 @@
-"""The value function: how much is a frame worth, as a distribution over bins of the normalised return.
+"""The value function: it predicts the normalised return of a frame, as a distribution over bins.
 
 RECAP (pi*0.6, Physical Intelligence 2025, section IV) trains a vision-language model to predict the return
 of the policy that collected the data. Here SigLIP and a Gemma read images and prompt as pi0's prefix does;
-behind them stand two more tokens, the state and a query. The query sees all the others and nothing else sees
-it: the distribution is read from it, so never from padding.
+two more tokens follow, the state and a query. The query attends to all the others and no other token attends
+to it: the distribution is computed from the query, so never from padding.
 
 Letters in shapes:
     B batch   K bins   P places of the prefix   T prefix tokens in a list   W width   X padded size of state
@@ -47,15 +47,15 @@ class ValueBins:
         return torch.linspace(self.low, self.high, self.count, device=device)
 
     def clamp(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Values within the range, and how many were not: a scalar on the same device.
+        """Values clamped to the range, and how many were outside: a scalar on the same device.
 
-        What lies beyond an end by less than rounding (1e-6) is not counted.
+        Values beyond an end by no more than rounding (1e-6) are not counted.
         """
         outside = (values < self.low - 1e-6) | (values > self.high + 1e-6)
         return values.clamp(self.low, self.high), outside.sum()
 
     def position(self, values: Tensor) -> Tensor:
-        """Where values stand among the bins: 0 at the first centre, K - 1 at the last; clamped."""
+        """The positions of values among the bins: 0 at the first centre, K - 1 at the last; clamped."""
         return (values.clamp(self.low, self.high) - self.low) / self.width
 
     def index(self, values: Tensor) -> Tensor:
@@ -117,9 +117,9 @@ class ValueDimensions(SceneDimensions):
 
 
 class ReadingLayer(GemmaLayer):
-    """A Gemma layer through which first the prefix goes, then the tail, which reads the prefix.
+    """A Gemma layer that computes first the prefix, then the tail, which attends to the prefix.
 
-    Of the last layer only the tail is used, so there the prefix stops at its keys and values.
+    Of the last layer only the tail is used, so there only keys and values of the prefix are computed.
     """
 
     def __init__(self, *, last: bool, **sizes: int):
@@ -207,7 +207,7 @@ class ValueNetwork(SceneReader):
             return torch.stack((self.state_proj(state), query), dim=1)
 
     def _place_tail(self, filled: Tensor, dtype: torch.dtype) -> tuple[Rotation, Tensor]:
-        """Positions of the tail behind the prefix, and whom it sees: what is there, and its own past."""
+        """Positions of the tail after the prefix, and its attention mask: real tokens and its own past."""
         d = self.dimensions
         own = torch.arange(TAIL, device=filled.device)
         positions = filled.sum(dim=1, keepdim=True) + own

@@ -23,8 +23,8 @@ def render(
 ) -> str:
     """Return the page `page/NAME.html` of a package with its `page/NAME.css` and scripts.
 
-    What strangers wrote stands in it only as JSON without `<`, `>` and `&`, and comes into the document as
-    text; besides, the page's Content-Security-Policy lets nothing run but its own script.
+    Untrusted text is in it only as JSON without `<`, `>` and `&`, and comes into the document as
+    text; the page's Content-Security-Policy allows no other script than its own.
 
     Args:
         data: JSON values, which the script finds in `DATA`.

@@ -24,8 +24,8 @@ from depi.policies.configuration_value import ValueConfig
 PACKING = "packing"
 
 
-class Seeing(Protocol):
-    """What a policy's configuration says of its inputs."""
+class InputsConfig(Protocol):
+    """The part of a policy's configuration that describes its inputs."""
 
     image_resolution: tuple[int, int]
     max_state_dim: int
@@ -36,7 +36,7 @@ class Seeing(Protocol):
         ...
 
 
-def observe(config: Seeing, batch: Mapping[str, Any]) -> Observation:
+def observe(config: InputsConfig, batch: Mapping[str, Any]) -> Observation:
     """Gather a network's inputs from a processed batch; see `Pi0Policy.forward` for its keys.
 
     Raises:
@@ -53,7 +53,7 @@ def observe(config: Seeing, batch: Mapping[str, Any]) -> Observation:
     )
 
 
-def _gather_images(config: Seeing, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+def _gather_images(config: InputsConfig, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Images [B, C, 3, R, R] and bool [B, C] of the C cameras that the batch has."""
     keys = present_cameras(config, batch)
     fitted = [letterbox(batch[key], config.image_resolution) for key in keys]
@@ -62,7 +62,7 @@ def _gather_images(config: Seeing, batch: Mapping[str, Any]) -> tuple[Tensor, Te
     return torch.stack(fitted, dim=1), camera_mask(config, batch)
 
 
-def present_cameras(config: Seeing, batch: Mapping[str, Any]) -> list[str]:
+def present_cameras(config: InputsConfig, batch: Mapping[str, Any]) -> list[str]:
     """Which of the policy's cameras a batch has, in the policy's order.
 
     Raises:
@@ -76,7 +76,7 @@ def present_cameras(config: Seeing, batch: Mapping[str, Any]) -> list[str]:
     return present
 
 
-def camera_mask(config: Seeing, batch: Mapping[str, Any]) -> Tensor:
+def camera_mask(config: InputsConfig, batch: Mapping[str, Any]) -> Tensor:
     """Which samples have which of the `present_cameras`: bool [B, C]."""
     masks = []
     for key in present_cameras(config, batch):

@@ -6,18 +6,17 @@ starts a single process.
 """
 
 import logging
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from depi.errors import UserError
 from depi.flags import check_flags, parse_flags
+from depi.progress import progress_bar
 
 if TYPE_CHECKING:
     from depi.recap.advantage_config import AdvantageFlags
@@ -97,13 +96,8 @@ def _compute(
     parts = parts_of(reader, network, folder, config.part_frames)
     workers = config.workers or default_workers(config.policy.device)
     workers = min(workers, sum(map(len, parts)))
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("Judging frames", total=None)
-        kept = compute_values(
-            parts,
-            run=make_runner("local", workers=workers),
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    with progress_bar("Judging frames") as show:
+        kept = compute_values(parts, run=make_runner("local", workers=workers), progress=show)
     if kept:
         logger.info("%s of %s parts were there already", kept, sum(map(len, parts)))
     return folder, parts, sha256

@@ -11,7 +11,6 @@ import torch
 import yaml
 
 from depi.datasets.samples.stream import annotated_episodes
-from depi.datasets.union.multi import MultiLeRobotDataset
 from depi.errors import UserError
 from depi.files import read_json
 from depi.policies import load_config, resolve_checkpoint
@@ -20,7 +19,7 @@ from depi.recap.advantage_config import ValueNetworkConfig
 from depi.recap.frames import CAMERA_MODES, FrameReader
 from depi.training.command_line import check_data_source
 from depi.training.config import TRAIN_CONFIG_NAME, DatasetConfig, TrainConfig
-from depi.training.data import dataset_sources
+from depi.training.data import dataset_sources, open_sources
 
 logger = logging.getLogger(__name__)
 
@@ -144,18 +143,8 @@ def open_frames(data: DatasetConfig, num_datasets: int | None, image_size: int) 
             raise UserError(f"--dataset.{name} is for training, here all frames are judged: leave it out")
     training = TrainConfig(dataset=data, num_datasets=num_datasets)
     check_data_source(training)
-    dataset = MultiLeRobotDataset(
-        dataset_sources(training),
-        chunk_size=1,
-        image_size=image_size,
-        max_cameras=data.max_cameras,
-        joint_convention=data.joint_convention,
-        max_bad_fraction=data.max_bad_fraction,
-        max_bad_datasets=data.max_bad_datasets,
-        episodes=data.episodes,
-        offline=data.offline,
-        prepared=data.prepared,
-    )
+    sources = dataset_sources(training)
+    dataset = open_sources(training, sources, chunk_size=1, image_size=image_size, prepared=data.prepared)
     wanted = data.use_annotated_tasks or (data.cameras == "view" and data.annotations.is_dir())
     notes = annotated_episodes(dataset, data.annotations) if wanted else None
     return FrameReader(dataset, data.cameras, notes, data.use_annotated_tasks)

@@ -16,6 +16,7 @@ from depi.errors import UserError
 from depi.flags import parse_flags
 from depi.hub.client.api import require_token, upload_folder
 from depi.hub.names import is_repo_id
+from depi.progress import progress_bar
 from depi.sim.env import make_env
 from depi.sim.expert import Expert, ExpertConfig, measure_expert
 from depi.sim.rollout import Episode, play
@@ -211,8 +212,6 @@ def main(args: list[str]) -> int:
 
 
 def _record(config: RecordConfig) -> int:
-    from rich.progress import Progress
-
     if not is_repo_id(config.repo_id):
         raise UserError(f"--repo_id must be user/name, got {config.repo_id!r}")
     record, version = _recorder(config)
@@ -220,9 +219,8 @@ def _record(config: RecordConfig) -> int:
         require_token()
     root = config.root or _default_root(config.repo_id)
     quiet_libraries()
-    with Progress() as bar:
-        line = bar.add_task(f"recording {config.repo_id}", total=config.episodes)
-        recording = record(root=root, progress=lambda done: bar.update(line, completed=done))
+    with progress_bar(f"recording {config.repo_id}", config.episodes) as show:
+        recording = record(root=root, progress=show)
     print(f"{recording.episodes} episodes, {recording.frames} frames, {version}: {recording.root}")
     if recording.failed_seeds:
         print(f"the expert failed and was drawn again at seeds {list(recording.failed_seeds)}")

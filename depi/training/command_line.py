@@ -22,7 +22,7 @@ from depi.policies.configuration_value import ValueConfig
 from depi.training.config import TRAIN_CONFIG_NAME, TrainConfig
 from depi.training.data import weighted_mixture
 from depi.training.folders import fetch_checkpoint, last_checkpoint
-from depi.training.lerobot_flags import COMMAND, ELSEWHERE, check_train_flags
+from depi.training.lerobot_flags import COMMAND, REPLACED_FLAGS, check_train_flags
 
 # What flags may change about the policy of a resumed run: where it computes, and whether it is published.
 FREE_ON_RESUME = ("device", "repo_id", "private", "push_to_hub", "tags", "license")
@@ -36,7 +36,7 @@ def parse_train_config(args: Sequence[str]) -> TrainConfig:
             directory exists without `--resume`, or there is nothing to resume.
     """
     args = _with_policy_of_file(check_train_flags(args))
-    config = parse_flags(TrainConfig, args, COMMAND, parse=_parse, elsewhere=ELSEWHERE)
+    config = parse_flags(TrainConfig, args, COMMAND, parse=_parse, replaced=REPLACED_FLAGS)
     if config.resume:
         _locate_resumed_run(config, args)
         config.profile = parser.parse_arg("profile", args)  # what was profiled once is not every time

@@ -67,6 +67,27 @@ def dataset_sources(config: TrainConfig) -> list[DatasetSource]:
     return [DatasetSource(repo_id, revisions.get(repo_id)) for repo_id in ids[: config.num_datasets]]
 
 
+def open_sources(config: TrainConfig, sources: Sequence[DatasetSource], **shape: Any) -> MultiLeRobotDataset:
+    """Open datasets with the flags that say how data is read.
+
+    Args:
+        config: whose `dataset` is used.
+        sources: the datasets; see `dataset_sources`.
+        shape: arguments of MultiLeRobotDataset that say what a sample is, such as `chunk_size`.
+    """
+    data = config.dataset
+    return MultiLeRobotDataset(
+        sources,
+        max_cameras=data.max_cameras,
+        joint_convention=data.joint_convention,
+        max_bad_fraction=data.max_bad_fraction,
+        max_bad_datasets=data.max_bad_datasets,
+        episodes=data.episodes,
+        offline=data.offline,
+        **shape,
+    )
+
+
 def resumed_sources(config: TrainConfig, used: Sequence[Mapping[str, Any]]) -> list[DatasetSource]:
     """Return the datasets that a run began with, by their entries in its `data_report.json`."""
     data = config.dataset

@@ -14,9 +14,9 @@ from depi.training.sharding import shard_like
 
 
 class MovingAverage:
-    """The average of a policy's trainable parameters; where they are sharded, so is it.
+    """The average of a policy's trainable parameters, sharded as they are.
 
-    It begins as the weights themselves. Frozen parameters are their own average.
+    It starts with the present weights. Frozen parameters are not averaged.
     """
 
     def __init__(self, policy: AnyPolicy, decay: float) -> None:
@@ -45,7 +45,7 @@ class MovingAverage:
 
 
 def _local(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The parts that this process holds; nothing but views."""
+    """The parts that this process holds, as views."""
     return [
         tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach() for tensor in tensors
     ]

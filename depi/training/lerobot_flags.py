@@ -1,4 +1,4 @@
-"""What LeRobot's users type that DePi calls something else: one clause each that says what to do."""
+"""LeRobot's flags that DePi does not have -> what to use instead."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,17 +12,17 @@ _SCHEDULE = (
     "the schedule is set with --policy.scheduler_warmup_steps, --policy.scheduler_decay_steps and "
     "--policy.scheduler_decay_lr"
 )
-_DECODER = "the faster decoder is chosen for each video; drop it"
-_LOADER = "the loader needs no such setting: choose --num_workers, and drop it"
+_DECODER = "the faster decoder is chosen for each video; leave it out"
+_LOADER = "the loader needs no such setting: choose --num_workers, and leave it out"
 
-ELSEWHERE = {
+REPLACED_FLAGS = {
     "dataset.video_backend": _DECODER,
-    "dataset.return_uint8": "images travel as uint8 always; drop it",
+    "dataset.return_uint8": "images are always passed as uint8; leave it out",
     "dataset.image_transforms.*": (
         "augmentation is set with --dataset.augment_color, --dataset.augment_hue, --dataset.augment_geometry"
     ),
-    "dataset.use_imagenet_stats": "pi0 scales images to -1..1 and needs no statistics of them; drop it",
-    "dataset.streaming": "datasets are read from the local cache, which fills itself; drop it",
+    "dataset.use_imagenet_stats": "pi0 scales images to -1..1 and needs no statistics of them; leave it out",
+    "dataset.streaming": "datasets are downloaded to the local cache; leave it out",
     "dataset.repo_type": "only dataset repositories are read, no buckets",
     "dataset.depth_output_unit": "depth images are not read",
     "use_amp": "choose --policy.dtype=bfloat16 (float32 master weights are kept)",
@@ -32,10 +32,10 @@ ELSEWHERE = {
     "prefetch_factor": _LOADER,
     "persistent_workers": _LOADER,
     "dataloader_multiprocessing_context": _LOADER,
-    "tolerance_s": "timestamps are checked when a dataset is opened, with limits of their own; drop it",
+    "tolerance_s": "timestamps are checked when a dataset is opened, with limits of its own; leave it out",
     "save_checkpoint": "the last step is always saved; --save_freq=0 saves nothing before it",
     "cudnn_deterministic": "set --seed; on the CPU runs repeat bit by bit",
-    "rename_map": "cameras find their slots by name or view: see --dataset.cameras",
+    "rename_map": "cameras are assigned to slots by name or view: see --dataset.cameras",
     "reward_model.*": "reward models are trained with LeRobot's own lerobot-train",
     "sample_weighting.*": "weights of datasets are set with --dataset.weights",
     "job.*": "to train on other machines see configs/launch",
@@ -52,15 +52,15 @@ ELSEWHERE = {
 
 
 def check_train_flags(args: Sequence[str]) -> list[str]:
-    """Print the help or refuse wrong flags, before anything that takes seconds is imported.
+    """Print the help or refuse wrong flags, before slow imports.
 
     Returns:
         the flags as `depi.flags.check_flags` normalises them.
 
     Raises:
-        UserError: a flag is unknown, or a number is none.
+        UserError: a flag is unknown, or a number is not valid.
         SystemExit: `--help`, after printing it.
     """
     return check_flags(
-        Path(__file__).with_name("config.py"), "TrainConfig", args, COMMAND, elsewhere=ELSEWHERE
+        Path(__file__).with_name("config.py"), "TrainConfig", args, COMMAND, replaced=REPLACED_FLAGS
     )

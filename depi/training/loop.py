@@ -37,10 +37,10 @@ from depi.training.validation import curves, describe, evaluate, is_due
 
 logger = logging.getLogger(__name__)
 
-# With several processes, agreeing on a stop costs a collective: they ask each other this often.
+# With several processes, agreeing on a stop costs a collective operation: it is done every so many steps.
 STOP_CHECK_STEPS = 10
-# Signals that follow each other within so many seconds are one.
-ONE_WISH = 1.0
+# Signals within this many seconds of the first one are the same request to stop.
+SAME_STOP_SECONDS = 1.0
 # While the main process rolls out, or downloads, the others wait in a collective.
 LONGEST_WAIT = timedelta(hours=6)
 
@@ -65,8 +65,8 @@ def train(config: TrainConfig) -> int:
     with stop_signals() as stop, lost_workers_named():
         status = fit(run, stop)
     accelerator.wait_for_everyone()
-    # Gloo's threads need the interpreter to let go of their last tensors; ending them from here, while they
-    # wait for it, would never end.
+    # Gloo's threads need the interpreter to free their last tensors; ending them while they wait for it would
+    # block for ever.
     time.sleep(0.1)
     accelerator.end_training()
     return status
@@ -99,8 +99,8 @@ def check_launch(accelerator: Accelerator) -> None:
 
 
 @dataclass
-class Watch:
-    """What looks on while steps are taken."""
+class Monitors:
+    """What measures, checks and saves a run while it takes steps."""
 
     meter: Meter
     bad_steps: BadSteps
@@ -110,7 +110,7 @@ class Watch:
 
     @classmethod
     def of(cls, run: Run) -> Self:
-        """Watch a run from its next step on."""
+        """The monitors of a run, from its next step on."""
         skipped = steps_skipped_before(run.optimizer, run.step)
         accelerator = run.accelerator
         return cls(
@@ -126,7 +126,7 @@ def fit(run: Run, stop: list[int]) -> int:
     """Step until the end or a signal; save on `save_freq`, at the end, and when stopped."""
     config, accelerator = run.config, run.accelerator
     writer = MetricsWriter(config, run.step) if accelerator.is_main_process else None
-    watch = Watch.of(run)
+    monitors = Monitors.of(run)
     stream = batches(
         run.stream,
         config,
@@ -139,50 +139,50 @@ def fit(run: Run, stop: list[int]) -> int:
     status = 0
     try:
         while run.step < config.steps and not status:
-            with watch.profiler.step(run.step + 1):
-                train_step(run, stream, watch)
-            watch.saver.look_after()
+            with monitors.profiler.step(run.step + 1):
+                train_step(run, stream, monitors)
+            monitors.saver.after_step()
             status = agree_to_stop(run, stop)
             finished = status or run.step == config.steps
             if run.step % config.log_freq == 0 or finished:
-                log(run, watch, writer)
+                log(run, monitors, writer)
             if finished or (config.save_freq > 0 and run.step % config.save_freq == 0):
-                watch.saver.save()
-            # After saving: whatever ends the process while it measures loses no step.
+                monitors.saver.save()
+            # After saving, so that a process that ends during the evaluation loses no step.
             if not status and is_due(run):
-                with watch.meter.not_training():
+                with monitors.meter.not_training():
                     measure(run, writer, stop)
             if writer:
                 writer.advance()
-        watch.profiler.finish(run.step)
-        watch.saver.finish(stopped=status != 0)
+        monitors.profiler.finish(run.step)
+        monitors.saver.finish(stopped=status != 0)
     finally:
-        watch.saver.close()
+        monitors.saver.close()
         if writer:
             writer.close()
     return status
 
 
-def log(run: Run, watch: Watch, writer: MetricsWriter | None) -> None:
+def log(run: Run, monitors: Monitors, writer: MetricsWriter | None) -> None:
     """Write metrics since the last log line.
 
     Raises:
         UserError: too many steps were skipped; the run is saved first.
     """
-    skipped = watch.bad_steps.read()
-    metrics = watch.meter.read(skipped.steps)
+    skipped = monitors.bad_steps.read()
+    metrics = monitors.meter.read(skipped.steps)
     if writer:
         writer.write(metrics)
-    if skipped.steps > watch.skipped:
+    if skipped.steps > monitors.skipped:
         logger.warning(
             "skipped %s steps of %s so far; samples in question: %s",
             skipped.steps,
             run.step,
             skipped.offenders(),
         )
-    watch.skipped = skipped.steps
+    monitors.skipped = skipped.steps
     if skipped.steps > run.config.max_bad_steps:
-        watch.saver.save()
+        monitors.saver.save()
         raise UserError(
             f"{skipped.steps} of {run.step} steps were skipped for their loss or gradient, more than "
             f"--max_bad_steps={run.config.max_bad_steps}: look at the datasets {skipped.offenders()}"
@@ -197,17 +197,17 @@ def measure(run: Run, writer: MetricsWriter | None, stop: list[int]) -> None:
         writer.write_evaluation(run.step, values, curves(run, values))
 
 
-def train_step(run: Run, stream: Iterator[dict[str, Any]], watch: Watch) -> None:
+def train_step(run: Run, stream: Iterator[dict[str, Any]], monitors: Monitors) -> None:
     """Take one optimizer step over `gradient_accumulation_steps` micro-batches.
 
     A bad step is taken too, for position and schedule, but leaves weights and moments as they were.
     """
-    count, phase = run.config.gradient_accumulation_steps, watch.profiler.phase
+    count, phase = run.config.gradient_accumulation_steps, monitors.profiler.phase
     all_losses, owners = [], []
     for micro_step in range(count):
-        with watch.meter.waiting_for_data(), phase("data"):
+        with monitors.meter.waiting_for_data(), phase("data"):
             batch = next(stream)
-            watch.meter.add_batch(batch)
+            monitors.meter.add_batch(batch)
             batch = send_to_device(batch, run.accelerator.device, non_blocking=True)
         with gradients_added_up(run, micro_step == count - 1):
             with phase("forward"), run.policy.autocast():
@@ -216,12 +216,12 @@ def train_step(run: Run, stream: Iterator[dict[str, Any]], watch: Watch) -> None
                 (losses.mean() / count).backward()
         all_losses.append(losses.detach().float())
         owners.append(batch["dataset_index"])
-        watch.meter.add_details(details)
+        monitors.meter.add_details(details)
     with phase("optimizer"):
         losses = torch.cat(all_losses)
         norm = clip_gradients(run.policy)
-        bad = watch.bad_steps.judge(losses, norm, torch.cat(owners))
-        watch.meter.add_step(losses.mean(), norm, bad)
+        bad = monitors.bad_steps.judge(losses, norm, torch.cat(owners))
+        monitors.meter.add_step(losses.mean(), norm, bad)
         run.optimizer.found_inf = bad  # AdamW's kernel then writes nothing
         run.optimizer.step()
         if run.average is not None:
@@ -264,7 +264,7 @@ def agree_to_stop(run: Run, stop: list[int]) -> int:
 def stop_signals() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM instead of dying of them; another one, after a second or more, kills.
 
-    Where a scheduler signals all processes and a launcher passes it on, one wish to stop arrives twice.
+    A request to stop arrives twice where a scheduler signals all processes and the launcher forwards it.
     """
     received: list[int] = []
     first = 0.0
@@ -276,7 +276,7 @@ def stop_signals() -> Iterator[list[int]]:
             first = time.monotonic()
             name = signal.Signals(number).name
             logger.warning("%s: finishing the step and saving; once more to stop at once", name)
-        elif time.monotonic() - first > ONE_WISH:
+        elif time.monotonic() - first > SAME_STOP_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 

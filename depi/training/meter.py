@@ -23,7 +23,7 @@ class Meter:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew with the next step."""
+        """Start again with the next step."""
         self.sums = torch.zeros(3, device=self.run.accelerator.device)
         self.details: dict[str, torch.Tensor] = {}
         self.first_step = self.run.step
@@ -48,7 +48,7 @@ class Meter:
         self.other_s += time.perf_counter() - started
 
     def add_batch(self, batch: dict[str, Any]) -> None:
-        """Take note of a micro-batch while it is still on the CPU."""
+        """Count a micro-batch while it is still on the CPU."""
         if self.flops:
             self.flops.add(batch)
 
@@ -58,7 +58,7 @@ class Meter:
         self.sums += torch.stack([loss.where(taken, 0.0), norm.where(taken, 0.0), taken.float()])
 
     def add_details(self, details: Mapping[str, torch.Tensor]) -> None:
-        """Add what a policy says of a micro-batch beside its loss: its scalars, on the device."""
+        """Add the scalars that a policy returns for a micro-batch beside its loss; on the device."""
         for name, value in details.items():
             if value.ndim == 0:
                 self.details[name] = self.details.get(name, 0.0) + value.detach().float()
@@ -72,7 +72,7 @@ class Meter:
         return dict(zip(self.details, self.run.accelerator.reduce(sums, "mean").tolist(), strict=True))
 
     def read(self, skipped: int) -> StepMetrics:
-        """Return the averages since the last call, over all processes, and begin anew.
+        """Return the averages since the last call, over all processes, and start again.
 
         Args:
             skipped: steps skipped since the run began.
@@ -104,7 +104,7 @@ class Meter:
         return metrics
 
     def _of_all_processes(self) -> tuple[int, float, float]:
-        """Samples replaced in all, the largest memory in GB, and the mean operations of a process."""
+        """The total of replaced samples, the largest memory in GB, and the mean operations of a process."""
         run = self.run
         replaced = sum(sum(counts.values()) for counts in run.dataset.decode_failures().values())
         memory = memory_gb(run.accelerator.device)

@@ -1,4 +1,4 @@
-"""What a run says while it trains: LeRobot's log line, `metrics.jsonl`, and Weights & Biases."""
+"""The output of a training run: LeRobot's log line, `metrics.jsonl`, and Weights & Biases."""
 
 import json
 import logging
@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from depi.files import write_text
+from depi.journal import read_lines
 from depi.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ METRICS_NAME = "metrics.jsonl"
 class StepMetrics:
     """Averages since the last log line, over all processes and the steps that were not skipped.
 
-    Counts are totals of the run. What is None is not known, and left out of the files.
+    Counts are totals of the run. None stands for not known, and is left out of the files.
     """
 
     step: int
@@ -35,15 +36,15 @@ class StepMetrics:
     update_s: float
     data_s: float
     samples_per_s: float
-    # The largest of the processes: peak of a GPU, or what is resident of a process on the CPU.
+    # The largest over the processes: peak memory of a GPU, or resident memory of a process on the CPU.
     memory_gb: float
     # Model FLOPs utilisation: operations that the mathematics asks for, as a share of the device's peak.
     mfu: float | None
     # Samples drawn in place of ones that could not be decoded, since the run was started or resumed.
     replaced: int
-    # Steps that left the weights as they were; see `BadSteps`.
+    # Steps that did not change the weights; see `BadSteps`.
     skipped: int
-    # What the policy says of its batches beside the loss, by name; of all steps.
+    # Other scalars that the policy returns, by name; averages over all steps.
     details: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -67,7 +68,7 @@ class StepMetrics:
         return " ".join(f"{name}:{number}" for name, number in numbers.items())
 
     def known(self) -> dict[str, float]:
-        """The values by name, but those that are not known."""
+        """The known values by name."""
         values = {**asdict(self), **self.details}
         del values["details"]
         return {name: value for name, value in values.items() if value is not None}
@@ -112,7 +113,7 @@ class MetricsWriter:
         Args:
             step: optimizer steps taken.
             values: by names that begin with `eval/`; all go to `metrics.jsonl`.
-            summary: those of them for W&B.
+            summary: the values for W&B.
         """
         self._append({"step": step, **values})
         if self.wandb is not None:
@@ -144,18 +145,14 @@ def last_metrics(config: TrainConfig, step: int) -> dict[str, Any]:
 
 
 def _forget_lines_after(path: Path, step: int) -> None:
-    """Drop what a killed run logged beyond the checkpoint from which it goes on, and a torn last line."""
-    kept = "".join(_lines_until(path, step))
-    if path.exists() and path.stat().st_size != len(kept.encode()):
-        write_text(path, kept)
+    """Drop what a killed run logged after the checkpoint from which it continues, and half a last line."""
+    kept = b"".join(line + b"\n" for line in _lines_until(path, step))
+    if path.exists() and path.stat().st_size != len(kept):
+        write_text(path, kept.decode())
 
 
-def _lines_until(path: Path, step: int) -> list[str]:
-    """The complete lines up to `step`; the last one of a killed run may be torn."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
+def _lines_until(path: Path, step: int) -> list[bytes]:
+    return [line for line in read_lines(path) if json.loads(line)["step"] <= step]
 
 
 def _start_wandb(config: TrainConfig) -> Any:

@@ -14,6 +14,7 @@ from rich.table import Table
 from depi.errors import UserError
 from depi.files import atomic_write
 from depi.flags import parse_flags
+from depi.journal import read_lines
 
 # What is drawn: name in `metrics.jsonl`, label, and whether its axis is logarithmic.
 CURVES = (
@@ -44,19 +45,18 @@ def read_curves(run: Path) -> dict[str, Curve]:
     """The curves of a run by their names in `metrics.jsonl`, those that it has.
 
     Raises:
-        UserError: there are no metrics, or they are none of DePi's.
+        UserError: there are no metrics, or they are not DePi's.
     """
     path = run / "metrics.jsonl"
     if not path.is_file():
-        raise UserError(f"{run} is no training run: it has no metrics.jsonl")
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a run that goes on may have begun another
+        raise UserError(f"{run} is not a training run: it has no metrics.jsonl")
     curves: dict[str, Curve] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         try:
             values = json.loads(line)
             step = int(values["step"])
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}: line {number} is no line of metrics") from None
+            raise UserError(f"{path}: line {number} is not a line of metrics") from None
         for name, _, _ in CURVES:
             value = values.get(name)
             if isinstance(value, (int, float)) and math.isfinite(value):

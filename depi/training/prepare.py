@@ -1,34 +1,24 @@
 """`depi prepare`: decode the videos once, and train on small JPEG images from then on."""
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
-from depi.datasets.union.multi import MultiLeRobotDataset
 from depi.datasets.union.prepare import Prepared, Settings, prepare
-from depi.engine import ENGINES, make_runner
+from depi.engine import ENGINES, RayConfig, make_runner
 from depi.errors import UserError
 from depi.files import write_json
 from depi.flags import parse_flags
+from depi.progress import progress_bar
 from depi.training.command_line import check_data_source
 from depi.training.config import DatasetConfig, TrainConfig
-from depi.training.data import dataset_sources
+from depi.training.data import dataset_sources, open_sources
 
 REPORT_NAME = "report.json"
-
-
-@dataclass
-class RayConfig:
-    """Which Ray cluster."""
-
-    # By default that of RAY_ADDRESS, else one of this machine alone.
-    address: str | None = None
 
 
 @dataclass
@@ -66,29 +56,13 @@ class PrepareConfig:
 def main(args: Sequence[str]) -> int:
     """Prepare, print what became of each dataset, and return the exit status."""
     config = parse_flags(PrepareConfig, args, "depi prepare")
-    data = config.dataset
-    training = TrainConfig(dataset=data, num_datasets=config.num_datasets)
+    training = TrainConfig(dataset=config.dataset, num_datasets=config.num_datasets)
     check_data_source(training)
-    dataset = MultiLeRobotDataset(
-        dataset_sources(training),
-        max_cameras=data.max_cameras,
-        joint_convention=data.joint_convention,
-        max_bad_fraction=data.max_bad_fraction,
-        max_bad_datasets=data.max_bad_datasets,
-        episodes=data.episodes,
-        offline=data.offline,
-    )
+    dataset = open_sources(training, dataset_sources(training))
     settings = Settings(config.output_dir, config.image_size, config.quality)
     run = make_runner(config.engine, workers=config.workers, address=config.ray.address)
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("Preparing shards", total=None)
-        results = prepare(
-            dataset,
-            settings,
-            run=run,
-            verify=config.verify,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    with progress_bar("Preparing shards") as show:
+        results = prepare(dataset, settings, run=run, verify=config.verify, progress=show)
     report = {
         "datasets": [asdict(result) for result in results],
         "quarantined": dataset.quarantined,

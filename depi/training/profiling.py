@@ -1,4 +1,4 @@
-"""`--profile`: a trace of some steps, for Perfetto, and where their time goes in ten lines."""
+"""`--profile`: a trace of some steps, for Perfetto, and a summary of ten lines."""
 
 import contextlib
 import logging
@@ -20,9 +20,9 @@ TOP_OPS = 4
 
 
 class StepProfiler:
-    """Profiles the steps of one process that the flags ask for, and costs nothing in the others.
+    """Profiles those steps of one process that the flags name; other steps and processes are not slowed down.
 
-    While it profiles, the host waits for the device after each phase, so that each is charged what it takes.
+    While it profiles, the host waits for the device after each phase, so that its time is its own.
 
     Args:
         config: of the run; the profile goes to `profile/` in its folder.
@@ -39,7 +39,7 @@ class StepProfiler:
             asked = steps_to_profile(config.profile, start_step)
             self.steps = range(max(asked[0], start_step + 1), min(asked[-1], config.steps) + 1)
             if not self.steps:
-                logger.warning("--profile=%s: this run takes no such step", config.profile)
+                logger.warning("--profile=%s: the run has no such step", config.profile)
         self.profiler: profile | None = None
         self.seconds = dict.fromkeys(PHASES, 0.0)
 
@@ -54,7 +54,7 @@ class StepProfiler:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Charge the body to one of `PHASES`."""
+        """Add the time of the body to one of `PHASES`."""
         if self.profiler is None:
             yield
             return
@@ -78,7 +78,7 @@ class StepProfiler:
         self.first, self.started = number, time.perf_counter()
 
     def finish(self, number: int) -> None:
-        """End a profile after step `number`, and write it; nothing where none is under way."""
+        """End a profile after step `number`, and write it; does nothing where no profile was started."""
         if self.profiler is None:
             return
         self._wait()
@@ -115,7 +115,7 @@ class StepProfiler:
 
 
 def _is_range(name: str) -> bool:
-    """Whether an event is a part of the program, such as a phase, and no operation."""
+    """Whether an event is a part of the program, such as a phase, rather than an operation."""
     return name in PHASES or "#" in name or name.startswith("autograd::engine")
 
 

@@ -11,9 +11,9 @@ logger = logging.getLogger(__name__)
 
 
 class Pusher:
-    """Uploads checkpoints in a thread, one at a time; of those that come meanwhile only the newest.
+    """Uploads checkpoints in a thread, one at a time; of those that arrive meanwhile, only the newest.
 
-    Nothing that goes wrong here stops the run: it is logged, and the next checkpoint is tried.
+    Errors do not stop the run: they are logged, and the next checkpoint is tried.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -43,7 +43,7 @@ class Pusher:
                 threading.Thread(target=self._work, name="upload", daemon=True).start()
 
     def wait(self) -> None:
-        """Wait until nothing is left to upload; say what is to be done by hand if the last one failed."""
+        """Wait until nothing is left to upload; log the command to type if the last one failed."""
         with self._changed:
             self._changed.wait_for(lambda: self._uploading is None)
         if self._failed:
@@ -67,7 +67,7 @@ class Pusher:
             try:
                 publish(pretrained, self.repo_id, private=self.private, with_state=self.with_state)
                 logger.info("published %s as %s", pretrained.parent, self.repo_id)
-            except Exception as error:  # whatever the network does must not end training
+            except Exception as error:  # no network error may end the training
                 self._failed = pretrained
                 logger.warning(
                     "%s was not published: %s; the next checkpoint will be tried", pretrained.parent, error

@@ -25,7 +25,7 @@ from depi.policies.factory import AnyPolicy, load_any_policy
 from depi.policies.processors import is_told_advantages
 from depi.training.checkpoint import DATA_REPORT_NAME, load_trained_policy, load_training_state
 from depi.training.config import TrainConfig
-from depi.training.data import PolicyStream, dataset_sources, resumed_sources, training_stream
+from depi.training.data import PolicyStream, dataset_sources, open_sources, resumed_sources, training_stream
 from depi.training.ema import MovingAverage
 from depi.training.estimate import Estimate, estimate_memory
 from depi.training.folders import check_checkpoint, remove_leftovers
@@ -155,20 +155,14 @@ def open_dataset(config: TrainConfig, began: Mapping[str, Any] | None = None) ->
     """
     assert config.policy is not None
     assert config.output_dir is not None
-    data = config.dataset
     sources = dataset_sources(config) if began is None else resumed_sources(config, began["datasets"])
-    return MultiLeRobotDataset(
+    return open_sources(
+        config,
         sources,
         chunk_size=config.policy.chunk_size,
         image_size=config.policy.image_resolution[0],
-        max_cameras=data.max_cameras,
-        action_freq=data.action_freq,
-        joint_convention=data.joint_convention,
-        max_bad_fraction=data.max_bad_fraction,
-        max_bad_datasets=data.max_bad_datasets,
-        episodes=data.episodes,
-        offline=data.offline,
-        prepared=data.prepared,
+        action_freq=config.dataset.action_freq,
+        prepared=config.dataset.prepared,
     )
 
 

@@ -40,11 +40,11 @@ class Saver:
         config = run.config
         self._reserved = not 0 < config.save_freq < config.steps - run.step
 
-    def look_after(self) -> None:
-        """To be called after every step: raise what a write that has ended failed with.
+    def after_step(self) -> None:
+        """To be called after every step: raise the error of a write that has failed.
 
-        The first time the memory of snapshots is allocated, so that the first save pauses no longer than the
-        others; the optimizer has no state before.
+        The first call allocates the memory of snapshots, so that the first save pauses no longer than the
+        others; the optimizer has no state before the first step.
         """
         if not self._reserved:
             take_snapshot(self.run, self.memory)
@@ -53,10 +53,10 @@ class Saver:
             self.wait()
 
     def save(self) -> None:
-        """Begin to write a checkpoint of the present step; a write that is still going on is waited for.
+        """Start writing a checkpoint of the present step, after waiting for a write that is still running.
 
         Raises:
-            Exception: what the earlier write failed with, a full disk excepted: that is logged.
+            Exception: the error of the earlier write; a full disk is only logged.
         """
         started = time.perf_counter()
         self.wait()
@@ -70,7 +70,7 @@ class Saver:
             self._writing = self._thread.submit(self._write, snapshot, pause)
 
     def wait(self) -> None:
-        """Wait until nothing is being written, and raise what the write failed with."""
+        """Wait until nothing is being written, and raise the error of the write."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
@@ -89,7 +89,7 @@ class Saver:
         self.run.accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Let a write that goes on come to its end, whatever happened."""
+        """Wait for a write that is still running, and log its error."""
         self._thread.shutdown()
         if self._writing is not None and (error := self._writing.exception()):
             logger.error("the last checkpoint was not saved: %s", error)
@@ -119,12 +119,12 @@ class Saver:
         busy = self.pusher.busy if self.pusher else set()
         try:
             remove_old(folder, config.keep_last, config.keep_every, busy)
-        except OSError as error:  # such as of a network file system on which somebody reads them
+        except OSError as error:  # such as of a network file system while another process reads them
             logger.warning("an old checkpoint could not be removed: %s", error)
 
 
 def take_snapshot(run: Run, memory: HostMemory) -> Snapshot:
-    """Copy what a checkpoint of the present step holds; collective, and of use in the main process only."""
+    """Copy the content of a checkpoint of this step; collective, only the main process uses it."""
     policy = run.policy
     frozen = {name for name, parameter in policy.named_parameters() if not parameter.requires_grad}
     weights = memory.copy(policy.state_dict(), "weights", shared=frozen)
@@ -164,6 +164,6 @@ def added_up(failures: Sequence[dict[str, dict[str, int]]]) -> dict[str, dict[st
 
 
 def no_room(error: OSError | SafetensorError) -> str | None:
-    """Say why there is no room where an error says so; None for all other errors."""
+    """The reason where an error means that there is no room; None for all other errors."""
     number = error_number(error)
     return "file size limit" if number == errno.EFBIG else NO_ROOM.get(number or 0)

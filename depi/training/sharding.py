@@ -64,7 +64,7 @@ def distribute(
 
 
 def shard_like(value: Any, parameter: torch.Tensor) -> Any:
-    """A whole tensor sharded as `parameter` is; anything that has not its shape is returned as it is."""
+    """Shard a whole tensor as `parameter` is sharded; values of other shapes are returned unchanged."""
     if not isinstance(parameter, DTensor) or getattr(value, "shape", None) != parameter.shape:
         return value
     value = value.to(parameter.device)

@@ -30,7 +30,7 @@ class UploadConfig:
     """Publish a checkpoint: depi upload RUN_OR_CHECKPOINT USER/NAME.
 
     The commit is tagged with its step, such as step-000200, so that every checkpoint published to the same
-    repository can be had again: --policy.path=USER/NAME with --policy.pretrained_revision=step-000200.
+    repository can be loaded: --policy.path=USER/NAME with --policy.pretrained_revision=step-000200.
     """
 
     # A run (its last checkpoint is taken), a checkpoint, or its pretrained_model folder.
@@ -43,7 +43,7 @@ class UploadConfig:
     # Of a run with --ema.decay: raw, the weights as they are trained, or ema, their average; null for what
     # pretrained_model holds.
     weights: str | None = None
-    # With the training state too, from which --resume=true --config_path=USER/NAME goes on.
+    # Upload the training state too, from which --resume=true --config_path=USER/NAME continues.
     all: bool = False
     # The eval.json of `depi eval`, for the model card; null for one that lies in the checkpoint.
     eval: Path | None = None

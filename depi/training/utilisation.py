@@ -1,4 +1,4 @@
-"""What share of the device's speed, and how much of its memory, training takes."""
+"""The share of the device's speed, and the memory, that training uses."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ from depi.policies.batches import camera_mask
 from depi.policies.configuration import dimensions_of
 from depi.policies.factory import AnyPolicy
 
-# Dense bfloat16 operations per second, by the vendor's datasheets; of names that contain one another the
-# longer one counts.
+# Dense bfloat16 operations per second, by the vendor's datasheets; where one name
+# contains another, the longer one is taken.
 BF16_PEAK = {
     "A10": 125e12,
     "A100": 312e12,
@@ -40,14 +40,14 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def memory_gb(device: torch.device) -> float:
-    """The most memory that this process has had allocated on a GPU; else what it has resident now."""
+    """The peak of allocated memory on a GPU, or the resident memory of this process now, in GB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return psutil.Process().memory_info().rss / 1e9
 
 
 class FlopsCounter:
-    """Counts the operations that the mathematics asks for: no padding, nothing computed twice.
+    """Counts the operations of the model without padding and without recomputation.
 
     Frozen parts need fewer than `training_flops` counts, so it is for policies that are trained whole.
     """
@@ -57,7 +57,7 @@ class FlopsCounter:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Start again from zero."""
         # By number of cameras: samples and prompt tokens.
         self.counts = torch.zeros(len(self.config.image_features) + 1, 2, dtype=torch.int64)
 

@@ -160,7 +160,7 @@ def test_a_dataset_that_changed_is_said_and_asked_anew(annotated, tmp_path, capl
         summary = annotated(root, server.url)
         assert server.of_stage("instruction") == 2
     assert list(summary.changed) == ["ann/box"]
-    assert "its episodes are asked about anew" in caplog.text
+    assert "its episodes are annotated again" in caplog.text
     rows, provenance = rows_of(tmp_path)
     assert rows[0].original_task == "pick a cube"
     assert provenance["state"] != summary.changed["ann/box"]

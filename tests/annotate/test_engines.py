@@ -49,7 +49,7 @@ def test_a_model_that_is_not_there_is_one_sentence(tmp_path):
     )
     with pytest.raises(UserError, match=r"--model=.*none cannot be loaded"):
         annotate(config)
-    with pytest.raises(UserError, match="serve the model on its own"):
+    with pytest.raises(UserError, match="run the model in a server"):
         AnnotateConfig(backend="transformers", engine="ray")
 
 

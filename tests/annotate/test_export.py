@@ -126,7 +126,7 @@ def test_a_review_of_an_earlier_revision_and_one_made_meanwhile_are_kept(
 
     monkeypatch.setattr("depi.annotate.episode_journal.claim", decide)
     pulled = pull(other, REPO)
-    assert pulled.refused["ann/one"] == "it was reviewed here meanwhile; --overwrite replaces that"
+    assert pulled.refused["ann/one"] == "it has been reviewed here since; --overwrite replaces that"
     assert read_results(other, "ann/one").reviews[0].task == "Raise the red cube."
 
 
@@ -191,9 +191,9 @@ def test_hostile_repositories(hub, tmp_path: Path, capsys):
         "bad/model": "is not printable",
         "bad/revision": "is not printable",
         "bad/text": "is not printable",
-        "too/deep/for.parquet": "not named as annotations are",
-        "loose.parquet": "not named as annotations are",
-        "-rf/name.parquet": "not named as annotations are",
+        "too/deep/for.parquet": "its name is not of the form USER/NAME",
+        "loose.parquet": "its name is not of the form USER/NAME",
+        "-rf/name.parquet": "its name is not of the form USER/NAME",
     }.items():
         assert any(name in row and reason in row for row in shown.splitlines()), (name, shown)
     assert "lonely" not in shown

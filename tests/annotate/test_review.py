@@ -231,7 +231,7 @@ def test_what_cannot_be_saved_is_said_beside_the_episode(browser: Browser, folde
         card(opened, 0).get_by_role("button", name="Accept").click()
         said = card(opened, 0).locator(".said")
         said.wait_for()
-        assert "another text has taken its place meanwhile" in said.inner_text()
+        assert "the text has changed meanwhile" in said.inner_text()
         card(opened, 1).get_by_role("button", name="Edit").click()
         card(opened, 1).locator("textarea").fill("   ")
         card(opened, 1).get_by_role("button", name="Save").click()
@@ -456,7 +456,7 @@ def test_errors_name_the_remedy(tmp_path: Path):
         ("--serve", "--output=x.html"): "--output does not go with --serve",
         ("--max_episodes=0",): "must be 1 or more",
         ("--max_picture_mb=-1",): "must be 0 or more",
-        ("--serve", "--port=70000"): "70000 is no port",
+        ("--serve", "--port=70000"): "70000 is not a port",
     }.items():
         with pytest.raises(UserError, match=says):
             main([str(tmp_path), *flags])

@@ -263,8 +263,8 @@ def test_no_server_is_one_sentence(annotated, boxes, url, says):
     [
         ({"repo_id": "nobody"}, "must be USER/NAME, got 'nobody'"),
         ({"repo_id": "../x"}, "must be USER/NAME"),
-        ({"annotations": "/etc/passwd"}, "--annotations=/etc/passwd can be no folder: File exists"),
-        ({"annotations": "/etc/passwd/x"}, "can be no folder: Not a directory"),
+        ({"annotations": "/etc/passwd"}, "--annotations=/etc/passwd cannot be a folder: File exists"),
+        ({"annotations": "/etc/passwd/x"}, "cannot be a folder: Not a directory"),
         *[({"timeout": value}, "more than 0 and at most 86400") for value in ("inf", "nan", "1e12", "0")],
     ],
 )

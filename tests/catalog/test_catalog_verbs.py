@@ -209,7 +209,7 @@ def test_a_catalogue_of_an_earlier_version_can_be_read(data_ids, tmp_path):
 @pytest.mark.parametrize("columns", [{"repo_id": ["a/a"]}, {name: [[1]] for name in SCHEMA.names}])
 def test_another_table_is_no_catalogue(tmp_path, columns):
     pq.write_table(pa.table(columns), tmp_path / CATALOG_FILE)
-    with pytest.raises(UserError, match="has not the columns of a catalogue"):
+    with pytest.raises(UserError, match="does not have the columns of a catalogue"):
         load_catalog(tmp_path)
 
 

@@ -118,7 +118,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_hub_is_asked(tmp_
         main([f"--output_dir={tmp_path / 'file' / 'below'}"])
     if os.geteuid() != 0:
         tmp_path.chmod(0o500)
-        with pytest.raises(UserError, match="does not let you"):
+        with pytest.raises(UserError, match="you may not write to"):
             main([f"--output_dir={tmp_path / 'out'}"])
 
 

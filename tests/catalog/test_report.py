@@ -398,7 +398,7 @@ def test_errors_name_the_remedy(tmp_path: Path):
     with pytest.raises(UserError, match=r"thumbnails.parquet cannot be read"):
         read_pictures(tmp_path)
     write_thumbnails(tmp_path, [Thumbnail("a/b", "r", "c", b"<svg>")])
-    with pytest.raises(UserError, match="no small JPEG for a/b"):
+    with pytest.raises(UserError, match="not a small JPEG for a/b"):
         read_pictures(tmp_path)
     with pytest.raises(ValueError, match="must be 0 or more"):
         ReportConfig(max_picture_mb=math.nan)

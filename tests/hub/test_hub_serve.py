@@ -82,7 +82,7 @@ def test_user_errors_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "add --root" in complaint("serve")
     assert "no action 'start'" in complaint("start")
     for port in ("70000", "-1"):
-        assert f"{port} is no port" in complaint("serve", "--root", str(tmp_path / "c"), f"--port={port}")
+        assert f"{port} is not a port" in complaint("serve", "--root", str(tmp_path / "c"), f"--port={port}")
     assert "cannot listen on no.such.host.invalid" in complaint(
         "serve", "--root", str(tmp_path / "c"), "--host=no.such.host.invalid"
     )

@@ -42,7 +42,7 @@ def test_training_goes_on_while_the_state_of_one_step_is_written(tmp_path, monke
     monkeypatch.setattr(saving, "write_checkpoint", slow_write)
     saver = Saver(run)
     run.take_step()
-    saver.look_after()
+    saver.after_step()
     expected = {name: value.clone() for name, value in run.policy.state_dict().items()}
     average = {name: value.clone() for name, value in run.average.average.items()}
     moments = [value["exp_avg"].clone() for value in run.optimizer.state_dict()["state"].values()]
@@ -51,7 +51,7 @@ def test_training_goes_on_while_the_state_of_one_step_is_written(tmp_path, monke
     assert begun.wait(60)
     for seed in range(3):
         run.take_step(seed)
-        saver.look_after()
+        saver.after_step()
     assert not list_checkpoints(run.config.checkpoints_dir)
     may_go_on.set()
     saver.finish(stopped=False)
@@ -84,7 +84,7 @@ def test_what_a_write_fails_with_reaches_the_loop(tmp_path, monkeypatch):
     saver.save()
     saver.close()
     with pytest.raises(PermissionError):
-        saver.look_after()
+        saver.after_step()
 
 
 def test_an_old_checkpoint_that_cannot_be_removed_ends_nothing(tmp_path, monkeypatch, caplog):

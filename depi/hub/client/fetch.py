@@ -1,8 +1,8 @@
-"""Single small answers of a Hub, in one request each and in bounded memory.
+"""Small files and answers of a Hub, in one request each and in bounded memory.
 
-`hf_hub_download` asks twice for every file, first for its name in the cache and then for its content, and
-holds locks around both. Of thousands of small files that is most of the time; here the answer's own
-headers give the name, and the file is put where huggingface_hub would put it.
+`hf_hub_download` sends two requests for every file, one for its name in the cache and one for its content,
+and holds locks around both. For thousands of small files that takes most of the time; here the headers of
+the answer give the name, and the file is put where huggingface_hub would put it.
 """
 
 import contextlib
@@ -36,16 +36,16 @@ _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 
 class TooLarge(HubError):  # noqa: N818
-    """An answer is larger than one repository may make it."""
+    """An answer is larger than allowed."""
 
 
 class TooSlow(HubError):  # noqa: N818
-    """What was asked within `time_limit` takes longer."""
+    """The requests within `time_limit` take longer than it allows."""
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Let the requests of this thread take so long together; whatever they do later raises `TooSlow`."""
+    """Limit the total time of the requests of this thread; later ones raise `TooSlow`."""
     token = _deadline.set(time.monotonic() + seconds)
     try:
         yield
@@ -86,8 +86,8 @@ def snapshot_folder(repo_id: str, repo_type: str, revision: str) -> Path:
 def fetch_small(target: Target) -> Path | None:
     """Put one file of a commit into the cache with a single request; None if it is not small.
 
-    Also None where the answer lacks what huggingface_hub needs to name it, or where there is no network
-    to be used: `hf_hub_download` then knows what to do or to say.
+    Also None where the answer lacks the headers for the name in the cache, or where no network may be used:
+    the caller then uses `hf_hub_download`, which handles these cases.
 
     Raises:
         TooSlow: there is no time left.
@@ -105,7 +105,7 @@ def fetch_small(target: Target) -> Path | None:
         commits = {step.headers.get("x-repo-commit") for step in [*response.history, response]} - {None}
         if commits != {target.revision} or not etag or size is None or size > SMALL:
             if size is not None and size <= SMALL:
-                response.read()  # what was cut off is no strange Hub, and worth another try
+                response.read()  # a connection that was cut off is worth another try
             return None
         blob = place.parents[target.filename.count("/") + 2] / "blobs" / etag
         if not blob.exists():
@@ -146,7 +146,7 @@ def _get(url: str, **options: Any) -> Iterator[httpx.Response]:
     ) | options.pop("headers", {})
     with get_session().stream("GET", url, headers=headers, **options) as response:
         if response.is_error:
-            # An error's text explains itself in its first lines.
+            # The first lines of an error's text explain it.
             response._content = next(response.iter_bytes(65536), b"")
         hf_raise_for_status(response)
         yield response

@@ -1,4 +1,4 @@
-"""A file of a Hub's repository, of which only what is read is fetched."""
+"""A file in a repository of a Hub, of which only the parts that are read are downloaded."""
 
 import io
 from collections import OrderedDict
@@ -18,8 +18,8 @@ _KEPT_BLOCKS = 16
 class RemoteFile(io.RawIOBase):
     """A seekable, read-only file of a dataset's repository, at a commit, or its copy in the cache.
 
-    huggingface_hub's file system does the same, without a bound on what a broken file may make us fetch,
-    and with requests of its own for each file.
+    huggingface_hub's file system does the same, but without a limit on what a broken file may download, and
+    with more requests for each file.
     """
 
     def __init__(self, repo_id: str, filename: str, *, revision: str, max_bytes: int):
@@ -29,7 +29,7 @@ class RemoteFile(io.RawIOBase):
             repo_id: user/name.
             filename: path in the repository.
             revision: a commit.
-            max_bytes: more than this in all is not fetched.
+            max_bytes: the limit on all that is fetched.
 
         Raises:
             HubError: missing or unreachable.
@@ -89,7 +89,7 @@ class RemoteFile(io.RawIOBase):
     def _block(self, number: int) -> bytes:
         if number not in self._blocks:
             if self._left <= 0:
-                raise TooLarge(f"{self._target.filename} needs more than it may be read of")
+                raise TooLarge(f"{self._target.filename} needs more bytes than may be read of it")
             start = number * BLOCK
             data, self.size = retried(lambda: get_range(self._target, start, start + BLOCK), self._target)
             self._left -= len(data)

@@ -1,8 +1,8 @@
-"""Doing a request to a Hub again when that may help, and saying in one sentence why it failed when not.
+"""Retry requests to a Hub where that may help, and explain failures in one sentence.
 
 huggingface_hub repeats by itself: the later pages of a listing, LFS transfers, and what a download needs
 before its first byte, all with Retry-After. It does not repeat repository info, the first page, commits or
-a download that fails with a server's error, and it spreads nothing: that is added here.
+a download that fails with a server's error, and it does not randomise its waits: that is added here.
 """
 
 import json
@@ -47,7 +47,7 @@ class RepoMissing(HubError):  # noqa: N818
 
 
 class RepoGated(HubError):  # noqa: N818
-    """The repository's owner has to grant access first."""
+    """The repository is gated: its owner has to grant access."""
 
 
 class RevisionMissing(HubError):  # noqa: N818
@@ -78,7 +78,7 @@ class RetryPolicy:
 
 RETRIES = RetryPolicy()
 
-# What huggingface_hub raises when a Hub fails, refuses or answers nonsense.
+# What huggingface_hub raises when a Hub fails, refuses, or sends an answer that is not valid.
 EXPECTED = (OSError, httpx.HTTPError, httpx.InvalidURL, RuntimeError, ValueError)
 
 
@@ -101,13 +101,13 @@ class Target:
 
 
 def retried[Result](call: Callable[[], Result], target: Target, policy: RetryPolicy | None = None) -> Result:
-    """Return `call()`, repeated while its failures are passing ones, with growing and random waits.
+    """Return `call()`, repeated after temporary failures, with growing and random waits.
 
-    A Retry-After that the Hub sends is waited for in full, unless it is longer than the policy allows.
+    A Retry-After of the Hub is obeyed, unless it is longer than the policy allows.
 
     Raises:
         HubError: it failed for good.
-        MachineError: what came cannot be stored.
+        MachineError: the answer cannot be stored.
     """
     policy = policy or RETRIES
     for attempt in range(1, policy.attempts + 1):
@@ -161,10 +161,9 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return the failure beneath huggingface_hub's wrappers.
+    """Return the error that huggingface_hub's exceptions wrap.
 
-    An HTTP error from inside a download that could not be had from the cache either stays wrapped, for it
-    has been repeated already.
+    An HTTP error of a download that was not in the cache either stays wrapped: it has been retried already.
     """
     if isinstance(error, RuntimeError) and error.__cause__ is not None:
         return _cause(error.__cause__)
@@ -194,7 +193,9 @@ def explain(error: BaseException, target: Target) -> HubError | MachineError:
     if isinstance(error, HfHubHTTPError):
         return _explain_response(error, target, where)
     if isinstance(error, (httpx.LocalProtocolError, UnicodeEncodeError)):  # the message would show the token
-        return TokenMissing(f"your token holds characters that no token has: log in again with {LOGIN}")
+        return TokenMissing(
+            f"your token has characters that are not allowed in a token: log in again with {LOGIN}"
+        )
     if isinstance(error, (httpx.TransportError, httpx.InvalidURL)):
         reason = str(error) or type(error).__name__
         return HubUnreachable(

@@ -1,7 +1,7 @@
-"""The HTTP session that all of huggingface_hub uses in this process: time limits, connections, politeness.
+"""The HTTP session that all of huggingface_hub uses in this process: time limits, connections, request rate.
 
 huggingface_hub keeps one session and lets its settings be replaced; without that, most of its requests
-wait for an answer for ever, and of more than twenty connections all but twenty are opened anew each time.
+wait for an answer without a time limit, and only twenty connections are kept open between requests.
 """
 
 import threading
@@ -20,7 +20,7 @@ _SECONDS = {"connect": 15.0, "read": 60.0, "write": 60.0}
 
 @dataclass(frozen=True)
 class Settings:
-    """At most so many connections at once and, if given, so many requests per second."""
+    """The most connections at a time and, if given, the most requests per second."""
 
     connections: int = CONNECTIONS
     max_requests_per_second: float | None = None
@@ -29,8 +29,8 @@ class Settings:
 DEFAULT = Settings()
 
 
-class _Turns:
-    """Requests start at least `1 / per_second` after one another, whichever thread sends them."""
+class _RateLimiter:
+    """Limits the rate of requests over all threads: `wait` returns at most `per_second` times a second."""
 
     def __init__(self, per_second: float):
         self._step = 1 / per_second
@@ -46,7 +46,7 @@ class _Turns:
 
 
 _settings = DEFAULT
-_turns: _Turns | None = None
+_limiter: _RateLimiter | None = None
 
 
 def install() -> None:
@@ -72,10 +72,10 @@ def limited(settings: Settings) -> Iterator[None]:
 
 
 def _apply(settings: Settings) -> None:
-    global _settings, _turns
+    global _settings, _limiter
     _settings = settings
     rate = settings.max_requests_per_second
-    _turns = None if rate is None else _Turns(rate)
+    _limiter = None if rate is None else _RateLimiter(rate)
     close_session()
 
 
@@ -97,5 +97,5 @@ def _before_request(request: httpx.Request) -> None:
         **timeout,
         **{name: seconds for name, seconds in _SECONDS.items() if timeout.get(name) is None},
     }
-    if _turns is not None:
-        _turns.wait()
+    if _limiter is not None:
+        _limiter.wait()

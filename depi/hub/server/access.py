@@ -1,4 +1,4 @@
-"""Who asks, and what they may do: tokens, private and gated repositories."""
+"""Who sends a request, and what they may do: tokens, private and gated repositories."""
 
 import hashlib
 import hmac
@@ -38,7 +38,7 @@ class Access:
 
     @classmethod
     def load(cls, root: Path) -> "Access":
-        """Read `root`/tokens.json; without one, make two tokens and write it for its owner's eyes only."""
+        """Read `root`/tokens.json; without one, make two tokens, in a file that only its owner may read."""
         path = root / "tokens.json"
         if not path.exists():
             alphabet = string.ascii_letters + string.digits
@@ -58,7 +58,7 @@ class Access:
         """Return who sent this Authorization header.
 
         Raises:
-            RequestError: 401, the token is none of ours.
+            RequestError: 401, the token is not known here.
         """
         if not authorization:
             return ANONYMOUS
@@ -70,7 +70,7 @@ class Access:
         raise RequestError(401, "Invalid credentials in Authorization header")
 
     def sign(self, text: str) -> str:
-        """Return the signature by which an upload address shows that we gave it out."""
+        """Return a signature, which proves that this server issued an upload address."""
         return hmac.new(self.write_token.encode(), text.encode(), hashlib.sha256).hexdigest()
 
     def is_signed(self, text: str, signature: str) -> bool:
@@ -96,7 +96,7 @@ def require_read(repo: Repo | None, caller: Caller) -> Repo:
 
 
 def require_content(repo: Repo | None, caller: Caller) -> Repo:
-    """Return a repository whose files the caller may read: a gate stands before some."""
+    """Return a repository whose files the caller may read; gated ones need granted access."""
     repo = require_read(repo, caller)
     if not repo.settings.gated or caller.can_write or caller.user in repo.settings.accepted:
         return repo

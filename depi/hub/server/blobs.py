@@ -1,4 +1,4 @@
-"""File contents by their hash, and how they are received, attributed to LFS and named by git."""
+"""File contents by their hash: receiving them, choosing LFS, and the hashes that git uses."""
 
 import contextlib
 import hashlib
@@ -32,7 +32,7 @@ class StoredFile:
 
     @property
     def etag(self) -> str:
-        """The name that the Hub's clients cache the content under."""
+        """The name under which the Hub's clients cache the content."""
         return self.sha256 if self.lfs else self.git_oid
 
 
@@ -47,7 +47,7 @@ def lfs_pointer(sha256: str, size: int) -> bytes:
 
 
 class BlobWriter:
-    """A file being received: hashed while it is written, stored by its hash, or thrown away."""
+    """A file that is being received: hashed while it is written, then stored by its hash or deleted."""
 
     def __init__(self, blobs: "Blobs"):
         self._blobs = blobs
@@ -74,7 +74,7 @@ class BlobWriter:
         return self._hash.hexdigest()
 
     def keep(self) -> str:
-        """Put the content into the store for good and return its sha256."""
+        """Move the content into the store and return its sha256."""
         self._file.flush()
         os.fsync(self._file.fileno())
         target = self._blobs.path(self.hexdigest())
@@ -87,14 +87,14 @@ class Blobs:
     """The contents stored under one folder."""
 
     def __init__(self, root: Path):
-        """Open the store; what a killed process was receiving is thrown away."""
+        """Open the store, and delete what a killed process had not finished receiving."""
         self._root = root / "blobs"
         self.incoming = root / "incoming"
         shutil.rmtree(self.incoming, ignore_errors=True)
         self.incoming.mkdir()
 
     def path(self, sha256: str) -> Path:
-        """Return where the content with this hash lies, or would lie."""
+        """Return the path of the content with this hash, whether or not it exists."""
         return self._root / sha256[:2] / sha256
 
     def put_bytes(self, content: bytes) -> StoredFile:

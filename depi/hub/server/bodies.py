@@ -1,4 +1,4 @@
-"""Reading what clients send, within bounds."""
+"""Read request bodies of clients, with limits."""
 
 import json
 from collections.abc import AsyncIterator
@@ -54,7 +54,7 @@ def parse_object(text: bytes) -> dict[str, Any]:
     try:
         value = json.loads(text)
         if b"\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is not valid text
     except (ValueError, RecursionError):
         raise RequestError(400, "The request is not valid JSON") from None
     if not isinstance(value, dict):

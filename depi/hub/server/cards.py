@@ -1,4 +1,4 @@
-"""What a repository's card says about it: the YAML front matter of README.md, and the tags made from it."""
+"""A repository's card: the YAML front matter of README.md, and the tags made from it."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ import yaml
 
 MAX_FRONT_MATTER = 256 * 1024
 
-# The Hub writes these card fields as `field:value` tags, so that they can be filtered by.
+# The Hub turns these card fields into `field:value` tags, for filters.
 _PREFIXED_FIELDS = ("task_categories", "task_ids", "size_categories", "language", "license", "base_model")
 
 
@@ -15,7 +15,7 @@ def parse_card(readme: str) -> dict[str, Any]:
     """Return the front matter of a README.md as plain JSON-able values; {} when there is none.
 
     Raises:
-        ValueError: the front matter is no YAML mapping, or is larger than a card can be.
+        ValueError: the front matter is not a YAML mapping, or is too large.
     """
     lines = readme.removeprefix("\ufeff").splitlines()
     if not lines or lines[0].rstrip() != "---":
@@ -27,7 +27,7 @@ def parse_card(readme: str) -> dict[str, Any]:
     if len(text) > MAX_FRONT_MATTER:
         raise ValueError(f"the front matter is larger than {MAX_FRONT_MATTER} characters")
     try:
-        # An alias lets a few lines unfold into gigabytes.
+        # With aliases, a few lines can expand to gigabytes.
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
             raise ValueError("the front matter uses YAML aliases")
         card = yaml.safe_load(text)

@@ -53,7 +53,7 @@ class Store:
             raise
 
     def close(self) -> None:
-        """Let another process open the folder."""
+        """Close the store, so that another process can open the folder."""
         self._owner.close()
 
     def _open_repos(self) -> Iterator[Repo]:
@@ -99,7 +99,7 @@ class Store:
             return repo
 
     def delete(self, repo: Repo) -> None:
-        """Delete a repository; its contents stay, for other repositories may share them."""
+        """Delete a repository; its contents are kept, because other repositories may share them."""
         with self._lock:
             if self._repos.pop((repo.repo_type, repo.id), None) is not repo:
                 return

@@ -1,11 +1,11 @@
 """One repository on disk: one JSON manifest per commit, and the refs that name commits.
 
-    repo.json            visibility, gate, who may pass it
+    repo.json            visibility, gate, users with access
     refs.json            branches and tags -> commit sha
     commits/<sha>.json   what a commit holds
 
-A commit writes its contents, then its manifest, then replaces refs.json: whoever is killed in between
-leaves the repository at its old commit, whole.
+A commit writes its contents, then its manifest, then replaces refs.json: after a
+kill in between, the repository still has its old commit.
 """
 
 import hashlib
@@ -60,7 +60,7 @@ def now() -> str:
 
 
 class Repo:
-    """One repository. Commits to it are serialised; readers need no lock, for manifests never change."""
+    """One repository. Commits to it are serialised; readers need no lock, because manifests never change."""
 
     def __init__(self, blobs: Blobs, path: Path, repo_type: str, repo_id: str):
         self._blobs = blobs
@@ -108,7 +108,7 @@ class Repo:
                 return self._manifests[sha]
         try:
             stored = _read(self._path / "commits" / f"{sha}.json")
-        except FileNotFoundError:  # the repository was deleted a moment ago
+        except FileNotFoundError:  # the repository has just been deleted
             raise RequestError(404, "Repository not found", "RepoNotFound") from None
         files = {path: StoredFile(**entry) for path, entry in stored.pop("files").items()}
         return self._remember(Commit(sha=sha, files=files, **stored))
@@ -137,13 +137,13 @@ class Repo:
         return self._head
 
     def card(self, commit: Commit) -> dict[str, Any]:
-        """Return the card data of a commit; {} where README.md has none that can be read."""
+        """Return the card data of a commit; {} where README.md has no valid one."""
         readme = commit.files.get("README.md")
         if readme is None or readme.size > 4 * 1024 * 1024:
             return {}
         try:
             return parse_card(self._blobs.path(readme.sha256).read_text(encoding="utf-8"))
-        except ValueError:  # the Hub too shows a repository whose card is broken, without its card
+        except ValueError:  # the real Hub too shows a repository with a broken card, without the card
             return {}
 
     def add_commit(
@@ -156,7 +156,7 @@ class Repo:
         author: str,
         parent: str | None = None,
     ) -> Commit:
-        """Apply `change` to the files of `branch` and let the branch name the result.
+        """Apply `change` to the files of `branch` in a new commit.
 
         Raises:
             RequestError: no such branch, or `parent` is given and is no longer its head.
@@ -182,7 +182,7 @@ class Repo:
 
     @contextmanager
     def closing(self) -> Iterator[None]:
-        """Hold off changes for the moment in which the repository is deleted, and refuse them afterwards."""
+        """Block changes while the repository is deleted, and refuse them afterwards."""
         with self._lock:
             self._deleted = True
             yield

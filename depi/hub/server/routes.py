@@ -49,7 +49,7 @@ def caller_of(request: Request) -> Caller:
 
 
 def repo_of(request: Request) -> Repo | None:
-    """Return the repository that the address names, whoever asks."""
+    """Return the repository that the address names, without a check of access."""
     store: Store = request.app.state.store
     repo_type = request.path_params["kind"].removesuffix("s") if "kind" in request.path_params else "model"
     return store.find(repo_type, f"{param(request, 'owner')}/{param(request, 'name')}")
@@ -196,7 +196,7 @@ def no_xet(request: Request) -> Response:
 
 
 def no_namespace(request: Request) -> Response:
-    """Answer for names without a user, which no repository of this Hub has."""
+    """Refuse names without a user: this Hub has no such repository."""
     raise missing_repo(caller_of(request))
 
 

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 PAGE_SIZE = 1000
 
-# Called before each request is handled; a response that it returns is sent instead of the real answer.
+# Called before each request; a response that it returns is sent instead of the real answer.
 Faults = Callable[[Request], Response | None]
 
 
@@ -48,7 +48,7 @@ class LocalHub:
     root: Path
 
     def environment(self, token: str | None = None) -> dict[str, str]:
-        """Return the variables by which other processes find this Hub, with the write token unless told."""
+        """Return the environment variables for other processes, by default with the write token."""
         host = self.endpoint.partition("://")[2].rpartition(":")[0]
         direct = [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), host]
         no_proxy = ",".join(filter(None, direct))
@@ -65,7 +65,7 @@ class LocalHub:
 
 
 class _Faulty:
-    """Waits, lets `faults` answer first, and hands routes the address as sent, still percent-encoded."""
+    """Adds `latency`, lets `faults` answer first, and passes the address on as sent, percent-encoded."""
 
     def __init__(self, app: ASGIApp, faults: Faults | None, latency: float):
         self._app = app
@@ -99,7 +99,7 @@ def _disk_failed(request: Request, error: Exception) -> Response:
 
 
 def _gone(request: Request, error: Exception) -> Response:
-    return Response(status_code=400)  # nobody reads it
+    return Response(status_code=400)  # the client has gone
 
 
 def build_app(
@@ -175,8 +175,8 @@ def serve(
     """Serve the folder `root` from a thread of this process for the length of a `with` block.
 
     Port 0 takes any free one. A new folder is seeded with the tokenizer. `page_size` bounds the pages of
-    listings and trees. `faults` may answer any request in the Hub's place, and each answer is held
-    back for `latency` seconds, to test clients with.
+    listings and trees. `faults` may answer any request instead of the Hub, and each answer is
+    delayed by `latency` seconds, to test clients.
 
     Raises:
         UserError: the port is taken, or the folder cannot be written or is served already.
@@ -203,7 +203,7 @@ class HubConfig:
 
 
 def main(args: list[str]) -> int:
-    """Run `depi hub serve` until it is told to stop by SIGINT or SIGTERM."""
+    """Run `depi hub serve` until SIGINT or SIGTERM."""
     config = parse_flags(HubConfig, args, "depi hub", ["action"])
     if config.action != "serve":
         raise UserError(f"depi hub has no action {config.action!r}: use `depi hub serve --root DIR`")

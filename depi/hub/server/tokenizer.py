@@ -1,7 +1,7 @@
-"""A small real tokenizer with PaliGemma's special tokens, made here so that it can be given away.
+"""A small tokenizer with PaliGemma's special tokens, trained here so that it can be distributed.
 
-The published one is gated. Programs load this one under the same name from an embedded Hub, and nothing
-in their code path differs: same special ids, `<bos>` in front, padding with id 0, `\\n` a token of its own.
+The published one is gated. Programs load this one under the same name from an embedded Hub, by the same
+code: same special ids, `<bos>` in front, padding with id 0, `\\n` a token of its own.
 """
 
 import itertools
@@ -83,7 +83,7 @@ def build_tokenizer() -> Tokenizer:
 
 
 def _new_tokenizer(model: models.Model) -> Tokenizer:
-    """Gemma's frame: spaces become a visible character, merges stay within a word, newlines stand alone."""
+    """Gemma's settings: spaces become a visible character, merges stay within a word, newlines are tokens."""
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

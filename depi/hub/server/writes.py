@@ -97,7 +97,7 @@ async def settings(request: Request) -> Response:
 
 
 def ask(request: Request) -> Response:
-    """POST /<repo>/ask-access: what the form on a gated repository's page sends."""
+    """POST /<repo>/ask-access: the form on a gated repository's page."""
     caller = caller_of(request)
     ask_access(require_read(repo_of(request), caller), caller)
     return JSONResponse({"ok": True})
