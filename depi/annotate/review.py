@@ -22,7 +22,6 @@ from depi.annotate.episode_journal import (
 from depi.annotate.sidecar import rows_of, typed, write_sidecar
 from depi.datasets.samples.annotations import MAX_TEXT, EpisodeAnnotation, check_text
 from depi.errors import UserError
-from depi.files import write_text
 from depi.flags import parse_flags
 from depi.hub.names import is_dataset_id
 from depi.page import document
@@ -99,11 +98,7 @@ def main(args: list[str]) -> int:
         return serve(config, chosen, pictures, without)
     output = config.output or config.annotations / "review.html"
     page = render(config.annotations, chosen, pictures, without=without, command=serve_command(config))
-    try:
-        write_text(output, page)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}") from None
-    print(f"written to {output}: {len(chosen.keys)} episodes, {len(page) / 1e6:.1f} MB")
+    document.write(output, page, f"{len(chosen.keys)} episodes")
     return 0
 
 

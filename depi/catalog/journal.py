@@ -6,7 +6,6 @@ that has the journal open is the only one that writes into that folder.
 
 import contextlib
 import json
-import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -15,8 +14,6 @@ from typing import Any
 from depi.catalog.catalogue import FAILED, Row, column_types
 from depi.errors import UserError, machine_error
 from depi.journal import LineFile
-
-logger = logging.getLogger(__name__)
 
 JOURNAL_FILE = ".journal.jsonl"
 _PARSERS: dict[type, Callable[[str], Any]] = {datetime: datetime.fromisoformat, bytes: bytes.fromhex}
@@ -31,7 +28,8 @@ class Journal:
 
     def __init__(self, folder: Path, judged_by: Mapping[str, Any]):
         self._path = folder / JOURNAL_FILE
-        self._header = json.dumps({"judged_by": judged_by}, sort_keys=True)
+        # Rows of another version of DePi may have other columns.
+        self._header = json.dumps({"judged_by": judged_by, "columns": list(column_types())}, sort_keys=True)
         self._file: LineFile | None = None
         self._new_folder = not folder.exists()
         self.rows: list[Row] = []
@@ -91,21 +89,16 @@ class Journal:
             file.clear()
             file.add(self._header)
             return
-        self.rows += [row for line in lines if (row := _row(line)) is not None]
+        self.rows += map(_row, lines)
 
 
 def _plain(value: datetime | bytes) -> str:
     return value.hex() if isinstance(value, bytes) else value.isoformat()
 
 
-def _row(line: bytes) -> Row | None:
-    """The row of a line, or None where it is damaged or another version of DePi wrote it."""
-    try:
-        values = json.loads(line)
-        for name, kind in column_types().items():
-            if kind in _PARSERS and values[name] is not None:
-                values[name] = _PARSERS[kind](values[name])
-        return Row(**values)
-    except (ValueError, KeyError, TypeError):
-        logger.warning("a line of %s is damaged: that candidate is inspected again", JOURNAL_FILE)
-        return None
+def _row(line: bytes) -> Row:
+    values = json.loads(line)
+    for name, kind in column_types().items():
+        if kind in _PARSERS and values[name] is not None:
+            values[name] = _PARSERS[kind](values[name])
+    return Row(**values)

@@ -13,7 +13,6 @@ from typing import Any
 from depi.catalog.catalogue import Row, load_catalog
 from depi.catalog.thumbnails import THUMBNAILS_FILE, read_thumbnails
 from depi.errors import UserError
-from depi.files import write_text
 from depi.flags import parse_flags
 from depi.hub.client.api import endpoint
 from depi.page import document
@@ -54,11 +53,7 @@ def main(args: list[str]) -> int:
     pictures = read_pictures(config.data_ids)
     output = config.output or config.data_ids / "report.html"
     page = render(rows, pictures, title=config.title, max_picture_mb=config.max_picture_mb)
-    try:
-        write_text(output, page)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}") from None
-    print(f"written to {output}: {len(rows)} datasets, {len(page) / 1e6:.1f} MB")
+    document.write(output, page, f"{len(rows)} datasets")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Whatever acts in an environment: a policy behind one function, `act(observations) -> chunks`."""
+"""The interface of policies in an evaluation: one function, `act(observations) -> chunks`."""
 
 import logging
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ EXPERT_STEPS = 8
 
 @dataclass(frozen=True)
 class Observation:
-    """What one environment shows when it needs a chunk.
+    """The observation of one environment that needs a chunk.
 
     Attributes:
-        place: number of the environment, below the batch size; episodes follow one another in it.
-        seed: the episode's. chunk: how many chunks it has had.
+        place: number of the environment, below the batch size; it plays one episode after another.
+        seed: the episode's. chunk: how many chunks it has played.
         seen: images, state and task. table: names, sizes and units.
     """
 
@@ -35,18 +35,18 @@ class Observation:
 
 
 class Actor(Protocol):
-    """What `roll_out` takes for a policy.
+    """The interface of a policy in `roll_out`.
 
     Attributes:
-        batch: how many observations to wait for, where environments are about to have some.
-        expert_steps: actions of the scripted expert that observations come with; 0: none.
+        batch: how many observations to wait for, while environments are still busy.
+        expert_steps: how many actions of the scripted expert each observation has; 0: none.
     """
 
     batch: int
     expert_steps: int
 
     def fit(self, tables: Sequence[EnvTable]) -> None:
-        """Raise a UserError that names what does not fit between the policy and the episodes' tables."""
+        """Raise a UserError where the policy does not fit the episodes' tables."""
 
     def act(self, observations: Sequence[Observation]) -> list[NDArray[np.float32]]:
         """For each observation the actions to play next: float32 (n, action_dim), environment's units."""
@@ -54,13 +54,13 @@ class Actor(Protocol):
 
 
 class ExpertActor:
-    """The scripted expert of so101: its process plans, knowing the simulator's state."""
+    """The scripted expert of so101; the environment's process plans it from the simulator's state."""
 
     def __init__(self, n_action_steps: int | None = None):
         self.batch, self.expert_steps = 1, n_action_steps or EXPERT_STEPS
 
     def fit(self, tables: Sequence[EnvTable]) -> None:
-        """Nothing to check: its process refuses environments without an expert."""
+        """Check nothing: the environment's process refuses environments without an expert."""
 
     def act(self, observations: Sequence[Observation]) -> list[NDArray[np.float32]]:
         """The planned actions."""
@@ -69,14 +69,14 @@ class ExpertActor:
 
 
 def units(table: EnvTable, convention: str) -> str:
-    """The joint convention in which a policy is spoken to: `native` means the rig's own."""
+    """The joint convention of a policy's inputs and outputs; `native` is the one of the rig."""
     if table.convention != "degrees":
         return "native"
     return (table.recorded_convention or "degrees") if convention == "native" else convention
 
 
 def check_dimensions(config: Any, table: EnvTable) -> None:
-    """Raise a UserError where state or action have other sizes than the policy's."""
+    """Raise a UserError where the sizes of state or action differ from the policy's."""
     for what, feature, ours in (
         ("state", config.robot_state_feature, table.state_dim),
         ("action", config.action_feature, table.action_dim),
@@ -88,10 +88,10 @@ def check_dimensions(config: Any, table: EnvTable) -> None:
 def check_cameras(
     policy_keys: Sequence[str], tables: Sequence[EnvTable], *, by_view: bool, rename: dict[str, str]
 ) -> None:
-    """Check the cameras of all episodes, and log the names of those that the policy does not see.
+    """Check the cameras of all episodes, and log the names of those that the policy does not use.
 
     Raises:
-        UserError: `rename` has a name that neither side has, or a camera of the policy is missing or doubled.
+        UserError: `rename` has an unknown name, or a camera of the policy is missing or assigned twice.
     """
     known = dict.fromkeys(key for table in tables for key in table.cameras)
     for side, names, has in (
@@ -106,20 +106,20 @@ def check_cameras(
         keys = camera_keys(policy_keys, cameras, by_view=by_view, rename=rename)
         left |= dict.fromkeys(key for key, name in keys.items() if name is None)
     if left:
-        logger.warning("the policy does not see these cameras: %s", ", ".join(sorted(left)))
+        logger.warning("the policy does not use these cameras: %s", ", ".join(sorted(left)))
 
 
 def camera_keys(
     policy_keys: Sequence[str], cameras: Sequence[str], *, by_view: bool, rename: dict[str, str]
 ) -> dict[str, str | None]:
-    """Under which of the policy's keys each of the environment's cameras goes; None: it is left out.
+    """The policy's key for each of the environment's cameras; None: the camera is left out.
 
     Numbered slots (`observation.images.0`) are filled by the rule that training uses: in the order of the
-    names' views, or with `by_view` each view into its slot; but where `rename` is given, by that alone. Other
-    keys are names: each has to be there.
+    names' views, or with `by_view` each view into its slot; with `rename`, only by `rename`. Other keys are
+    names: each of them must exist.
 
     Raises:
-        UserError: a camera of the policy is not among the environment's, or two of these are the same.
+        UserError: a camera of the policy is not among the environment's, or two of them get the same key.
     """
     from depi.datasets.recording.cameras import slot_order, slots_by_view
 

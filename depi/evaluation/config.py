@@ -9,7 +9,7 @@ DRAWN_SETUPS = ("seen", "unseen")
 
 @dataclass
 class PolicyConfig:
-    """Which checkpoint."""
+    """The checkpoint."""
 
     # A local folder or a Hub repo id; `expert` is the scripted expert of so101.
     path: str | None = None
@@ -17,14 +17,14 @@ class PolicyConfig:
     device: str | None = None
     # Actions of a chunk that are played out before the next chunk is computed; null: as saved.
     n_action_steps: int | None = None
-    # How strongly to follow the advantage indicator, 0 to 100; null: as saved, by default 1, the policy as it
-    # was trained. Other values take up to twice the time.
+    # Strength of guidance by the advantage indicator, 0 to 100; null: as saved, by default 1, the policy as
+    # trained. Other values take up to twice the time.
     guidance: float | None = None
 
 
 @dataclass
 class EnvironmentConfig:
-    """Which environment."""
+    """The environment."""
 
     # so101, pusht, aloha, libero and the others of LeRobot, or a gym id such as my_package:MyEnv-v0.
     type: str = "so101"
@@ -37,7 +37,7 @@ class EnvironmentConfig:
     # Of so101: standard; a rig drawn for each episode, seen (as contributors record) or unseen; or a JSON
     # file with a list of rigs (depi.sim.setup.Setup), of which an episode gets the one numbered seed % count.
     setups: str = "standard"
-    # The task's text; null: the environment's own.
+    # The instruction; null: the environment's own.
     instruction: str | None = None
     # Steps after which an episode ends; null: the environment's own.
     episode_length: int | None = None
@@ -50,7 +50,7 @@ class EnvironmentConfig:
 
 @dataclass
 class EpisodesConfig:
-    """How many episodes, how many of them as videos, and how many at a time."""
+    """The numbers of episodes, of videos and of environments at a time."""
 
     n_episodes: int = 50
     n_videos: int = 10
@@ -76,7 +76,7 @@ class RecordConfig:
 class EvaluateConfig:
     """Roll a policy out: depi eval --policy.path=FOLDER_OR_REPO --env.type=so101 --env.task=touch.
 
-    A rerun of the same command goes on where it was stopped.
+    The same command again continues where it was stopped.
     """
 
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -84,12 +84,12 @@ class EvaluateConfig:
     eval: EpisodesConfig = field(default_factory=EpisodesConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
     output_dir: Path = Path("outputs/eval")
-    # Of the first episode; the next ones have the next numbers.
+    # Seed of the first episode; each next episode has the next number.
     seed: int = 1000
     # USER/NAME@COMMIT: run the code that LeRobot loads for this checkpoint. Without it, only policy types and
-    # repositories that bring no code are loaded.
+    # repositories without code of their own are loaded.
     trust_checkpoint: str | None = None
-    # What the policy calls the environment's cameras: {"observation.image": "observation.images.0"}
+    # The policy's names for the environment's cameras: {"observation.image": "observation.images.0"}
     rename_map: dict[str, str] = field(default_factory=dict)
     # Print the result as JSON instead of a table.
     json: bool = False

@@ -1,4 +1,4 @@
-"""The environments' side of an evaluation: one table for each, checked against policies and simulators.
+"""Descriptions of environments: one table for each, checked against policies and simulators.
 
 The table says under which names the environment's cameras, state and actions appear in a dataset recorded in
 it. Training on such a dataset and rolling a policy out therefore agree on names, sizes and units.
@@ -31,18 +31,18 @@ EXTRAS = {
 
 @dataclass(frozen=True)
 class EnvTable:
-    """How an environment's observations and actions are called in datasets, and what they hold.
+    """The names, sizes and units of an environment's observations and actions in datasets.
 
     Attributes:
         cameras: dataset key, such as `observation.images.top` -> path in the environment's observation, such
             as `pixels/top`: uint8 (H, W, 3).
         state: paths whose values, one after another, are `observation.state`.
-        state_names, action_names: of every number; their counts are the dimensions.
+        state_names, action_names: a name for each number, so their counts are the dimensions.
         convention: units: `degrees` (canonical joints of an SO-101) or `native`, the environment's own.
         fps: control steps per second.
         success: the key of `info` that says whether the task is done.
-        max_steps: an episode is truncated after so many.
-        instruction: the task's text, None where the environment tells it at each reset.
+        max_steps: an episode is truncated after this many.
+        instruction: the task's text, None where the environment gives it at each reset.
         robot_type: as datasets name it.
         recorded_convention: the units in which this rig's owner would record; `degrees` or as `convention`.
     """
@@ -83,10 +83,10 @@ class EnvTable:
 
 
 def resolve(env: Any) -> EnvironmentConfig:
-    """The environment's choices with nothing left open: from `depi eval`'s flags, or LeRobot's `EnvConfig`.
+    """The settings of an environment with all defaults, from `depi eval`'s flags or LeRobot's `EnvConfig`.
 
     Raises:
-        UserError: unknown task, or setups that there are not.
+        UserError: unknown task or setups.
     """
     if not isinstance(env, EnvironmentConfig):
         env = _from_lerobot(env)
@@ -122,7 +122,7 @@ def resolve(env: Any) -> EnvironmentConfig:
 
 
 def _from_lerobot(env: Any) -> EnvironmentConfig:
-    """LeRobot's configuration of an environment as `depi eval` would have it."""
+    """LeRobot's configuration of an environment as one of `depi eval`."""
     import draccus
 
     kind = env.type
@@ -142,7 +142,7 @@ def _from_lerobot(env: Any) -> EnvironmentConfig:
 def so101_setup(env: EnvironmentConfig, seed: int) -> Setup:
     """The rig of one episode of so101: the standard one, drawn from the seed, or one of a file's.
 
-    Every rig is controlled at `--env.fps`: the rate belongs to the policy.
+    Every rig is controlled at `--env.fps`, because the policy decides the rate.
 
     Raises:
         UserError: an impossible camera, rate or size, or a file without setups.
@@ -216,7 +216,7 @@ TABLES: dict[str, dict[str, EnvTable]] = {
 
 
 def find_table(env: EnvironmentConfig, seed: int = 0) -> EnvTable | None:
-    """The table of an episode, or None where only the environment itself tells (LeRobot's others, gym ids).
+    """The table of an episode, or None where only the environment knows it (LeRobot's others, gym ids).
 
     Args:
         env: as `resolve` gives it.
@@ -238,7 +238,7 @@ def look_up(observation: Any, path: str) -> Any:
     """The value at a path such as `pixels/top`; the empty path is the observation itself.
 
     Raises:
-        UserError: the observation has no such thing.
+        UserError: the observation has no such key.
     """
     value = observation
     for part in path.split("/") if path else ():
@@ -269,7 +269,7 @@ def state_of(table: EnvTable, observation: Any) -> np.ndarray:
 
 
 def check_observation(table: EnvTable, observation: Any) -> None:
-    """Raise a UserError that names what an environment's first observation has not as its table says."""
+    """Raise a UserError where an environment's first observation differs from its table."""
     for key, image in images_of(table, observation).items():
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise UserError(
@@ -277,4 +277,4 @@ def check_observation(table: EnvTable, observation: Any) -> None:
             )
     size = len(state_of(table, observation))
     if size != table.state_dim:
-        raise UserError(f"the environment's state has {size} values, its table says {table.state_dim}")
+        raise UserError(f"the environment's state has {size} values, expected {table.state_dim}")

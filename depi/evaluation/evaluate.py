@@ -1,4 +1,4 @@
-"""`depi eval`: how often does a checkpoint do the task in a simulator."""
+"""`depi eval`: the success rate of a checkpoint in a simulator."""
 
 import contextlib
 import dataclasses
@@ -48,8 +48,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Roll a checkpoint out, write `eval.json` and videos, and return the result.
 
     Raises:
-        UserError: no or a damaged checkpoint, unknown environment or task, one that does not fit, or an
-            `output_dir` of another evaluation.
+        UserError: the checkpoint is missing or damaged, environment or task is unknown or does not fit, or
+            `output_dir` is of another evaluation.
     """
     path = config.policy.path
     if path is None:
@@ -65,7 +65,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _check_path(path: str, revision: str | None) -> None:
-    """Raise a UserError where there is no such policy: now, as loading one begins with long imports."""
+    """Raise a UserError where there is no such policy, before the slow imports of loading one."""
     from depi.hub.client.api import repo_info
 
     if path == EXPERT or Path(path).expanduser().is_dir():
@@ -96,15 +96,15 @@ def _check_record(config: EvaluateConfig) -> None:
 
 @contextlib.contextmanager
 def _recording(config: EvaluateConfig) -> "Iterator[Callable[[Trajectory], None] | None]":
-    """What keeps trajectories for the dataset of `--record.root`, which is written at the end; or None."""
+    """Yield the function that stores trajectories for the dataset of `--record.root`, or None without one."""
     root = config.record.root
     if root is None or (root.exists() and _has_ended(config)):
         yield None
         return
     from depi.evaluation.recording import DatasetWriter
 
-    # In the evaluation's own folder: whoever removes that folder to start again removes them too.
-    writer = DatasetWriter(root, config.record.repo_id, drawer=config.output_dir / "trajectories")
+    # In the evaluation's own folder, so that they are removed with it.
+    writer = DatasetWriter(root, config.record.repo_id, temporary=config.output_dir / "trajectories")
     yield writer.append
     writer.finish(range(config.eval.n_episodes))
 
@@ -114,13 +114,11 @@ def _has_ended(config: EvaluateConfig) -> bool:
     from depi.evaluation.results import RESULT
 
     path = config.output_dir / RESULT
-    result = read_json(path) if path.exists() else {}
-    episodes = result.get("episodes") if isinstance(result, dict) else None
-    return isinstance(episodes, list) and len(episodes) >= config.eval.n_episodes
+    return path.exists() and len(read_json(path)["episodes"]) >= config.eval.n_episodes
 
 
 def _load(config: EvaluateConfig) -> "tuple[Actor, dict[str, Any]]":
-    """What acts, and what identifies it in results."""
+    """The actor, and the values that identify it in results."""
     if config.policy.path == EXPERT and not Path(EXPERT).exists():
         from depi.evaluation.actors import ExpertActor
 
@@ -131,7 +129,7 @@ def _load(config: EvaluateConfig) -> "tuple[Actor, dict[str, Any]]":
 
 
 def check_choices(config: EvaluateConfig) -> EnvironmentConfig:
-    """Return the environment's choices with nothing left open.
+    """Return the environment's settings with all defaults filled in.
 
     Raises:
         UserError: unknown environment or task, or impossible numbers.
@@ -153,7 +151,7 @@ def check_choices(config: EvaluateConfig) -> EnvironmentConfig:
 def check_environment(
     config: EvaluateConfig, policy: "Pi0Policy | Actor", *, by_view: bool = False, convention: str = "degrees"
 ) -> None:
-    """Make and reset the environment once, so that whatever keeps `roll_out` from working is raised now.
+    """Make and reset the environment once, so that errors of `roll_out` show now.
 
     Raises:
         UserError: unknown environment or task, or one that does not fit the policy.
@@ -183,14 +181,14 @@ def roll_out(
 
     Args:
         config: environment, episodes, output directory; the policy's path is only written down.
-        policy: in evaluation mode; or an `depi.evaluation.actors.Actor`, which has its own processors.
-        processors: what comes before and after it.
+        policy: in evaluation mode; or a `depi.evaluation.actors.Actor`, which has its own processors.
+        processors: those before and after the policy.
         by_view: whether its camera slots mean views.
         convention: the joint convention that the policy was trained in; `native`: that of each rig.
         show_progress: on the terminal.
-        resume: go on with the episodes that `output_dir` has; else they are forgotten.
-        on_episode: called with everything that happened in an episode, before the episode is written down;
-            in the order in which they end. Not called for errors.
+        resume: keep the episodes that `output_dir` has; else they are removed.
+        on_episode: called with the trajectory of each episode, before the episode is written down, in the
+            order in which they end. Not called for errors.
 
     Raises:
         UserError: unknown environment or task, one that does not fit the policy, or an `output_dir` of
@@ -208,7 +206,7 @@ def as_actor(
     by_view: bool,
     convention: str,
 ) -> "Actor":
-    """A policy as what acts in environments; an Actor stays as it is."""
+    """Wrap a policy as an Actor; an Actor is returned unchanged."""
     if hasattr(policy, "act"):
         return policy
     from depi.evaluation.pi0_actor import Pi0Actor

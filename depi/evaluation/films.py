@@ -1,4 +1,4 @@
-"""Videos of episodes and contact sheets of how they ended."""
+"""Videos of episodes, and colours of contact sheets."""
 
 from collections.abc import Iterable
 from itertools import chain
@@ -13,7 +13,7 @@ GREEN, RED, GRAY = (40, 170, 70), (205, 50, 45), (130, 130, 130)
 
 
 def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], fps: int) -> None:
-    """Write RGB frames, uint8 (H, W, 3) of one size, as H.264 in mp4, whole or not at all."""
+    """Write RGB frames, uint8 (H, W, 3) of one size, as H.264 in mp4; the file appears complete or not."""
     import av
 
     remaining = iter(frames)

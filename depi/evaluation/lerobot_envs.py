@@ -1,4 +1,4 @@
-"""Environments that LeRobot's factory makes, as one gymnasium environment; for their own process only."""
+"""Environments of LeRobot's factory as one gymnasium environment; used only in a separate process."""
 
 import logging
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from depi.evaluation.environments import EXTRAS
 
 
 def known_types() -> list[str]:
-    """The types that LeRobot's registry has, but for those that run code of the Hub."""
+    """The types in LeRobot's registry, without those that run code of the Hub."""
     choices = LeRobotEnvConfig.get_known_choices()
     return sorted(name for name, cls in choices.items() if not issubclass(cls, HubEnvConfig))
 
@@ -64,16 +64,16 @@ class LeRobotEnv(gym.Env):
     def task_description(self) -> str:
         """The instruction of the current task."""
         for name in ("task_description", "task"):
-            said = getattr(self._env.unwrapped, name, None)
-            if isinstance(said, str) and said:
-                return said
+            text = getattr(self._env.unwrapped, name, None)
+            if isinstance(text, str) and text:
+                return text
         return ""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Begin an episode of the task whose `turn` it is, from the start that belongs to the turn."""
         env: Any = self._env.unwrapped
         if hasattr(env, "init_state_id"):
-            # LIBERO counts its own resets, which would make episodes depend on the number of processes.
+            # LIBERO counts its resets itself, so episodes would depend on the number of processes.
             env.init_state_id = self.turn // len(self._envs)
         observation, info = self._env.reset(seed=seed, options=options)
         return self._observe(observation), info
@@ -86,7 +86,7 @@ class LeRobotEnv(gym.Env):
         return self._observe(observation), reward, terminated, truncated, info
 
     def render(self):
-        """What LeRobot films."""
+        """The image that LeRobot records in videos."""
         return self._env.render()
 
     def close(self) -> None:
@@ -119,7 +119,7 @@ def _lerobot_config(config: EnvironmentConfig) -> LeRobotEnvConfig:
     logging.getLogger("lerobot").setLevel(logging.WARNING)
     try:
         return draccus.decode(LeRobotEnvConfig.get_choice_class(config.type), fields)
-    except Exception as error:  # draccus has no common class of its errors
+    except Exception as error:  # the errors of draccus have no common class
         raise UserError(f"--env.type={config.type}: {' '.join(str(error).split())}") from None
 
 

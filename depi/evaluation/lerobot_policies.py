@@ -1,7 +1,7 @@
 """LeRobot's other policies (act, diffusion, smolvla, ...) as actors.
 
-A checkpoint is data of strangers: its weights are safetensors, and `depi.policies.trust` says what else it
-may name.
+A checkpoint is untrusted data: its weights are safetensors, and `depi.policies.trust` lists what else it may
+name.
 """
 
 import copy
@@ -27,22 +27,22 @@ from depi.policies.trust import check_checkpoint, never_ask_to_run_code
 
 type Pipelines = tuple[PolicyProcessorPipeline[Any, Any], PolicyProcessorPipeline[Any, Any]]
 
-# Policies that make a chunk of one observation, whatever came before it.
+# Policies that compute a chunk from one observation, without earlier ones.
 _CHUNKED = ("act", "smolvla", "pi0", "pi05")
-# What a policy object has besides the memory of an episode.
+# Attributes of a policy object that are not the memory of an episode.
 _NO_MEMORY = {"config", "training", *vars(torch.nn.Module())}
 
 
 def load_lerobot_policy(
     folder: Path, kind: str, device: str | None, *, trusted: bool = False
 ) -> tuple[PreTrainedPolicy, Pipelines]:
-    """A policy of LeRobot's factory in evaluation mode, and what comes before and after it.
+    """A policy of LeRobot's factory in evaluation mode, and its pre- and postprocessor.
 
     Args:
         folder: the checkpoint.
         kind: its policy type.
         device: where to put it; the checkpoint's own choice if None.
-        trusted: build whatever it names, with code that LeRobot loads for it.
+        trusted: build everything that it names, also with code that LeRobot loads for it.
 
     Raises:
         UserError: the type, a step or a repository is not on the lists of `depi.policies.trust`, a package is
@@ -117,7 +117,7 @@ class LeRobotActor:
         config.n_action_steps = count
 
     def fit(self, tables: Sequence[EnvTable]) -> None:
-        """Raise a UserError that names what does not fit."""
+        """Raise a UserError where the policy does not fit the environments."""
         config = self._policy.config
         if config.env_state_feature is not None:
             raise UserError("the policy needs the environment's state, which is no part of observations")
@@ -167,7 +167,7 @@ class LeRobotActor:
         return {**batch, OBS_STATE: torch.from_numpy(state)[None]}
 
     def _check_size(self, key: str, image: NDArray[np.uint8], shape: Sequence[int]) -> None:
-        """Most policies are made for one size of images; those of language models fit them themselves."""
+        """Most policies accept one image size only; those of language models resize images themselves."""
         sizes_itself = hasattr(self._policy.config, "tokenizer_max_length")
         if not sizes_itself and tuple(image.shape[:2]) != tuple(shape[1:]):
             raise UserError(

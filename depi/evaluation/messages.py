@@ -1,4 +1,4 @@
-"""What the evaluation and the processes of its environments say to each other."""
+"""The messages between an evaluation and the processes of its environments."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +24,9 @@ class Begin:
 
     Attributes:
         index, seed: the episode's.
-        keep: send back everything that happened, as a Trajectory, in the end.
-        video: write what the cameras see there.
-        expert: plan so many actions of the scripted expert with every observation; 0: there is none.
+        keep: send back the whole episode, as a Trajectory, in the end.
+        video: the path of a video of the cameras.
+        expert: plan this many actions of the scripted expert with every observation; 0: none.
     """
 
     index: int
@@ -45,7 +45,7 @@ class Play:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a policy is shown.
+    """An observation for a policy.
 
     Attributes:
         images: dataset camera key -> uint8 (H, W, 3).
@@ -64,14 +64,14 @@ class Seen:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One whole episode of T steps; row t holds what was seen before the action of row t was taken.
+    """One whole episode of T steps; row t holds the observation before the action of row t.
 
     Attributes:
         index, seed, success, task, fps: the episode's; `task` is its instruction.
         states: float32 (T, S), environment's units. actions: float32 (T, A), the same.
         rewards: float32 (T,).
         images: dataset camera key -> uint8 (T, H, W, 3).
-        table: names and sizes of it all.
+        table: the names and sizes.
         terminated: whether the environment ended it, rather than the limit of steps.
     """
 
@@ -90,7 +90,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Played:
-    """What happened: rewards of the steps taken, and either what is seen now or how the episode ended.
+    """The result of Play: the rewards, and either the next observation or the end of the episode.
 
     Attributes:
         rewards: one for each step taken.

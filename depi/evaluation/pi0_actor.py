@@ -1,4 +1,4 @@
-"""DePi's pi0 as an actor: batched, and the same whatever it is batched with."""
+"""DePi's pi0 as an actor: batched, with results that do not depend on the batch."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,12 +25,12 @@ class Pi0Actor:
     """DePi's pi0.
 
     The noise of a chunk is drawn from the episode's seed and the chunk's number. Every call of the network
-    has `batch` samples with the same cameras and prompt lengths, filled up by repeating one: arithmetic in
-    other shapes rounds otherwise, and results would depend on which episodes are played together.
+    has `batch` samples with the same cameras and prompt lengths, filled up by repeating one: other
+    shapes round differently, and results would depend on which episodes are played together.
 
     Args:
         policy: in evaluation mode.
-        processors: what comes before and after it; `fit` alone does without.
+        processors: those before and after the policy; `fit` does not need them.
         by_view: whether its camera slots mean views.
         convention: the joint convention that it was trained in; `native`: that of each rig.
         batch: samples per call; None: 8 on a GPU, 1 on a CPU.
@@ -56,7 +56,7 @@ class Pi0Actor:
         self._keys: dict[tuple[str, ...], dict[str, str | None]] = {}
 
     def fit(self, tables: Sequence[EnvTable]) -> None:
-        """Raise a UserError that names what does not fit."""
+        """Raise a UserError where the policy does not fit the environments."""
         keys = list(self._policy.config.image_features)
         check_cameras(keys, tables, by_view=self._by_view, rename=self._rename)
         for table in {tuple(table.cameras): table for table in tables}.values():
@@ -133,7 +133,7 @@ def generator(observation: Observation) -> torch.Generator:
 
 
 def _alike(batch: dict[str, Any], cameras: Sequence[str]) -> list[list[int]]:
-    """Rows with the same cameras and as many words."""
+    """Groups of rows with the same cameras and the same number of words."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     absent = torch.stack([batch[f"{key}_is_pad"] for key in cameras], dim=1).tolist()
     words = batch[OBS_LANGUAGE_ATTENTION_MASK].sum(dim=1).tolist()

@@ -3,9 +3,9 @@
     with DatasetWriter(root, "me/rollouts") as writer:
         roll_out(config, policy, processors, on_episode=writer.append)
 
-Trajectories lie in a drawer until `finish` (which the context calls when nothing was raised): one file each,
-whole or not at all, so that a process that was killed goes on with a new writer of the same drawer, and an
-episode that is appended again replaces itself. `finish` writes the LeRobot v3.0 dataset with
+Trajectories are kept in a temporary folder until `finish` (which the context calls when nothing was raised),
+one file each, written atomically. So after a kill a new writer of the same folder continues, and an episode
+that is appended again replaces the old one. `finish` writes the LeRobot v3.0 dataset with
 LeRobot's own writer and gives it the name `root` only when it is complete. Frames have the columns
 `next.reward`, `next.done` and `next.success` besides images, state and action.
 """
@@ -34,26 +34,26 @@ class DatasetWriter:
     Args:
         root: the dataset's folder, which must not exist yet.
         repo_id: user/name of the dataset.
-        drawer: where trajectories lie until then; None: a hidden folder beside `root`.
+        temporary: the folder of trajectories until then; None: a hidden folder beside `root`.
         codec: of its videos.
 
     Raises:
         UserError: `root` exists.
     """
 
-    def __init__(self, root: Path, repo_id: str, *, drawer: Path | None = None, codec: str = "h264"):
+    def __init__(self, root: Path, repo_id: str, *, temporary: Path | None = None, codec: str = "h264"):
         self.root, self._repo_id, self._codec = Path(root), repo_id, codec
         if self.root.exists():
             raise UserError(f"{self.root} exists already: remove it or choose another folder")
-        self._drawer = drawer or self.root.with_name(f".{self.root.name}.episodes")
+        self._temporary = temporary or self.root.with_name(f".{self.root.name}.episodes")
 
     @property
     def indices(self) -> list[int]:
-        """Numbers of the episodes that are there."""
-        return sorted(int(path.stem) for path in self._drawer.glob("*.npz") if path.stem.isdecimal())
+        """Numbers of the episodes that exist."""
+        return sorted(int(path.stem) for path in self._temporary.glob("*.npz") if path.stem.isdecimal())
 
     def append(self, trajectory: Trajectory) -> None:
-        """Keep a trajectory, for good when this returns; its `index` is its name."""
+        """Write a trajectory to a file named by its `index`; when this returns, it is on the disk."""
         values: dict[str, Any] = {
             "states": trajectory.states,
             "actions": trajectory.actions,
@@ -63,15 +63,15 @@ class DatasetWriter:
         names = ("index", "seed", "success", "task", "fps", "terminated")
         head = {name: getattr(trajectory, name) for name in names}
         head["table"] = dataclasses.asdict(trajectory.table)
-        path = self._drawer / f"{trajectory.index:06d}.npz"
+        path = self._temporary / f"{trajectory.index:06d}.npz"
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez(file, head=np.array(json.dumps(head)), **values)
 
     def finish(self, wanted: Container[int] | None = None) -> Path:
-        """Write the dataset, remove the drawer, and return `root`.
+        """Write the dataset, remove the temporary folder, and return `root`.
 
         Args:
-            wanted: numbers of the episodes to write, as far as they are there; None: all.
+            wanted: numbers of the episodes to write, those that exist; None: all.
 
         Raises:
             UserError: there is no episode, or they do not have the same cameras, sizes and rate.
@@ -84,7 +84,7 @@ class DatasetWriter:
             raise UserError(f"{self.root} is not written: no episode has been recorded for it")
         first = self._read(indices[0])
         shape = _shape(first)
-        # Beside `root`, so that it can be renamed to it.
+        # Beside `root`, so that it can be renamed.
         folder = self.root.with_name(f".{self.root.name}.draft")
         shutil.rmtree(folder, ignore_errors=True)
         self.root.parent.mkdir(parents=True, exist_ok=True)
@@ -104,11 +104,11 @@ class DatasetWriter:
             folder.rename(self.root)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(self._drawer)
+        shutil.rmtree(self._temporary)
         return self.root
 
     def _read(self, index: int) -> Trajectory:
-        with np.load(self._drawer / f"{index:06d}.npz", allow_pickle=False) as values:
+        with np.load(self._temporary / f"{index:06d}.npz", allow_pickle=False) as values:
             head = json.loads(str(values["head"]))
             table: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value
@@ -153,7 +153,7 @@ def _features(trajectory: Trajectory) -> dict[str, dict[str, Any]]:
 
 
 def _columns(trajectory: Trajectory) -> dict[str, np.ndarray]:
-    """Float32 (T, D) states and actions, and what each step brought; (T, 1)."""
+    """Float32 (T, D) states and actions, and reward, end and success of each step, (T, 1)."""
     last = np.arange(len(trajectory.rewards)) == len(trajectory.rewards) - 1
     return {
         "observation.state": trajectory.states,

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: episodes as they end, and the result."""
+"""The files of an evaluation: episodes as they end, and the result."""
 
 import dataclasses
 import hashlib
@@ -23,7 +23,7 @@ class Journal:
     Args:
         folder: the evaluation's `output_dir`.
         config: everything on which an episode's outcome depends, JSON-able.
-        fresh: forget what is there.
+        fresh: remove what is there.
 
     Raises:
         UserError: the folder has episodes of an evaluation with another configuration.
@@ -72,7 +72,7 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def summarise(head: dict[str, Any], episodes: Sequence[Episode], timing: dict[str, Any]) -> dict[str, Any]:
-    """The content of `eval.json`: rates over the episodes without an error, and what each episode did."""
+    """The content of `eval.json`: rates over the episodes without an error, and each episode."""
     from scipy.stats import binomtest
 
     counted = [episode for episode in episodes if episode.error is None]
@@ -106,7 +106,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages on which a result may depend, as far as installed."""
+    """The versions of installed packages on which a result may depend."""
     found = {}
     for name in PACKAGES:
         try:
@@ -117,7 +117,7 @@ def versions() -> dict[str, str]:
 
 
 def digest(path: Path, pieces: int = 64, size: int = 65_536) -> str:
-    """A fingerprint of a large file: its length and pieces spread over it. Training changes all of a file."""
+    """A fingerprint of a large file: its length and pieces spread over it. Training changes all of it."""
     length = path.stat().st_size
     found = hashlib.sha256(str(length).encode())
     with path.open("rb") as file:
@@ -128,7 +128,7 @@ def digest(path: Path, pieces: int = 64, size: int = 65_536) -> str:
 
 
 def checkpoint_digest(folder: Path) -> str:
-    """A fingerprint of all that loading reads: weights, adapters, configuration, normalisation, units."""
+    """A fingerprint of what loading reads: weights, adapters, configuration, normalisation, units."""
     files = sorted({*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("assets/**/*.json")})
     names = [f"{path.relative_to(folder)} {digest(path)}" for path in files]
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
@@ -157,7 +157,7 @@ def contact_sheet(folder: Path, episodes: Sequence[Episode]) -> None:
 
 
 def frame_path(folder: Path, index: int) -> Path:
-    """Where the last frame of an episode is kept, small."""
+    """The path of the small last frame of an episode."""
     return folder / "last_frames" / f"episode_{index:03d}.png"
 
 

@@ -21,13 +21,13 @@ from depi.evaluation.messages import Begin, Failed, Play, Played, Refused, Seen,
 from depi.evaluation.workers import Worker, wait_for
 from depi.sim.gl import select_backend
 
-# How long the first that waits for a chunk waits for others to share the call.
+# How long, in seconds, an environment waits for others to share a call of the policy.
 PATIENCE = 0.05
 
 
 @dataclass(frozen=True)
 class Episode:
-    """What happened in one episode: an `error` is neither success nor failure."""
+    """The result of one episode; an `error` is neither success nor failure."""
 
     index: int
     seed: int
@@ -40,7 +40,7 @@ class Episode:
 
 @dataclass
 class Timing:
-    """Where the time went."""
+    """The time that an evaluation took, by part."""
 
     wall: float = 0.0
     calls: list[float] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Timing:
 
 @dataclass
 class Place:
-    """Where one episode after another is played."""
+    """An environment that plays one episode after another."""
 
     number: int
     worker: Worker
@@ -114,10 +114,10 @@ class Rollouts:
         return table
 
     def try_reset(self, request: Begin) -> None:
-        """Begin an episode, to see whether the environment refuses or fails.
+        """Begin an episode, to check whether the environment can.
 
         Raises:
-            UserError: it does.
+            UserError: it cannot.
         """
         worker = self._places[0].worker
         worker.ask(request)
@@ -157,7 +157,7 @@ class Rollouts:
             place.worker.ask(request)
 
     def _ready(self, actor: Actor) -> list[Place]:
-        """The places to act for now, none while it is better to wait for others."""
+        """The environments to act for now; empty while it is better to wait for others."""
         playing = [place for place in self._places if place.request is not None]
         ready = [place for place in playing if place.seen is not None]
         busy = [place for place in playing if place.seen is None]
@@ -170,7 +170,7 @@ class Rollouts:
         return ready
 
     def _collect(self, on_end: OnEnd) -> None:
-        """Take in what the environments have said; wait where there is nothing else to do."""
+        """Read the answers of the environments; wait where there is nothing else to do."""
         busy = [place for place in self._places if place.request is not None and place.seen is None]
         waiting = any(place.seen is not None for place in self._places)
         if busy:

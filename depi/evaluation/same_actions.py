@@ -1,4 +1,4 @@
-"""Do two checkpoints give the same actions: `python -m depi.evaluation.same_actions A B`."""
+"""Check whether two checkpoints give the same actions: `python -m depi.evaluation.same_actions A B`."""
 
 import sys
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from depi.policies import load_policy, load_processors, preprocess, resolve_chec
 def action_chunk(checkpoint: str | Path, seed: int = 0) -> torch.Tensor:
     """Return the chunk, float32 (1, chunk_size, action_dim), for one random observation of `seed`.
 
-    Everything that is saved takes part: tokenizer, normalisation, weights, denormalisation.
+    All saved parts are used: tokenizer, normalisation, weights, denormalisation.
     """
     folder = resolve_checkpoint(checkpoint)
     policy = load_policy(folder, device="cpu").eval()

@@ -13,7 +13,7 @@ from depi.evaluation.config import EnvironmentConfig
 from depi.evaluation.environments import EXTRAS, EnvTable, check_observation, find_table, so101_setup
 from depi.sim.gl import REMEDY, select_backend
 
-# An episode of a gym environment that tells no limit of its own is truncated after so many steps.
+# An episode of a gym environment without a limit of its own is truncated after this many steps.
 DEFAULT_STEPS = 1000
 
 
@@ -34,10 +34,10 @@ class Simulator:
         return self._env
 
     def open(self, seed: int) -> EnvTable:
-        """Have the environment of an episode ready.
+        """Make the environment of an episode, or reuse the one before.
 
         Raises:
-            UserError: it cannot be made, or is not what its table says.
+            UserError: it cannot be made, or differs from its table.
         """
         key = so101_setup(self.config, seed) if self.config.type == "so101" else None
         if self._env is None or key != self._made_for:
@@ -61,13 +61,13 @@ class Simulator:
         return observation
 
     def look(self, wanted: bool) -> None:
-        """Whether the next observations need pictures; environments that cannot leave them out draw them."""
+        """Set whether the next observations need images; some environments always draw them."""
         env = self.env.unwrapped
         if hasattr(env, "with_images"):
             env.with_images = wanted
 
     def frame(self) -> np.ndarray | None:
-        """What a spectator sees, uint8 (H, W, 3), None where the environment has no such thing."""
+        """The rendered scene, uint8 (H, W, 3); None where the environment does not render."""
         with contextlib.suppress(Exception):
             frame = np.asarray(self.env.render())
             if frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3:
@@ -78,16 +78,16 @@ class Simulator:
         """The task's text.
 
         Raises:
-            UserError: neither flag nor environment tells it.
+            UserError: neither flag nor environment gives it.
         """
         assert self.table is not None
         if self.table.instruction is not None:
             return self.table.instruction
         env = self.env.unwrapped
         for name in ("task_description", "instruction"):
-            said = getattr(env, name, None)
-            if isinstance(said, str) and said:
-                return said
+            text = getattr(env, name, None)
+            if isinstance(text, str) and text:
+                return text
         return ""
 
     def close(self) -> None:
@@ -113,7 +113,7 @@ class Simulator:
             raise UserError(f"--env.type={config.type}: {error}; {remedy}") from None
 
     def _table_of_spaces(self) -> EnvTable:
-        """The table of an environment of which nothing is known but its spaces, by gym's usual names."""
+        """The table of an unknown environment, from its spaces and gym's usual names."""
         space, actions = self.env.observation_space, self.env.action_space
         if not isinstance(actions, spaces.Box) or len(actions.shape) != 1:
             raise UserError(f"--env.type={self.config.type}: actions must be a vector, not {actions}")
@@ -125,12 +125,12 @@ class Simulator:
             )
         state = int(np.prod(space["agent_pos"].shape or ()))
         limit = self.config.episode_length or (self.env.spec.max_episode_steps if self.env.spec else None)
-        told, fps = self.env.metadata.get("render_fps"), self.config.fps
-        rate = told or fps
+        stated, fps = self.env.metadata.get("render_fps"), self.config.fps
+        rate = stated or fps
         if not rate:
-            raise UserError(f"--env.type={self.config.type} does not tell its rate: give --env.fps")
-        if told and fps and round(told) != fps:
-            raise UserError(f"--env.fps={fps}: {self.config.type} says that its rate is {told:g}")
+            raise UserError(f"--env.type={self.config.type} does not state its rate: give --env.fps")
+        if stated and fps and round(stated) != fps:
+            raise UserError(f"--env.fps={fps}: {self.config.type} says that its rate is {stated:g}")
         return EnvTable(
             cameras=cameras,
             state=("agent_pos",),
@@ -189,9 +189,7 @@ def _make_gym(config: EnvironmentConfig) -> gym.Env:
 
 
 def _check_spaces(table: EnvTable, env: gym.Env) -> None:
-    """Raise a UserError where an environment is not what its table says."""
+    """Raise a UserError where an environment differs from its table."""
     shape = env.action_space.shape
     if shape != (table.action_dim,):
-        raise UserError(
-            f"the environment's actions have the shape {shape}, its table says ({table.action_dim},)"
-        )
+        raise UserError(f"the environment's actions have the shape {shape}, expected ({table.action_dim},)")

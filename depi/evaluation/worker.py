@@ -1,7 +1,7 @@
 """The process of one environment: `python -m depi.evaluation.worker SOCKET PARENT`; `workers` starts it.
 
-It answers one request at a time over a socket that it inherits, and says a short word now and then while it
-works, so that a long chunk of actions is not taken for a hanging environment.
+It answers one request at a time over a socket that it inherits. While it works it sends heartbeats, so that a
+long chunk of actions is not taken for a hanging environment.
 """
 
 import logging
@@ -25,7 +25,7 @@ PARENT_SECONDS = 1.0
 
 
 class Stage:
-    """An environment, the episode that is played in it, and what is kept of that."""
+    """An environment, its current episode, and the recorded data of that."""
 
     def __init__(self, request: Open, beat: Any):
         self.simulator = Simulator(request.env)
@@ -36,7 +36,7 @@ class Stage:
 
     def begin(self, request: Begin) -> Seen:
         """Begin an episode."""
-        # Environments that draw from global generators repeat themselves too.
+        # So that environments that use the global random generators repeat too.
         random.seed(request.seed)
         np.random.seed(request.seed % 2**32)
         self._request, self._steps = request, 0
@@ -102,7 +102,7 @@ class Stage:
         if self._request.keep:
             self._states.append(state_of(table, self._observation))
             for key, image in images.items():
-                # Some simulators draw every picture into the same array.
+                # Some simulators draw every image into the same array.
                 self._images.setdefault(key, []).append(image.copy())
 
     def _ended(self, table: EnvTable, rewards: list[float], terminated: bool) -> Played:
@@ -140,13 +140,13 @@ def side_by_side(images: list[np.ndarray]) -> np.ndarray:
 
 def serve(connection: Connection) -> None:
     """Answer requests until the other side closes the connection."""
-    said = time.monotonic()
+    sent = time.monotonic()
 
     def beat() -> None:
-        nonlocal said
+        nonlocal sent
         now = time.monotonic()
-        if now - said > BEAT_SECONDS:
-            said = now
+        if now - sent > BEAT_SECONDS:
+            sent = now
             connection.send(BEAT)
 
     stage: Stage | None = None
@@ -167,7 +167,7 @@ def serve(connection: Connection) -> None:
                 answer = stage.play(request)
         except UserError as error:
             answer = Refused(str(error))
-        except Exception as error:  # of any simulator: it is this episode's error, and goes into the result
+        except Exception as error:  # an error of any kind in a simulator is this episode's error
             answer = Failed(" ".join(f"{type(error).__name__}: {error}".split())[:500])
         connection.send(answer)
     if stage is not None:

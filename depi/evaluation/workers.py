@@ -1,7 +1,7 @@
-"""Environments in processes of their own: started, asked, watched, killed and started again.
+"""Environments in separate processes: start them, send requests, detect failures, restart them.
 
-They are started as commands of their own rather than by `multiprocessing`: such a process imports neither
-PyTorch nor the caller's main module, and a library's user needs no `if __name__ == "__main__"`.
+They are started as commands rather than by `multiprocessing`: such a process imports neither PyTorch nor the
+caller's main module, and a user of the library needs no `if __name__ == "__main__"`.
 """
 
 import os
@@ -41,7 +41,7 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked."""
+        """Whether it can take requests."""
         return self.connection is not None
 
     def start(self) -> None:
@@ -55,15 +55,15 @@ class Worker:
                 command,
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
-                stdout=2,  # simulators print, and our own output may be JSON
+                stdout=2,  # simulators print, and the output of this process may be JSON
                 env=environment,
-                start_new_session=True,  # Ctrl-C is for us: an environment that it ends would be an error
+                start_new_session=True,  # Ctrl-C is for this process only
             )
         self.connection = Connection(ours.detach())
         self.ask(Open(self._env, self._seed), max(self._timeout, OPEN_SECONDS))
 
     def ask(self, request: Any, timeout: float | None = None) -> None:
-        """Send a request; a dead process shows in `receive`."""
+        """Send a request; `receive` reports a dead process."""
         assert self.connection is not None
         self._patience = timeout or self._timeout
         self._heard = time.monotonic()
@@ -74,11 +74,11 @@ class Worker:
 
     @property
     def deadline(self) -> float:
-        """When, by `time.monotonic`, the request under way has failed."""
+        """The time, by `time.monotonic`, at which the present request fails."""
         return self._heard + self._patience
 
     def receive(self) -> Any:
-        """What has come, or a Failed if the process is dead or too slow; None when there is nothing yet."""
+        """The answer, or a Failed if the process is dead or too slow; None while there is no answer."""
         assert self.connection is not None
         try:
             while self.connection.poll():
@@ -110,7 +110,7 @@ class Worker:
         self._forget()
 
     def close(self) -> None:
-        """Let the process end by itself if it does so soon."""
+        """Wait shortly for the process to end by itself, then kill it."""
         if self.connection is not None:
             self.connection.close()
         if self._process is not None:

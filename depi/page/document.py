@@ -7,7 +7,11 @@ import json
 import string
 from collections.abc import Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
+
+from depi.errors import UserError
+from depi.files import write_text
 
 _HERE = "depi.page"
 
@@ -47,6 +51,19 @@ def render(
     return string.Template(_part(_HERE, "page.html")).substitute(
         title=heading, policy=policy, style=style, body=body, data=_embed(data), script=script
     )
+
+
+def write(path: Path, page: str, content: str) -> None:
+    """Write a page, and print where it is, its `content` and its size.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        write_text(path, page)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    print(f"written to {path}: {content}, {len(page) / 1e6:.1f} MB")
 
 
 def _part(package: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""How much better than expected the actions of a frame were: advantages and the threshold on them.
+"""Advantages, how much better than expected the actions of a frame were, and the threshold on them.
 
 RECAP (pi*0.6 paper, section on advantage estimation) compares, over a look-ahead of N frames, what the value
 network expected with what happened:
@@ -7,7 +7,7 @@ network expected with what happened:
 
 Rewards are those of `outcomes.episode_rewards`, divided by `reward_normalizer`, so that they
 are in the unit of the values: -1 is the worst return. Where the episode ends within the look-ahead, the sum
-runs to its end, and nothing stands in for a value after it.
+runs to its end, without a value after it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -67,7 +67,7 @@ def threshold(advantages: np.ndarray, share: float) -> Threshold:
     equally near, the smaller one is taken.
 
     Args:
-        advantages: float [n], NaN where unknown, which count nowhere.
+        advantages: float [n], NaN where unknown, which are ignored.
         share: 0 to 1.
 
     Raises:
@@ -98,7 +98,7 @@ def thresholds(
         advantages: see `threshold`.
         share: see `threshold`.
         groups: int [n], the group of each frame, a position in `names`.
-        names: of the groups; those of which no advantage is known are left out.
+        names: of the groups; groups without a known advantage are left out.
     """
     found = {}
     order = np.argsort(groups, kind="stable")
@@ -113,10 +113,10 @@ def thresholds(
 def indicators(
     advantages: np.ndarray, epsilon: np.ndarray | float, intervention: np.ndarray
 ) -> np.ma.MaskedArray:
-    """Whether each frame is positive, masked bool [n]; masked where that is not known.
+    """The indicator of each frame, masked bool [n]; masked where it is not known.
 
-    A frame where a human intervened is positive whatever its advantage (pi*0.6 paper: corrections are taken
-    for good), also where that is not known.
+    A frame where a human intervened is positive for any advantage, also an unknown one (pi*0.6 paper:
+    corrections are assumed to be good).
 
     Args:
         advantages: float [n], NaN where unknown.
@@ -128,7 +128,7 @@ def indicators(
 
 
 def percentiles(advantages: np.ndarray) -> Mapping[str, float]:
-    """The spread of the known advantages, by percentile, exact."""
+    """Exact percentiles of the known advantages."""
     known = advantages[~np.isnan(advantages)]
     marks = (0, 1, 5, 10, 25, 50, 70, 75, 90, 95, 99, 100)
     return {f"{mark}": float(value) for mark, value in zip(marks, np.percentile(known, marks), strict=True)}

@@ -1,4 +1,4 @@
-"""What `depi advantage` is configured with."""
+"""The flags of `depi advantage`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,43 +15,43 @@ class ValueNetworkConfig:
     path: str | None = None
     # Branch, tag or commit on the Hub.
     revision: str | None = None
-    # By default the GPUs, or the processor where there are none.
+    # By default all GPUs, or the CPU where there are none.
     device: str | None = None
 
 
 @dataclass
 class AdvantageFlags:
-    """Say which frames are better than expected: depi advantage --policy.path=VALUE --dataset.mixture=FILE.
+    """Label frames that are better than expected: depi advantage --policy.path=VALUE --dataset.mixture=FILE.
 
     Writes, for every dataset, a table of value, return, advantage and indicator by frame, and advantages.json
     with the threshold and settings; train with --advantage.mode=use --advantage.path=FOLDER.
 
     Data:    --num_datasets=N, --dataset.repo_ids=FILE.json, --dataset.mixture=FILE.yaml or
              --dataset.repo_id=USER/NAME, as for training
-    An interrupted run goes on where it stopped when it is started again; another share or look_ahead takes
-    the values that are there.
+    The same command again continues an interrupted run; with another share or look_ahead the computed values
+    are reused.
     """
 
     policy: ValueNetworkConfig = field(default_factory=ValueNetworkConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     num_datasets: int | None = None
-    # Where the tables go; by default outputs/advantages/ and a name that follows from network and data.
+    # The folder of the tables; by default outputs/advantages/ and a name made from network and data.
     output_dir: Path | None = None
-    # Frames after which the value network is asked again (N_steps_look_ahead).
+    # Frames from a frame to the one whose value is compared with it (N_steps_look_ahead).
     look_ahead: int = 50
-    # Share of all frames whose advantage shall be above the threshold.
+    # Share of all frames whose advantage is above the threshold.
     share: float = 0.3
     # A threshold for each task text, instead of one for all frames.
     per_task: bool = False
-    # Frames in which a human intervened are positive whatever their advantage, on top of the share.
+    # Label frames in which a human intervened as positive for any advantage, in addition to the share.
     force_interventions: bool = True
-    # Take returns below -1, of episodes longer than the network's reward_normalizer allows, for -1.
+    # Clamp returns below -1, of episodes longer than the network's reward_normalizer allows, to -1.
     clamp: bool = False
-    # Frames made ready together; the numbers do not depend on it.
+    # Frames loaded together; the values do not depend on it.
     batch_size: int = 64
     # Processes; 0: two for each GPU, or one per core.
     workers: int = 0
-    # Frames after which a process writes down what it has.
+    # Frames after which a process writes its values to a file.
     part_frames: int = 2048
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
-"""`depi advantage`: one pass of a value network over all frames, and what follows from it.
+"""`depi advantage`: one pass of a value network over all frames, then advantages and indicators.
 
 The work is shared by processes of this machine. They are independent of each other, so no process group is
-needed, one that is killed costs its own part alone, and it works without GPUs, where `accelerate launch`
-starts a single process.
+needed, a killed process loses only its own part, and it works without GPUs, where `accelerate launch` starts
+a single process.
 """
 
 import logging
@@ -30,8 +30,8 @@ COMMAND = "depi advantage"
 
 
 def main(args: Sequence[str]) -> int:
-    """Compute advantages, print what came out, and return the exit status."""
-    # The help and wrong flags are answered before anything that takes seconds is imported.
+    """Compute advantages, print a summary, and return the exit status."""
+    # Help and wrong flags are handled before slow imports.
     check_flags(Path(__file__).with_name("advantage_config.py"), "AdvantageFlags", args, COMMAND)
     from depi.recap.advantage_config import AdvantageFlags
     from depi.recap.judging import given_flags
@@ -46,7 +46,7 @@ def compute_advantages(config: "AdvantageFlags", given: Collection[str] = ()) ->
 
     Args:
         config: of the command.
-        given: the flags that are no defaults; see `depi.recap.judging.as_trained`.
+        given: the flags that were set; see `depi.recap.judging.as_trained`.
 
     Returns:
         What `advantages.json` says, and under `folder` where it is.
@@ -72,7 +72,7 @@ def compute_advantages(config: "AdvantageFlags", given: Collection[str] = ()) ->
         reward_normalizer=value.reward_normalizer,
         clamp=config.clamp or value.clamp,
     )
-    # What the user can mend is said before hours of computing, not after.
+    # Errors that the user can fix are raised before hours of computing.
     outcomes = read_outcomes(dataset, file=data.success, assume_success=data.assume_success)
     lengths, rewards = np.diff(dataset.episode_start), (settings.c_fail, settings.reward_normalizer)
     check_normalizer(lengths, outcomes.success, *rewards, clamp=settings.clamp)
@@ -99,7 +99,7 @@ def _compute(
     with progress_bar("Judging frames") as show:
         kept = compute_values(parts, run=make_runner("local", workers=workers), progress=show)
     if kept:
-        logger.info("%s of %s parts were there already", kept, sum(map(len, parts)))
+        logger.info("%s of %s parts had been computed before", kept, sum(map(len, parts)))
     return folder, parts, sha256
 
 
@@ -134,9 +134,9 @@ def _show(summary: Mapping[str, Any]) -> None:
         table.add_row(repo_id, *map(str, numbers))
     Console().print(table)
     epsilon = summary["epsilon"]
-    said = f"{epsilon:.6g}" if isinstance(epsilon, float) else f"of {len(epsilon)} tasks"
+    shown = f"{epsilon:.6g}" if isinstance(epsilon, float) else f"of {len(epsilon)} tasks"
     print(
-        f"epsilon {said}: {summary['frames_above_epsilon']} of {summary['frames']} frames are above, "
+        f"epsilon {shown}: {summary['frames_above_epsilon']} of {summary['frames']} frames are above, "
         f"{summary['frames_forced_positive']} are positive by intervention; in {summary['folder']}\n"
         f"train with --advantage.mode=use --advantage.path={summary['folder']}"
     )

@@ -1,4 +1,4 @@
-"""What `depi advantage` and `depi value plot` begin with: the value network, and frames as it reads them."""
+"""Shared by `depi advantage` and `depi value plot`: the value network, and frames as it reads them."""
 
 import logging
 from collections.abc import Collection, Sequence
@@ -24,9 +24,9 @@ from depi.training.data import dataset_sources, open_sources
 logger = logging.getLogger(__name__)
 
 DEFAULTS = {field.name: field.default for field in fields(DatasetConfig)}
-# What a network sees of a frame follows from these: they are those of its training.
+# These flags decide what a network sees of a frame: they are taken from its training.
 AS_TRAINED = ("cameras", "joint_convention", "max_cameras", "use_annotated_tasks")
-# What leaves frames out of training. All frames are judged, also of a single episode.
+# Flags that leave frames out of training. Here all frames are judged, also of a single episode.
 FOR_TRAINING = ("exclude", "min_episode_frames", "trim_idle", "eval_split")
 
 
@@ -50,7 +50,7 @@ def load_value_config(policy: ValueNetworkConfig) -> tuple[Path, ValueConfig]:
     """The folder of the checkpoint, and its configuration.
 
     Raises:
-        UserError: there is none, it is of another kind, or the device cannot be had.
+        UserError: there is none, it is of another type, or the device does not exist.
     """
     if not policy.path:
         raise UserError("name the value network with --policy.path=FOLDER_OR_REPO")
@@ -66,12 +66,12 @@ def load_value_config(policy: ValueNetworkConfig) -> tuple[Path, ValueConfig]:
 
 
 def check_device(wanted: str | None) -> None:
-    """Raise a UserError unless this machine has the device; None is any."""
+    """Raise a UserError unless this machine has the device; None passes."""
     if wanted is None:
         return
     try:
         device = torch.device(wanted)
-        if device.type == "cuda":  # is not touched here: the processes that compute are still to be started
+        if device.type == "cuda":  # not initialised here: the processes that compute are started later
             there = (device.index or 0) < torch.cuda.device_count()
         else:
             there = torch.zeros(1, device=device).item() == 0
@@ -79,19 +79,19 @@ def check_device(wanted: str | None) -> None:
         there = False
     if not there:
         gpus = torch.cuda.device_count()
-        raise UserError(f"--policy.device={wanted} is not there: this machine has cpu and {gpus} GPUs")
+        raise UserError(f"--policy.device={wanted} does not exist: this machine has cpu and {gpus} GPUs")
 
 
 def as_trained(data: DatasetConfig, checkpoint: Path, given: Collection[str] = ()) -> DatasetConfig:
-    """The flags of the data, with what the network's training says of AS_TRAINED.
+    """The flags of the data, with those of AS_TRAINED taken from the network's training.
 
     Args:
-        data: as flags and defaults say.
-        checkpoint: whose `train_config.json`, where it has one, says how its training read frames.
+        data: flags and defaults.
+        checkpoint: its `train_config.json`, where it has one, holds the flags of its training.
         given: see `given_flags`; what differs from the default counts as given too.
 
     Raises:
-        UserError: a flag that is given says otherwise, or the training's are no such settings.
+        UserError: a given flag differs from the training's, or the training's settings are not valid.
     """
     path = checkpoint / TRAIN_CONFIG_NAME
     saved = read_json(path) if path.exists() else {}
@@ -102,7 +102,7 @@ def as_trained(data: DatasetConfig, checkpoint: Path, given: Collection[str] = (
             continue
         trained, wanted = saved[name], getattr(data, name)
         if name == "cameras" and trained == "shuffle":
-            continue  # it knows the cameras in any order
+            continue  # trained with cameras in any order
         if type(trained) is not type(DEFAULTS[name]):
             raise UserError(f"{path}: dataset.{name} is {trained!r}")
         if wanted != trained:
@@ -113,8 +113,8 @@ def as_trained(data: DatasetConfig, checkpoint: Path, given: Collection[str] = (
                 )
             taken[name] = trained
     if taken:
-        said = " ".join(f"--dataset.{name}={_typed(value)}" for name, value in taken.items())
-        logger.info("frames are read as in the network's training: %s", said)
+        shown = " ".join(f"--dataset.{name}={_typed(value)}" for name, value in taken.items())
+        logger.info("frames are read as in the network's training: %s", shown)
     try:
         return replace(data, **taken)
     except ValueError as error:
@@ -126,7 +126,7 @@ def _typed(value: object) -> str:
 
 
 def open_frames(data: DatasetConfig, num_datasets: int | None, image_size: int) -> FrameReader:
-    """The frames that the flags name; see `as_trained` for how they should be read.
+    """Open the frames that the flags name; see `as_trained` for the flags of the data.
 
     Args:
         data: flags of the data.
@@ -134,7 +134,7 @@ def open_frames(data: DatasetConfig, num_datasets: int | None, image_size: int) 
         image_size: pixels of a side, as the network takes them.
 
     Raises:
-        UserError: the data is not named once, cannot be opened, or a flag makes no sense here.
+        UserError: the data is not named once, cannot be opened, or a flag is not valid here.
     """
     if data.cameras not in CAMERA_MODES:
         raise UserError(f"--dataset.cameras={data.cameras} is none of {', '.join(CAMERA_MODES)}")

@@ -28,10 +28,10 @@ _NAMED = 1000
 
 @dataclass(frozen=True)
 class Settings:
-    """What advantages follow from, beside values and outcomes.
+    """The settings from which, with values and outcomes, advantages are computed.
 
     look_ahead: N, in frames.
-    share: of all frames, whose advantage shall be above the threshold.
+    share: of all frames, whose advantage is above the threshold.
     per_task: a threshold for each task text, instead of one for all.
     force_interventions: frames where a human intervened are positive.
     c_fail, reward_normalizer: as the value network was trained; see `depi.datasets.samples.outcomes`.
@@ -78,7 +78,7 @@ class Labels:
         forced = outcomes.intervention
         self.forced = forced if settings.force_interventions else np.zeros_like(forced)
         self.left_out: dict[str, list[LeftOut]] = {}
-        # As stored: who reads `advantage > epsilon` from a sidecar finds the indicator.
+        # As stored, so that `advantage > epsilon` in a sidecar equals the indicator.
         self.advantages = np.concatenate([self._advantages(number) for number in range(len(parts))])
         if np.isnan(self.advantages).all():
             raise UserError("no frame has an advantage: no image can be decoded")
@@ -110,7 +110,7 @@ class Labels:
         return [(first + at, slice(*start[at : at + 2])) for at in range(last - first)]
 
     def _thresholds(self) -> dict[str, Threshold]:
-        """By task text, or one alone for all under the empty text."""
+        """By task text, or a single one under the empty text."""
         if not self.settings.per_task:
             return {"": threshold(self.advantages, self.settings.share)}
         return thresholds(self.advantages, self.settings.share, self.task, self.tasks)
@@ -120,7 +120,7 @@ class Labels:
         return np.inf if found is None else found.epsilon  # a task without any known advantage
 
     def run_digest(self, sha256: str) -> str:
-        """A digest of all that the sidecars depend on, with the checkpoint's."""
+        """A digest of everything that the sidecars depend on, including the checkpoint's."""
         plans = [parts[0].plan for parts in self.parts]
         facts = json.dumps([FORMAT, sha256, plans, asdict(self.settings)])
         flags = np.packbits(self.outcomes.success).tobytes() + np.packbits(self.forced).tobytes()
@@ -131,10 +131,10 @@ class Labels:
 
         Args:
             folder: of the sidecars.
-            value: what is said of the value network; with its `sha256`.
+            value: about the value network, with its `sha256`.
         """
         run = self.run_digest(value["sha256"])
-        # Until the new one is written there is none: an old one would speak of other sidecars.
+        # Removed until the new one is written: the old one describes other sidecars.
         (folder / SUMMARY_NAME).unlink(missing_ok=True)
         datasets = {
             repo_id: self._write_dataset(folder, number, run)

@@ -1,4 +1,4 @@
-"""`depi recap`: the RECAP loop, stage by stage; what is done is not done again."""
+"""`depi recap`: the RECAP loop, stage by stage; finished stages are not repeated."""
 
 import json
 import logging
@@ -27,8 +27,8 @@ def run_loop(config: RecapConfig) -> dict[str, object]:
     """Run the stages that are left, and return the results; see `collect_results`.
 
     Raises:
-        UserError: a stage failed, or has flags or data that cannot be; one that is done or was begun was run
-            with other flags or data; a folder is in its way; or the loop is running already.
+        UserError: a stage failed, or its flags or data are not valid; an earlier run of a stage had other
+            flags or data; a foreign folder is in its place; or the loop is running already.
         KeyboardInterrupt: SIGINT or SIGTERM stopped it, and the stage that was running.
     """
     stages = plan(config)
@@ -52,31 +52,31 @@ def run_loop(config: RecapConfig) -> dict[str, object]:
 
 
 def marker(config: RecapConfig, stage: Stage) -> Path:
-    """The file that says that a stage is done, with which command and which files."""
+    """The file that marks a stage as done, and holds its command and files."""
     return config.output_dir / "stages" / f"{stage.name.replace('/', '_')}.json"
 
 
 def started(config: RecapConfig, stage: Stage) -> Path:
-    """The file that says that a stage was begun, and so that its folder is the loop's own."""
+    """The file that marks a stage as started, and so its folder as made by the loop."""
     return marker(config, stage).with_suffix(".started.json")
 
 
 def is_done(config: RecapConfig, stage: Stage) -> bool:
-    """Whether a stage has ended well."""
+    """Whether a stage has succeeded."""
     return marker(config, stage).exists()
 
 
 def _facts(stage: Stage) -> dict[str, Any]:
-    """What a stage's outcome depends on."""
+    """The command and files on which a stage's outcome depends."""
     return {"command": list(stage.command), "files": {str(path): content for path, content in stage.files}}
 
 
 def check_before(config: RecapConfig, stages: Sequence[Stage]) -> None:
-    """Check what the stages have left in earlier runs.
+    """Check the folders of earlier runs.
 
     Raises:
-        UserError: a stage was run or begun with another command or other data than now; or a folder of
-            someone else's is where a stage would write.
+        UserError: a stage was run or started with another command or other data; or a stage would write into
+            a folder that the loop has not made.
     """
     for stage in stages:
         folder = config.output_dir / stage.name
@@ -87,7 +87,7 @@ def check_before(config: RecapConfig, stages: Sequence[Stage]) -> None:
             _check_same(folder, started(config, stage), stage)
         elif there:
             raise UserError(
-                f"{folder} is there, but this loop has not made it: choose another --output_dir, or move it"
+                f"{folder} exists, but this loop has not made it: choose another --output_dir, or move it"
             )
 
 
@@ -101,7 +101,7 @@ def _check_same(folder: Path, noted: Path, stage: Stage) -> None:
     if differing:
         how = f"with other flags (now {differing})"
     elif changed:
-        how = f"with other data than {changed[0]} would name now"
+        how = f"with other data than {changed[0]} names now"
     else:
         return
     raise UserError(
@@ -111,7 +111,7 @@ def _check_same(folder: Path, noted: Path, stage: Stage) -> None:
 
 
 def run_stage(config: RecapConfig, stage: Stage, lock: int) -> None:
-    """Run a stage's command to its end; one that was stopped goes on. See `check_before` and `run_command`.
+    """Run a stage's command to its end; one that was stopped continues. See `check_before` and `run_command`.
 
     Raises:
         UserError: it failed; its own message is above.
@@ -133,17 +133,17 @@ def run_stage(config: RecapConfig, stage: Stage, lock: int) -> None:
     if status < 0 or status > 128:
         number = -status if status < 0 else status - 128
         raise UserError(
-            f"the stage {stage.name} was killed by signal {number}; is memory short? "
-            "The same command goes on from there"
+            f"the stage {stage.name} was killed by signal {number}; maybe for lack of memory. "
+            "The same command continues from there"
         )
     if status:
         raise UserError(
-            f"the stage {stage.name} ended with status {status}: the same command goes on from there"
+            f"the stage {stage.name} ended with status {status}: the same command continues from there"
         )
 
 
 def _script_at(command: Sequence[str]) -> int:
-    """Where in a training's command its script stands; what follows are the trainer's flags."""
+    """The position of the script in a training's command; the trainer's flags follow."""
     return next(number for number, part in enumerate(command) if part.endswith("train.py"))
 
 

@@ -1,4 +1,4 @@
-"""What `depi recap` is configured with: the flags of each stage's own command."""
+"""The flags of `depi recap`: those of each stage's own command."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,10 +7,10 @@ from typing import Any
 from depi.evaluation.config import EpisodesConfig, EvaluateConfig
 
 STARTS = ("pretrained", "sft")
-# Rollouts of one iteration see other seeds than those of another; so there are at most so many.
+# The rollouts of each iteration have seeds of their own, so there are at most this many.
 SEEDS_PER_ITERATION = 1_000_000
 
-# Flags of a command as they are nested in a file: {"policy": {"path": "lerobot/pi0_base"}, "steps": 10000}.
+# Flags of a command, nested as in a file: {"policy": {"path": "lerobot/pi0_base"}, "steps": 10000}.
 CommandFlags = dict[str, Any]
 
 
@@ -22,7 +22,7 @@ class RecapConfig:
     policy on demonstrations (sft), train a value function on them (value); then in every iteration roll the
     policy out (rollouts), train the value function on all data (value), compute advantages (advantage), train
     the policy conditioned on them (policy), evaluate it (eval). At the end a baseline is trained on the same
-    data without advantages. The same command again goes on where it was stopped.
+    data without advantages. The same command again continues where it was stopped.
 
     Sections hold flags of the commands: sft, policy and value those of depi/train.py, rollouts and evaluation
     those of `depi eval`, advantage those of `depi advantage`.
@@ -33,8 +33,8 @@ class RecapConfig:
     iterations: int = 2
     # The demonstrations: a list of {repo_id, root, revision, episodes, weight}, as of --dataset.mixture.
     demonstrations: list[dict[str, Any]] = field(default_factory=list)
-    # Weight of all rollouts of one iteration, where the demonstrations have weights, and only there; without
-    # weights everything is drawn by its frames.
+    # Weight of all rollouts of one iteration, only where the demonstrations have weights too; without weights
+    # every dataset is drawn by its number of frames.
     rollouts_weight: float | None = None
     # The network that `policy` starts from in each iteration: as sft does (pretrained), or the one of sft.
     start_from: str = "pretrained"
@@ -42,13 +42,13 @@ class RecapConfig:
     baseline: bool = True
     # Flags of `accelerate launch`, such as [--config_file=configs/accelerate/gpu8_ddp.yaml]; null: without.
     accelerate: list[str] | None = None
-    # Checkpoints that are there already, in place of the stages sft and value: {sft: FOLDER_OR_REPO}.
+    # Existing checkpoints to use instead of the stages sft and value: {sft: FOLDER_OR_REPO}.
     given: dict[str, str] = field(default_factory=dict)
-    # Flags of all trainings; those below win.
+    # Flags of all trainings; the sections below override them.
     train: CommandFlags = field(default_factory=dict)
     sft: CommandFlags = field(default_factory=dict)
     value: CommandFlags = field(default_factory=dict)
-    # On top of `value`, where the value function goes on from its first training.
+    # Overrides `value` in the iterations, where the value function continues from its first training.
     value_update: CommandFlags = field(default_factory=dict)
     policy: CommandFlags = field(default_factory=dict)
     advantage: CommandFlags = field(default_factory=dict)
@@ -81,7 +81,7 @@ class RecapConfig:
             )
 
     def _check_sections(self) -> None:
-        """Refuse `policy: NAME` and the like, which hold flags of their own."""
+        """Refuse values such as `policy: NAME` where a section of flags is expected."""
         for section in ("train", "sft", "value", "value_update", "policy", "advantage"):
             for name in ("policy", "dataset"):
                 found = getattr(self, section).get(name, {})
@@ -95,7 +95,7 @@ class RecapConfig:
                 raise ValueError(f"{section}.eval holds flags, such as n_episodes")
 
     def _check_seeds(self) -> None:
-        """Refuse evaluations on seeds that the policy has been trained on."""
+        """Refuse evaluations on seeds that are also used for training."""
         first, episodes = self._seeds("rollouts", seed=0)
         start, evaluated = self._seeds("evaluation", seed=EvaluateConfig.seed)
         if episodes > SEEDS_PER_ITERATION:

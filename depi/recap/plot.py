@@ -28,7 +28,7 @@ VALUE, RETURN = "#2f4ac4", "#12a08c"
 
 @dataclass(frozen=True)
 class Judged:
-    """An episode of T frames and what the network makes of it.
+    """An episode of T frames with the values of the network.
 
     values: float32 [T] in -1..0, NaN where a frame cannot be read.
     returns: the normalised return of every frame, float64 [T]; None where success is not known.
@@ -48,7 +48,7 @@ def main(args: Sequence[str]) -> int:
         return 0
     if verb != "plot":
         raise UserError(f"depi value takes plot, not {verb!r}: see `depi value --help`")
-    # The help and wrong flags are answered before anything that takes seconds is imported.
+    # Help and wrong flags are handled before slow imports.
     check_flags(Path(__file__).with_name("plot_config.py"), "ValuePlotConfig", rest, COMMAND)
     from depi.recap.judging import given_flags
     from depi.recap.plot_config import ValuePlotConfig
@@ -64,7 +64,7 @@ def plot(config: "ValuePlotConfig", given: Collection[str] = ()) -> tuple[Path, 
 
     Args:
         config: of the command.
-        given: the flags that are no defaults; see `depi.recap.judging.as_trained`.
+        given: the flags that were set; see `depi.recap.judging.as_trained`.
 
     Raises:
         UserError: network, dataset or episode cannot be used.
@@ -84,7 +84,7 @@ def plot(config: "ValuePlotConfig", given: Collection[str] = ()) -> tuple[Path, 
     stem = config.output / f"{file_name(str(data.repo_id))}_episode_{config.episode:06d}"
     try:
         draw_png(stem.with_suffix(".png"), read_episode(files, meta), judged)
-        # The images are decoded once more: a long episode's do not all fit into memory.
+        # The images are decoded twice: those of a long episode do not all fit into memory.
         episode = read_episode(files, meta)
         write_video(
             stem.with_suffix(".mp4"), episode, config.height, lambda shown, width: chart(shown, judged, width)
@@ -152,7 +152,7 @@ def chart(episode: "Episode", judged: Judged, width: int) -> "Chart":
 
 
 def draw_png(path: Path, episode: "Episode", judged: Judged) -> None:
-    """Some frames of every camera in a row, each above its time on the curve; written whole or not at all."""
+    """Some frames of every camera in a row, each above its time on the curve; written atomically."""
     from matplotlib.figure import Figure
 
     count = min(SHOWN, len(episode.seconds))
@@ -184,7 +184,7 @@ def _draw_curves(axis: Any, episode: "Episode", judged: Judged, *, drawn: bool) 
         if judged.returns is not None:
             axis.plot(seconds, judged.returns[:count], ":", color=RETURN, linewidth=1.4, label="true return")
     ended = {None: "", True: " · success", False: " · failure"}[judged.success]
-    # Task texts are strangers' words: `$` in them starts no formula.
+    # Task texts are untrusted: `$` in them must not start a formula.
     axis.set_title(episode.title[:110] + ended, fontsize=9, loc="left", parse_math=False)
     axis.set_ylim(-1.03, 0.03)
     axis.set_xlim(seconds[0], max(seconds[-1], seconds[0] + 1e-3))

@@ -1,4 +1,4 @@
-"""What `depi value plot` is configured with."""
+"""The flags of `depi value plot`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

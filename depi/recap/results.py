@@ -1,4 +1,4 @@
-"""What the RECAP loop has reached: success by iteration, as a table, JSON and a plot."""
+"""The results of the RECAP loop: success by iteration, as a table, JSON and a plot."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -15,11 +15,11 @@ SFT, BASELINE = "SFT", "same data, no advantages"
 
 
 def collect_results(config: RecapConfig) -> dict[str, Any]:
-    """The evaluations that are there, in order, each compared with the first and with the baseline.
+    """The finished evaluations, in order, each compared with the first and with the baseline.
 
     Returns:
         `evaluations`: rows of name, folder, success_rate, success_interval_95, episodes, errors, mean_length,
-        and, where the other is there and both have played a seed without an error, `against_sft` and
+        and, where the other is finished and both have played a seed without an error, `against_sft` and
         `against_baseline`: difference, difference_interval_95 and p_value over paired seeds, see `compare`.
     """
     folders = {SFT: config.output_dir / "sft_eval"}

@@ -1,4 +1,4 @@
-"""Running one stage of the loop: stopped with the loop, and never twice at a time."""
+"""Run one stage of the loop: it stops with the loop, and runs only once at a time."""
 
 import fcntl
 import logging
@@ -19,10 +19,10 @@ STOPPED = {signed for number in (signal.SIGINT, signal.SIGTERM) for signed in (-
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[int]:
-    """Hold the lock of a loop's folder, and yield its descriptor, for the stages to hold it as well.
+    """Lock a loop's folder, and yield the descriptor of the lock, which the stages inherit.
 
     Raises:
-        UserError: another loop holds it, or a stage that has outlived its loop.
+        UserError: another loop holds the lock, or a stage that is still running after its loop has ended.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -44,7 +44,7 @@ def only_one(folder: Path) -> Iterator[int]:
 def run_command(command: Sequence[str], lock: int) -> int:
     """Run a command to its end, and return its exit status, below 0 where a signal killed it.
 
-    SIGTERM goes on to the command. SIGINT does not: a terminal sends it to both.
+    SIGTERM is forwarded to the command. SIGINT is not: a terminal sends it to both.
 
     Args:
         command: with its arguments.

@@ -16,13 +16,13 @@ from depi.training.mixture import decode_mixture, read_mixture
 
 DEPI = Path(__file__).parents[1]
 TRAIN_SCRIPT = DEPI / "train.py"
-# Of each command that a stage may be: where its configuration class is.
+# For each command of a stage, the file and name of its configuration class.
 VERBS = {
     "train": (DEPI / "training" / "config.py", "TrainConfig"),
     "eval": (DEPI / "evaluation" / "config.py", "EvaluateConfig"),
     "advantage": (DEPI / "recap" / "advantage_config.py", "AdvantageFlags"),
 }
-# What `depi advantage` says of the data as the value function's training did, unless it is told otherwise.
+# Data flags of `depi advantage` that are taken from the value function's training by default.
 SHARED_DATA = (
     "success",
     "assume_success",
@@ -41,7 +41,7 @@ class Stage:
     Attributes:
         name: of the stage and, below the loop's folder, of the folder that it writes.
         command: with all its flags.
-        trains: whether it is a training run, which goes on with `--resume`.
+        trains: whether it is a training run, which continues with `--resume`.
         files: JSON files to write before, by path.
         verb: of VERBS, whose flags the command has; None where it is none of DePi's.
     """
@@ -76,7 +76,7 @@ def check_stages(stages: Iterable[Stage]) -> None:
     """Check the flags and data of all stages, before hours are spent on the first ones.
 
     Raises:
-        UserError: a flag does not exist or is no number, or a mixture of datasets is not sound.
+        UserError: a flag does not exist or is not valid, or a mixture of datasets is not valid.
     """
     for stage in stages:
         try:
@@ -125,7 +125,7 @@ def _policy_flags(config: RecapConfig) -> CommandFlags:
 
 
 def _without_policy_type(flags: CommandFlags) -> CommandFlags:
-    """Flags of a training from scratch, for one that goes on from a checkpoint, which has its own type."""
+    """Flags of a training without the policy type, for one that continues from a checkpoint."""
     policy = {name: value for name, value in flags.get("policy", {}).items() if name != "type"}
     return {**flags, "policy": policy}
 
@@ -149,7 +149,7 @@ def _advantage(config: RecapConfig, folder: str, iteration: int) -> Stage:
         "dataset": {"mixture": str(mixture)},
         "output_dir": str(config.output_dir / folder / "advantage"),
     }
-    # How frames are read the network's checkpoint says itself.
+    # The network's checkpoint holds the flags for reading frames.
     trained = merge(config.train, config.value, config.value_update).get("dataset", {})
     shared = {"dataset": {name: trained[name] for name in SHARED_DATA if name in trained}}
     flags = to_args(merge(shared, config.advantage, own), maps("advantage"))
@@ -179,7 +179,7 @@ def rollouts_id(iteration: int) -> str:
 
 
 def merge(*sections: Mapping[str, Any]) -> CommandFlags:
-    """Flags of several sections, nested; a later one wins."""
+    """Flags of several sections, nested; a later one overrides an earlier one."""
     merged: CommandFlags = {}
     for section in sections:
         for name, value in section.items():

@@ -1,10 +1,9 @@
 """The value of every frame of a training set, computed once, in parts that several processes share.
 
-A part is a run of frames of one dataset. Its file, written as a whole, names a digest of all that its
-numbers depend on; a run that was stopped computes the parts that are not there. The network is always given
-GROUP frames at a time, the same ones whatever the batch size, the number of processes and the size of the
-parts, and each process computes with one thread where there is no GPU. So the numbers are the same to the
-bit.
+A part is a range of frames of one dataset. Its file, written atomically, holds a digest of everything that
+its values depend on; after an interruption only the missing parts are computed. The network always gets GROUP
+frames at a time, the same ones for every batch size, number of processes and size of the parts, and each
+process computes with one thread where there is no GPU. So the values are equal to the bit.
 """
 
 import functools
@@ -45,11 +44,11 @@ _MARK = b"depi"
 
 @dataclass(frozen=True)
 class Network:
-    """A value network, and how it is run.
+    """A value network and its settings.
 
     folder: of its checkpoint. sha256: see `checkpoint_digest`.
-    device: where; None for the GPUs, or the processor where there are none.
-    batch_size: frames that are made ready together, a multiple of GROUP.
+    device: None for the GPUs, or the CPU where there are none.
+    batch_size: frames that are loaded together, a multiple of GROUP.
     """
 
     folder: Path
@@ -106,7 +105,7 @@ def parts_of(reader: FrameReader, network: Network, folder: Path, part_frames: i
 
 
 def _plan(reader: FrameReader, network: Network, number: int) -> str:
-    """A digest of all that the values of a dataset depend on."""
+    """A digest of everything that the values of a dataset depend on."""
     data = reader.dataset
     episodes = data.dataset_start[number : number + 2].tolist()
     frames = slice(*data.episode_start[episodes].tolist())
@@ -135,7 +134,7 @@ def plans(reader: FrameReader, network: Network) -> str:
 def compute_values(
     parts: list[list[Part]], *, run: Runner, progress: Callable[[int, int], None] | None = None
 ) -> int:
-    """Compute the parts that are not there yet, and return how many were.
+    """Compute the missing parts, and return how many existed.
 
     Args:
         parts: see `parts_of`.
@@ -143,17 +142,17 @@ def compute_values(
         progress: called with (frames done, frames in all).
 
     Raises:
-        UserError: the network gives no finite number, or a process died: the parts that came are kept.
+        UserError: the network gives a value that is not finite, or a process died; finished parts are kept.
     """
     every = [part for of_dataset in parts for part in of_dataset]
-    missing = [part for part in every if read_part(part) is None]
+    missing = [part for part in every if not part.path.exists()]
     total = sum(part.last - part.first for part in every)
     done = total - sum(part.last - part.first for part in missing)
     for part, outcome in run(compute_part, missing):
         if isinstance(outcome, BrokenExecutor):
             raise UserError(
-                "a process that computed values was killed, is memory short? Run the same command again, "
-                "with fewer --workers; what was computed is kept"
+                "a process that computed values was killed, maybe for lack of memory. Run the same command "
+                "again, with fewer --workers; what was computed is kept"
             )
         if isinstance(outcome, Exception):
             raise outcome
@@ -167,7 +166,7 @@ def compute_part(part: Part) -> None:
     """Compute and write one part.
 
     Raises:
-        UserError: the network gives no finite number, or cannot be loaded.
+        UserError: the network gives a value that is not finite, or cannot be loaded.
     """
     reader = _load_reader(part.reader)
     device = device_for(part.network.device)
@@ -179,24 +178,18 @@ def compute_part(part: Part) -> None:
         values, left_out = _values(reader, part, predict)
     finally:
         torch.set_num_threads(threads)
-    mark = json.dumps({"plan": part.plan, "left_out": [asdict(one) for one in left_out]})
     column = pa.array(values, pa.float32(), mask=np.isnan(values))
+    mark = json.dumps({"plan": part.plan, "left_out": [asdict(one) for one in left_out]})
     table = pa.table({"value": column}).replace_schema_metadata({_MARK: mark})
     with atomic_write(part.path) as temporary:
         pq.write_table(table, temporary)
 
 
-def read_part(part: Part) -> tuple[np.ndarray, list[LeftOut]] | None:
-    """Values float32 [last - first], NaN where a frame is left out, and these; None if they are not there."""
-    try:
-        table = pq.read_table(part.path)
-        mark = json.loads((table.schema.metadata or {}).get(_MARK, b"{}"))
-        values = table["value"].to_numpy()
-    except (OSError, pa.ArrowException, ValueError, KeyError):
-        return None
-    if mark.get("plan") != part.plan or len(values) != part.last - part.first:
-        return None
-    return values.astype(np.float32), [LeftOut(**one) for one in mark["left_out"]]
+def read_part(part: Part) -> tuple[np.ndarray, list[LeftOut]]:
+    """Values float32 [last - first], NaN where a frame is left out, and the frames left out."""
+    table = pq.read_table(part.path, partitioning=None)
+    left_out = json.loads(table.schema.metadata[_MARK])["left_out"]
+    return table["value"].to_numpy().astype(np.float32), [LeftOut(**one) for one in left_out]
 
 
 def _values(
@@ -225,7 +218,7 @@ def _values(
 
 
 def fill_group(group: list[dict[str, Any] | LeftOut]) -> list[dict[str, Any]]:
-    """GROUP samples: in the place of a frame that is left out, and behind the last, stands any other."""
+    """GROUP samples: frames left out, and places behind the last frame, are filled with another frame."""
     other = next(one for one in group if isinstance(one, dict))
     filled = [one if isinstance(one, dict) else other for one in group]
     return filled + [other] * (GROUP - len(filled))
@@ -238,7 +231,7 @@ def _load_reader(blob: bytes) -> FrameReader:
 
 
 def device_for(wanted: str | None) -> str:
-    """The device of this process, a GPU where there are some: the processes take them in turn."""
+    """The device of this process, a GPU where there are any: the processes take them in turn."""
     if wanted is not None and wanted != "cuda":
         return wanted
     if not torch.cuda.is_available():
@@ -249,7 +242,7 @@ def device_for(wanted: str | None) -> str:
 
 @functools.lru_cache(1)
 def load_network(folder: Path, device: str) -> Callable[[list[dict[str, Any]]], np.ndarray]:
-    """From samples, a multiple of GROUP, to values float32."""
+    """Load the network as a function from samples, a multiple of GROUP, to values float32."""
     from depi.policies import load_processors
     from depi.policies.factory import load_value
 
@@ -277,16 +270,6 @@ def default_workers(device: str | None) -> int:
 
 
 def dataset_values(parts: list[Part]) -> tuple[np.ndarray, list[LeftOut]]:
-    """The values of one dataset, float32, NaN where a frame is left out, and these.
-
-    Raises:
-        UserError: a part has disappeared since it was computed.
-    """
-    values, left_out = [], []
-    for part in parts:
-        found = read_part(part)
-        if found is None:
-            raise UserError(f"{part.path} is gone or damaged: run the same command again")
-        values.append(found[0])
-        left_out += found[1]
-    return np.concatenate(values), left_out
+    """The values of one dataset, float32, NaN where a frame is left out, and the frames left out."""
+    values, left_out = zip(*map(read_part, parts), strict=True)
+    return np.concatenate(values), [one for of_part in left_out for one in of_part]

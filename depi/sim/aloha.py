@@ -1,4 +1,4 @@
-"""An expert for gym-aloha's cube transfer: gripper poses, turned into joint targets and played out.
+"""An expert for gym-aloha's cube transfer: gripper poses, converted to joint targets.
 
 The right arm picks the cube up and carries it to the middle; the left arm, its wrist turned by a quarter,
 takes it there. Times and places vary a little between episodes.
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 SIDES = ("left", "right")
 JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
 OPEN, CLOSED = 1.0, 0.0
-# From the site at the finger tips back to where fingers hold best, in metres along the gripper.
+# From the finger tips back to the point where the fingers hold best, in metres along the gripper.
 GRIP_DEPTH = 0.012
 PITCH = np.radians(50)  # of the right gripper, downwards
 IK_EVERY = 0.1  # seconds
@@ -52,7 +52,7 @@ class TransferEnv(AlohaEnv):
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a gripper is to be at a time: finger tips (metres), pitch and roll (radians), opening 0..1."""
+    """The target of a gripper at a time: finger tips (metres), pitch and roll (radians), opening 0..1."""
 
     time: float
     position: NDArray[np.float64]
@@ -83,7 +83,7 @@ class TransferExpert:
         self._actions, self._step = np.stack(columns, axis=1), 0
 
     def act(self) -> NDArray[np.float32]:
-        """Return the next action, float32 (14,): radians, grippers 0..1; the last one for ever after."""
+        """Return the next action, float32 (14,): radians, grippers 0..1; at the end the last one again."""
         self._step += 1
         return self._actions[min(self._step, len(self._actions)) - 1].astype(np.float32)
 
@@ -136,7 +136,7 @@ class TransferExpert:
                 getattr(first, name) + share * (getattr(second, name) - getattr(first, name))
                 for name in ("position", "pitch", "roll", "gripper")
             )
-            # An arm that points where its waist turns it needs no forearm roll, and meets no singularity.
+            # An arm that points in the direction of its waist needs no forearm roll: no singularity.
             frame = _frame((position - base)[:2], pitch, roll)
             qpos_from_site_pose(
                 scratch,

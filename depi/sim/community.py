@@ -1,4 +1,4 @@
-"""A small decentralised community: people who record the same robot, each in their own way, some badly."""
+"""A small simulated community: contributors with different setups of the same robot, some with defects."""
 
 import multiprocessing
 import os
@@ -13,11 +13,11 @@ from depi.sim.setup import Camera, Setup
 
 @dataclass(frozen=True)
 class Contributor:
-    """One published dataset: who recorded which task with which rig, and what is wrong with it.
+    """One published dataset: its repo id, task, rig and defect.
 
     Attributes:
         defect: a name in `depi.sim.defects.DEFECTS`, applied after recording, or None.
-        usable: whether training should take it; an evaluation run is sound but not wanted.
+        usable: whether training should use it; an evaluation run is valid, but not for training.
     """
 
     repo_id: str
@@ -50,8 +50,8 @@ def record_community(
         UserError: a folder exists already, or the machine cannot render.
     """
     contributors = list(contributors or community())
-    select_backend()  # the workers inherit the choice
-    # Longest first, so that no worker is left alone with a long one.
+    select_backend()  # the worker processes inherit it
+    # Longest first, so that the workers finish at about the same time.
     order = sorted(contributors, key=_effort, reverse=True)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
@@ -193,7 +193,7 @@ def _good(episodes: int) -> list[Contributor]:
 
 
 def _bad() -> list[Contributor]:
-    """Short touches with one small camera at 10 fps: they cost little and are not used."""
+    """Short touches with one small camera at 10 fps: fast to record, because they are not used."""
     cheap = Setup((Camera("front", "front"),), 160, 120, 10, codec="h264")
     cheap_v2 = Setup((Camera("laptop", "front"),), 160, 120, 10, "degrees_v1", "v2.1", "h264", "so100")
     rigs = (

@@ -1,4 +1,4 @@
-"""Ways in which real recordings are broken, applied to a recorded dataset in place.
+"""Defects of real recordings, applied to a recorded dataset in place.
 
 Each function takes the dataset's folder, of either format. `DEFECTS` names them all.
 """
@@ -26,7 +26,7 @@ def nan_in_actions(root: Path, rows: int = 3) -> None:
 
 
 def wrong_action_size(root: Path, size: int = 5) -> None:
-    """Leave actions of another size than the six joints, in the tables and in the metadata alike."""
+    """Change the size of actions from six joints, both in the tables and in the metadata."""
 
     def resize(table: pa.Table) -> pa.Table:
         actions = _matrix(table["action"])
@@ -71,13 +71,13 @@ def truncated_table(root: Path) -> None:
 
 
 def frozen_robot(root: Path) -> None:
-    """Make every action and state the same: nobody moved."""
+    """Make every action and state the same, as of a robot that does not move."""
     for path in _tables(root):
         _edit_table(path, _freeze)
 
 
 def broken_info(root: Path) -> None:
-    """Cut `meta/info.json`, so that it is no JSON."""
+    """Cut `meta/info.json`, so that it is not valid JSON."""
     path = root / "meta" / "info.json"
     path.write_text(path.read_text(encoding="utf-8")[:-20], encoding="utf-8")
 

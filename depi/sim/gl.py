@@ -1,4 +1,4 @@
-"""Which OpenGL MuJoCo renders with: chosen once, before MuJoCo is imported."""
+"""Choose the OpenGL library of MuJoCo once, before MuJoCo is imported."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ REMEDY = (
 def select_backend() -> str:
     """Set MUJOCO_GL to what this machine can render with and return it.
 
-    A value that the user set stays. Otherwise EGL is tried, then OSMesa, each in a process of its own,
+    A value that the user set is kept. Otherwise EGL is tried, then OSMesa, each in a separate process,
     because MuJoCo binds its OpenGL library when it is imported. "disable" is chosen where neither works:
     physics runs, and rendering raises a UserError.
     """

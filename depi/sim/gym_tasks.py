@@ -1,4 +1,4 @@
-"""Scripted experts of gym-pusht and gym-aloha, recorded with the features of the Hub's datasets of them."""
+"""Scripted experts of gym-pusht and gym-aloha, recorded with the features of the datasets on the Hub."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from depi.errors import UserError
 from depi.sim.gl import select_backend
 from depi.sim.v30 import V30Writer
-from depi.sim.writing import Recording, check_counts, check_failures, finalized, new_folder, write_card
+from depi.sim.writing import Recording, check_counts, finalized, new_folder, successes, write_card
 
 
 class GymExpert(Protocol):
@@ -27,13 +27,13 @@ class GymExpert(Protocol):
 
 @dataclass(frozen=True)
 class GymTask:
-    """A task of a gymnasium environment, as the Hub's dataset of it was recorded.
+    """A task of a gymnasium environment, with the settings of the original dataset on the Hub.
 
     Attributes:
         name: as `--task` takes it. text: the instruction. robot_type: of the dataset.
         camera: the dataset's key. size: its (height, width) in pixels. fps: of control and recording.
         names: of the numbers of state and action.
-        max_steps: an episode is truncated after so many.
+        max_steps: an episode is truncated after this many.
         make: builds environment and expert from the size.
     """
 
@@ -156,8 +156,8 @@ def record_gym_dataset(
 ) -> Recording:
     """Record successful episodes of a task's expert under `root` as a LeRobot v3.0 dataset.
 
-    The folder appears whole or not at all. `size` is (height, width), by default the task's; `text` replaces
-    the instruction; `progress` is called with the number of episodes done.
+    The folder appears complete or not at all. `size` is (height, width), by default the task's; `text`
+    replaces the instruction; `progress` is called with the number of episodes done.
 
     Raises:
         UserError: the folder exists, a package is missing, a negative seed, or the expert keeps failing.
@@ -189,17 +189,13 @@ def _successes(
         env, expert = task.make(size)
     except ModuleNotFoundError as error:
         raise UserError(f"{task.name} needs the package {error.name}: install depi[sim]") from None
-    found = 0
+
+    def play_seed(seed: int) -> GymEpisode | None:
+        episode = play_gym(env, expert, seed, task.max_steps)
+        return episode if episode.success else None
+
     try:
-        while found < episodes:
-            episode = play_gym(env, expert, seed, task.max_steps)
-            if episode.success:
-                found += 1
-                yield episode
-            else:
-                failed.append(seed)
-                check_failures(task.name, len(failed), found)
-            seed += 1
+        yield from successes(task.name, play_seed, episodes, seed, failed)
     finally:
         env.close()
 

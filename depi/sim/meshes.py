@@ -7,7 +7,7 @@ CELL = 0.002
 
 
 def coarsen_visual_meshes(model: mujoco.MjModel, cell: float = CELL) -> None:
-    """Merge vertices that share a cube of side `cell` (metres) in meshes that are only looked at.
+    """Merge vertices that share a cube of side `cell` (metres) in meshes that are only rendered.
 
     Edits the model's faces in place; call it before a renderer uploads them. Drawing becomes five to six
     times faster in software and looks the same at the sizes of a dataset. Physics is untouched: meshes

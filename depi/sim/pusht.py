@@ -1,4 +1,4 @@
-"""An expert for gym-pusht: it tries pushes in a second simulator and takes the one that helps most.
+"""An expert for gym-pusht: it tries pushes in a second simulator and takes the best one.
 
 The block moves quasi-statically (gym-pusht stops everything between its steps), so a greedy choice among
 sampled pushes, ranked by how far the block's corners are from where they belong, brings it to the goal.
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 AGENT_RADIUS = 15.0
 CLEARANCE = 8.0  # pixels between agent and block on the way to a push
-TABLE = (22.0, 490.0)  # where the agent's centre may go
+TABLE = (22.0, 490.0)  # limits of the agent's centre
 TRAVEL_SPEED = 22.0  # pixels per step of 0.1 s
 MAX_LENGTH = 140.0  # of one push, in pixels
 FINALISTS = 8
@@ -86,7 +86,7 @@ class PushTExpert:
         self.reset(0)
 
     def reset(self, seed: int) -> None:
-        """Forget the last episode; pushes are sampled from `seed`."""
+        """Start a new episode; pushes are sampled from `seed`."""
         self._sandbox = Sandbox()
         self._queue: list[NDArray[np.float64]] = []
         self._rng = np.random.default_rng(seed)
@@ -118,7 +118,7 @@ class PushTExpert:
         return best or [np.array(self._env.agent.position)]
 
     def _sample(self, error: float) -> list[Push]:
-        """Push the block from points around it in the sandbox, without the way there."""
+        """Try pushes from points around the block in the sandbox, without the way to them."""
         outline = self._outline(AGENT_RADIUS + 1)
         speed = 11.0 if error > 40 else 6.0 if error > 12 else 3.0
         steps = int(min(MAX_LENGTH, 3 * error + 15) / speed)

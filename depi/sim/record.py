@@ -22,7 +22,7 @@ from depi.sim.expert import Expert, ExpertConfig, measure_expert
 from depi.sim.rollout import Episode, play
 from depi.sim.setup import CAMERA_KINDS, Camera, Setup
 from depi.sim.tasks import TASKS, find_task
-from depi.sim.writing import Recording, check_counts, check_failures, finalized, new_folder, write_card
+from depi.sim.writing import Recording, check_counts, finalized, new_folder, successes, write_card
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class RecordConfig:
         task: touch or pick_lift of the SO-101; pusht or aloha_transfer_cube, with the features of
             lerobot/pusht and lerobot/aloha_sim_transfer_cube_human.
         repo_id: user/name of the dataset.
-        episodes: successful ones; failed ones are drawn again with the next seed.
+        episodes: number of successful episodes; failed ones are repeated with the next seed.
         root: folder of the dataset, by default where LeRobot looks for it.
         cameras: names separated by commas, each with its kind after a colon unless the name is a kind
             (wrist, front, side, top): `laptop:front,wrist`.
@@ -78,7 +78,7 @@ class RecordConfig:
         return Setup(cameras=parse_cameras(self.cameras), width=width, height=height, **values)
 
     def check_gym_flags(self) -> None:
-        """Raise a UserError for a flag that describes an SO-101's rig, where the task is none of its."""
+        """Raise a UserError for a flag that describes an SO-101's rig, where the task is of another robot."""
         rig = ("cameras", "fps", "convention", "format", "robot_type", "object_color", "robot_color", "table")
         for name in rig:
             if getattr(self, name) != getattr(RecordConfig, name):
@@ -89,7 +89,7 @@ def parse_cameras(text: str) -> tuple[Camera, ...]:
     """Read `laptop:front,wrist`: camera names, each with its kind unless the name is one.
 
     Raises:
-        UserError: a name that is no kind comes without one, or the kind is unknown.
+        UserError: a name that is not a kind has no kind, or the kind is unknown.
     """
     cameras = []
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -114,7 +114,7 @@ def record_dataset(
 ) -> Recording:
     """Record successful episodes of the scripted expert under `root`.
 
-    The folder appears whole or not at all. `progress` is called with the number of episodes done.
+    The folder appears complete or not at all. `progress` is called with the number of episodes done.
 
     Raises:
         UserError: the folder exists, no camera, a negative seed, or the expert keeps failing.
@@ -143,7 +143,7 @@ def record_dataset(
 
 
 def to_convention(degrees: NDArray[np.float32], convention: str) -> NDArray[np.float32]:
-    """Write canonical degrees (..., 6) as a contributor's robot does; normalised values end at ±100."""
+    """Convert canonical degrees (..., 6) to another convention; normalised values are clipped to ±100."""
     from depi.datasets.recording.joints import from_degrees
 
     values = from_degrees(degrees, convention)
@@ -168,19 +168,15 @@ def dataset_features(setup: Setup) -> dict[str, dict[str, Any]]:
 def _successful_episodes(
     task: str, setup: Setup, episodes: int, seed: int, failed: list[int]
 ) -> Iterator[Episode]:
-    """Rehearse without cameras, which is cheap, then play the successes again with them."""
+    """Play each seed without cameras first, which is fast, and successful ones again with cameras."""
     env = make_env(task, setup)
+    expert = Expert(env)
+
+    def play_seed(seed: int) -> Episode | None:
+        return play(env, expert, seed) if play(env, expert, seed, images=False).success else None
+
     try:
-        expert = Expert(env)
-        found = 0
-        while found < episodes:
-            if play(env, expert, seed, images=False).success:
-                found += 1
-                yield play(env, expert, seed)
-            else:
-                failed.append(seed)
-                check_failures(task, len(failed), found)
-            seed += 1
+        yield from successes(task, play_seed, episodes, seed, failed)
     finally:
         env.close()
 
@@ -207,8 +203,8 @@ def main(args: list[str]) -> int:
     if verb in ("-h", "--help"):
         print(USAGE)
         return 0
-    said = f"not {verb!r}" if verb else "and got neither"
-    raise UserError(f"depi sim takes record or expert, {said}: see `depi sim --help`")
+    found = f"not {verb!r}" if verb else "and got neither"
+    raise UserError(f"depi sim takes record or expert, {found}: see `depi sim --help`")
 
 
 def _record(config: RecordConfig) -> int:
@@ -223,7 +219,7 @@ def _record(config: RecordConfig) -> int:
         recording = record(root=root, progress=show)
     print(f"{recording.episodes} episodes, {recording.frames} frames, {version}: {recording.root}")
     if recording.failed_seeds:
-        print(f"the expert failed and was drawn again at seeds {list(recording.failed_seeds)}")
+        print(f"the expert failed with the seeds {list(recording.failed_seeds)}")
     if config.push:
         commit = upload_folder(
             recording.root,
@@ -238,7 +234,7 @@ def _record(config: RecordConfig) -> int:
 
 
 def _recorder(config: RecordConfig) -> tuple[Callable[..., Recording], str]:
-    """What records a configuration, given root and progress, and the format's version."""
+    """The function that records a configuration, called with root and progress, and the format's version."""
     from depi.sim.gym_tasks import GYM_TASKS, record_gym_dataset
 
     counts: dict[str, Any] = {"episodes": config.episodes, "seed": config.seed}
@@ -256,7 +252,7 @@ def _recorder(config: RecordConfig) -> tuple[Callable[..., Recording], str]:
 
 
 def quiet_libraries() -> None:
-    """Keep the encoders, LeRobot and OpenGL from chatting on the terminal; their warnings still come."""
+    """Silence encoders, LeRobot and OpenGL on the terminal, except for warnings."""
     import av
     import datasets
 

@@ -57,10 +57,10 @@ class Camera:
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything in which one contributor's recordings differ from another's.
+    """All settings in which contributors' recordings differ.
 
     Attributes:
-        cameras: in the order of the dataset's features; none renders nothing.
+        cameras: in the order of the dataset's features; without cameras nothing is rendered.
         width, height: pixels of every camera; even numbers, as video needs.
         fps: control and recording rate, one that divides 60.
         convention: how joint values are written, one of CONVENTIONS.
@@ -143,7 +143,7 @@ class Setup:
 
 
 def read_setups(path: Path) -> tuple[Setup, ...]:
-    """The setups in a JSON file: a list of what `Setup.to_dict` gives, or a part of it; the rest is standard.
+    """The setups in a JSON file: a list as `Setup.to_dict` gives; missing fields have their defaults.
 
     Raises:
         UserError: no such file, no setup in it, or an impossible one.
@@ -161,7 +161,7 @@ def read_setups(path: Path) -> tuple[Setup, ...]:
 
 
 def random_setup(seed: int, split: str = "seen") -> Setup:
-    """Draw the rig of one of many contributors; the same seed and split give the same one.
+    """Draw a random rig; the same seed and split give the same one.
 
     Cameras, looks, lights, base position, convention, format and rate vary. The two splits share no
     table, and their camera poses and base offsets come from disjoint ranges ("unseen" ones lie outside).

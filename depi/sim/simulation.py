@@ -16,7 +16,7 @@ from depi.sim.meshes import coarsen_visual_meshes
 from depi.sim.setup import TABLES, Camera, Setup
 from depi.sim.tasks import CONTROL_HZ, Task, make_scene
 
-# Where a folded arm rests: the leader leans on its mechanical stops, a little beyond the simulator's limits.
+# The rest pose: the leader arm leans on its mechanical stops, a little beyond the simulator's limits.
 HOME = np.array([0.0, -103.6, 97.5, 32.0, 0.0, 0.0])
 HOME_NOISE = np.array([12.0, 0.0, 0.0, 8.0, 8.0, 0.0])
 COMMAND_LIMIT = np.array([111.0, 104.0, 98.0, 102.0, 171.0, 100.0])
@@ -60,7 +60,7 @@ class So101Env(gymnasium.Env):
         self._seed: int | None = seed
         self.with_images = True
         self._scene = make_scene(task, setup)
-        # A hair inside the float32 limits, so that no rounding leaves the float64 ones.
+        # Slightly inside the float32 limits, so that rounding cannot exceed the float64 ones.
         self._low = self._scene.action_space.low.astype(np.float64) + 1e-6
         self._high = self._scene.action_space.high.astype(np.float64) - 1e-6
         self._renderer: mujoco.Renderer | None = None
@@ -134,13 +134,13 @@ class So101Env(gymnasium.Env):
         return self._observe(), float(success), success, self._steps >= self.max_steps and not success, info
 
     def render(self) -> NDArray[np.uint8]:
-        """Return what a spectator sees, uint8 (height, width, 3)."""
+        """Return an image of the scene, uint8 (height, width, 3)."""
         return self._draw(_free_camera(SPECTATOR, np.zeros(2)))
 
     def close(self) -> None:
         """Release the renderer."""
         if self._renderer is not None:
-            # MuJoCo frees OpenGL objects in whichever context is current: drawing makes it ours.
+            # MuJoCo frees OpenGL objects in the current context: drawing makes it this renderer's.
             self._renderer.scene.ngeom = 0
             self._renderer.render()
             self._renderer.close()

@@ -1,4 +1,4 @@
-"""The simulated tasks: what the scene holds, what counts as success, how long an episode may take."""
+"""The simulated tasks: their scenes, success criteria and time limits."""
 
 from dataclasses import dataclass
 

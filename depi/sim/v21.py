@@ -15,7 +15,7 @@ VERSION = "v2.1"
 CHUNK_SIZE = 1000
 DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
-# v2.1 knows no quantiles.
+# v2.1 has no quantiles.
 STATISTICS = ("min", "max", "mean", "std", "count")
 MAX_STATS_FRAMES, STATS_WIDTH = 50, 150
 
@@ -113,7 +113,7 @@ class V21Writer:
         _write_lines(meta / "episodes_stats.jsonl", self._stats)
 
     def abandon(self) -> None:
-        """Nothing is open between two calls, so that the folder can be deleted at any time."""
+        """Do nothing: no file is open between two calls, so the folder can be deleted at any time."""
 
     @priority_kept()
     def _encode(self, path: Path, pixels: NDArray[np.uint8]) -> None:

@@ -1,8 +1,8 @@
-"""What recordings have in common: a folder that appears whole or not at all, a card, experts that fail."""
+"""Shared parts of recordings: a folder that appears complete or not at all, a card, checks of the expert."""
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ MAX_FAILURE_SHARE = 0.8
 
 @dataclass(frozen=True)
 class Recording:
-    """What was written: where, how much, and the seeds of the failed episodes."""
+    """A written recording: its folder, its size, and the seeds of the failed episodes."""
 
     repo_id: str
     root: Path
@@ -33,11 +33,35 @@ def check_counts(episodes: int, seed: int) -> None:
         raise UserError(f"the seed must not be negative, got {seed}")
 
 
-def check_failures(task: str, failed: int, found: int) -> None:
-    """Raise a UserError when the expert of a task keeps failing."""
-    tried = failed + found
-    if tried >= 10 and failed > MAX_FAILURE_SHARE * tried:
-        raise UserError(f"the expert failed {failed} of {tried} episodes of {task}: change the setup")
+def successes[Episode](
+    task: str, play: Callable[[int], Episode | None], episodes: int, seed: int, failed: list[int]
+) -> Iterator[Episode]:
+    """Play one seed after the other until as many episodes as wanted have succeeded; yields those.
+
+    Args:
+        task: its name, for messages.
+        play: plays the episode of a seed; None where it has failed.
+        episodes: how many are wanted.
+        seed: the first one.
+        failed: gets the seeds of failed episodes.
+
+    Raises:
+        UserError: the expert keeps failing.
+    """
+    found = 0
+    while found < episodes:
+        episode = play(seed)
+        if episode is not None:
+            found += 1
+            yield episode
+        else:
+            failed.append(seed)
+            tried = len(failed) + found
+            if tried >= 10 and len(failed) > MAX_FAILURE_SHARE * tried:
+                raise UserError(
+                    f"the expert failed {len(failed)} of {tried} episodes of {task}: change the setup"
+                )
+        seed += 1
 
 
 def write_card(folder: Path, repo_id: str, robot_type: str) -> None:
@@ -50,18 +74,18 @@ def write_card(folder: Path, repo_id: str, robot_type: str) -> None:
 
 
 class DatasetWriter(Protocol):
-    """What writes a dataset: V21Writer or V30Writer."""
+    """The interface of V21Writer and V30Writer."""
 
     def finalize(self) -> None:
         """Complete the dataset."""
 
     def abandon(self) -> None:
-        """Stop, and leave whatever there is to be removed."""
+        """Stop writing; the caller removes the folder."""
 
 
 @contextmanager
 def finalized[Writer: DatasetWriter](writer: Writer) -> Iterator[Writer]:
-    """Complete the dataset when the body ends well, else stop writing."""
+    """Complete the dataset when the body ends without an error, else stop writing."""
     try:
         yield writer
         writer.finalize()
@@ -81,11 +105,11 @@ def new_folder(root: Path) -> Iterator[Path]:
         raise UserError(f"{root} exists already: remove it or choose another --root")
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        workshop = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     except OSError as error:
         raise UserError(f"{root} cannot be written: {error.strerror}") from None
     try:
-        yield workshop / "dataset"
-        (workshop / "dataset").rename(root)
+        yield temporary / "dataset"
+        (temporary / "dataset").rename(root)
     finally:
-        shutil.rmtree(workshop, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -152,7 +152,7 @@ def test_what_the_policy_does_not_see_is_logged(checkpoint, caplog):
     actor = Pi0Actor(load_policy(checkpoint), (None, None), rename={WRIST: "observation.images.1"})
     actor.fit(tables)
     assert actor._policy_keys(tables[0]) == {FRONT: None, WRIST: "observation.images.1"}
-    assert caplog.messages == [f"the policy does not see these cameras: {FRONT}"]
+    assert caplog.messages == [f"the policy does not use these cameras: {FRONT}"]
     with pytest.raises(UserError, match=r"is none of the environment's \(observation.images.wrist\)"):
         Pi0Actor(load_policy(checkpoint), (None, None), rename={FRONT: "observation.images.1"}).fit(tables)
     with pytest.raises(UserError, match="are the policy's b"):

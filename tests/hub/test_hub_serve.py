@@ -75,8 +75,6 @@ def test_user_errors_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixt
         )
     (tmp_path / "root/tokens.json").write_text('{"write": "", "read": "hf_x"}')
     assert "holds no tokens" in complaint("serve", "--root", str(tmp_path / "root"), "--port=0")
-    (tmp_path / "root/repos/models/google/paligemma-3b-pt-224/refs.json").write_text("{")
-    assert "is damaged" in complaint("serve", "--root", str(tmp_path / "root"), "--port=0")
     assert "cannot be written" in complaint("serve", "--root", str(tmp_path / "file"), "--port=0")
     assert "cannot be written" in complaint("serve", "--root", str(tmp_path / "file/below"), "--port=0")
     assert "add --root" in complaint("serve")

@@ -217,7 +217,7 @@ def test_wrong_flags_are_one_sentence(flags, extra, says, capsys, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_not_replaced_by_the_processor(flags, capsys, tmp_path):
     assert main([*flags, "--policy.device=cuda", f"--output_dir={tmp_path}"]) == 2
-    assert "--policy.device=cuda is not there: this machine has cpu and 0 GPUs" in capsys.readouterr().err
+    assert "--policy.device=cuda does not exist: this machine has cpu and 0 GPUs" in capsys.readouterr().err
 
 
 def trained_with(checkpoint: Path, folder: Path, **choices) -> Path:

@@ -283,7 +283,7 @@ def test_a_folder_that_the_loop_has_not_made_is_left_alone(tmp_path, commands, c
     mine.parent.mkdir(parents=True, exist_ok=True)
     mine.touch()
     for _ in range(2):
-        with pytest.raises(UserError, match=f"{name} is there, but this loop has not made it"):
+        with pytest.raises(UserError, match=f"{name} exists, but this loop has not made it"):
             run_loop(chosen)
     assert mine.exists()
     assert commands == []
@@ -410,7 +410,7 @@ def test_a_stage_that_has_outlived_its_loop_is_not_run_twice(tmp_path):
 def test_a_stage_that_is_killed_is_named(tmp_path, end):
     with start_loop(tmp_path, f"import os, sys; {end}") as loop:
         assert loop.wait(60) == 2
-        assert "the stage sft_eval was killed by signal 9; is memory short?" in loop.stderr.read()
+        assert "the stage sft_eval was killed by signal 9; maybe for lack of memory" in loop.stderr.read()
 
 
 @pytest.mark.parametrize("end", ["os.kill(os.getpid(), 15)", "os.kill(os.getpid(), 2)", "sys.exit(130)"])

@@ -60,12 +60,7 @@ class Store:
         for repo_type in REPO_TYPES:
             for settings in sorted((self.root / "repos" / f"{repo_type}s").glob("*/*/repo.json")):
                 path = settings.parent
-                try:
-                    yield Repo(self.blobs, path, repo_type, f"{path.parent.name}/{path.name}")
-                except (ValueError, KeyError, TypeError, OSError) as error:
-                    raise UserError(
-                        f"the repository at {path} is damaged ({error!r}): restore it, or move it away"
-                    ) from error
+                yield Repo(self.blobs, path, repo_type, f"{path.parent.name}/{path.name}")
 
     def repos(self, repo_type: str) -> list[Repo]:
         """Return all repositories of a type."""
