@@ -21,7 +21,7 @@ from rich.table import Table
 
 from depi.errors import UserError
 from depi.files import read_json, write_json
-from depi.flags import parse_flags
+from depi.flags import check_ranges, parse_flags
 from depi.hub.server.serve import LocalHub, serve
 from depi.journal import read_lines
 
@@ -47,9 +47,7 @@ class DemoConfig:
     eval_episodes: int = 5
 
     def __post_init__(self) -> None:
-        for name, low in (("episodes", 3), ("steps", 40), ("eval_episodes", 1)):
-            if getattr(self, name) < low:
-                raise ValueError(f"--{name} must be at least {low}, not {getattr(self, name)}")
+        check_ranges(self, episodes=(3, None), steps=(40, None), eval_episodes=(1, None))
 
 
 @dataclass

@@ -76,6 +76,24 @@ def parse_flags[Config](
         raise UserError(f"{command}: cannot read {error.filename}: {error.strerror}") from None
 
 
+def check_ranges(config: object, prefix: str = "", /, **bounds: tuple[float, float | None]) -> None:
+    """Check the numbers of a configuration; one that is None passes.
+
+    Args:
+        config: has the flags as attributes.
+        prefix: of the flags' names, such as "eval.".
+        bounds: flag -> the least and the largest value that are allowed, the latter None for no limit.
+
+    Raises:
+        UserError: a number is outside its bounds.
+    """
+    for name, (low, high) in bounds.items():
+        value = getattr(config, name)
+        if value is not None and not (value >= low and (high is None or value <= high)):
+            allowed = f"at least {low}" if high is None else f"{low} to {high}"
+            raise UserError(f"--{prefix}{name} must be {allowed}, not {value}")
+
+
 def check_flags(
     source: Path,
     class_name: str,

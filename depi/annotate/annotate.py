@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from depi.engine import ENGINES, RayConfig
 from depi.errors import UserError
-from depi.flags import parse_flags
+from depi.flags import check_ranges, parse_flags
 from depi.hub.names import is_dataset_id
 
 if TYPE_CHECKING:
@@ -118,18 +118,12 @@ class AnnotateConfig:
             raise UserError(f"--repo_id must be USER/NAME, got {self.repo_id[:200]!r}")
         if self.repo_id is not None and (self.start, self.end) != (0, None):
             raise UserError("--start and --end go with a list: --repo_id names one dataset")
-        least = {"concurrency": 1, "batch_size": 1, "frames": 2, "max_pixels": 1024, "view_episodes": 0}
-        least |= {"start": 0, "workers": 0, "max_refinements": 0, "max_episodes": 1, "end": 1}
-        for name, minimum in least.items():
-            value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise UserError(f"--{name}={value}: at least {minimum} is needed")
-        if not 0 <= self.min_confidence <= 1:
-            raise UserError(f"--min_confidence={self.min_confidence}: 0 to 1 is possible")
+        at_least_1 = dict.fromkeys(("concurrency", "batch_size", "max_episodes", "end"), (1, None))
+        at_least_0 = dict.fromkeys(("start", "workers", "view_episodes"), (0, None))
+        check_ranges(self, **at_least_1, **at_least_0, max_refinements=(0, 10), min_confidence=(0, 1))
+        check_ranges(self, frames=(2, 16), max_pixels=(1024, 4_000_000))
         if not 0 < self.timeout <= MAX_TIMEOUT:
-            raise UserError(f"--timeout={self.timeout}: more than 0 and at most {MAX_TIMEOUT} is possible")
-        if self.frames > 16 or self.max_pixels > 4_000_000 or self.max_refinements > 10:
-            raise UserError("at most --frames=16, --max_pixels=4000000 and --max_refinements=10 are possible")
+            raise UserError(f"--timeout must be above 0, at most {MAX_TIMEOUT}, not {self.timeout}")
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

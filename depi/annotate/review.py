@@ -1,7 +1,6 @@
 """`depi annotate review`: judge new texts beside the recorded ones and the frames that the model saw."""
 
 import base64
-import math
 import secrets
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +21,7 @@ from depi.annotate.episode_journal import (
 from depi.annotate.sidecar import rows_of, typed, write_sidecar
 from depi.datasets.samples.annotations import MAX_TEXT, EpisodeAnnotation, check_text
 from depi.errors import UserError
-from depi.flags import parse_flags
+from depi.flags import check_ranges, parse_flags
 from depi.hub.names import is_dataset_id
 from depi.page import document
 
@@ -61,10 +60,7 @@ class ReviewConfig:
     max_picture_mb: float = 64.0
 
     def __post_init__(self) -> None:
-        if self.max_episodes < 1:
-            raise ValueError(f"--max_episodes={self.max_episodes}: it must be 1 or more")
-        if not (math.isfinite(self.max_picture_mb) and self.max_picture_mb >= 0):
-            raise ValueError(f"--max_picture_mb={self.max_picture_mb}: it must be 0 or more")
+        check_ranges(self, max_episodes=(1, None), max_picture_mb=(0, None))
         if self.repo_id is not None and not is_dataset_id(self.repo_id):
             raise ValueError(f"--repo_id must be USER/NAME, got {self.repo_id[:200]!r}")
         if self.root is not None and self.repo_id is None:

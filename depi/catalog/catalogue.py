@@ -11,6 +11,7 @@ from typing import Any, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from depi.datasets.union.lists import CATALOG_FILE
 from depi.errors import UserError, machine_error
 from depi.files import atomic_write
 
@@ -19,7 +20,6 @@ ACCEPTED, REJECTED, FAILED = "accepted", "rejected", "failed"
 CANDIDATES_FILE = "dataset_list.json"
 VALID_FILE = "dataset_list_valid.json"
 BAD_FILE = "bad_dataset_ids.json"
-CATALOG_FILE = "catalog.parquet"
 CATALOG_FILES = (CANDIDATES_FILE, VALID_FILE, BAD_FILE, CATALOG_FILE)
 
 _ARROW_TYPES = {

@@ -34,7 +34,7 @@ from depi.engine import ENGINES, RayConfig, make_runner
 from depi.engine.cluster import count_cpus
 from depi.errors import UserError, machine_error
 from depi.files import remove_drafts
-from depi.flags import parse_flags
+from depi.flags import check_ranges, parse_flags
 from depi.hub.client import session
 from depi.hub.client.api import HubUnreachable
 from depi.progress import progress_bar
@@ -110,20 +110,14 @@ class CollectConfig(Thresholds):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.workers < 1:
-            raise UserError(f"--workers={self.workers}: at least 1 is needed")
+        at_least_1 = dict.fromkeys(("workers", "limit", "top"), (1, None))
+        check_ranges(self, **at_least_1, deep_workers=(0, None))
         for name in ("max_requests_per_second", "max_seconds"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise UserError(f"--{name}={value}: more than 0 is needed")
+                raise UserError(f"--{name} must be above 0, not {value}")
         if self.engine not in ENGINES:
             raise UserError(f"--engine={self.engine} is none of {', '.join(ENGINES)}")
-        if self.deep_workers < 0:
-            raise UserError(f"--deep_workers={self.deep_workers}: 0 or more are needed")
-        for name in ("limit", "top"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name}={value}: at least 1 is needed")
 
 
 @dataclass(frozen=True)

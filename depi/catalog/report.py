@@ -13,7 +13,7 @@ from typing import Any
 from depi.catalog.catalogue import Row, load_catalog
 from depi.catalog.thumbnails import THUMBNAILS_FILE, read_thumbnails
 from depi.errors import UserError
-from depi.flags import parse_flags
+from depi.flags import check_ranges, parse_flags
 from depi.hub.client.api import endpoint
 from depi.page import document
 
@@ -42,8 +42,7 @@ class ReportConfig:
     max_picture_mb: float = 64.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.max_picture_mb) and self.max_picture_mb >= 0):
-            raise ValueError(f"--max_picture_mb={self.max_picture_mb}: it must be 0 or more")
+        check_ranges(self, max_picture_mb=(0, None))
 
 
 def main(args: list[str]) -> int:

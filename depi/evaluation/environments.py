@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from depi.datasets.recording.joints import JOINTS
 from depi.errors import UserError
 from depi.evaluation.config import DRAWN_SETUPS, EnvironmentConfig
 from depi.sim.gym_tasks import GYM_TASKS, GymTask
-from depi.sim.setup import JOINTS, Camera, Setup, random_setup, read_setups
+from depi.sim.setup import Camera, Setup, random_setup, read_setups
 from depi.sim.tasks import find_task
 
 # What to install where a simulator's package is missing.

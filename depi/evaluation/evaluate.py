@@ -18,7 +18,7 @@ from depi.evaluation.config import (
 )
 from depi.evaluation.environments import EnvTable, find_table, resolve
 from depi.files import read_json, write_json
-from depi.flags import parse_flags
+from depi.flags import check_ranges, parse_flags
 from depi.hub.names import is_repo_id
 
 if TYPE_CHECKING:
@@ -134,17 +134,12 @@ def check_choices(config: EvaluateConfig) -> EnvironmentConfig:
     Raises:
         UserError: unknown environment or task, or impossible numbers.
     """
-    for name, low in (("n_episodes", 1), ("n_videos", 0), ("batch_size", 1), ("policy_batch", 1)):
-        value = getattr(config.eval, name)
-        if value is not None and value < low:
-            raise UserError(f"--eval.{name} must be at least {low}, not {value}")
+    at_least_1 = dict.fromkeys(("n_episodes", "batch_size", "policy_batch"), (1, None))
+    check_ranges(config.eval, "eval.", **at_least_1, n_videos=(0, None))
     if not 0 < config.eval.timeout <= MAX_TIMEOUT:
         raise UserError(f"--eval.timeout must be above 0, at most {MAX_TIMEOUT}, not {config.eval.timeout}")
-    actions = config.policy.n_action_steps
-    if actions is not None and actions < 1:
-        raise UserError(f"--policy.n_action_steps must be at least 1, not {actions}")
-    if config.seed < 0:
-        raise UserError(f"--seed must not be negative, not {config.seed}")
+    check_ranges(config.policy, "policy.", n_action_steps=(1, None))
+    check_ranges(config, seed=(0, None))
     return resolve(config.env)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from depi.flags import check_ranges
 from depi.recap.values import GROUP
 from depi.training.config import DatasetConfig
 
@@ -55,12 +56,7 @@ class AdvantageFlags:
     part_frames: int = 2048
 
     def __post_init__(self) -> None:
-        if self.look_ahead < 1:
-            raise ValueError(f"--look_ahead must be at least 1, not {self.look_ahead}")
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"--share must be 0 to 1, not {self.share}")
-        if not 0 <= self.workers <= 1024:
-            raise ValueError(f"--workers must be 0 to 1024, not {self.workers}")
+        check_ranges(self, look_ahead=(1, None), share=(0, 1), workers=(0, 1024))
         for name in ("batch_size", "part_frames"):
             if getattr(self, name) < GROUP or getattr(self, name) % GROUP:
                 raise ValueError(f"--{name} must be a multiple of {GROUP}, not {getattr(self, name)}")

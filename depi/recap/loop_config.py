@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from depi.evaluation.config import EpisodesConfig, EvaluateConfig
+from depi.flags import check_ranges
 
 STARTS = ("pretrained", "sft")
 # The rollouts of each iteration have seeds of their own, so there are at most this many.
@@ -62,8 +63,7 @@ class RecapConfig:
     json: bool = False
 
     def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise ValueError(f"--iterations must be at least 1, not {self.iterations}")
+        check_ranges(self, iterations=(1, None))
         if self.start_from not in STARTS:
             raise ValueError(f"--start_from={self.start_from} is none of {', '.join(STARTS)}")
         if not self.demonstrations:

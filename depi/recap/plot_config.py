@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from depi.flags import check_ranges
 from depi.recap.advantage_config import ValueNetworkConfig
 from depi.training.config import DatasetConfig
 
@@ -26,7 +27,4 @@ class ValuePlotConfig:
     height: int = 240
 
     def __post_init__(self) -> None:
-        if self.episode < 0:
-            raise ValueError(f"--episode={self.episode}: episodes are numbered from 0")
-        if not 16 <= self.height <= 2160:
-            raise ValueError(f"--height={self.height}: 16 to 2160 pixels are possible")
+        check_ranges(self, episode=(0, None), height=(16, 2160))

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from depi.datasets.recording.joints import JOINTS
 from depi.errors import UserError
 from depi.files import read_json
 
-JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 CAMERA_KINDS = ("wrist", "front", "side", "top")
 CONVENTIONS = ("degrees_v1", "degrees", "normalized", "radians")
 FORMATS = ("v2.1", "v3.0")

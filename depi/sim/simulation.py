@@ -38,8 +38,8 @@ class So101Env(gymnasium.Env):
 
     Observation: {"images": {camera: uint8 (height, width, 3)}, "state": float32 (6,)}, the measured joint
     positions. Action: float32 (6,), absolute joint targets. Both in degrees with the zero mid-range, the
-    gripper 0 (closed) to 100 (open); joint order as in `depi.sim.setup.JOINTS`. The simulator's radians
-    are the same angles with the same signs; its gripper range (-0.1745 to 1.7453) is mapped to 0..100.
+    gripper 0 (closed) to 100 (open); joint order as in `joints.JOINTS`. The simulator's radians are the
+    same angles with the same signs; its gripper range (-0.1745 to 1.7453) is mapped to 0..100.
     Targets are interpolated linearly over a control period, and physics runs at 240 Hz at every fps.
 
     The reward is 1 on success, else 0. `info["is_success"]` says whether the task is done, and

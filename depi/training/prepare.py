@@ -12,7 +12,7 @@ from depi.datasets.union.prepare import Prepared, Settings, prepare
 from depi.engine import ENGINES, RayConfig, make_runner
 from depi.errors import UserError
 from depi.files import write_json
-from depi.flags import parse_flags
+from depi.flags import check_ranges, parse_flags
 from depi.progress import progress_bar
 from depi.training.command_line import check_data_source
 from depi.training.config import DatasetConfig, TrainConfig
@@ -48,9 +48,7 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise ValueError(f"--engine={self.engine} is none of {', '.join(ENGINES)}")
-        for name, low, high in (("image_size", 16, 4096), ("quality", 50, 100), ("workers", 0, 1024)):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"--{name} must be {low} to {high}, not {getattr(self, name)}")
+        check_ranges(self, image_size=(16, 4096), quality=(50, 100), workers=(0, 1024))
 
 
 def main(args: Sequence[str]) -> int:

@@ -454,8 +454,8 @@ def test_errors_name_the_remedy(tmp_path: Path):
         ("--repo_id=../x",): "--repo_id must be USER/NAME",
         ("--root=x",): "--root needs --repo_id",
         ("--serve", "--output=x.html"): "--output does not go with --serve",
-        ("--max_episodes=0",): "must be 1 or more",
-        ("--max_picture_mb=-1",): "must be 0 or more",
+        ("--max_episodes=0",): "must be at least 1",
+        ("--max_picture_mb=-1",): "must be at least 0",
         ("--serve", "--port=70000"): "70000 is not a port",
     }.items():
         with pytest.raises(UserError, match=says):

@@ -320,5 +320,5 @@ def test_the_rules_that_come_with_depi_are_sound(name, capsys):
 
 
 def test_top_must_be_something():
-    with pytest.raises(UserError, match="--top=0: at least 1 is needed"):
+    with pytest.raises(UserError, match="--top must be at least 1, not 0"):
         CollectConfig(top=0)

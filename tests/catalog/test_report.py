@@ -400,5 +400,5 @@ def test_errors_name_the_remedy(tmp_path: Path):
     write_thumbnails(tmp_path, [Thumbnail("a/b", "r", "c", b"<svg>")])
     with pytest.raises(UserError, match="not a small JPEG for a/b"):
         read_pictures(tmp_path)
-    with pytest.raises(ValueError, match="must be 0 or more"):
+    with pytest.raises(UserError, match="must be at least 0"):
         ReportConfig(max_picture_mb=math.nan)

@@ -157,7 +157,7 @@ def test_from_the_pretrained_policy_each_iteration_starts_as_the_first_training(
     ],
 )
 def test_impossible_loops_are_refused(tmp_path, changes, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises((ValueError, UserError), match=said):
         config(tmp_path, **changes)
 
 

@@ -6,8 +6,9 @@ import numpy as np
 from lerobot.robots import Robot
 from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnectedError
 
+from depi.datasets.recording.joints import JOINTS
 from depi.sim.env import make_env
-from depi.sim.setup import JOINTS, Camera, Setup
+from depi.sim.setup import Camera, Setup
 from lerobot_robot_sim_so101.config_sim_so101 import SimSo101Config
 
 KEYS = tuple(f"{joint}.pos" for joint in JOINTS)
