@@ -265,7 +265,7 @@ def test_no_server_is_one_sentence(annotated, boxes, url, says):
         ({"repo_id": "../x"}, "must be USER/NAME"),
         ({"annotations": "/etc/passwd"}, "--annotations=/etc/passwd cannot be a folder: File exists"),
         ({"annotations": "/etc/passwd/x"}, "cannot be a folder: Not a directory"),
-        *[({"timeout": value}, "more than 0 and at most 86400") for value in ("inf", "nan", "1e12", "0")],
+        *[({"timeout": value}, "above 0, at most 86400") for value in ("inf", "nan", "1e12", "0")],
     ],
 )
 def test_flags_that_cannot_work_are_one_sentence(boxes, tmp_path, flags, says):
