@@ -1,4 +1,4 @@
-"""The two loops of the README run as they stand, on a small dataset and policy under the names they load."""
+"""The loops of docs/library.md run as they stand, on a small dataset and policy under the names they load."""
 
 import re
 import subprocess
@@ -17,16 +17,16 @@ from depi.hub.client.api import upload_folder
 from depi.policies import DepiPi0Config, make_policy, make_processors, save_checkpoint
 from depi.sim.gym_tasks import GYM_TASKS, record_gym_dataset
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "library.md"
 MAX_LINES = 40
 OUTPUT = Path("outputs/pusht")
 
 
 def block(heading: str) -> str:
-    """The Python code under a heading of the README."""
-    pattern = rf"^### {heading}$.*?^```python\n(.*?)^```"
-    found = re.search(pattern, README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    assert found, f"README.md has no Python code under '### {heading}'"
+    """The Python code under a heading of the page."""
+    pattern = rf"^## {heading}$.*?^```python\n(.*?)^```"
+    found = re.search(pattern, PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    assert found, f"{PAGE.name} has no Python code under '## {heading}'"
     return found[1]
 
 
@@ -53,7 +53,7 @@ def published(module_hub, tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_loops_of_the_readme_train_and_roll_out(published, tmp_path):
+def test_the_loops_of_the_page_train_and_roll_out(published, tmp_path):
     training, rollout = block("A training loop"), block("A rollout loop")
     assert max(len(code.splitlines()) for code in (training, rollout)) <= MAX_LINES
     for needed in ("loss.backward()", "save_pretrained", "optimizer.step()"):
