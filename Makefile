@@ -1,14 +1,15 @@
 # `make demo` and `make test` need git, make and any Python 3; everything else is set up here.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup libraries demo test test-slow lint format
+.PHONY: help setup libraries demo check test test-slow lint format
 
 # Where uv lands when it is not installed yet.
 export PATH := $(CURDIR)/.uv/bin:$(PATH)
 
 help:
 	@echo "make demo       set up, then run the whole pipeline offline (about 3 minutes)"
-	@echo "make test       set up, lint, type check, run the tests"
+	@echo "make check      while you work: lint, types and the quick tests (at most 90 seconds on two cores)"
+	@echo "make test       set up, lint, type check, run the tests (about 15 minutes on two cores)"
 	@echo "make test-slow  the tests that take longer"
 	@echo "make format     format the code"
 
@@ -46,8 +47,14 @@ lint: setup
 test test-slow: BROWSER = yes
 
 # As many processes as there are cores, each with one thread.
+PYTEST = OMP_NUM_THREADS=1 uv run --no-sync pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+
+# The test files on the list, chosen by the processor time they need; a test that has become slow is named.
+check: lint
+	$(PYTEST) --durations=5 --durations-min=3 @tests/quick.txt
+
 test: lint
-	OMP_NUM_THREADS=1 uv run --no-sync pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(PYTEST)
 
 test-slow: setup
 	uv run --no-sync pytest -m slow

@@ -141,11 +141,15 @@ def test_the_links_of_a_page_lead_somewhere(page):
         assert not anchor or anchor in anchors(linked), target
 
 
-def test_the_files_that_the_recipes_name_exist():
-    text = (ROOT / "docs" / "changing.md").read_text(encoding="utf-8")
+def test_the_files_that_the_pages_name_exist():
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     named = re.findall(r"`((?:depi|tests|configs|plugins)/[\w/.]+\.\w+)`", text)
     assert len(named) > 20
-    not_yet = {"depi/policies/families.py"}  # lands with the records of the policy families
+    # lands with the records of the policy families, the storages and the fingerprint
+    not_yet = {
+        *("depi/policies/families.py", "depi/fingerprint.py", "tests/datasets/test_buckets.py"),
+        "depi/datasets/recording/addresses.py",
+    }
     assert {name for name in named if "NAME" not in name and not (ROOT / name).exists()} <= not_yet
 
 
