@@ -5,9 +5,7 @@ something is grasped or let go. All cameras show the same moments. They are deco
 kept, so that another model or prompt decodes nothing.
 """
 
-import hashlib
 import logging
-import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from depi.datasets.recording.checks import resolve_file
-from depi.datasets.recording.images import ImageReader
+from depi.datasets.recording.images import encode_jpeg
+from depi.datasets.recording.places import ImagePlace, PlaceReader
 from depi.datasets.recording.sources import DatasetSource, HubFiles, LocalFiles, cache_folder, open_source
-from depi.datasets.recording.video import FrameRequest, VideoReader
-from depi.datasets.union.prepare import encode_jpeg
 from depi.errors import DatasetError
 from depi.files import atomic_write
+from depi.fingerprint import code, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -38,42 +36,21 @@ _own = threading.local()
 
 
 @dataclass(frozen=True)
-class CameraPlace:
-    """Where one camera's images of an episode lie.
-
-    path: within the dataset's folder
-    begin: second in the video where the episode begins, or its first row in the table
-    stored: in the table, not in a video
-    end: second in the video where the episode ends, infinite where that is the video's end or not known
-    """
-
-    path: str
-    begin: float
-    stored: bool
-    end: float = math.inf
-
-
-@dataclass(frozen=True)
 class Clip:
     """The frames of one episode that a model sees.
 
     source: the dataset, at a commit where it is on the Hub
     state: the revision, or what stands for it; see `depi.annotate.episode_journal.Result`
     frames, seconds: their numbers in the episode, ascending, and their times since its start
-    length: frames of the episode
-    whole_file: each video file is this one episode
     cameras: camera key -> where its images lie
     """
 
     source: DatasetSource
     state: str | None
     episode: int
-    fps: float
-    length: int
     frames: tuple[int, ...]
     seconds: tuple[float, ...]
-    whole_file: bool
-    cameras: Mapping[str, CameraPlace]
+    cameras: Mapping[str, ImagePlace]
 
 
 Images = dict[str, list[bytes]]
@@ -135,11 +112,9 @@ def load_images(clip: Clip, max_pixels: int, keep: bool = True) -> Images:
 
 def cached_path(clip: Clip, max_pixels: int) -> Path:
     """Where the frames are kept: in DePi's cache, by dataset and state, a file for each choice of frames."""
-    facts = (clip.source.repo_id, str(clip.source.root), clip.state)
-    choice = (clip.frames, tuple(clip.cameras), max_pixels, QUALITY)
-    dataset, chosen = (
-        hashlib.blake2b(repr(each).encode(), digest_size=8).hexdigest() for each in (facts, choice)
-    )
+    dataset = fingerprint(clip.source.repo_id, str(clip.source.root), clip.state)
+    made_by = code("depi.datasets.recording.places", shrink)
+    chosen = fingerprint(made_by, clip.frames, tuple(clip.cameras), max_pixels, QUALITY)
     return cache_folder() / "annotate" / dataset / f"{clip.episode}-{chosen}.arrow"
 
 
@@ -173,7 +148,7 @@ def _files(source: DatasetSource) -> LocalFiles | HubFiles:
 
 def _decode(clip: Clip, max_pixels: int) -> Images:
     files = _files(clip.source)
-    files.fetch([place.path for place in clip.cameras.values()])
+    files.fetch([place.file for place in clip.cameras.values()])
     return {
         camera: [encode_jpeg(shrink(image, max_pixels), QUALITY) for image in _read(files.root, clip, camera)]
         for camera in clip.cameras
@@ -182,24 +157,12 @@ def _decode(clip: Clip, max_pixels: int) -> Images:
 
 def _read(root: Path, clip: Clip, camera: str) -> Sequence[Tensor]:
     """The images of one camera at the clip's frames, uint8 [3, H, W] each."""
-    if not hasattr(_own, "videos"):
-        _own.videos, _own.images = VideoReader(max_open=4), ImageReader(max_open=2)
+    if not hasattr(_own, "reader"):
+        _own.reader = PlaceReader(max_videos=4, max_tables=2)
     place = clip.cameras[camera]
-    path = resolve_file(root, place.path)
-    if place.stored:
-        return [_own.images.image(path, camera, int(place.begin) + frame) for frame in clip.frames]
-    known = clip.whole_file or math.isfinite(place.end)
-    requests = [
-        FrameRequest(
-            path,
-            place.begin + time,
-            clip.fps,
-            (frame, clip.length) if known else None,
-            (place.begin, place.end),
-        )
-        for frame, time in zip(clip.frames, clip.seconds, strict=True)
-    ]
-    return _own.videos.frames(requests, size=None)
+    path = resolve_file(root, place.file)
+    moments = zip(clip.frames, clip.seconds, strict=True)
+    return [_own.reader.image(path, place, frame, seconds) for frame, seconds in moments]
 
 
 def shrink(image: Tensor, max_pixels: int) -> Tensor:

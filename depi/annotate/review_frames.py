@@ -12,8 +12,8 @@ from depi import engine
 from depi.annotate.frames import Clip, load_images
 from depi.annotate.work import local_state, make_clip
 from depi.datasets.recording.formats import data_files, load_meta, read_frames
+from depi.datasets.recording.places import image_places
 from depi.datasets.recording.sources import DatasetSource, open_source
-from depi.datasets.recording.tables import first_rows
 from depi.datasets.union.opening import select_episodes
 from depi.errors import DatasetError, UserError
 
@@ -93,9 +93,7 @@ def _clips(
     files.fetch(data_files(meta))
     time = read_frames(meta, ["timestamp"])["timestamp"].astype(np.float64).reshape(-1)
     ends = np.cumsum(meta.episodes.length).tolist()
-    rows = [0] * len(ends)
-    if any(key not in meta.episodes.videos for key in meta.info.camera_keys):
-        rows = first_rows(meta).tolist()
+    places = image_places(meta, meta.info.camera_keys)
     clips: dict[Key, Clip] = {}
     for position, (episode, end) in enumerate(zip(meta.episodes.episode_index.tolist(), ends, strict=True)):
         own = time[end - int(meta.episodes.length[position]) : end]
@@ -103,9 +101,7 @@ def _clips(
         middle = (0, len(own) // 2, len(own) - 1)
         seen = frames[repo_id, episode] or dict.fromkeys(meta.info.camera_keys, middle)
         numbers = sorted({number for shown in seen.values() for number in shown if 0 <= number < len(own)})
-        cameras = [key for key in seen if key in meta.info.camera_keys]
+        cameras = {key: places[key][position] for key in seen if key in places}
         if cameras and numbers:
-            clips[repo_id, episode] = make_clip(
-                source, meta, state, position, rows[position], own, numbers, cameras
-            )
+            clips[repo_id, episode] = make_clip(source, state, episode, own, numbers, cameras)
     return clips

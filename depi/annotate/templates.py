@@ -92,6 +92,7 @@ def as_list(items: list[str]) -> str:
 
 
 def _version(*texts: str) -> str:
+    """Only the texts count, not the code as in `depi.fingerprint`: to ask a model again costs money."""
     return hashlib.blake2b("\0".join(texts).encode(), digest_size=6).hexdigest()
 
 

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from depi.annotate.episode_journal import RULES, Journal, Result, claim, read_results, release
-from depi.annotate.frames import CameraPlace, Clip, choose_frames
+from depi.annotate.frames import Clip, choose_frames
 from depi.annotate.rules import is_junk
 from depi.annotate.stages import Job
 from depi.annotate.templates import INSTRUCTION, REFINEMENT, VIEWS
 from depi.catalog.text import clean
 from depi.datasets.recording.cameras import slot_order
 from depi.datasets.recording.formats import DatasetMeta, data_files, load_meta, metadata_files, read_frames
+from depi.datasets.recording.places import ImagePlace, image_places
 from depi.datasets.recording.sources import DatasetSource, HubFiles, LocalFiles, open_source
-from depi.datasets.recording.tables import first_rows
 from depi.datasets.union.lists import catalogued, read_id_list
 from depi.datasets.union.opening import ACTION, STATE, select_episodes
 from depi.errors import DatasetError, UserError
@@ -262,9 +262,7 @@ def _clips(
     episodes = meta.episodes
     clips: list[Clip | None] = []
     ends = np.cumsum(episodes.length)
-    rows = (
-        first_rows(meta) if any(key not in episodes.videos for key in cameras) else np.zeros(len(ends), int)
-    )
+    places = image_places(meta, cameras)
     for position, (end, length) in enumerate(zip(ends.tolist(), episodes.length.tolist(), strict=True)):
         own, episode = slice(end - length, end), int(episodes.episode_index[position])
         if length == 0 or not np.isfinite(time[own]).all() or (np.diff(time[own]) <= 0).any():
@@ -272,54 +270,28 @@ def _clips(
             clips.append(None)
             continue
         chosen = choose_frames(None if gripper is None else gripper[own], length, count)
-        clips.append(
-            make_clip(source, meta, state, position, int(rows[position]), time[own], chosen, cameras)
-        )
+        of_episode = {camera: places[camera][position] for camera in cameras}
+        clips.append(make_clip(source, state, episode, time[own], chosen, of_episode))
     return clips
 
 
 def make_clip(
     source: DatasetSource,
-    meta: DatasetMeta,
     state: str | None,
-    position: int,
-    row: int,
+    episode: int,
     time: np.ndarray,
     frames: Sequence[int],
-    cameras: Sequence[str],
+    cameras: Mapping[str, ImagePlace],
 ) -> Clip:
-    """Some frames of the episode at a position of `meta`.
+    """Some frames of an episode.
 
     Args:
         source: the dataset, at a commit.
-        meta: its metadata.
-        state: as in `Clip`.
-        position: of the episode.
-        row: its first one in its data file, where a camera is stored there.
+        state: as in `Clip`, as are `episode` and `cameras`.
         time: of all its frames, float [length].
-        frames: their numbers, ascending.
-        cameras: camera keys.
+        frames: the numbers of those to show, ascending.
     """
-    return Clip(
-        source=source,
-        state=state,
-        episode=int(meta.episodes.episode_index[position]),
-        fps=meta.info.fps,
-        length=len(time),
-        frames=tuple(frames),
-        seconds=tuple(time[list(frames)].tolist()),
-        whole_file=not meta.info.version.startswith("v3"),
-        cameras={key: _place(meta, key, position, row) for key in cameras},
-    )
-
-
-def _place(meta: DatasetMeta, camera: str, position: int, row: int) -> CameraPlace:
-    episodes = meta.episodes
-    if camera not in episodes.videos:
-        return CameraPlace(episodes.data_paths[episodes.data_file[position]], row, stored=True)
-    table = episodes.videos[camera]
-    begin, end = float(table.start[position]), float(table.end[position])
-    return CameraPlace(table.paths[table.file[position]], begin, stored=False, end=end)
+    return Clip(source, state, episode, tuple(frames), tuple(time[list(frames)].tolist()), cameras)
 
 
 def _gripper_column(meta: DatasetMeta) -> tuple[str | None, int]:

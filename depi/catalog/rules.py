@@ -55,7 +55,9 @@ from depi.catalog.repository_rules import (
 from depi.catalog.text import is_instruction
 from depi.errors import UserError
 
-# Raise it with every change that can change a verdict: rows of an older version are judged again.
+# Raise it with every change that can change a verdict: rows of an older version are judged again. That
+# asks the Hub for the tables of all datasets, hours of network: too much for every change of any line, and
+# so no `depi.fingerprint`.
 RULES_VERSION = "3"
 
 Rule = Callable[[Facts, Thresholds], str | None]

@@ -25,7 +25,8 @@ from depi.hub.client import session
 from depi.hub.client.ranges import RemoteFile
 from depi.hub.names import parse_dataset_id
 
-# Raise it when other facts are gathered: those of an older version are not used.
+# Raise it when other facts are gathered: those of an older version are not used. Gathering them costs
+# network, too much for every change of any line, and so no `depi.fingerprint`.
 FACTS_VERSION = 1
 FILES_PER_CAMERA = 2
 SAMPLES = (0.1, 0.5, 0.9)

@@ -1,24 +1,19 @@
 """`depi view`: look at one episode, in LeRobot's viewer or as an mp4."""
 
 import importlib.util
-import math
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from depi.catalog.episode_video import Episode, write_video
 from depi.catalog.text import clean
 from depi.datasets.recording.checks import resolve_file
 from depi.datasets.recording.formats import DatasetMeta, data_files, load_meta, read_frames, video_files
-from depi.datasets.recording.images import ImageReader
+from depi.datasets.recording.places import PlaceReader, image_places
 from depi.datasets.recording.sources import DatasetSource, HubFiles, LocalFiles, open_source
-from depi.datasets.recording.tables import first_rows
-from depi.datasets.recording.video import FrameRequest, VideoReader
 from depi.datasets.union.opening import ACTION, STATE, select_episodes
 from depi.errors import DatasetError, UserError
 from depi.flags import parse_flags
@@ -120,30 +115,13 @@ def read_episode(files: LocalFiles | HubFiles, meta: DatasetMeta) -> Episode:
         seconds=seconds,
         curves=curves,
         names={name.split(".")[-1]: features[name].names for name in present},
-        cameras={key: camera_images(meta, key, seconds) for key in meta.info.camera_keys},
+        cameras={
+            key: PlaceReader().run(
+                resolve_file(meta.root, place.file), place, range(place.length), seconds.tolist()
+            )
+            for key, (place,) in image_places(meta, meta.info.camera_keys).items()
+        },
     )
-
-
-def camera_images(meta: DatasetMeta, key: str, seconds: np.ndarray) -> Iterator[Tensor]:
-    """The images uint8 [3, H, W] of one camera at the times of the episode's frames.
-
-    Raises:
-        DatasetError: one cannot be had, when its turn comes.
-    """
-    if key not in meta.episodes.videos:
-        path = resolve_file(meta.root, meta.episodes.data_paths[int(meta.episodes.data_file[0])])
-        first, images = int(first_rows(meta)[0]), ImageReader()
-        yield from (images.image(path, key, first + frame) for frame in range(len(seconds)))
-        return
-    table = meta.episodes.videos[key]
-    path = resolve_file(meta.root, table.paths[int(table.file[0])])
-    place = float(table.start[0]), float(table.end[0])
-    known = meta.info.version != VIEWER_VERSION or math.isfinite(place[1])
-    requests = [
-        FrameRequest(path, place[0] + time, meta.info.fps, (number, len(seconds)) if known else None, place)
-        for number, time in enumerate(seconds.tolist())
-    ]
-    yield from VideoReader().episode(requests)
 
 
 def why_no_viewer(config: ViewConfig, version: str) -> str | None:

@@ -111,7 +111,7 @@ def test_a_damaged_index_is_built_again_and_said(v21, cache, reads, caplog, name
 
 def test_other_code_builds_its_own_index(v21, cache, reads, monkeypatch):
     opened(v21)
-    monkeypatch.setattr(parts, "_code", lambda: "newer")
+    monkeypatch.setattr(parts, "code", lambda *modules: "newer")
     opened(v21)
     assert len(reads) == 2
 

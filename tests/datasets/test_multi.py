@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recordings import NAMES, Recording, number_in, write_v2, write_v3, write_video
+from recordings import NAMES, Recording, number_in, share_video, write_v2, write_v3, write_video
 
 from depi.datasets.recording.cameras import letterbox, slot_order
 from depi.datasets.recording.formats import load_meta
@@ -553,22 +553,6 @@ def test_episode_indices_that_are_no_whole_numbers_are_refused(v30, tmp_path, ch
     )
     with pytest.raises(UserError, match=r"the column episode_index of .* holds no whole numbers"):
         opened(root)
-
-
-def share_video(root, recording, stored, fps, place):
-    """Give a v3.0 dataset videos with `stored` frames of each episode; `place` is from, to."""
-    (table,) = (root / "meta/episodes").rglob("*.parquet")
-    rows = pq.read_table(table)
-    for key in recording.cameras:
-        images = [
-            recording.image(key, episode, frame) for episode in (0, 1) for frame in range(stored[episode])
-        ]
-        (video,) = (root / "videos" / key).rglob("*.mp4")
-        write_video(video, images, fps)
-        for name, values in zip(("from_timestamp", "to_timestamp"), place, strict=False):
-            column = rows.column_names.index(f"videos/{key}/{name}")
-            rows = rows.set_column(column, rows.column_names[column], pa.array(values, pa.float64()))
-    pq.write_table(rows, table)
 
 
 def test_a_frame_past_an_episode_is_none_of_the_next_one(v30, tmp_path):

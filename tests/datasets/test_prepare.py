@@ -10,6 +10,7 @@ from recordings import Recording, write_v2, write_v3
 
 from depi import cli
 from depi.datasets.union import prepare as preparing
+from depi.datasets.union import shards
 from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
 from depi.datasets.union.prepare import Settings, encode_jpeg, prepare
 from depi.datasets.union.shards import PreparedImages, decode_jpeg
@@ -75,7 +76,7 @@ def test_samples_equal_the_direct_path(recorded, tmp_path):
 def test_the_videos_are_not_read(v2, tmp_path, monkeypatch):
     prepare(open_(v2), settings(tmp_path / "out"), run=ONE)
     prepared = open_(v2, tmp_path / "out")
-    monkeypatch.setattr(prepared.videos, "frames", None)
+    monkeypatch.setattr(prepared.reader, "image", None)
     again = pickle.loads(pickle.dumps(prepared))
     assert torch.equal(prepared[7]["observation.images.0"], again[7]["observation.images.0"])
 
@@ -177,6 +178,28 @@ def test_what_does_not_fit_is_refused(v2, tmp_path):
         prepare(open_(v2), settings(out), run=ONE)
     with pytest.raises(UserError, match="was prepared with image_size=96, quality=95: name another"):
         prepare(open_(v2), Settings(out), run=ONE)
+
+
+def test_images_of_other_code_are_refused_and_not_added_to(v2, tmp_path, monkeypatch):
+    from depi.datasets.recording import cameras
+
+    def letterbox(image, size):
+        return cameras.letterbox(image, size).flip(-1)
+
+    prepare(open_(v2), settings(tmp_path / "out"), run=ONE)
+    assert len(open_(v2, tmp_path / "out")) == 23
+    monkeypatch.setattr(shards, "letterbox", letterbox)
+    with pytest.raises(UserError, match=r"another version of DePi.* run `depi prepare` again"):
+        open_(v2, tmp_path / "out")
+    with pytest.raises(UserError, match=r"another version of DePi.* name another --output_dir"):
+        prepare(open_(v2), settings(tmp_path / "out"), run=ONE)
+
+
+def test_images_of_before_there_was_a_digest_are_refused(v2, tmp_path):
+    prepare(open_(v2), settings(tmp_path / "out"), run=ONE)
+    (tmp_path / "out/prepared.json").write_text('{"format": 1, "image_size": 96, "quality": 95}')
+    with pytest.raises(UserError, match="another version of DePi"):
+        open_(v2, tmp_path / "out")
 
 
 @pytest.mark.parametrize("revision", [None, "main"])

@@ -171,6 +171,10 @@ def encoded(request, tmp_path_factory):
     return path
 
 
+def frames_of(reader, requests):
+    return [reader.frame(*request) for request in requests]
+
+
 @pytest.mark.parametrize("backend", [None, "torchcodec", "pyav"])
 def test_every_frame_of_every_encoding(encoded, backend):
     if backend == "torchcodec" and "open" in encoded.parent.name:
@@ -178,30 +182,20 @@ def test_every_frame_of_every_encoding(encoded, backend):
     reader = VideoReader(backend=backend)
     order = np.random.default_rng(1).permutation(40)
     requests = [FrameRequest(encoded, number / FPS + 1e-4 * (number % 3 - 1), FPS) for number in order]
-    assert [number_in(frame) for frame in reader.frames(requests, None)] == order.tolist()
+    assert [number_in(frame) for frame in frames_of(reader, requests)] == order.tolist()
     run = [FrameRequest(encoded, number / FPS, FPS) for number in range(5, 40, 2)]
     frames = list(reader.episode(run))
     assert [number_in(frame) for frame in frames] == list(range(5, 40, 2))
-    assert all(torch.equal(*pair) for pair in zip(frames, reader.frames(run, None), strict=True))
+    assert all(torch.equal(*pair) for pair in zip(frames, frames_of(reader, run), strict=True))
 
 
 def test_all_decoders_give_the_same_pixels(encoded):
     if "open" in encoded.parent.name:
         pytest.skip("torchcodec is wrong where frames before a keyframe refer to frames after it")
     requests = [FrameRequest(encoded, number / FPS, FPS) for number in (0, 13, 22, 39)]
-    first = VideoReader(backend="torchcodec").frames(requests, None)
+    first = frames_of(VideoReader(backend="torchcodec"), requests)
     for backend in (None, "pyav"):
-        assert all(map(torch.equal, first, VideoReader(backend=backend).frames(requests, None)))
-
-
-def test_frames_of_several_cameras_letterboxed(clip, av1_clip):
-    requests = [FrameRequest(clip, 0.5, FPS), FrameRequest(av1_clip, 0.5, FPS)]
-    reader = VideoReader()
-    frames = reader.frames(requests, 32)
-    assert [(frame.shape, frame.dtype) for frame in frames] == [((3, 32, 32), torch.uint8)] * 2
-    recorded = reader.frames(requests, None)
-    for frame, whole in zip(frames, recorded, strict=True):
-        assert torch.equal(frame, letterbox(whole, 32))
+        assert all(map(torch.equal, first, frames_of(VideoReader(backend=backend), requests)))
 
 
 def test_letterboxed_frames_are_within_one_level_of_lerobots(tmp_path):
@@ -210,15 +204,13 @@ def test_letterboxed_frames_are_within_one_level_of_lerobots(tmp_path):
     path = tmp_path / "noise.mp4"
     images = np.random.default_rng(0).integers(0, 256, (3, 120, 160, 3), np.uint8)
     write_video(path, list(images), FPS, crf="10")
-    reader = VideoReader()
-    request = [FrameRequest(path, 0.1, FPS)]
-    recorded = reader.frames(request, None)[0]
-    ours = reader.frames(request, 224)[0].float()
+    recorded = VideoReader().frame(path, 0.1, FPS)
+    ours = letterbox(recorded, 224).float()
     theirs = resize_with_pad_torch(recorded[None].float() / 255, 224, 224)[0] * 255
     assert (ours - theirs).abs().max() < 1.001
     for size in (64, 48):
         theirs = resize_with_pad_torch(recorded[None].float() / 255, size, size)[0] * 255
-        assert (reader.frames(request, size)[0] - theirs).abs().max() < 1.001
+        assert (letterbox(recorded, size) - theirs).abs().max() < 1.001
 
 
 def test_open_decoders_are_bounded_by_memory(reader, clip, tmp_path):

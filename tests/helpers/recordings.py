@@ -184,3 +184,21 @@ def write_v3(root: Path, recording: Recording, use_videos: bool = True) -> Path:
             dataset.save_episode()
     dataset.finalize()
     return root
+
+
+def share_video(
+    root: Path, recording: Recording, stored: tuple[int, int], fps: float, place: tuple[list[float], ...]
+) -> None:
+    """Give a v3.0 dataset videos with `stored` frames of each episode; `place` is from, to."""
+    (table,) = (root / "meta/episodes").rglob("*.parquet")
+    rows = pq.read_table(table)
+    for key in recording.cameras:
+        images = [
+            recording.image(key, episode, frame) for episode in (0, 1) for frame in range(stored[episode])
+        ]
+        (video,) = (root / "videos" / key).rglob("*.mp4")
+        write_video(video, images, fps)
+        for name, values in zip(("from_timestamp", "to_timestamp"), place, strict=False):
+            column = rows.column_names.index(f"videos/{key}/{name}")
+            rows = rows.set_column(column, rows.column_names[column], pa.array(values, pa.float64()))
+    pq.write_table(rows, table)

@@ -1,4 +1,4 @@
-"""Camera images that are stored inside the parquet tables, as PNG or JPEG bytes."""
+"""Camera images as PNG or JPEG bytes, such as those that are stored inside the parquet tables."""
 
 import io
 from collections import OrderedDict
@@ -81,3 +81,13 @@ def decode_image(data: bytes) -> Tensor:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DatasetError(f"an image cannot be decoded: {short(str(error))}") from None
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def encode_jpeg(image: Tensor, quality: int) -> bytes:
+    """uint8 [3, H, W] as JPEG, colour at full resolution."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling=0)
+    return file.getvalue()

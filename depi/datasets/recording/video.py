@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from depi.datasets.recording.cameras import letterbox
 from depi.datasets.recording.checks import short
 from depi.datasets.recording.decoders import OpenVideo, decoder_errors, open_video
 from depi.errors import DatasetError
@@ -69,22 +68,6 @@ class VideoReader:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
-    def frames(self, requests: Sequence[FrameRequest], size: int | None) -> list[Tensor]:
-        """The frames of all cameras of a sample.
-
-        Args:
-            requests: which frames.
-            size: side of the square that they are letterboxed to; None leaves the recorded size.
-
-        Returns:
-            uint8 [3, size, size] each, or [3, H, W].
-
-        Raises:
-            DatasetError: a video cannot be opened, is absurd, ends before, or a frame cannot be decoded.
-        """
-        images = [self.frame(*request) for request in requests]
-        return images if size is None else [letterbox(image, size) for image in images]
-
     def frame(
         self,
         path: Path,
@@ -93,7 +76,11 @@ class VideoReader:
         number_of: tuple[int, int] | None = None,
         place: tuple[float, float] = WHOLE_FILE,
     ) -> Tensor:
-        """One frame, uint8 [3, H, W]; see `FrameRequest` and `frames`."""
+        """One frame, uint8 [3, H, W]; see `FrameRequest`.
+
+        Raises:
+            DatasetError: the video cannot be opened, is absurd, ends before, or the frame cannot be decoded.
+        """
         try:
             video = self._video(path)
             return video.frame_at(_frame_time(video, seconds, fps, number_of, place))

@@ -1,8 +1,6 @@
 """The index of one dataset: read once per revision, then taken from the cache."""
 
-import hashlib
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +8,17 @@ import numpy as np
 
 from depi.datasets.recording.checks import resolve_file
 from depi.datasets.recording.joints import Detection
+from depi.datasets.recording.places import image_places
 from depi.datasets.recording.sources import HubFiles, LocalFiles, cache_folder
 from depi.datasets.union.index import IMAGE, VIDEO, read_index, write_index
 from depi.datasets.union.opening import ACTION, STATE, OpenDataset, open_dataset, recorded_fps
 from depi.errors import DatasetError
+from depi.fingerprint import code, fingerprint
 
 
 def index_key(*facts: object) -> str:
     """The name of an index that depends on these facts, and on the code that makes it."""
-    return hashlib.blake2b(repr((_code(), *facts)).encode(), digest_size=16).hexdigest()
-
-
-@cache
-def _code() -> str:
-    """A digest of the two rooms that decide what an index holds: no other code's index is ever read."""
-    rooms = Path(__file__).parents[1]
-    sources = [
-        path.read_bytes() for room in ("recording", "union") for path in sorted((rooms / room).glob("*.py"))
-    ]
-    return hashlib.blake2b(b"\0".join(sources), digest_size=16).hexdigest()
+    return fingerprint(code(__name__, "depi.datasets.union.joining"), *facts)
 
 
 @dataclass(frozen=True)
@@ -113,28 +103,22 @@ def _write(folder: Path, dataset: OpenDataset, source: LocalFiles | HubFiles) ->
 
 def _camera_columns(dataset: OpenDataset) -> tuple[dict[str, np.ndarray], list[str]]:
     """The columns [E, C] over episodes and cameras, see `Index`; and the files that are used."""
-    episodes, count = dataset.meta.episodes, len(dataset.cameras)
-    kind = np.zeros((len(episodes), count), np.int8)
-    file, begin, end = np.zeros(kind.shape, np.int64), np.zeros(kind.shape), np.full(kind.shape, np.inf)
-    paths: list[str] = []
-    for slot, camera in enumerate(dataset.cameras):
-        if camera in episodes.videos:
-            table = episodes.videos[camera]
-            kind[:, slot], begin[:, slot], end[:, slot] = VIDEO, table.start, table.end
-            file[:, slot] = len(paths) + table.file
-            paths += table.paths
-        else:
-            kind[:, slot], begin[:, slot] = IMAGE, dataset.first_row
-            file[:, slot] = len(paths) + episodes.data_file
-            paths += episodes.data_paths
-    used, position = np.unique(file, return_inverse=True)
+    kind = np.zeros((len(dataset.meta.episodes), len(dataset.cameras)), np.int8)
+    file, begin, end = np.zeros(kind.shape, np.int32), np.zeros(kind.shape), np.zeros(kind.shape)
+    places = image_places(dataset.meta, dataset.cameras)
+    numbers: dict[str, int] = {}
+    for slot, of_camera in enumerate(places.values()):
+        for episode, place in enumerate(of_camera):
+            kind[episode, slot] = IMAGE if place.in_table else VIDEO
+            file[episode, slot] = numbers.setdefault(place.file, len(numbers))
+            begin[episode, slot], end[episode, slot] = place.begin, place.end
     columns: dict[str, np.ndarray] = {
         "camera_kind": kind,
-        "camera_file": position.reshape(file.shape).astype(np.int32),
+        "camera_file": file,
         "camera_begin": begin,
         "camera_end": end,
     }
-    return columns, [paths[number] for number in used]
+    return columns, list(numbers)
 
 
 def _entry(dataset: OpenDataset, source: LocalFiles | HubFiles) -> dict[str, Any]:

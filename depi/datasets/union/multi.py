@@ -10,10 +10,9 @@ import torch.utils.data
 from torch import Tensor
 
 from depi.datasets.recording.cameras import letterbox
-from depi.datasets.recording.images import ImageReader
 from depi.datasets.recording.joints import JOINTS, SPACES
+from depi.datasets.recording.places import ImagePlace, PlaceReader, file_per_episode
 from depi.datasets.recording.sources import DatasetSource
-from depi.datasets.recording.video import FrameRequest, VideoReader
 from depi.datasets.union.collection import open_collection
 from depi.datasets.union.dataset_index import Options
 from depi.datasets.union.index import IMAGE, NO_CAMERA, map_index
@@ -99,8 +98,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         collection = open_collection(sources, options, max_bad_datasets=max_bad_datasets)
         self.quarantined = collection.quarantined
         self.roots = collection.roots
-        self.videos = VideoReader(backend=video_backend)
-        self.images = ImageReader()
+        self.reader = PlaceReader(backend=video_backend)
         self._index_folder = collection.index.folder
         self._map()
         self.prepared = None if prepared is None else PreparedImages(prepared, image_size)
@@ -129,7 +127,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         self.episode_start = np.concatenate([[0], np.cumsum(index.length)])
         self.episode_dataset = np.repeat(np.arange(len(counts)), counts)
         self.dataset_start = np.concatenate([[0], np.cumsum(counts)])
-        self.file_per_episode = np.array([entry["version"] != "v3.0" for entry in self.entries])
+        self.file_per_episode = [file_per_episode(entry["version"]) for entry in self.entries]
         self.stats = stats_from_json(index.manifest["stats"])
         first = self.entries[0]
         self.state_dim, self.action_dim = first["state_dim"], first["action_dim"]
@@ -163,8 +161,8 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a spawned worker needs: it maps the columns itself."""
-        small = ("chunk_size", "image_size", "max_cameras", "action_freq", "quarantined", "roots", "videos")
-        rest = ("images", "prepared", "_prepared_row", "_prepared_step", "_index_folder", "_quarantine")
+        small = ("chunk_size", "image_size", "max_cameras", "action_freq", "quarantined", "roots", "reader")
+        rest = ("prepared", "_prepared_row", "_prepared_step", "_index_folder", "_quarantine")
         return {name: vars(self)[name] for name in (*small, *rest)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -276,15 +274,12 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
             for slot, image in zip(slots, found, strict=True):
                 images[slot] = image
             return images
-        requests: dict[int, FrameRequest] = {}
+        seconds = float(self.timestamp[self.episode_start[episode] + frame])
         for slot, kind in enumerate(self.camera_kind[episode].tolist()):
-            if kind == IMAGE:
-                image = self._stored_image(episode, frame, slot)
+            if kind != NO_CAMERA:
+                path, place = self.place(episode, slot)
+                image = self.reader.image(path, place, frame, seconds)
                 images[slot] = image if size is None else letterbox(image, size)
-            elif kind != NO_CAMERA:
-                requests[slot] = self._request(episode, frame, slot)
-        for slot, image in zip(requests, self.videos.frames(list(requests.values()), size), strict=True):
-            images[slot] = image
         return images
 
     def camera_run(self, episode: int, slot: int, frames: range) -> Iterator[Tensor]:
@@ -293,32 +288,29 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         Raises:
             DatasetError: one cannot be decoded, or the dataset has no such camera; when its turn comes.
         """
-        kind = self.camera_kind[episode, slot]
-        if kind == NO_CAMERA:
+        if self.camera_kind[episode, slot] == NO_CAMERA:
             raise DatasetError(f"there is no camera in slot {slot}")
-        if kind == IMAGE:
-            yield from (self._stored_image(episode, frame, slot) for frame in frames)
-        else:
-            yield from self.videos.episode([self._request(episode, frame, slot) for frame in frames])
+        path, place = self.place(episode, slot)
+        start = int(self.episode_start[episode])
+        yield from self.reader.run(
+            path, place, frames, self.timestamp[start + frames.start : start + frames.stop].tolist()
+        )
 
-    def _path(self, episode: int, slot: int) -> Path:
-        file = int(self.camera_file[episode, slot])
-        return self.roots[self.file_dataset[file]] / self.files[file].as_py()
-
-    def _request(self, episode: int, frame: int, slot: int) -> FrameRequest:
-        dataset = int(self.episode_dataset[episode])
+    def place(self, episode: int, slot: int) -> tuple[Path, ImagePlace]:
+        """The file of an episode's images in one slot, which has a camera, and where they lie in it."""
+        dataset, file = int(self.episode_dataset[episode]), int(self.camera_file[episode, slot])
         start, end = self.episode_start[episode : episode + 2].tolist()
-        place = float(self.camera_begin[episode, slot]), float(self.camera_end[episode, slot])
-        seconds = place[0] + float(self.timestamp[start + frame])
-        # Where the episode's end is known, it can be read by frame number if the declared rate is wrong.
-        known = self.file_per_episode[dataset] or np.isfinite(place[1])
-        number_of = (frame, end - start) if known else None
-        return FrameRequest(self._path(episode, slot), seconds, float(self.fps[dataset]), number_of, place)
-
-    def _stored_image(self, episode: int, frame: int, slot: int) -> Tensor:
-        camera = self.entries[self.episode_dataset[episode]]["cameras"][slot]
-        row = int(self.camera_begin[episode, slot]) + frame
-        return self.images.image(self._path(episode, slot), camera, row)
+        place = ImagePlace(
+            file=self.files[file].as_py(),
+            camera=self.entries[dataset]["cameras"][slot],
+            in_table=bool(self.camera_kind[episode, slot] == IMAGE),
+            begin=float(self.camera_begin[episode, slot]),
+            end=float(self.camera_end[episode, slot]),
+            own_file=self.file_per_episode[dataset],
+            fps=float(self.fps[dataset]),
+            length=end - start,
+        )
+        return self.roots[dataset] / place.file, place
 
     def _count_failure(self, index: int, error: DatasetError) -> None:
         episode = self._episode(index)

@@ -16,7 +16,6 @@ from depi.datasets.recording.formats import (
 )
 from depi.datasets.recording.joints import Detection, detect_convention, to_space
 from depi.datasets.recording.sources import HubFiles, LocalFiles
-from depi.datasets.recording.tables import first_rows
 from depi.errors import DatasetError, UserError
 
 ACTION = "action"
@@ -37,7 +36,6 @@ class OpenDataset:
     state: float32 [F, Ds], action: float32 [F, Da], in the units asked for
     timestamp: float32 [F], seconds since the episode's start
     task: int32 [F], positions in `tasks`
-    first_row: int64 [E], the episode's first row in its data file (zeros where no camera is stored there)
     cameras: all camera keys, the one of slot 0 first
     left_out: recorded episode_index -> why the episode is not used
     """
@@ -49,7 +47,6 @@ class OpenDataset:
     timestamp: np.ndarray
     task: np.ndarray
     tasks: tuple[str, ...]
-    first_row: np.ndarray
     cameras: tuple[str, ...]
     left_out: dict[int, str]
 
@@ -86,7 +83,6 @@ def open_dataset(
     cameras = slot_order(meta.info.camera_keys)
     if not cameras:
         raise DatasetError("there is no camera")
-    stored = any(meta.info.features[key].dtype == "image" for key in cameras)
     tasks, task = _tasks(meta, frames.get("task_index"))
     return OpenDataset(
         meta=meta,
@@ -96,7 +92,6 @@ def open_dataset(
         timestamp=frames["timestamp"],
         task=task,
         tasks=tasks,
-        first_row=first_rows(meta) if stored else np.zeros(len(meta.episodes), np.int64),
         cameras=cameras,
         left_out=left_out,
     )

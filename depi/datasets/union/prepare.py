@@ -1,8 +1,6 @@
 """Decode every image of a training set once, and write it in the size that training wants."""
 
 import functools
-import hashlib
-import io
 import json
 import multiprocessing
 import pickle
@@ -12,18 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from depi.datasets.recording.cameras import letterbox
+from depi.datasets.recording.images import encode_jpeg
 from depi.datasets.union.index import NO_CAMERA
 from depi.datasets.union.multi import MultiLeRobotDataset
 from depi.datasets.union.shards import (
-    FORMAT,
     Wanted,
     dataset_folder,
     decode_jpeg,
     describe,
+    made_by,
     read_shard,
     refuse_others,
     shard_path,
@@ -34,6 +32,7 @@ from depi.datasets.union.shards import (
 from depi.engine import Runner
 from depi.errors import DatasetError, machine_error
 from depi.files import write_json
+from depi.fingerprint import fingerprint
 
 ROWS_PER_SHARD = 4096
 """About 130 MB of 224-pixel images."""
@@ -187,19 +186,10 @@ def prepare_shard(job: Job, verify: bool = False) -> Written:
     return Written(write_shard(path, images, plan), failed, reused=False)
 
 
-def encode_jpeg(image: Tensor, quality: int) -> bytes:
-    """uint8 [3, H, W] as JPEG, colour at full resolution."""
-    file = io.BytesIO()
-    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-    Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling=0)
-    return file.getvalue()
-
-
 def _plan(job: Job, source: Wanted, begin: int) -> str:
     """A digest of what a shard is made from."""
     size = job.settings.image_size, job.settings.quality, job.first - begin, job.last - begin
-    facts = json.dumps([FORMAT, describe(source), *size], sort_keys=True)
-    return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
+    return fingerprint(made_by(), json.dumps(describe(source), sort_keys=True), *size)
 
 
 def decode_frames(

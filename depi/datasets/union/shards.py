@@ -1,6 +1,6 @@
 """Prepared images: JPEG in Arrow files, memory-mapped, beside which video need not be decoded.
 
-    prepared.json                               what all images have in common: format, size, quality
+    prepared.json                               what all images have in common: see `made_by`, size, quality
     <repo id>/<revision>/manifest.json          episodes, cameras, shards with their checksums; written last
     <repo id>/<revision>/shard-00000.arrow      one column `image` of JPEG bytes, in one record batch
 
@@ -22,11 +22,14 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from depi.datasets.recording.cameras import letterbox
 from depi.datasets.recording.checks import short
 from depi.errors import DatasetError, UserError
 from depi.files import atomic_write, read_json, write_json
+from depi.fingerprint import code, fingerprint
 
-FORMAT = 1
+LAYOUT = 1
+"""Of the files; raise it where other ones are written."""
 MAX_OPEN = 512
 
 _SETTINGS = "prepared.json"
@@ -56,9 +59,14 @@ def dataset_folder(root: Path, wanted: Wanted) -> Path:
     return root / f"dataset-{quote(wanted.repo_id, safe='')}" / revision
 
 
+def made_by() -> str:
+    """A digest of the code that decides what prepared images hold, and of the layout of their files."""
+    return fingerprint(LAYOUT, code("depi.datasets.recording.places", letterbox))
+
+
 def write_settings(root: Path, image_size: int, quality: int) -> None:
     """Begin a folder of prepared images, or go on with one of the same settings; else a UserError."""
-    settings = {"format": FORMAT, "image_size": image_size, "quality": quality}
+    settings = {"made_by": made_by(), "image_size": image_size, "quality": quality}
     path = root / _SETTINGS
     if not path.exists():
         if root.exists() and any(root.iterdir()):
@@ -69,8 +77,8 @@ def write_settings(root: Path, image_size: int, quality: int) -> None:
 
 
 def _describe(settings: Any) -> str:
-    if not isinstance(settings, dict) or settings.get("format") != FORMAT:
-        return "another version of DePi"
+    if not isinstance(settings, dict) or settings.get("made_by") != made_by():
+        return "another version of DePi, whose images may differ"
     return f"image_size={short(settings.get('image_size'))}, quality={short(settings.get('quality'))}"
 
 
@@ -123,7 +131,7 @@ def read_shard(path: Path, plan: str, verify: bool = False) -> dict[str, int] | 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Declare a dataset complete."""
-    write_json(folder / _MANIFEST, {"format": FORMAT, **manifest})
+    write_json(folder / _MANIFEST, manifest)
 
 
 def refuse_others(root: Path, wanted: Wanted) -> None:
@@ -179,13 +187,11 @@ class PreparedImages:
                 f"{root} holds no prepared images, make them with `depi prepare --output_dir={root}`"
             )
         settings = read_json(self.root / _SETTINGS)
-        if not isinstance(settings, dict) or (settings.get("format"), settings.get("image_size")) != (
-            FORMAT,
-            image_size,
-        ):
+        wanted = {"made_by": made_by(), "image_size": image_size}
+        if not isinstance(settings, dict) or not wanted.items() <= settings.items():
             raise UserError(
                 f"{root} was prepared with {_describe(settings)}, but image_size={image_size} is wanted: "
-                f"run `depi prepare` with --image_size={image_size} and another --output_dir"
+                f"run `depi prepare` again, with --image_size={image_size} and another --output_dir"
             )
         self._paths: list[Path] = []
         self._first_row: np.ndarray = np.zeros(1, np.int64)
