@@ -26,6 +26,7 @@ VERBS = {
         "label the frames that are better than a value function expects",
     ),
     "value": ("depi.recap.plot", "draw the values that a value function gives the frames of an episode"),
+    "samples": ("depi.training.samples", "list and draw what a training step saw, or one frame"),
     "plot": ("depi.training.plot", "draw loss, learning rate and throughput of runs"),
     "estimate": ("depi.training.estimate", "estimate the memory that a training configuration needs"),
     "sim": ("depi.sim.record", "record simulated SO-101 datasets, test the scripted experts"),

@@ -207,7 +207,11 @@ class PolicyStream(Dataset):
         self.added = added
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        sample = self.samples[position]
+        return self.sample(position, self.samples.mixture[position])
+
+    def sample(self, position: int, frame: int) -> dict[str, Any]:
+        """The sample of a frame, with what is random about the one at a position."""
+        sample = self.samples.sample(position, frame)
         for add in self.added:
             sample = {**sample, **add(position, sample)}
         return sample
@@ -374,6 +378,22 @@ def lost_workers_named() -> Iterator[None]:
         ) from error
 
 
+def batch_sampler(
+    stream: PolicyStream, config: TrainConfig, steps: range, rank: int, world_size: int
+) -> StreamBatchSampler:
+    """The positions of a process's micro-batches, at steps numbered from 0."""
+    per_step = config.gradient_accumulation_steps
+    return StreamBatchSampler(
+        batch_size=config.batch_size,
+        rank=rank,
+        world_size=world_size,
+        start_batch=steps.start * per_step,
+        num_batches=len(steps) * per_step,
+        accumulation=per_step,
+        cost=stream.samples.images_at if config.ragged and stream.samples.ragged else None,
+    )
+
+
 def batches(
     stream: PolicyStream,
     config: TrainConfig,
@@ -392,14 +412,5 @@ def batches(
     Raises:
         UserError: too many episodes turn out to be bad.
     """
-    per_step = config.gradient_accumulation_steps
-    sampler = StreamBatchSampler(
-        batch_size=config.batch_size,
-        rank=rank,
-        world_size=world_size,
-        start_batch=start_step * per_step,
-        num_batches=(config.steps - start_step) * per_step,
-        accumulation=per_step,
-        cost=stream.samples.images_at if config.ragged and stream.samples.ragged else None,
-    )
+    sampler = batch_sampler(stream, config, range(start_step, config.steps), rank, world_size)
     return load_batches(stream, config, collate, sampler, pin=pin, prefetch=4)

@@ -172,7 +172,7 @@ def log(run: Run, monitors: Monitors, writer: MetricsWriter | None) -> None:
     skipped = monitors.bad_steps.read()
     metrics = monitors.meter.read(skipped.steps)
     if writer:
-        writer.write(metrics)
+        writer.write(metrics, [{"step": step, **run.dataset.origin(index)} for step, index in skipped.frames])
     if skipped.steps > monitors.skipped:
         logger.warning(
             "skipped %s steps of %s so far; samples in question: %s",
@@ -203,7 +203,7 @@ def train_step(run: Run, stream: Iterator[dict[str, Any]], monitors: Monitors) -
     A bad step is taken too, for position and schedule, but leaves weights and moments as they were.
     """
     count, phase = run.config.gradient_accumulation_steps, monitors.profiler.phase
-    all_losses, owners = [], []
+    all_losses, owners, frames = [], [], []
     for micro_step in range(count):
         with monitors.meter.waiting_for_data(), phase("data"):
             batch = next(stream)
@@ -216,11 +216,12 @@ def train_step(run: Run, stream: Iterator[dict[str, Any]], monitors: Monitors) -
                 (losses.mean() / count).backward()
         all_losses.append(losses.detach().float())
         owners.append(batch["dataset_index"])
+        frames.append(batch["index"])
         monitors.meter.add_details(details)
     with phase("optimizer"):
         losses = torch.cat(all_losses)
         norm = clip_gradients(run.policy)
-        bad = monitors.bad_steps.judge(losses, norm, torch.cat(owners))
+        bad = monitors.bad_steps.judge(losses, norm, torch.cat(owners), torch.cat(frames), run.step + 1)
         monitors.meter.add_step(losses.mean(), norm, bad)
         run.optimizer.found_inf = bad  # AdamW's kernel then writes nothing
         run.optimizer.step()

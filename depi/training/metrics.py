@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,10 +100,11 @@ class MetricsWriter:
         """Move the progress bar by one step."""
         self.bar.update()
 
-    def write(self, metrics: StepMetrics) -> None:
-        """Write one line of metrics everywhere."""
+    def write(self, metrics: StepMetrics, skipped_frames: list[dict[str, Any]]) -> None:
+        """Write one line of metrics everywhere, and the frames of skipped steps to `metrics.jsonl`."""
         self.say(str(metrics))
-        self._append(metrics.known())
+        frames = {"skipped_frames": skipped_frames} if skipped_frames else {}
+        self._append({**metrics.known(), **frames})
         if self.wandb is not None:
             values = {f"train/{name}": value for name, value in metrics.known().items()}
             self.wandb.log(values, step=metrics.step)
@@ -124,7 +126,7 @@ class MetricsWriter:
         with self.bar.external_write_mode(file=sys.stderr):
             logger.info("%s", line)
 
-    def _append(self, values: dict[str, float]) -> None:
+    def _append(self, values: Mapping[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**values, "time": time.time()}) + "\n")
 

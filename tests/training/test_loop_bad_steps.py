@@ -1,6 +1,7 @@
 """Steps whose loss or gradient is not to be trusted: nothing of them reaches the weights."""
 
 import json
+import re
 import subprocess
 
 import numpy as np
@@ -10,7 +11,7 @@ from runs import LAUNCH, SCRIPT, losses, metrics, replaced
 from safetensors.torch import load_file
 
 from depi.train import main as train
-from depi.training import data
+from depi.training import bad_steps, data
 
 BATCH = 4
 
@@ -61,6 +62,7 @@ def test_a_poisoned_step_changes_nothing_and_is_counted(flags, tmp_path, poison,
     assert "grad_norm" not in lines[1]
     assert lines[2]["loss"] > 0
     assert [line["samples"] for line in lines] == [4, 8, 12]
+    assert [len(line.get("skipped_frames", [])) for line in lines] == [0, 1, 0]
 
 
 def test_averages_are_over_the_steps_that_were_taken(flags, tmp_path, poison):
@@ -84,6 +86,20 @@ def test_too_many_stop_the_run_and_the_dataset_is_named(flags, tmp_path, poison,
     stopped = metrics(tmp_path / "run")[-1]
     assert stopped["skipped"] == 3
     assert (tmp_path / "run" / "checkpoints" / f"{stopped['step']:06d}").is_dir()
+
+
+def test_of_many_bad_samples_the_first_frames_are_named_and_all_are_counted(
+    flags, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(bad_steps, "ROOM", 6)
+    assert train(replaced(flags, steps=4, log_freq=2, save_freq=0, loss_threshold=1e-6)) == 0
+    lines = metrics(tmp_path / "run")
+    assert [[frame["step"] for frame in line["skipped_frames"]] for line in lines] == [
+        [1, 1, 1, 1, 2, 2],
+        [3, 3, 3, 3, 4, 4],
+    ]
+    counts = re.findall(r"\((\d+)\)", caplog.text.rpartition("samples in question")[2])
+    assert sum(map(int, counts)) == 4 * BATCH
 
 
 def test_a_resumed_run_goes_on_counting_and_skips_alike(flags, tmp_path, poison, capfd):

@@ -70,23 +70,40 @@ class TrainingStream(torch.utils.data.Dataset):
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """The sample at a position; see the class and `MultiLeRobotDataset`."""
-        sample = self._sample(self.mixture[position])
+        return self.sample(position, self.mixture[position])
+
+    def sample(self, position: int, frame: int) -> dict[str, Any]:
+        """The sample of a frame, with what is random about the sample at a position."""
+        sample = self._sample(frame)
         episode = self._episode(int(sample["index"]))
         keys = self.camera_keys[int(sample["dataset_index"])]
         views = self.annotations.views(episode) if self.annotations else {}
         if self.augmentation:
             self._augment(sample, position, keys, views)
-        if self.cameras == "view":
-            self._arrange(sample, slots_by_view(keys, views, len(self.slots)))
-        elif self.cameras == "shuffle":
-            order = position_generator(self.seed, position, _SHUFFLE).permutation(len(self.slots))
-            self._arrange(sample, tuple(order.tolist()))
+        if self.cameras != "name":
+            self._arrange(sample, self.arrangement(position, int(sample["index"])))
         if self.annotations and self.task_mix:
             share = position_generator(self.seed, position, _TASK).random()
             annotated = self.annotations.task(episode)
             if annotated is not None and share < self.task_mix:
                 sample["task"] = annotated
         return sample
+
+    def arrangement(self, position: int, frame: int) -> tuple[int | None, ...]:
+        """For each slot of the sample of a frame at a position, which of its dataset's cameras is in it.
+
+        None, or a number that no camera has, where there is none.
+        """
+        if self.cameras == "shuffle":
+            order = position_generator(self.seed, position, _SHUFFLE).permutation(len(self.slots))
+            return tuple(order.tolist())
+        if self.cameras == "name":
+            return tuple(range(len(self.slots)))
+        episode = self._episode(frame)
+        keys = self.camera_keys[int(self.dataset.episode_dataset[episode])]
+        return slots_by_view(
+            keys, self.annotations.views(episode) if self.annotations else {}, len(self.slots)
+        )
 
     def images_at(self, position: int) -> int:
         """How many cameras the sample at a position has, without reading it."""

@@ -205,6 +205,17 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         dataset = self.repo_ids[self.episode_dataset[self._episode(index)]]
         raise UserError(f"no images of dataset {dataset} can be decoded, leave this dataset out")
 
+    def origin(self, index: int) -> dict[str, Any]:
+        """Where a frame of this training set was recorded: dataset, revision, episode, and frame in it."""
+        episode = self._episode(index)
+        entry = self.entries[self.episode_dataset[episode]]
+        return {
+            "dataset": entry["repo_id"],
+            "revision": entry["revision"],
+            "episode": int(self.episode_recorded[episode]),
+            "frame": index - int(self.episode_start[episode]),
+        }
+
     def _episode(self, index: int) -> int:
         return int(np.searchsorted(self.episode_start, index, side="right")) - 1
 
