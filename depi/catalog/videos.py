@@ -130,7 +130,11 @@ def _look(item: Item) -> list[VideoFacts]:
 
 
 def _chosen(meta: DatasetMeta) -> list[VideoFacts]:
-    """The first and the last file of each camera, with what the dataset declares of them."""
+    """The first and the last file of each camera, with what the dataset declares of them.
+
+    Files are looked at, not frames: where in a shared file an episode lies does not matter here, unlike in
+    `depi.datasets.recording.places`.
+    """
     chosen = []
     for camera in sorted(meta.episodes.videos)[:MAX_CAMERAS]:
         table = meta.episodes.videos[camera]

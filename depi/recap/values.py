@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import default_collate
 
-from depi.datasets.union.shards import describe
+from depi.datasets.union.shards import describe, made_by
 from depi.engine import Runner
 from depi.errors import UserError
 from depi.files import atomic_write
@@ -114,7 +114,7 @@ def _plan(reader: FrameReader, network: Network, number: int) -> str:
     if notes is not None:
         texts += [repr((notes.task(episode), notes.views(episode))) for episode in range(*episodes)]
     facts = {
-        "format": [FORMAT, GROUP],
+        "made_by": [FORMAT, GROUP, made_by()],
         "network": network.sha256,
         "dataset": describe(data.wanted_images(number)),
         "images": [data.image_size, data.max_cameras, reader.cameras, reader.annotated_tasks],
