@@ -21,7 +21,7 @@ from starlette.routing import Route
 from depi.annotate.review_frames import load_frames
 from depi.annotate.work import local_state
 from depi.datasets.recording.cameras import slot_order
-from depi.datasets.recording.formats import load_meta
+from depi.datasets.recording.metadata import load_meta
 from depi.serving import listen, make_server, serving
 from depi.sim.community import Contributor
 

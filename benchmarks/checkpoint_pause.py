@@ -24,7 +24,7 @@ from depi.training import saving
 from depi.training.config import EmaConfig, TrainConfig
 from depi.training.ema import MovingAverage
 from depi.training.optimizer import make_optimizer
-from depi.training.run import Run
+from depi.training.run_state import Run
 from depi.training.saving import Saver
 
 

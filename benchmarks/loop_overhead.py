@@ -32,7 +32,7 @@ from depi.policies.batches import pack_batch
 from depi.training import loop
 from depi.training.config import TrainConfig
 from depi.training.optimizer import make_optimizer
-from depi.training.run import Run
+from depi.training.run_state import Run
 
 BATCHES = 4
 DATASETS = 1500

@@ -11,9 +11,11 @@ import numpy as np
 from depi import engine
 from depi.annotate.frames import Clip, load_images
 from depi.annotate.work import local_state, make_clip
-from depi.datasets.recording.formats import data_files, load_meta, read_frames
+from depi.datasets.recording.formats import data_files
+from depi.datasets.recording.metadata import load_meta
 from depi.datasets.recording.places import image_places
 from depi.datasets.recording.sources import DatasetSource, open_source
+from depi.datasets.recording.tables import read_frames
 from depi.datasets.union.opening import select_episodes
 from depi.errors import DatasetError, UserError
 

@@ -30,6 +30,8 @@ from depi.catalog.repository_rules import INFO_FILE
 from depi.catalog.rules import RULES_VERSION, TIERS, judge, remarks
 from depi.catalog.text import clean
 from depi.datasets.recording import formats, joints
+from depi.datasets.recording.metadata import load_meta, read_info
+from depi.datasets.recording.tables import read_frames
 from depi.errors import DatasetError
 from depi.hub.client import api as client
 from depi.hub.names import DatasetId, parse_dataset_id
@@ -205,7 +207,7 @@ def list_facts(dataset: DatasetId, info: DatasetInfo, files: Mapping[str, int | 
 def gather_info(facts: Facts) -> None:
     """Download and check `meta/info.json`."""
     try:
-        facts.info = formats.parse_info(formats.read_info(_fetch(facts, [INFO_FILE])))
+        facts.info = formats.parse_info(read_info(_fetch(facts, [INFO_FILE])))
     except DatasetError as error:
         facts.info_error = str(error)
 
@@ -224,7 +226,7 @@ def gather_metadata(facts: Facts, stack: ExitStack) -> None:
         root = _fetch(facts, wanted)
         if sum(facts.files[name] or 0 for name in wanted) > HEAVY_META_MB * 1e6:
             stack.enter_context(_heavy)
-        meta = formats.load_meta(root, facts.repo_id, facts.revision)
+        meta = load_meta(root, facts.repo_id, facts.revision)
         facts.data_files = tuple(formats.data_files(meta))
         facts.video_files = tuple(formats.video_files(meta))
     except DatasetError as error:
@@ -242,7 +244,7 @@ def gather_tables(facts: Facts, max_rows: int, stack: ExitStack) -> None:
         root = _fetch(facts, facts.data_files)
         if _check_sizes(root, facts.data_files, max_rows) > HEAVY_BYTES:
             stack.enter_context(_heavy)
-        columns = formats.read_frames(facts.meta, COLUMNS)
+        columns = read_frames(facts.meta, COLUMNS)
     except DatasetError as error:
         facts.tables_error = str(error)
         return

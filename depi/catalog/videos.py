@@ -16,7 +16,8 @@ from huggingface_hub.file_download import repo_folder_name
 
 from depi.catalog.text import clean
 from depi.catalog.thumbnails import to_jpeg
-from depi.datasets.recording.formats import MAX_IMAGE_SIDE, DatasetMeta, load_meta, metadata_files
+from depi.datasets.recording.formats import MAX_IMAGE_SIDE, DatasetMeta, metadata_files
+from depi.datasets.recording.metadata import load_meta
 from depi.datasets.recording.sources import cache_folder
 from depi.errors import DatasetError, UserError
 from depi.files import read_json, write_json

@@ -11,9 +11,11 @@ import numpy as np
 from depi.catalog.episode_video import Episode, write_video
 from depi.catalog.text import clean
 from depi.datasets.recording.checks import resolve_file
-from depi.datasets.recording.formats import DatasetMeta, data_files, load_meta, read_frames, video_files
+from depi.datasets.recording.formats import DatasetMeta, data_files, video_files
+from depi.datasets.recording.metadata import load_meta
 from depi.datasets.recording.places import PlaceReader, image_places
 from depi.datasets.recording.sources import DatasetSource, HubFiles, LocalFiles, open_source
+from depi.datasets.recording.tables import read_frames
 from depi.datasets.union.opening import ACTION, STATE, select_episodes
 from depi.errors import DatasetError, UserError
 from depi.flags import parse_flags

@@ -1,6 +1,7 @@
 """`depi compare`: is one policy better than another, judged by the episodes that both have played."""
 
 import json
+import logging
 import math
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from typing import Any
 from depi.errors import UserError
 from depi.files import read_json
 from depi.flags import parse_flags
+
+logger = logging.getLogger(__name__)
 
 # Environments that differ in one of these set different tasks for the same seed.
 SAME_TASK = ("type", "task", "setups", "options", "episode_length")
@@ -246,6 +249,28 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def write_pairs(a: Evaluation, b: Evaluation, seeds: list[int], output_dir: Path) -> list[Path]:
+    """Write `seed_N.mp4` for each seed of which both evaluations have a video, and return the paths.
+
+    The shorter video is padded with its last frame. Videos that cannot be read are named in a warning.
+    """
+    from depi.evaluation.side_by_side import write_side_by_side
+
+    written = []
+    for seed in seeds:
+        left, right = (e.folder / "videos" / f"episode_{e.rows[seed].index:03d}.mp4" for e in (a, b))
+        if not (left.is_file() and right.is_file()):
+            continue
+        path = output_dir / f"seed_{seed}.mp4"
+        try:
+            write_side_by_side(path, left, right, a.rows[seed].success, b.rows[seed].success)
+        except UserError as error:
+            logger.warning("seed %d is left out: %s", seed, error)
+        else:
+            written.append(path)
+    return written
+
+
 def main(args: Sequence[str]) -> int:
     """Run the `depi compare` verb."""
     config = parse_flags(CompareConfig, args, "depi compare", positionals=("a", "b"))
@@ -255,8 +280,6 @@ def main(args: Sequence[str]) -> int:
     result = compare(a, b)
     videos: list[Path] | None = None
     if config.output_dir is not None:
-        from depi.evaluation.side_by_side import write_pairs
-
         seeds = sorted(a.counted.keys() & b.counted.keys())
         videos = write_pairs(a, b, seeds, config.output_dir)
     if config.json:

@@ -1,43 +1,16 @@
-"""The videos of the same episode of two evaluations, next to each other."""
+"""Two videos next to each other."""
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from depi.errors import UserError
 
-if TYPE_CHECKING:
-    from depi.evaluation.compare import Evaluation
-
-logger = logging.getLogger(__name__)
-
 BORDER = 6  # pixels
 MAX_SIDE = 4096
 MAX_FRAMES = 20_000
-
-
-def write_pairs(a: "Evaluation", b: "Evaluation", seeds: list[int], output_dir: Path) -> list[Path]:
-    """Write `seed_N.mp4` for each seed of which both evaluations have a video, and return the paths.
-
-    The shorter video is padded with its last frame. Videos that cannot be read are named in a warning.
-    """
-    written = []
-    for seed in seeds:
-        left, right = (e.folder / "videos" / f"episode_{e.rows[seed].index:03d}.mp4" for e in (a, b))
-        if not (left.is_file() and right.is_file()):
-            continue
-        path = output_dir / f"seed_{seed}.mp4"
-        try:
-            write_side_by_side(path, left, right, a.rows[seed].success, b.rows[seed].success)
-        except UserError as error:
-            logger.warning("seed %d is left out: %s", seed, error)
-        else:
-            written.append(path)
-    return written
 
 
 def write_side_by_side(path: Path, left: Path, right: Path, left_won: bool, right_won: bool) -> None:

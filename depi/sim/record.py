@@ -18,8 +18,8 @@ from depi.hub.client.api import require_token, upload_folder
 from depi.hub.names import is_repo_id
 from depi.progress import progress_bar
 from depi.sim.env import make_env
-from depi.sim.expert import Expert, ExpertConfig, measure_expert
-from depi.sim.rollout import Episode, play
+from depi.sim.expert import Expert
+from depi.sim.rollout import Episode, ExpertConfig, measure_expert, play
 from depi.sim.setup import CAMERA_KINDS, Camera, Setup
 from depi.sim.tasks import TASKS, find_task
 from depi.sim.writing import Recording, check_counts, finalized, new_folder, successes, write_card

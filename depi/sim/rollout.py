@@ -1,12 +1,14 @@
-"""Play one scripted episode and keep what a dataset needs of it."""
+"""Play scripted episodes: keep what a dataset needs of them, or measure how often the expert succeeds."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from depi.errors import UserError
 from depi.sim.expert import Expert
+from depi.sim.setup import Setup
 
 if TYPE_CHECKING:
     from depi.sim.simulation import So101Env
@@ -54,3 +56,45 @@ def play(env: "So101Env", expert: Expert, seed: int, *, images: bool = True) -> 
         },
         seconds=len(actions) / env.setup.fps,
     )
+
+
+@dataclass
+class ExpertConfig:
+    """Measure how often a task's scripted expert succeeds, without rendering.
+
+    Attributes:
+        task: touch or pick_lift.
+        episodes: with the seeds from `seed` on.
+        json: print one JSON line instead of a sentence.
+    """
+
+    task: str = ""
+    episodes: int = 50
+    seed: int = 0
+    fps: int = 30
+    json: bool = False
+
+
+def measure_expert(config: ExpertConfig) -> dict[str, Any]:
+    """Play the episodes and return a JSON-able report: successes, success_rate, failed_seeds, ..."""
+    from depi.sim.env import make_env
+
+    if config.episodes < 1:
+        raise UserError(f"--episodes must be positive, got {config.episodes}")
+    if config.seed < 0:
+        raise UserError(f"--seed must not be negative, got {config.seed}")
+    env = make_env(config.task, Setup(cameras=(), fps=config.fps))
+    expert = Expert(env)
+    played = [play(env, expert, seed) for seed in range(config.seed, config.seed + config.episodes)]
+    env.close()
+    failed = [episode.seed for episode in played if not episode.success]
+    return {
+        "task": config.task,
+        "fps": config.fps,
+        "episodes": config.episodes,
+        "seed": config.seed,
+        "successes": config.episodes - len(failed),
+        "success_rate": 1 - len(failed) / config.episodes,
+        "median_seconds": float(np.median([episode.seconds for episode in played])),
+        "failed_seeds": failed,
+    }

@@ -30,7 +30,8 @@ from depi.training.data import STOP_SIGNALS, Collate, batches, lost_workers_name
 from depi.training.meter import Meter
 from depi.training.metrics import MetricsWriter
 from depi.training.profiling import StepProfiler
-from depi.training.run import Run, prepare
+from depi.training.run import prepare
+from depi.training.run_state import Run
 from depi.training.saving import Saver
 from depi.training.sharding import synchronize_gradients
 from depi.training.validation import curves, describe, evaluate, is_due

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from depi.training.metrics import StepMetrics
-from depi.training.run import Run
+from depi.training.run_state import Run
 from depi.training.utilisation import FlopsCounter, memory_gb, peak_flops
 
 

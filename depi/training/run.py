@@ -4,7 +4,6 @@ import logging
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import torch
 from accelerate import Accelerator
 from lerobot.configs import PreTrainedConfig
 from lerobot.processor import PolicyProcessorPipeline
-from torch.optim.lr_scheduler import LRScheduler
 
 from depi.datasets.union.multi import MultiLeRobotDataset
 from depi.errors import UserError
@@ -30,35 +28,11 @@ from depi.training.ema import MovingAverage
 from depi.training.estimate import Estimate, estimate_memory
 from depi.training.folders import check_checkpoint, remove_leftovers
 from depi.training.optimizer import make_optimizer
+from depi.training.run_state import Run
 from depi.training.sharding import shard
 from depi.training.validation import check_simulator
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Run:
-    """Everything that a training step touches."""
-
-    config: TrainConfig
-    accelerator: Accelerator
-    dataset: MultiLeRobotDataset
-    stream: PolicyStream
-    policy: AnyPolicy
-    model: torch.nn.Module  # the policy as accelerate wraps it, for several processes
-    processors: tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]
-    optimizer: torch.optim.Optimizer
-    scheduler: LRScheduler
-    average: MovingAverage | None
-    report: dict[str, Any]  # the data report as the run began or, on resume, as its checkpoint has it
-    step: int = 0
-    held_out: PolicyStream | None = None  # samples that evaluations measure the loss on
-
-    @property
-    def global_batch(self) -> int:
-        """Samples that one optimizer step sees, over processes and micro-batches."""
-        config = self.config
-        return config.batch_size * self.accelerator.num_processes * config.gradient_accumulation_steps
 
 
 def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:

@@ -17,7 +17,7 @@ from depi.files import write_json
 from depi.training.checkpoint import DATA_REPORT_NAME, write_checkpoint
 from depi.training.folders import remove_old
 from depi.training.pushing import Pusher
-from depi.training.run import Run
+from depi.training.run_state import Run
 from depi.training.snapshot import HostMemory, Snapshot
 
 logger = logging.getLogger(__name__)

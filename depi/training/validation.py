@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,9 +28,7 @@ from depi.policies import Pi0Policy
 from depi.policies.factory import AnyPolicy
 from depi.training.config import TrainConfig
 from depi.training.data import Collate, PolicyStream, load_batches
-
-if TYPE_CHECKING:
-    from depi.training.run import Run
+from depi.training.run_state import Run
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +49,14 @@ def rolls_out(config: TrainConfig) -> bool:
     return config.eval_freq > 0 and config.env is not None
 
 
-def is_due(run: "Run") -> bool:
+def is_due(run: Run) -> bool:
     """Whether the run is to be evaluated after the step that it has just taken."""
     config = run.config
     wanted = config.eval_freq > 0 and (run.held_out is not None or rolls_out(config))
     return wanted and (run.step % config.eval_freq == 0 or run.step == config.steps)
 
 
-def evaluate(run: "Run", stop: Sequence[int] = ()) -> dict[str, float]:
+def evaluate(run: Run, stop: Sequence[int] = ()) -> dict[str, float]:
     """Measure the policy as it is; every process must call this.
 
     Args:
@@ -79,7 +77,7 @@ def evaluate(run: "Run", stop: Sequence[int] = ()) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def undisturbed(run: "Run") -> Iterator[None]:
+def undisturbed(run: Run) -> Iterator[None]:
     """Put the policy into evaluation mode; afterwards it, and random numbers, are as they were before."""
     device = run.accelerator.device
     numbers, arrays = random.getstate(), np.random.get_state()
@@ -96,7 +94,7 @@ def undisturbed(run: "Run") -> Iterator[None]:
             np.random.set_state(arrays)
 
 
-def held_out_loss(run: "Run", stream: PolicyStream) -> dict[str, float]:
+def held_out_loss(run: Run, stream: PolicyStream) -> dict[str, float]:
     """The mean loss over the first samples of the held-out stream, and over those of each dataset."""
     config, accelerator = run.config, run.accelerator
     count = min(config.eval.n_samples, stream.samples.mixture.num_frames)
@@ -143,7 +141,7 @@ class _Stoppable:
         return self._actor.act(observations)
 
 
-def success(run: "Run", stop: Sequence[int] = ()) -> dict[str, float]:
+def success(run: Run, stop: Sequence[int] = ()) -> dict[str, float]:
     """Roll the policy out on the main process, into `eval/<step>/` of the run, while the others wait.
 
     What goes wrong with the environment is logged, and training goes on.
@@ -161,7 +159,7 @@ def success(run: "Run", stop: Sequence[int] = ()) -> dict[str, float]:
     return values
 
 
-def _roll_out(run: "Run", policy: Pi0Policy, stop: Sequence[int]) -> dict[str, Any]:
+def _roll_out(run: Run, policy: Pi0Policy, stop: Sequence[int]) -> dict[str, Any]:
     config = _evaluate_config(run)
     actor = as_actor(
         policy,
@@ -194,7 +192,7 @@ def describe(step: int, values: dict[str, float]) -> str:
     return " ".join(parts)
 
 
-def curves(run: "Run", values: dict[str, float]) -> dict[str, float]:
+def curves(run: Run, values: dict[str, float]) -> dict[str, float]:
     """What goes to W&B: of the datasets, those with the most frames, the same ones at every evaluation."""
     frames = {f"eval/loss/{entry['repo_id']}": entry["frames"] for entry in run.dataset.entries}
     by_dataset = _by_dataset(values)
@@ -206,7 +204,7 @@ def _by_dataset(values: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in values.items() if name.startswith("eval/loss/")}
 
 
-def _evaluate_config(run: "Run") -> EvaluateConfig:
+def _evaluate_config(run: Run) -> EvaluateConfig:
     config = run.config
     assert config.output_dir is not None
     return EvaluateConfig(
@@ -234,7 +232,7 @@ def _convention(config: TrainConfig, dataset: MultiLeRobotDataset) -> str:
     return convention
 
 
-def _whole_policy(run: "Run") -> Pi0Policy | None:
+def _whole_policy(run: Run) -> Pi0Policy | None:
     """The policy for rollouts: on the main process, a copy if it is sharded; None on the others."""
     if not isinstance(run.policy.model, FSDPModule):
         return run.policy if run.accelerator.is_main_process else None

@@ -8,15 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from recordings import NAMES, REAL, Recording, info_of, write_v2
 
-from depi.datasets.recording.formats import (
-    data_files,
-    load_meta,
-    metadata_files,
-    parse_info,
-    read_frames,
-    resolve_file,
-    video_files,
-)
+from depi.datasets.recording.formats import data_files, metadata_files, parse_info, resolve_file, video_files
+from depi.datasets.recording.metadata import load_meta
+from depi.datasets.recording.tables import read_frames
 from depi.errors import DatasetError
 
 INFO = info_of(Recording(), "v2.1")

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from recordings import NAMES, Recording, number_in, share_video, write_v2, write_v3, write_video
 
 from depi.datasets.recording.cameras import letterbox, slot_order
-from depi.datasets.recording.formats import load_meta
 from depi.datasets.recording.joints import JOINTS, from_degrees
+from depi.datasets.recording.metadata import load_meta
 from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
 from depi.datasets.union.opening import recorded_fps
 from depi.errors import DatasetError, UserError

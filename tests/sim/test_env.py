@@ -7,8 +7,8 @@ from gymnasium.utils.env_checker import check_env
 
 from depi.errors import UserError
 from depi.sim.env import make_env
-from depi.sim.expert import Expert, ExpertConfig, measure_expert
-from depi.sim.rollout import play
+from depi.sim.expert import Expert
+from depi.sim.rollout import ExpertConfig, measure_expert, play
 from depi.sim.setup import Camera, Setup, random_setup
 
 BLIND = Setup(cameras=())

@@ -52,7 +52,7 @@ def test_rendering_without_opengl_names_the_packages_and_physics_runs():
     code = """
 from depi.errors import UserError
 from depi.sim.env import make_env
-from depi.sim.expert import ExpertConfig, measure_expert
+from depi.sim.rollout import ExpertConfig, measure_expert
 assert measure_expert(ExpertConfig(task="touch", episodes=1))["successes"] == 1
 try:
     make_env("touch").reset(seed=0)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from depi.datasets.recording.checks import check_relative, parse_json, read_text, short, whole_number
+from depi.datasets.recording.checks import check_relative, short, whole_number
 from depi.datasets.recording.checks import resolve_file as resolve_file
 from depi.errors import DatasetError
 
@@ -301,41 +301,6 @@ def metadata_files(repo_files: Iterable[str]) -> list[str]:
     )
 
 
-def load_meta(root: Path, repo_id: str, revision: str | None = None) -> DatasetMeta:
-    """Read the metadata under `root/meta`; data and video files need not be there.
-
-    Raises:
-        DatasetError: a file is missing or holds what it must not.
-    """
-    from depi.datasets.recording import meta_v2, meta_v3
-
-    root = Path(root)
-    info = parse_info(read_info(root))
-    reader = meta_v3 if info.version.startswith("v3") else meta_v2
-    tasks = reader.read_tasks(root)
-    episodes = reader.read_episodes(root, info)
-    if len(episodes) == 0:
-        raise DatasetError("no episodes are listed")
-    if len(np.unique(episodes.episode_index)) != len(episodes):
-        raise DatasetError("an episode is listed twice")
-    frames = int(episodes.length.sum())
-    if frames > MAX_FRAMES:
-        raise DatasetError(f"more than {MAX_FRAMES} frames are listed")
-    for key in ("action", "observation.state"):
-        width = math.prod(info.features[key].shape) if key in info.features else 0
-        if frames * width > MAX_JOINT_NUMBERS:
-            raise DatasetError(
-                f"{key} has {frames} times {width} numbers, at most {MAX_JOINT_NUMBERS} are read"
-            )
-    return DatasetMeta(repo_id, revision, root, info, tasks, episodes)
-
-
-def read_info(root: Path) -> object:
-    """The JSON of `meta/info.json`, not yet checked."""
-    text = read_text(root, "meta/info.json", limit=8_000_000)
-    return parse_json(text, "meta/info.json")
-
-
 class TaskTexts:
     """The task texts of one dataset: each is checked and held once, all together are bounded."""
 
@@ -385,10 +350,3 @@ def video_files(
         chosen = table.file if episodes is None else table.file[np.asarray(episodes, int)]
         files.update(dict.fromkeys(table.paths[file] for file in dict.fromkeys(chosen.tolist())))
     return list(files)
-
-
-def read_frames(meta: DatasetMeta, columns: Sequence[str]) -> dict[str, np.ndarray]:
-    """Columns of all frames in episode order, read from parquet; see `tables.read_frames`."""
-    from depi.datasets.recording.tables import read_frames as read
-
-    return read(meta, columns)

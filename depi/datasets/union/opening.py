@@ -6,16 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from depi.datasets.recording.cameras import slot_order
-from depi.datasets.recording.formats import (
-    DatasetMeta,
-    Episodes,
-    VideoTable,
-    data_files,
-    load_meta,
-    read_frames,
-)
+from depi.datasets.recording.formats import DatasetMeta, Episodes, VideoTable, data_files
 from depi.datasets.recording.joints import Detection, detect_convention, to_space
+from depi.datasets.recording.metadata import load_meta
 from depi.datasets.recording.sources import HubFiles, LocalFiles
+from depi.datasets.recording.tables import read_frames
 from depi.errors import DatasetError, UserError
 
 ACTION = "action"
