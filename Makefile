@@ -42,6 +42,7 @@ demo: setup
 lint: setup
 	uv run --no-sync ruff format --check .
 	uv run --no-sync ruff check .
+	uv run --no-sync lint-imports --no-logo
 	uv run --no-sync mypy
 
 test test-slow: BROWSER = yes
