@@ -11,10 +11,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from depi.datasets.recording.addresses import check_dataset_name
 from depi.engine import ENGINES, RayConfig
 from depi.errors import UserError
 from depi.flags import check_ranges, parse_flags
-from depi.hub.names import is_dataset_id
 
 if TYPE_CHECKING:
     from depi.annotate.equipment import Recipe
@@ -49,7 +49,7 @@ class AnnotateConfig:
 
     # A JSON list of repo ids; a catalogue beside it gives the revisions.
     repo_ids: Path = Path("data_ids/dataset_list_valid.json")
-    # One dataset instead of a list, USER/NAME.
+    # One dataset instead of a list, USER/NAME or an address s3://BUCKET/FOLDER.
     repo_id: str | None = None
     # Its folder, instead of the Hub.
     root: Path | None = None
@@ -114,8 +114,8 @@ class AnnotateConfig:
             raise UserError("--root needs --repo_id=USER/NAME, the name that its annotations go by")
         if self.revision is not None and self.repo_id is None:
             raise UserError("--revision needs --repo_id=USER/NAME; a list's revisions are in its catalogue")
-        if self.repo_id is not None and not is_dataset_id(self.repo_id):
-            raise UserError(f"--repo_id must be USER/NAME, got {self.repo_id[:200]!r}")
+        if self.repo_id is not None:
+            self.repo_id = check_dataset_name(self.repo_id)
         if self.repo_id is not None and (self.start, self.end) != (0, None):
             raise UserError("--start and --end go with a list: --repo_id names one dataset")
         at_least_1 = dict.fromkeys(("concurrency", "batch_size", "max_episodes", "end"), (1, None))

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from depi.datasets.recording.addresses import from_path, is_address
 from depi.datasets.recording.checks import short
 from depi.datasets.samples.annotations import ANNOTATED_VIEWS, annotation_path
 from depi.errors import UserError
@@ -161,11 +162,11 @@ def release(claimed: LineFile) -> None:
 def annotated_datasets(folder: Path) -> list[str]:
     """The repo ids of all datasets that have a sidecar or a journal in a folder, sorted."""
     names = {
-        path.relative_to(folder).with_suffix("").as_posix()
+        from_path(path.relative_to(folder).with_suffix("").as_posix())
         for suffix in ("parquet", "jsonl")
         for path in folder.glob(f"*/**/*.{suffix}")
     }
-    return sorted(filter(is_dataset_id, names))
+    return sorted(name for name in names if is_address(name) or is_dataset_id(name))
 
 
 def now() -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from depi.annotate import episode_journal as store
 from depi.annotate.pull import SUFFIXES, pull
 from depi.annotate.stats import count
+from depi.datasets.recording.addresses import is_address
 from depi.datasets.samples.annotations import annotation_path
 from depi.errors import UserError
 from depi.files import write_text
@@ -84,6 +85,7 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> tuple[str, int
         name, reason = next(iter(numbers["damaged"].items()))
         raise UserError(f"the sidecar of {name} is damaged and is not published: {reason}")
     names = [name for name in store.annotated_datasets(folder) if annotation_path(folder, name).exists()]
+    names = [name for name in names if not is_address(name)]  # of buckets nobody else knows
     if not names:
         raise UserError(f"{folder} holds no sidecars: `depi annotate` writes them")
     with tempfile.TemporaryDirectory(prefix=".export.", dir=folder) as work:

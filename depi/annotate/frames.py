@@ -20,7 +20,8 @@ from torch import Tensor
 from depi.datasets.recording.checks import resolve_file
 from depi.datasets.recording.images import encode_jpeg
 from depi.datasets.recording.places import ImagePlace, PlaceReader
-from depi.datasets.recording.sources import DatasetSource, HubFiles, LocalFiles, cache_folder, open_source
+from depi.datasets.recording.sources import DatasetFiles, DatasetSource, cache_folder
+from depi.datasets.recording.storages import open_source
 from depi.errors import DatasetError
 from depi.files import atomic_write
 from depi.fingerprint import code, fingerprint
@@ -142,7 +143,7 @@ def _to_cache(path: Path, clip: Clip, images: Images) -> None:
 
 
 @lru_cache(maxsize=64)
-def _files(source: DatasetSource) -> LocalFiles | HubFiles:
+def _files(source: DatasetSource) -> DatasetFiles:
     return open_source(source)
 
 

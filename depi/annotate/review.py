@@ -19,10 +19,10 @@ from depi.annotate.episode_journal import (
     read_results,
 )
 from depi.annotate.sidecar import rows_of, typed, write_sidecar
+from depi.datasets.recording.addresses import check_dataset_name
 from depi.datasets.samples.annotations import MAX_TEXT, EpisodeAnnotation, check_text
 from depi.errors import UserError
 from depi.flags import check_ranges, parse_flags
-from depi.hub.names import is_dataset_id
 from depi.page import document
 
 PAGE_PIXELS = 24_000
@@ -61,8 +61,8 @@ class ReviewConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, max_episodes=(1, None), max_picture_mb=(0, None))
-        if self.repo_id is not None and not is_dataset_id(self.repo_id):
-            raise ValueError(f"--repo_id must be USER/NAME, got {self.repo_id[:200]!r}")
+        if self.repo_id is not None:
+            self.repo_id = check_dataset_name(self.repo_id)
         if self.root is not None and self.repo_id is None:
             raise ValueError("--root needs --repo_id: name the dataset in that folder")
         if self.serve and self.output is not None:

@@ -12,9 +12,10 @@ from depi import engine
 from depi.annotate.frames import Clip, load_images
 from depi.annotate.work import local_state, make_clip
 from depi.datasets.recording.formats import data_files
-from depi.datasets.recording.metadata import load_meta
+from depi.datasets.recording.metadata import read_meta
 from depi.datasets.recording.places import image_places
-from depi.datasets.recording.sources import DatasetSource, open_source
+from depi.datasets.recording.sources import DatasetSource
+from depi.datasets.recording.storages import open_source
 from depi.datasets.recording.tables import read_frames
 from depi.datasets.union.opening import select_episodes
 from depi.errors import DatasetError, UserError
@@ -86,8 +87,7 @@ def _clips(
         raise UserError("it was annotated from a folder: name it with --repo_id and --root")
     source = DatasetSource(repo_id, None if root is not None else state, root)
     files = open_source(source)
-    files.metadata()
-    meta = load_meta(files.root, repo_id, files.revision)
+    meta = read_meta(files)
     if (now := files.revision or local_state(files.root)) != state:
         raise UserError(f"it was annotated at {str(state)[:14]} and is at {now[:14]} now")
     known = np.isin(meta.episodes.episode_index, episodes)

@@ -18,9 +18,10 @@ from depi.annotate.templates import INSTRUCTION, REFINEMENT, VIEWS
 from depi.catalog.text import clean
 from depi.datasets.recording.cameras import slot_order
 from depi.datasets.recording.formats import DatasetMeta, data_files, metadata_files
-from depi.datasets.recording.metadata import load_meta
+from depi.datasets.recording.metadata import read_meta
 from depi.datasets.recording.places import ImagePlace, image_places
-from depi.datasets.recording.sources import DatasetSource, HubFiles, LocalFiles, open_source
+from depi.datasets.recording.sources import DatasetFiles, DatasetSource
+from depi.datasets.recording.storages import open_source
 from depi.datasets.recording.tables import read_frames
 from depi.datasets.union.lists import catalogued, read_id_list
 from depi.datasets.union.opening import ACTION, STATE, select_episodes
@@ -107,8 +108,7 @@ def plan_dataset(source: DatasetSource, plan: Plan) -> DatasetWork:
     lock = claim(plan.folder, source.repo_id)
     try:
         files = open_source(source)
-        files.metadata()
-        meta = load_meta(files.root, files.repo_id, files.revision)
+        meta = read_meta(files)
         state = files.revision or local_state(files.root)
         before = read_results(plan.folder, source.repo_id)
         journal = before if before.revision == state else read_results(plan.folder, source.repo_id, state)
@@ -222,7 +222,7 @@ def _view_positions(
 
 def _jobs(
     source: DatasetSource,
-    files: LocalFiles | HubFiles,
+    files: DatasetFiles,
     meta: DatasetMeta,
     state: str | None,
     plan: Plan,
@@ -248,7 +248,7 @@ def _jobs(
 
 def _clips(
     source: DatasetSource,
-    files: LocalFiles | HubFiles,
+    files: DatasetFiles,
     meta: DatasetMeta,
     state: str | None,
     count: int,

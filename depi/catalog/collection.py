@@ -11,7 +11,7 @@ from contextvars import copy_context
 
 from huggingface_hub.file_download import repo_folder_name
 
-from depi.catalog.repository_rules import INFO_FILE
+from depi.datasets.recording.formats import INFO_FILE
 from depi.datasets.recording.sources import cache_folder
 from depi.errors import UserError
 from depi.files import read_json, write_json

@@ -12,13 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from huggingface_hub import DatasetInfo
 
 from depi.catalog import collection
 from depi.catalog.catalogue import ACCEPTED, FAILED, REJECTED, Row
@@ -26,11 +25,13 @@ from depi.catalog.evidence import add_evidence
 from depi.catalog.facts import Facts, Thresholds
 from depi.catalog.find import Candidate
 from depi.catalog.motion import measure_motion
-from depi.catalog.repository_rules import INFO_FILE
 from depi.catalog.rules import RULES_VERSION, TIERS, judge, remarks
 from depi.catalog.text import clean
 from depi.datasets.recording import formats, joints
+from depi.datasets.recording.formats import INFO_FILE
+from depi.datasets.recording.hub_files import HubFiles
 from depi.datasets.recording.metadata import load_meta, read_info
+from depi.datasets.recording.sources import DatasetFiles, DatasetSource
 from depi.datasets.recording.tables import read_frames
 from depi.errors import DatasetError
 from depi.hub.client import api as client
@@ -46,9 +47,6 @@ HEAVY_BYTES = 64_000_000
 MAX_UNFOLDED_BYTES = 1_000_000_000
 HEAVY_META_MB = 8.0
 _heavy = threading.RLock()
-
-# What is asked of a repository whose files are listed folder by folder.
-_ABOUT = ("sha", "tags", "cardData", "gated", "disabled", "createdAt", "lastModified", "downloads", "likes")
 
 
 @dataclass(frozen=True)
@@ -95,41 +93,48 @@ class Inspector:
             return make_row(facts, judge(TIERS[0], facts, self.limits, self.disabled), self.limits)
         except client.HubUnreachable:
             raise
-        except client.HubError as error:
+        except (client.HubError, DatasetError) as error:
             return bare_row(candidate.repo_id, FAILED, f"not inspected: {error}")
 
     def _inspect(self, candidate: Candidate, known: Row | None) -> Row | Collection:
-        dataset = parse_dataset_id(candidate.repo_id)
+        source = DatasetSource(candidate.repo_id, candidate.revision)
+        files = HubFiles(source, sizes=True)
+        dataset = files.dataset
         if not dataset.path and candidate.revision is not None:
             inside = collection.remembered(dataset.repo_id, candidate.revision)
             if inside:
                 return _opened(inside, candidate.revision, candidate.gated)
-        info, files = _listing(dataset, candidate.revision)
-        gated = bool(info.gated)
-        if known is not None and _unchanged(known, info.sha, gated):
+        about = files.about()
+        gated = bool(about.gated)
+        if known is not None and _unchanged(known, files.revision, gated):
             return known
-        if files is None:
-            inside = collection.by_walking(dataset.repo_id, info.sha or "")
+        try:
+            listed = files.list_files()
+        except client.TooLarge:
+            at_top = [dataset.inside(INFO_FILE)]
+            if dataset.path or client.existing_files(dataset.repo_id, at_top, revision=files.revision):
+                raise
+            inside = collection.by_walking(dataset.repo_id, files.revision)
             if not inside:
                 reason = f"has_info: no {INFO_FILE} at the top or in its folders, too many files to list them"
-                return make_row(list_facts(dataset, info, {}), [reason], self.limits)
-            return _opened(inside, info.sha, gated)
-        if not dataset.path and INFO_FILE not in files:
-            inside = collection.from_file_list(dataset.repo_id, info.sha or "", files)
+                return make_row(list_facts(files, {}), [reason], self.limits)
+            return _opened(inside, files.revision, gated)
+        if not dataset.path and INFO_FILE not in listed:
+            inside = collection.from_file_list(dataset.repo_id, files.revision, listed)
             if inside:
-                return _opened(inside, info.sha, gated)
-        facts = list_facts(dataset, info, files)
-        return make_row(facts, self._reasons(facts), self.limits)
+                return _opened(inside, files.revision, gated)
+        facts = list_facts(files, listed)
+        return make_row(facts, self._reasons(facts, files), self.limits)
 
-    def _reasons(self, facts: Facts) -> list[str]:
+    def _reasons(self, facts: Facts, files: DatasetFiles) -> list[str]:
         with ExitStack() as stack:
-            return self._reasons_of_tiers(facts, stack)
+            return self._reasons_of_tiers(facts, files, stack)
 
-    def _reasons_of_tiers(self, facts: Facts, stack: ExitStack) -> list[str]:
+    def _reasons_of_tiers(self, facts: Facts, files: DatasetFiles, stack: ExitStack) -> list[str]:
         gather: dict[str, Callable[[Facts], None]] = {
-            "info": gather_info,
-            "metadata": partial(gather_metadata, stack=stack),
-            "tables": partial(gather_tables, max_rows=self.limits.max_frames, stack=stack),
+            "info": partial(gather_info, files=files),
+            "metadata": partial(gather_metadata, files=files, stack=stack),
+            "tables": partial(gather_tables, files=files, max_rows=self.limits.max_frames, stack=stack),
             "joints": gather_joints,
         }
         for tier in TIERS:
@@ -140,59 +145,22 @@ class Inspector:
         return []
 
 
-def _listing(dataset: DatasetId, revision: str | None) -> tuple[DatasetInfo, dict[str, int | None] | None]:
-    """What the Hub says of a repository, and the dataset's files; None where it is a collection too large.
-
-    Raises:
-        HubError: missing, closed or unreachable.
-        TooLarge: one dataset with more files than are listed.
-    """
-    if dataset.path:
-        info = _about(endpoint=client.endpoint(), repo_id=dataset.repo_id, revision=revision)
-        files = client.list_files(dataset.repo_id, dataset.path, revision=info.sha or "main")
-        return info, dict(files)
-    try:
-        found = client.repo_info(dataset.repo_id, revision=revision, files_metadata=True)
-        assert isinstance(found, DatasetInfo)
-        siblings = found.siblings or ()
-        if 0 < len(siblings) <= client.LISTED_WHOLE:
-            return found, {sibling.rfilename: sibling.size for sibling in siblings}
-        return found, dict(client.list_files(dataset.repo_id, "", revision=found.sha or "main"))
-    except client.TooLarge:
-        info = _about(endpoint=client.endpoint(), repo_id=dataset.repo_id, revision=revision)
-        if client.existing_files(dataset.repo_id, [INFO_FILE], revision=info.sha or "main"):
-            raise
-        return info, None
-
-
-def _about(*, endpoint: str, repo_id: str, revision: str | None) -> DatasetInfo:
-    """The repository of a collection; asked once for all datasets in it, if the commit is known."""
-    ask = _about_commit if revision else _about_commit.__wrapped__
-    return ask(endpoint, repo_id, revision)
-
-
-@lru_cache(maxsize=64)
-def _about_commit(endpoint: str, repo_id: str, revision: str | None) -> DatasetInfo:
-    info = client.repo_info(repo_id, revision=revision, expand=_ABOUT)
-    assert isinstance(info, DatasetInfo)
-    return info
-
-
 def _opened(inside: Sequence[DatasetId], revision: str | None, gated: bool | None) -> Collection:
     return Collection(tuple(Candidate(str(dataset), revision, gated) for dataset in inside))
 
 
-def list_facts(dataset: DatasetId, info: DatasetInfo, files: Mapping[str, int | None]) -> Facts:
+def list_facts(files: HubFiles, listed: Mapping[str, int | None]) -> Facts:
     """Facts of the listing tier, from the Hub's answers about the repository."""
+    info, path = files.about(), files.dataset.path
     card = info.card_data
     license_name = card.get("license") if card is not None else None
     if isinstance(license_name, list):
         license_name = ", ".join(map(str, license_name))
     return Facts(
-        repo_id=str(dataset),
-        revision=info.sha or "",
-        files=dict(files),
-        path=dataset.path or None,
+        repo_id=files.repo_id,
+        revision=files.revision,
+        files=dict(listed),
+        path=path or None,
         tags=tuple(str(tag) for tag in info.tags or ()),
         license=None if license_name is None else clean(license_name, 100),
         downloads=info.downloads,
@@ -204,29 +172,23 @@ def list_facts(dataset: DatasetId, info: DatasetInfo, files: Mapping[str, int | 
     )
 
 
-def gather_info(facts: Facts) -> None:
+def gather_info(facts: Facts, files: DatasetFiles) -> None:
     """Download and check `meta/info.json`."""
     try:
-        facts.info = formats.parse_info(read_info(_fetch(facts, [INFO_FILE])))
+        files.fetch([INFO_FILE])
+        facts.info = formats.parse_info(read_info(files.root))
     except DatasetError as error:
         facts.info_error = str(error)
 
 
-def _fetch(facts: Facts, names: Sequence[str]) -> Path:
-    """Have these files of the dataset; the folder that they are in."""
-    dataset = parse_dataset_id(facts.repo_id)
-    inside = [dataset.inside(name) for name in names]
-    return client.download_files(dataset.repo_id, inside, revision=facts.revision) / dataset.path
-
-
-def gather_metadata(facts: Facts, stack: ExitStack) -> None:
+def gather_metadata(facts: Facts, files: DatasetFiles, stack: ExitStack) -> None:
     """Download the lists of episodes and tasks, and name the files that they refer to."""
     wanted = formats.metadata_files(facts.files)
     try:
-        root = _fetch(facts, wanted)
+        files.fetch(wanted)
         if sum(facts.files[name] or 0 for name in wanted) > HEAVY_META_MB * 1e6:
             stack.enter_context(_heavy)
-        meta = load_meta(root, facts.repo_id, facts.revision)
+        meta = load_meta(files.root, facts.repo_id, facts.revision)
         facts.data_files = tuple(formats.data_files(meta))
         facts.video_files = tuple(formats.video_files(meta))
     except DatasetError as error:
@@ -238,11 +200,11 @@ def gather_metadata(facts: Facts, stack: ExitStack) -> None:
     facts.tasks = tuple(dict.fromkeys(texts))
 
 
-def gather_tables(facts: Facts, max_rows: int, stack: ExitStack) -> None:
+def gather_tables(facts: Facts, files: DatasetFiles, max_rows: int, stack: ExitStack) -> None:
     """Download the parquet tables and read action, state and timestamps; at most `max_rows` rows."""
     try:
-        root = _fetch(facts, facts.data_files)
-        if _check_sizes(root, facts.data_files, max_rows) > HEAVY_BYTES:
+        files.fetch(facts.data_files)
+        if _check_sizes(files.root, facts.data_files, max_rows) > HEAVY_BYTES:
             stack.enter_context(_heavy)
         columns = read_frames(facts.meta, COLUMNS)
     except DatasetError as error:

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 from depi.catalog.facts import Facts, Thresholds
 from depi.catalog.text import clean, is_instruction
-from depi.datasets.recording.formats import DatasetInfo
+from depi.datasets.recording.formats import INFO_FILE, DatasetInfo
 from depi.datasets.recording.joints import JOINTS
 
-INFO_FILE = "meta/info.json"
 MAX_INFO_MB = 8
 REQUIRED_COLUMNS = ("action", "observation.state", "timestamp", "frame_index", "episode_index", "task_index")
 # LeRobot 0.6 records "so_follower" or "bi_so_follower", whichever of the arms it is.

@@ -16,9 +16,10 @@ from huggingface_hub.file_download import repo_folder_name
 
 from depi.catalog.text import clean
 from depi.catalog.thumbnails import to_jpeg
-from depi.datasets.recording.formats import MAX_IMAGE_SIDE, DatasetMeta, metadata_files
-from depi.datasets.recording.metadata import load_meta
-from depi.datasets.recording.sources import cache_folder
+from depi.datasets.recording.formats import MAX_IMAGE_SIDE, DatasetMeta
+from depi.datasets.recording.hub_files import HubFiles
+from depi.datasets.recording.metadata import read_meta
+from depi.datasets.recording.sources import DatasetSource, cache_folder
 from depi.errors import DatasetError, UserError
 from depi.files import read_json, write_json
 from depi.hub.client import api as client
@@ -122,12 +123,8 @@ def remembered(item: Item) -> list[VideoFacts] | None:
 
 
 def _look(item: Item) -> list[VideoFacts]:
-    dataset = parse_dataset_id(item.repo_id)
-    files = client.list_files(dataset.repo_id, dataset.path, revision=item.revision)
-    wanted = [dataset.inside(name) for name in metadata_files(files)]
-    root = client.download_files(dataset.repo_id, wanted, revision=item.revision) / dataset.path
-    meta = load_meta(root, item.repo_id, item.revision)
-    return [_video(item, dataset.inside(video.path), video) for video in _chosen(meta)]
+    files = HubFiles(DatasetSource(item.repo_id, item.revision))
+    return [_video(files, video) for video in _chosen(read_meta(files))]
 
 
 def _chosen(meta: DatasetMeta) -> list[VideoFacts]:
@@ -147,10 +144,10 @@ def _chosen(meta: DatasetMeta) -> list[VideoFacts]:
     return chosen
 
 
-def _video(item: Item, filename: str, declared: VideoFacts) -> VideoFacts:
-    dataset = parse_dataset_id(item.repo_id)
+def _video(files: HubFiles, declared: VideoFacts) -> VideoFacts:
+    repo_id, filename = files.dataset.repo_id, files.dataset.inside(declared.path)
     try:
-        file = RemoteFile(dataset.repo_id, filename, revision=item.revision, max_bytes=MAX_VIDEO_BYTES)
+        file = RemoteFile(repo_id, filename, revision=files.revision, max_bytes=MAX_VIDEO_BYTES)
         with file, av.open(file, format="mp4") as container:
             return _read(container, declared)
     except (client.FileMissing, client.TooLarge) as error:

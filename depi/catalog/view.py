@@ -12,9 +12,10 @@ from depi.catalog.episode_video import Episode, write_video
 from depi.catalog.text import clean
 from depi.datasets.recording.checks import resolve_file
 from depi.datasets.recording.formats import DatasetMeta, data_files, video_files
-from depi.datasets.recording.metadata import load_meta
+from depi.datasets.recording.metadata import read_meta
 from depi.datasets.recording.places import PlaceReader, image_places
-from depi.datasets.recording.sources import DatasetSource, HubFiles, LocalFiles, open_source
+from depi.datasets.recording.sources import DatasetFiles, DatasetSource
+from depi.datasets.recording.storages import open_source
 from depi.datasets.recording.tables import read_frames
 from depi.datasets.union.opening import ACTION, STATE, select_episodes
 from depi.errors import DatasetError, UserError
@@ -32,7 +33,7 @@ class ViewConfig:
     LeRobot's viewer reads v3.0 only; of the older versions an mp4 is written.
     """
 
-    # user/name of the dataset.
+    # user/name of the dataset, or an address: s3://bucket/folder.
     repo_id: str = ""
     # The episode's index, as recorded.
     episode: int = 0
@@ -71,7 +72,7 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def find_episode(source: DatasetSource, episode: int) -> tuple[LocalFiles | HubFiles, DatasetMeta]:
+def find_episode(source: DatasetSource, episode: int) -> tuple[DatasetFiles, DatasetMeta]:
     """The dataset's files, and its metadata with this one episode; neither tables nor videos are fetched.
 
     Raises:
@@ -79,8 +80,7 @@ def find_episode(source: DatasetSource, episode: int) -> tuple[LocalFiles | HubF
     """
     try:
         files = open_source(source)
-        files.metadata()
-        meta = load_meta(files.root, files.repo_id, files.revision)
+        meta = read_meta(files)
     except DatasetError as error:
         raise UserError(f"dataset {source.repo_id} cannot be shown: {error}") from None
     recorded = meta.episodes.episode_index
@@ -93,7 +93,7 @@ def find_episode(source: DatasetSource, episode: int) -> tuple[LocalFiles | HubF
     return files, select_episodes(meta, position)
 
 
-def read_episode(files: LocalFiles | HubFiles, meta: DatasetMeta) -> Episode:
+def read_episode(files: DatasetFiles, meta: DatasetMeta) -> Episode:
     """Fetch and read the one episode of `meta`; its images are decoded when their turn comes.
 
     Raises:
@@ -131,7 +131,7 @@ def why_no_viewer(config: ViewConfig, version: str) -> str | None:
     if version != VIEWER_VERSION:
         return f"LeRobot's viewer reads {VIEWER_VERSION}, this dataset is {version}"
     if ":" in config.repo_id and config.root is None:
-        return "LeRobot's viewer does not open the datasets inside a collection"
+        return "LeRobot's viewer opens neither buckets nor the datasets inside a collection"
     if not (
         sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     ):

@@ -27,12 +27,12 @@ SHARDINGS = ("none", "full", "hybrid")
 class DatasetConfig:
     """Which datasets, and how they are read."""
 
-    # One dataset: a Hub repo id, or the name of the local tree at `root`.
+    # One dataset: a Hub repo id, an address (s3://bucket/folder), or the name of the local tree at `root`.
     repo_id: str | None = None
     root: Path | None = None
     revision: str | None = None
     episodes: list[int] | None = None
-    # Several datasets: a JSON file with a list of repo ids.
+    # Several datasets: a JSON file with a list of repo ids and addresses.
     repo_ids: Path | None = None
     # Or a list of {repo_id, root, revision, episodes, weight}, here or in a JSON or YAML file.
     mixture: list[MixtureSource] | Path | None = None

@@ -25,6 +25,7 @@ from depi.catalog.catalogue import CATALOG_FILES, Row, read_rows
 from depi.catalog.collect import CollectConfig, collect, main
 from depi.catalog.find import DEFAULT_SEARCH, DEFAULT_TAGS
 from depi.catalog.journal import JOURNAL_FILE, Journal
+from depi.datasets.recording.hub_files import HubFiles
 from depi.errors import UserError
 from depi.hub.server.serve import serve
 
@@ -236,14 +237,14 @@ def test_tables_that_unfold_are_refused_by_their_footers(hub, tmp_path, make_dat
 
 
 def test_one_repository_that_takes_for_ever_costs_no_other(slow_hub, tmp_path, monkeypatch):
-    fetch = inspect._fetch
+    fetch = HubFiles.fetch
 
-    def linger(facts, names):
-        if facts.repo_id == slow_hub.repo_id_of(0):
+    def linger(files, names):
+        if files.repo_id == slow_hub.repo_id_of(0):
             time.sleep(8.5)
-        return fetch(facts, names)
+        return fetch(files, names)
 
-    monkeypatch.setattr(inspect, "_fetch", linger)
+    monkeypatch.setattr(HubFiles, "fetch", linger)
     out = tmp_path / "out"
     assert main([f"--output_dir={out}", "--max_seconds=8"]) == 3
     (failed,) = [row for row in read_rows(out) if row.verdict == "failed"]

@@ -240,7 +240,8 @@ import json, resource, sys
 from pathlib import Path
 from depi.datasets.union.opening import open_dataset
 from depi.datasets.union.dataset_index import Options, open_part
-from depi.datasets.recording.sources import DatasetSource, open_source
+from depi.datasets.recording.sources import DatasetSource
+from depi.datasets.recording.storages import open_source
 from depi.errors import DatasetError
 
 def peak():

@@ -18,6 +18,7 @@ from depi.datasets.recording.checks import check_relative, short, whole_number
 from depi.datasets.recording.checks import resolve_file as resolve_file
 from depi.errors import DatasetError
 
+INFO_FILE = "meta/info.json"
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 MAX_EPISODES = 200_000
 MAX_FRAMES = 30_000_000
@@ -293,7 +294,7 @@ def _check_template(value: Any, name: str, family: str) -> str:
 
 def metadata_files(repo_files: Iterable[str]) -> list[str]:
     """The files under `meta/` that `load_meta` reads, in order; recorded statistics are not among them."""
-    wanted = {"meta/info.json", "meta/tasks.jsonl", "meta/episodes.jsonl", "meta/tasks.parquet"}
+    wanted = {INFO_FILE, "meta/tasks.jsonl", "meta/episodes.jsonl", "meta/tasks.parquet"}
     return sorted(
         file
         for file in set(repo_files)

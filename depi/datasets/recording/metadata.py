@@ -8,6 +8,7 @@ import numpy as np
 from depi.datasets.recording import meta_v2, meta_v3
 from depi.datasets.recording.checks import parse_json, read_text
 from depi.datasets.recording.formats import MAX_FRAMES, MAX_JOINT_NUMBERS, DatasetMeta, parse_info
+from depi.datasets.recording.sources import DatasetFiles
 from depi.errors import DatasetError
 
 
@@ -42,3 +43,16 @@ def read_info(root: Path) -> object:
     """The JSON of `meta/info.json`, not yet checked."""
     text = read_text(root, "meta/info.json", limit=8_000_000)
     return parse_json(text, "meta/info.json")
+
+
+def read_meta(files: DatasetFiles) -> DatasetMeta:
+    """Fetch and read a dataset's metadata; its tables and videos are not touched.
+
+    Raises:
+        DatasetError: a file is missing or holds what it must not.
+        UserError: the storage does not give one, or offline the cache lacks one.
+    """
+    files.fetch_metadata()
+    meta = load_meta(files.root, files.repo_id, files.revision)
+    files.check_complete(meta)
+    return meta

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from depi.datasets.recording.addresses import as_path
 from depi.datasets.recording.checks import check_relative, parse_json, short
 from depi.datasets.recording.formats import MAX_FRAMES
 from depi.datasets.recording.tables import read_table
@@ -47,7 +48,7 @@ _NAMED = 5
 
 def advantages_path(folder: Path, repo_id: str) -> Path:
     """Where a dataset's sidecar is; DatasetError for a repo id that would lead out of the folder."""
-    return folder / f"{check_relative(repo_id, 'repo id')}.parquet"
+    return folder / f"{check_relative(as_path(repo_id), 'repo id')}.parquet"
 
 
 def write_advantages(

@@ -1,7 +1,8 @@
 """Annotation sidecars: better task texts and camera views, kept beside the datasets of strangers.
 
-`FOLDER/<user>/<name>.parquet` holds one row per annotated episode in the columns of SCHEMA, the JSON file
-beside it where the annotations come from (model, prompt version, annotated revision, ...).
+`FOLDER/<user>/<name>.parquet`, or `FOLDER/s3+/<bucket>/<folder>.parquet`, holds one row per annotated
+episode in the columns of SCHEMA, the JSON file beside it where the annotations come from (model, prompt
+version, annotated revision, ...).
 """
 
 import json
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from depi.datasets.recording.addresses import as_path
 from depi.datasets.recording.cameras import UNUSABLE, VIEWS
 from depi.datasets.recording.checks import check_relative, short
 from depi.datasets.recording.formats import MAX_EPISODES
@@ -75,7 +77,7 @@ def annotation_path(folder: Path, repo_id: str) -> Path:
     Raises:
         DatasetError: the repo id would lead out of the folder.
     """
-    return folder / f"{check_relative(repo_id, 'repo id')}.parquet"
+    return folder / f"{check_relative(as_path(repo_id), 'repo id')}.parquet"
 
 
 def write_annotations(

@@ -16,15 +16,14 @@ from rich.console import Console
 from rich.progress import track
 
 from depi.datasets.recording.joints import check_native
-from depi.datasets.recording.sources import DatasetSource, HubFiles, LocalFiles, cache_folder, open_source
+from depi.datasets.recording.sources import DatasetFiles, DatasetSource, cache_folder
+from depi.datasets.recording.storages import open_source
 from depi.datasets.union.dataset_index import Options, Part, index_key, open_part
 from depi.datasets.union.index import Index, prune, read_index
 from depi.datasets.union.joining import join
 from depi.errors import DatasetError, MachineError, UserError
 
 logger = logging.getLogger(__name__)
-
-type Files = LocalFiles | HubFiles
 
 _OPEN_THREADS = 8
 
@@ -70,13 +69,13 @@ def open_collection(
     return Collection(collection.index, collection.roots, quarantined)
 
 
-def _folder(files: Sequence[Files], options: Options) -> Path:
+def _folder(files: Sequence[DatasetFiles], options: Options) -> Path:
     """Where the common index of these datasets is cached."""
     facts = (options.max_cameras, options.episodes, options.joint_convention)
     return cache_folder() / "index" / "sets" / index_key([each.key for each in files], *facts)
 
 
-def _cached(files: Sequence[Files], options: Options) -> Collection | None:
+def _cached(files: Sequence[DatasetFiles], options: Options) -> Collection | None:
     """The datasets' index from the cache; None where there is none, or where it names files that are gone."""
     index = read_index(_folder(files, options))
     if index is None:
@@ -102,7 +101,7 @@ def _files_are_there(index: Index, roots: Sequence[Path]) -> bool:
         return False
 
 
-def _build(files: Sequence[Files], options: Options, quarantined: dict[str, str]) -> Collection | None:
+def _build(files: Sequence[DatasetFiles], options: Options, quarantined: dict[str, str]) -> Collection | None:
     """Read what is new and join it; None where nothing is usable.
 
     What is wrong with a dataset at a revision is stored with the index. What the Hub failed to give is not:

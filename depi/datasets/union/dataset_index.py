@@ -9,7 +9,7 @@ import numpy as np
 from depi.datasets.recording.checks import resolve_file
 from depi.datasets.recording.joints import Detection
 from depi.datasets.recording.places import image_places
-from depi.datasets.recording.sources import HubFiles, LocalFiles, cache_folder
+from depi.datasets.recording.sources import DatasetFiles, cache_folder
 from depi.datasets.union.index import IMAGE, VIDEO, read_index, write_index
 from depi.datasets.union.opening import ACTION, STATE, OpenDataset, open_dataset, recorded_fps
 from depi.errors import DatasetError
@@ -56,7 +56,7 @@ class Options:
     offline: bool = False
 
 
-def open_part(source: LocalFiles | HubFiles, options: Options) -> Part:
+def open_part(source: DatasetFiles, options: Options) -> Part:
     """Have a dataset's index in the cache, and the videos of its first cameras on disk.
 
     Raises:
@@ -79,7 +79,7 @@ def open_part(source: LocalFiles | HubFiles, options: Options) -> Part:
     return Part(folder, source.root, index.manifest["datasets"][0])
 
 
-def _write(folder: Path, dataset: OpenDataset, source: LocalFiles | HubFiles) -> None:
+def _write(folder: Path, dataset: OpenDataset, source: DatasetFiles) -> None:
     cameras, files = _camera_columns(dataset)
     episodes = dataset.meta.episodes
     columns = {
@@ -121,12 +121,12 @@ def _camera_columns(dataset: OpenDataset) -> tuple[dict[str, np.ndarray], list[s
     return columns, list(numbers)
 
 
-def _entry(dataset: OpenDataset, source: LocalFiles | HubFiles) -> dict[str, Any]:
+def _entry(dataset: OpenDataset, source: DatasetFiles) -> dict[str, Any]:
     meta, info = dataset.meta, dataset.meta.info
     return {
         "repo_id": meta.repo_id,
         "revision": meta.revision,
-        "local": isinstance(source, LocalFiles),
+        "local": source.is_local,
         "version": info.version,
         "robot_type": info.robot_type,
         "convention": dataset.detection.convention,

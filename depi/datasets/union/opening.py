@@ -8,8 +8,8 @@ import numpy as np
 from depi.datasets.recording.cameras import slot_order
 from depi.datasets.recording.formats import DatasetMeta, Episodes, VideoTable, data_files
 from depi.datasets.recording.joints import Detection, detect_convention, to_space
-from depi.datasets.recording.metadata import load_meta
-from depi.datasets.recording.sources import HubFiles, LocalFiles
+from depi.datasets.recording.metadata import read_meta
+from depi.datasets.recording.sources import DatasetFiles
 from depi.datasets.recording.tables import read_frames
 from depi.errors import DatasetError, UserError
 
@@ -47,7 +47,7 @@ class OpenDataset:
 
 
 def open_dataset(
-    files: LocalFiles | HubFiles, episodes: Sequence[int] | None = None, joint_convention: str = "degrees"
+    files: DatasetFiles, episodes: Sequence[int] | None = None, joint_convention: str = "degrees"
 ) -> OpenDataset:
     """Fetch and read one dataset's metadata and tables; its videos are not touched.
 
@@ -61,9 +61,7 @@ def open_dataset(
         DatasetError: the dataset cannot be used; the message is the reason.
         UserError: the Hub does not give it, or `episodes` names one that does not exist.
     """
-    files.metadata()
-    meta = load_meta(files.root, files.repo_id, files.revision)
-    files.check_complete(meta)
+    meta = read_meta(files)
     wanted = meta.episodes.episode_index if episodes is None else _wanted(meta, episodes)
     meta, frames, left_out = _read_recording(files, meta, wanted)
     detection = detect_convention(meta.info.features[ACTION].names, frames[ACTION], frames[STATE])
@@ -121,7 +119,7 @@ def select_episodes(meta: DatasetMeta, chosen: np.ndarray) -> DatasetMeta:
 
 
 def _read_recording(
-    files: LocalFiles | HubFiles, meta: DatasetMeta, wanted: np.ndarray
+    files: DatasetFiles, meta: DatasetMeta, wanted: np.ndarray
 ) -> tuple[DatasetMeta, dict[str, np.ndarray], dict[int, str]]:
     """Fetch and read the tables of all episodes; see `_leave_out_bad_episodes`.
 
