@@ -68,10 +68,10 @@ def test_a_bug_in_a_rule_is_loud_and_costs_one_dataset(
         publish(make_dataset(tmp_path / name, seed=number), f"ann/so101_{name}")
     detect = collecting.Inspector._reasons
 
-    def stumble(self, facts):
+    def stumble(self, facts, files):
         if facts.repo_id == "ann/so101_two":
             raise KeyError("forgotten")
-        return detect(self, facts)
+        return detect(self, facts, files)
 
     monkeypatch.setattr(collecting.Inspector, "_reasons", stumble)
     assert main([f"--output_dir={tmp_path / 'out'}"]) == 3

@@ -191,7 +191,7 @@ def test_facts_are_kept_per_commit(hub, cache, tmp_path, make_dataset, publish, 
     (one, two) = first
     assert (one.codec, one.frames, one.fps, one.width, one.height) == ("h264", FRAMES, 30.0, 64, 48)
     assert one.path != two.path
-    monkeypatch.setattr(client, "list_files", lambda *_, **__: pytest.fail("asked again"))
+    monkeypatch.setattr(videos.HubFiles, "list_files", lambda *_, **__: pytest.fail("asked again"))
     assert look_at_videos(Item("ann/so101_a", sha)) == first
     monkeypatch.setattr(videos, "FACTS_VERSION", 99)
     with pytest.raises(pytest.fail.Exception):

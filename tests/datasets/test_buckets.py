@@ -13,7 +13,7 @@ import fsspec
 import numpy as np
 import pytest
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
-from recordings import Recording, write_v3
+from recordings import Recording, write_v2
 from werkzeug.serving import make_server
 
 from depi.annotate.episode_journal import annotated_datasets
@@ -136,8 +136,8 @@ def test_what_is_cached_is_not_downloaded_again(s3, v21):
     assert s3.seen == []
 
 
-def test_offline_needs_no_server(s3, v30, monkeypatch):
-    upload(v30)
+def test_offline_needs_no_server(s3, v21, monkeypatch):
+    upload(v21)
     with pytest.raises(UserError, match="not in the cache, open it once without offline"):
         opened(ADDRESS, offline=True)
     few = opened(ADDRESS, max_cameras=1)
@@ -192,7 +192,7 @@ def test_a_download_that_is_cut_leaves_nothing_behind(s3, v21, tmp_path):
 
 def test_datasets_of_all_storages_train_together(s3, v21, v30, tmp_path):
     upload(v21)
-    other = write_v3(tmp_path / "other", Recording(seed=3))
+    other = write_v2(tmp_path / "other", Recording(seed=3))
     memory = fsspec.filesystem("memory")
     memory.put(f"{other}/", "/robots/boxes/", recursive=True)
     names = [ADDRESS, "memory://robots/boxes", f"file://{v30}"]
@@ -204,8 +204,8 @@ def test_datasets_of_all_storages_train_together(s3, v21, v30, tmp_path):
     assert_same(dataset, opened(*(DatasetSource(f"a/{n}", root=root) for n, root in enumerate(roots))))
 
 
-def test_view_shows_an_episode(s3, v30, tmp_path, capsys):
-    upload(v30)
+def test_view_shows_an_episode(s3, v21, tmp_path):
+    upload(v21)
     assert view.main([ADDRESS, "--episode=1", f"--output={tmp_path}/one.mp4"]) == 0
     assert (tmp_path / "one.mp4").stat().st_size > 1000
 
@@ -228,10 +228,11 @@ def test_what_cannot_be_opened_is_one_sentence_with_a_remedy(s3, v21, monkeypatc
         with pytest.raises(UserError) as caught:
             open_source(DatasetSource(name))
         assert str(caught.value) == reason
-    monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3")
-    with pytest.raises(UserError, match=r"needs a package that is not here: install `depi\[storage\]`"):
-        open_source(DatasetSource(ADDRESS))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "s3fs", None)
+        patch.delitem(sys.modules["fsspec.registry"]._registry, "s3")
+        with pytest.raises(UserError, match=r"needs a package that is not here: install `depi\[storage\]`"):
+            open_source(DatasetSource(ADDRESS))
 
 
 def test_wrong_credentials_are_named_and_not_shown(s3, v21, monkeypatch):

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from recordings import NAMES, REAL, Recording, info_of, write_v2
 
-from depi.datasets.recording.formats import data_files, metadata_files, parse_info, resolve_file, video_files
+from depi.datasets.recording.checks import resolve_file
+from depi.datasets.recording.formats import data_files, metadata_files, parse_info, video_files
 from depi.datasets.recording.metadata import load_meta
 from depi.datasets.recording.tables import read_frames
 from depi.errors import DatasetError

@@ -140,8 +140,8 @@ class BucketFiles(RemoteFiles):
 
 def _state(info: Mapping[str, Any]) -> _State:
     value = next((info[name] for name in _VERSIONS if info.get(name)), "")
-    # What is a time in a listing may be a text elsewhere.
-    return int(info["size"]), value.isoformat() if isinstance(value, datetime) else str(value)
+    # A file in memory has a number in a listing and a date elsewhere.
+    return int(info["size"]), str(value.timestamp() if isinstance(value, datetime) else value)
 
 
 def _explain(error: Exception, address: str) -> UserError:

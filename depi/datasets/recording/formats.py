@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from depi.datasets.recording.checks import check_relative, short, whole_number
-from depi.datasets.recording.checks import resolve_file as resolve_file
 from depi.errors import DatasetError
 
 INFO_FILE = "meta/info.json"
