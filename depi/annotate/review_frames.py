@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -83,9 +84,11 @@ def _clips(
     repo_id: str, episodes: Sequence[int], frames: Frames, state: str | None, root: Path | None
 ) -> dict[Key, Clip]:
     """What to decode of a dataset: it must be as it was when it was annotated."""
-    if root is None and (state is None or state.startswith("local-")):
-        raise UserError("it was annotated from a folder: name it with --repo_id and --root")
-    source = DatasetSource(repo_id, None if root is not None else state, root)
+    source = DatasetSource(repo_id, None, root)
+    if source.root is None:
+        if state is None or state.startswith("local-"):
+            raise UserError("it was annotated from a folder: name it with --repo_id and --root")
+        source = replace(source, revision=state)
     files = open_source(source)
     meta = read_meta(files)
     if (now := files.revision or local_state(files.root)) != state:

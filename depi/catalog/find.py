@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from depi import engine
+from depi.datasets.recording.addresses import is_address
 from depi.errors import UserError
 from depi.files import read_json
 from depi.hub.client import api as client
@@ -97,6 +98,8 @@ def read_ids(path: Path) -> list[str]:
     if not ids:
         raise UserError(f"{path} names no dataset")
     for repo_id in ids:
+        if is_address(repo_id):
+            raise UserError(f"{path} names an address: take it out, the catalogue is of the Hub's datasets")
         if not is_dataset_id(repo_id):
             shown = ascii(repo_id)[:100]
             raise UserError(

@@ -172,7 +172,7 @@ def test_a_file_that_changes_during_the_download_is_not_kept(s3, v21, tmp_path):
     upload(v21)
     files = open_source(DatasetSource(ADDRESS))
     bucket().pipe_file(f"{ADDRESS}/meta/tasks.jsonl", b"{}")
-    with pytest.raises(UserError, match=r"meta/tasks.jsonl of .* is being changed: start again"):
+    with pytest.raises(UserError, match=r"meta/tasks.jsonl of .* is no longer as it was at .*: start again"):
         files.fetch(["meta/tasks.jsonl"])
     assert not (files.root / "meta/tasks.jsonl").exists()
     assert not list((tmp_path / "cache").rglob("blobs/*"))

@@ -17,7 +17,7 @@ from typing import Any
 
 import fsspec
 
-from depi.datasets.recording.addresses import STORAGES
+from depi.datasets.recording.addresses import STORAGES, Storage
 from depi.datasets.recording.checks import check_relative
 from depi.datasets.recording.sources import DatasetSource, RemoteFiles, cache_folder
 from depi.errors import DatasetError, UserError, machine_error
@@ -74,11 +74,13 @@ class BucketFiles(RemoteFiles):
         listing = self._cache / "listings" / f"{revision}.json"
         if not listing.is_file():
             write_json(listing, self._files)
-        write_text(self._cache / "newest", revision)
+        newest = self._cache / "newest"
+        if not (newest.is_file() and newest.read_text() == revision):
+            write_text(newest, revision)
         return revision
 
     def _list(self) -> dict[str, _State]:
-        with self._explained():
+        with _explained(self.repo_id):
             storage, folder = self._open()
             storage.invalidate_cache()
             found = storage.find(folder, detail=True)
@@ -115,27 +117,20 @@ class BucketFiles(RemoteFiles):
         digest = hashlib.blake2b(repr((name, state)).encode(), digest_size=20).hexdigest()
         blob, place = self._cache / "blobs" / digest, self.root / name
         if not blob.exists():
-            with self._explained(), atomic_write(blob) as draft:
+            with _explained(self.repo_id, name), atomic_write(blob) as draft:
                 storage, folder = self._open()
                 storage.get_file(f"{folder}/{name}", str(draft))
                 # Whoever replaced the file meanwhile has made another state of the folder.
                 if _state(storage.info(f"{folder}/{name}", refresh=True)) != state:
-                    raise UserError(f"{name} of {self.repo_id} is being changed: start again when it is done")
+                    raise UserError(
+                        f"{name} of {self.repo_id} is no longer as it was at {self.revision}: start again, "
+                        "without that revision, when nobody writes there"
+                    )
                 if draft.stat().st_size != state[0]:
                     raise UserError(f"{name} of {self.repo_id} arrived cut short: try again")
         place.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             place.symlink_to(os.path.relpath(blob, place.parent))
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turn what a storage's library raises into one sentence without what may be a secret."""
-        try:
-            yield
-        except (UserError, DatasetError):
-            raise
-        except Exception as error:  # each library has exceptions of its own
-            raise _explain(error, self.repo_id) from None
 
 
 def _state(info: Mapping[str, Any]) -> _State:
@@ -144,16 +139,27 @@ def _state(info: Mapping[str, Any]) -> _State:
     return int(info["size"]), str(value.timestamp() if isinstance(value, datetime) else value)
 
 
-def _explain(error: Exception, address: str) -> UserError:
-    storage = STORAGES[address.partition("://")[0]]
+@contextlib.contextmanager
+def _explained(address: str, name: str = "") -> Iterator[None]:
+    """Turn what a storage's library raises into one sentence without what may be a secret."""
+    try:
+        yield
+    except (UserError, DatasetError):
+        raise
+    except Exception as error:  # each library has exceptions of its own
+        storage = STORAGES[address.partition("://")[0]]
+        raise _explain(error, storage, f"{name} of {address}" if name else address) from None
+
+
+def _explain(error: Exception, storage: Storage, what: str) -> UserError:
     if isinstance(error, ImportError):
-        return UserError(f"{address} needs a package that is not here: install {storage.install}")
+        return UserError(f"{what} needs a package that is not here: install {storage.install}")
     # An error of the server may carry a number too, but then it has a cause.
     full = None if error.__cause__ else machine_error(error, cache_folder(), "set DEPI_CACHE elsewhere")
     if full is not None:
         return full
     if isinstance(error, FileNotFoundError):
-        return UserError(f"{address} does not exist: check the bucket and the folder")
+        return UserError(f"{what} does not exist: check the bucket and the folder")
     if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
-        return UserError(f"{address} does not open with your credentials: check {storage.credentials}")
-    return UserError(f"{address} cannot be read ({type(error).__name__}): check the network, and try again")
+        return UserError(f"{what} does not open with your credentials: check {storage.credentials}")
+    return UserError(f"{what} cannot be read ({type(error).__name__}): check the network, and try again")
