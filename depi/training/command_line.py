@@ -12,6 +12,7 @@ import yaml
 from lerobot.configs import parser
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, TRAINING_STATE_DIR
 
+from depi.datasets.recording.addresses import without_credentials
 from depi.errors import UserError
 from depi.files import read_json
 from depi.flags import parse_flags
@@ -20,7 +21,7 @@ from depi.hub.names import is_repo_id
 from depi.policies import load_config, resolve_checkpoint
 from depi.policies.configuration_value import ValueConfig
 from depi.training.config import TRAIN_CONFIG_NAME, TrainConfig
-from depi.training.data import weighted_mixture
+from depi.training.data import mixture_of, weighted_mixture
 from depi.training.folders import fetch_checkpoint, last_checkpoint
 from depi.training.lerobot_flags import COMMAND, REPLACED_FLAGS, check_train_flags
 
@@ -240,6 +241,11 @@ def _name_output_dir(config: TrainConfig) -> None:
 def check_data_source(config: TrainConfig) -> None:
     """Raise a UserError unless the flags name the data once, and choices of one dataset go with one."""
     data = config.dataset
+    # Before anything shows or stores the names:
+    if data.repo_id is not None:
+        data.repo_id = without_credentials(data.repo_id)
+    for source in mixture_of(data):
+        source.repo_id = without_credentials(source.repo_id)
     flags = {
         "--num_datasets": config.num_datasets,
         "--dataset.repo_ids": data.repo_ids,

@@ -18,12 +18,14 @@ from werkzeug.serving import make_server
 
 from depi.annotate.episode_journal import annotated_datasets
 from depi.catalog import view
+from depi.catalog.find import read_ids
 from depi.datasets.recording.addresses import as_path, check_address, from_path
 from depi.datasets.recording.sources import DatasetSource
 from depi.datasets.recording.storages import open_source
 from depi.datasets.samples.annotations import EpisodeAnnotation, annotation_path, write_annotations
 from depi.datasets.union.multi import MultiLeRobotDataset
-from depi.errors import DatasetError, UserError
+from depi.errors import DatasetError, MachineError, UserError
+from depi.training.command_line import parse_train_config
 
 ADDRESS = "s3://robots/ann/cups"
 SECRET = "wJalrXUtnFEMI"
@@ -284,3 +286,30 @@ def test_names_of_a_bucket_cannot_leave_the_cache(s3, v21, tmp_path):
     with pytest.raises(DatasetError, match="missing"):
         files.fetch(["../../../../evil.json"])
     assert not list(tmp_path.rglob("evil*"))
+
+
+def test_the_catalogue_takes_no_addresses_and_repeats_none(tmp_path):
+    ids = tmp_path / "ids.txt"
+    ids.write_text(f"ann/cups\ns3://AKIA:{SECRET}@robots/x\n")
+    with pytest.raises(UserError, match="names an address: take it out") as caught:
+        read_ids(ids)
+    assert SECRET not in str(caught.value)
+
+
+def test_a_full_disk_is_this_machines_fault(s3, v21, small_disk, monkeypatch):
+    monkeypatch.setenv("DEPI_CACHE", str(small_disk.path))
+    upload(v21)
+    files = open_source(DatasetSource(ADDRESS))
+    small_disk.fill()
+    with pytest.raises(MachineError, match=r"the disk is full .* or set DEPI_CACHE"):
+        files.fetch(["meta/info.json"])
+    small_disk.make_room()
+    files.fetch(["meta/info.json"])
+
+
+@pytest.mark.parametrize("flag", ["--dataset.repo_id=ADDRESS", "--dataset.mixture=[{repo_id: ADDRESS}]"])
+def test_training_shows_no_credentials(flag, tmp_path, capsys, caplog):
+    flags = [flag.replace("ADDRESS", f"s3://AKIA:{SECRET}@robots/x"), "--policy.type=depi_pi0"]
+    with pytest.raises(UserError, match="credentials or a query is refused") as caught:
+        parse_train_config([*flags, "--policy.push_to_hub=false", f"--output_dir={tmp_path}/run"])
+    assert SECRET not in f"{caught.value}{capsys.readouterr()}{caplog.text}"

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from huggingface_hub import constants
 
-from depi.datasets.recording.addresses import check_address, is_address
+from depi.datasets.recording.addresses import without_credentials
 from depi.datasets.recording.formats import INFO_FILE, DatasetMeta, metadata_files
 from depi.errors import DatasetError, UserError
 
@@ -33,11 +33,10 @@ class DatasetSource:
     episodes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if is_address(self.repo_id):
-            object.__setattr__(self, "repo_id", check_address(self.repo_id))
-            scheme, _, path = self.repo_id.partition("://")
-            if scheme == "file" and self.root is None:
-                object.__setattr__(self, "root", Path(path))
+        object.__setattr__(self, "repo_id", without_credentials(self.repo_id))
+        scheme, _, path = self.repo_id.partition("://")
+        if scheme == "file" and self.root is None:
+            object.__setattr__(self, "root", Path(path))
 
     def describe_episodes(self) -> str:
         """What the choice of episodes adds to the key of a cache."""
