@@ -2,11 +2,10 @@
 
 from depi.models.flops import (
     Flops,
-    Pi0Flops,
+    SampleFlops,
     attention_flops,
     keys_values,
     mlp_flops,
-    patches_per_image,
     product,
     rest_of_layer,
     suffix_ends,
@@ -16,7 +15,7 @@ from depi.models.flops import (
 from depi.models.pi0 import Pi0Dimensions
 
 
-def lerobot_flops(d: Pi0Dimensions, camera_slots: int, padded_tokens: int) -> Pi0Flops:
+def lerobot_flops(d: Pi0Dimensions, camera_slots: int, padded_tokens: int) -> SampleFlops:
     """Operations of one sample of pi0 in LeRobot 0.6.1, which computes every camera slot and padded token.
 
     Prefix and suffix share one attention over all tokens, and the last prefix layer is computed in full:
@@ -27,7 +26,7 @@ def lerobot_flops(d: Pi0Dimensions, camera_slots: int, padded_tokens: int) -> Pi
         camera_slots: cameras of the policy, present or not.
         padded_tokens: length to which prompts are padded.
     """
-    patches = camera_slots * patches_per_image(d)
+    patches = camera_slots * d.patches
     p, s = patches + padded_tokens, 1 + d.chunk_size
     vision = vision_layer(d, camera_slots) * d.vision_depth
     inner = d.num_heads * d.head_dim
@@ -38,7 +37,7 @@ def lerobot_flops(d: Pi0Dimensions, camera_slots: int, padded_tokens: int) -> Pi
         d, s, d.expert_width, d.expert_mlp_dim, keys=p + s
     )
     prefix = own * d.depth + tail * (d.depth - 1) + Flops(tail.forward) + rotary * d.depth
-    return Pi0Flops(
+    return SampleFlops(
         vision=vision_ends(d, patches) + vision,
         prefix=prefix,
         suffix=expert * d.depth + suffix_ends(d),

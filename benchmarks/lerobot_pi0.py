@@ -20,7 +20,7 @@ from torch import Tensor
 
 from depi.models.pi0 import Pi0Dimensions
 from depi.policies import Pi0Policy, make_policy
-from depi.policies.configuration import DepiPi0Config
+from depi.policies.configuration_depi_pi0 import DepiPi0Config
 
 CAMERAS = tuple(f"observation.images.{slot}" for slot in range(3))
 JOINTS = 6

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
-from depi.models.flops import pi0_flops
+from depi.models.flops import sample_flops
 from depi.policies.batches import pack_batch
 
 # How many samples have 1, 2 and 3 cameras.
@@ -255,7 +255,7 @@ def rates(plan: Plan, cameras: Tensor, tokens: Tensor, step: float) -> dict[str,
     """
     d = SIZES[plan.size]
     pairs = zip(cameras.flatten().tolist(), tokens.flatten().tolist(), strict=True)
-    model = sum(pi0_flops(d, *pair).training() for pair in pairs) / BATCHES
+    model = sum(sample_flops(d, *pair).training() for pair in pairs) / BATCHES
     theirs = lerobot_flops(d, len(CAMERAS), PADDED_TOKENS).training() * plan.batch_size
     peak = bf16_peak(device_name(plan.device)) if plan.dtype == "bfloat16" else None
     return {

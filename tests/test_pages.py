@@ -20,10 +20,6 @@ PACKAGE = Path(depi.__file__).parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "so100_data" / "README.md"])
 MAX_README = 10_000  # bytes
 
-# lands with the storages, the camera order and `depi samples`
-NOT_YET = {"step", "dataset", "frame"}
-VERBS_NOT_YET = {"samples"}
-
 # Flags of the programs that the pages name beside DePi's own.
 FOREIGN = {
     *("extra",),  # uv sync
@@ -86,14 +82,14 @@ def test_the_flags_and_verbs_of_a_page_exist(page):
     )
     assert [flag for flag in FLAG.findall(text) if not is_known(flag)] == []
     verbs = re.findall(r"\bdepi ([a-z][a-z-]+)", "\n".join([*code_lines(text), *code_spans(text)]))
-    assert set(verbs) <= set(VERBS) | VERBS_NOT_YET
+    assert set(verbs) <= set(VERBS)
 
 
 def is_known(flag: str) -> bool:
     """Whether a command takes the flag; one that ends with a dot, as in `--policy.*`, stands for several."""
     if flag.endswith("."):
         return any(name.startswith(flag) for name in known_flags())
-    return flag in FOREIGN | NOT_YET or flag.replace("-", "_") in known_flags()
+    return flag in FOREIGN or flag.replace("-", "_") in known_flags()
 
 
 def code_spans(text: str) -> list[str]:
@@ -145,12 +141,7 @@ def test_the_files_that_the_pages_name_exist():
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     named = re.findall(r"`((?:depi|tests|configs|plugins)/[\w/.]+\.\w+)`", text)
     assert len(named) > 20
-    # lands with the records of the policy families, the storages and the fingerprint
-    not_yet = {
-        *("depi/policies/families.py", "depi/fingerprint.py", "tests/datasets/test_buckets.py"),
-        "depi/datasets/recording/addresses.py",
-    }
-    assert {name for name in named if "NAME" not in name and not (ROOT / name).exists()} <= not_yet
+    assert {name for name in named if "NAME" not in name and not (ROOT / name).exists()} == set()
 
 
 def test_the_readme_is_short_and_names_every_verb():

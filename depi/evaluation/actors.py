@@ -86,7 +86,7 @@ def check_dimensions(config: Any, table: EnvTable) -> None:
 
 
 def check_cameras(
-    policy_keys: Sequence[str], tables: Sequence[EnvTable], *, by_view: bool, rename: dict[str, str]
+    policy_keys: Sequence[str], tables: Sequence[EnvTable], *, rename: dict[str, str], order: str = "name"
 ) -> None:
     """Check the cameras of all episodes, and log the names of those that the policy does not use.
 
@@ -103,37 +103,36 @@ def check_cameras(
                 raise UserError(f"--rename_map: the {side} has no camera {name}; it has {', '.join(has)}")
     left: dict[str, None] = {}
     for cameras in {tuple(table.cameras) for table in tables}:
-        keys = camera_keys(policy_keys, cameras, by_view=by_view, rename=rename)
+        keys = camera_keys(policy_keys, cameras, rename=rename, order=order)
         left |= dict.fromkeys(key for key, name in keys.items() if name is None)
     if left:
         logger.warning("the policy does not use these cameras: %s", ", ".join(sorted(left)))
 
 
 def camera_keys(
-    policy_keys: Sequence[str], cameras: Sequence[str], *, by_view: bool, rename: dict[str, str]
+    policy_keys: Sequence[str], cameras: Sequence[str], *, rename: dict[str, str], order: str = "name"
 ) -> dict[str, str | None]:
     """The policy's key for each of the environment's cameras; None: the camera is left out.
 
-    Numbered slots (`observation.images.0`) are filled by the rule that training uses: in the order of the
-    names' views, or with `by_view` each view into its slot; with `rename`, only by `rename`. Other keys are
-    names: each of them must exist.
+    Numbered slots (`observation.images.0`) are filled by the rule that training uses, `order`, see
+    `camera_order`; with `rename`, only by `rename`. Other keys are names: each of them must exist.
 
     Raises:
         UserError: a camera of the policy is not among the environment's, or two of them get the same key.
     """
-    from depi.datasets.recording.cameras import slot_order, slots_by_view
+    from depi.datasets.recording.cameras import camera_order
 
     if not cameras:
         raise UserError("the environment has no camera, the policy needs at least one")
     slots = [f"observation.images.{slot}" for slot in range(len(policy_keys))]
     numbered = list(policy_keys) == slots
     if numbered and not rename:
-        size = len(slots)
-        taken: list[str | None] = list(slot_order(cameras)[:size])
-        if by_view:
-            taken = [
-                None if camera is None else cameras[camera] for camera in slots_by_view(cameras, {}, size)
-            ]
+        taken = camera_order(order).by_slot(cameras, len(slots))
+        if not any(taken):
+            raise UserError(
+                f"the policy was trained with --dataset.cameras={order}, and none of these is among the "
+                f"environment's cameras ({', '.join(cameras)}): name them with --rename_map"
+            )
         return {key: slots[taken.index(key)] if key in taken else None for key in cameras}
     called = {key: rename.get(key, "" if numbered else key) for key in cameras}
     found = [name for name in called.values() if name in policy_keys]

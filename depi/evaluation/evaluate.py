@@ -144,7 +144,7 @@ def check_choices(config: EvaluateConfig) -> EnvironmentConfig:
 
 
 def check_environment(
-    config: EvaluateConfig, policy: "Pi0Policy | Actor", *, by_view: bool = False, convention: str = "degrees"
+    config: EvaluateConfig, policy: "Pi0Policy | Actor", *, cameras: str = "name", convention: str = "degrees"
 ) -> None:
     """Make and reset the environment once, so that errors of `roll_out` show now.
 
@@ -155,7 +155,7 @@ def check_environment(
     from depi.evaluation.rollout import Rollouts
 
     env = check_choices(config)
-    actor = as_actor(policy, None, config, by_view=by_view, convention=convention)
+    actor = as_actor(policy, None, config, cameras=cameras, convention=convention)
     with Rollouts(env, config.seed, 1, config.eval.timeout) as rollouts:
         actor.fit(_tables(config, env, rollouts.table()))
         rollouts.try_reset(Begin(0, config.seed, expert=actor.expert_steps))
@@ -166,7 +166,7 @@ def roll_out(
     policy: "Pi0Policy | Actor",
     processors: "tuple[PolicyProcessorPipeline, PolicyProcessorPipeline] | None" = None,
     *,
-    by_view: bool = False,
+    cameras: str = "name",
     convention: str = "degrees",
     show_progress: bool = True,
     resume: bool = False,
@@ -178,7 +178,7 @@ def roll_out(
         config: environment, episodes, output directory; the policy's path is only written down.
         policy: in evaluation mode; or a `depi.evaluation.actors.Actor`, which has its own processors.
         processors: those before and after the policy.
-        by_view: whether its camera slots mean views.
+        cameras: the order of its camera slots, as `--dataset.cameras` of its training.
         convention: the joint convention that the policy was trained in; `native`: that of each rig.
         show_progress: on the terminal.
         resume: keep the episodes that `output_dir` has; else they are removed.
@@ -189,7 +189,7 @@ def roll_out(
         UserError: unknown environment or task, one that does not fit the policy, or an `output_dir` of
             another evaluation.
     """
-    actor = as_actor(policy, processors, config, by_view=by_view, convention=convention)
+    actor = as_actor(policy, processors, config, cameras=cameras, convention=convention)
     return _roll_out(config, actor, {}, resume=resume, show_progress=show_progress, on_episode=on_episode)
 
 
@@ -198,7 +198,7 @@ def as_actor(
     processors: "tuple[PolicyProcessorPipeline, PolicyProcessorPipeline] | None",
     config: EvaluateConfig,
     *,
-    by_view: bool,
+    cameras: str,
     convention: str,
 ) -> "Actor":
     """Wrap a policy as an Actor; an Actor is returned unchanged."""
@@ -209,7 +209,7 @@ def as_actor(
     return Pi0Actor(
         policy,
         processors or (None, None),
-        by_view=by_view,
+        cameras=cameras,
         convention=convention,
         batch=config.eval.policy_batch,
         rename=config.rename_map,

@@ -123,7 +123,7 @@ class LeRobotActor:
             raise UserError("the policy needs the environment's state, which is no part of observations")
         names = list(config.image_features)
         if names:
-            check_cameras(names, tables, by_view=False, rename=self._rename)
+            check_cameras(names, tables, rename=self._rename)
         for table in {tuple(table.cameras): table for table in tables}.values():
             check_dimensions(config, table)
 
@@ -179,4 +179,4 @@ class LeRobotActor:
         names = list(self._policy.config.image_features)
         if not names:
             return dict.fromkeys(table.cameras)
-        return camera_keys(names, tuple(table.cameras), by_view=False, rename=self._rename)
+        return camera_keys(names, tuple(table.cameras), rename=self._rename)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from depi.datasets.recording.cameras import camera_order
 from depi.datasets.recording.joints import CONVENTIONS
 from depi.errors import UserError
 from depi.evaluation.actors import Actor
@@ -11,7 +12,8 @@ from depi.evaluation.pi0_actor import Pi0Actor
 from depi.evaluation.results import checkpoint_digest
 from depi.files import read_json
 from depi.policies import Pi0Policy, load_policy, load_processors, resolve_checkpoint
-from depi.policies.checkpoint import CONFIG_CLASSES, policy_type
+from depi.policies.checkpoint import policy_type
+from depi.policies.families import TYPES
 from depi.policies.indicator import is_conditioned
 
 
@@ -29,7 +31,7 @@ def load_actor(config: EvaluateConfig) -> tuple[Actor, dict[str, Any]]:
         "policy_type": kind,
         "checkpoint_digest": checkpoint_digest(folder),
     }
-    if kind in CONFIG_CLASSES:
+    if kind in TYPES:
         return _load_pi0(folder, config), identity
     if config.policy.guidance is not None:
         raise UserError(f"--policy.guidance: a policy of type {kind} has no advantage indicator to follow")
@@ -73,11 +75,11 @@ def _load_pi0(folder: Path, config: EvaluateConfig) -> Actor:
         if not is_conditioned(processors[0]):
             raise UserError(f"--policy.guidance: {config.policy.path} was not trained with --advantage.mode")
         policy.set_guidance(config.policy.guidance)
-    by_view, convention = training_choices(folder)
+    cameras, convention = training_choices(folder)
     return Pi0Actor(
         _fast(policy),
         processors,
-        by_view=by_view,
+        cameras=cameras,
         convention=convention,
         batch=config.eval.policy_batch,
         rename=config.rename_map,
@@ -91,13 +93,14 @@ def _fast(policy: Pi0Policy) -> Pi0Policy:
     return policy
 
 
-def training_choices(folder: Path) -> tuple[bool, str]:
-    """Return whether a checkpoint's slots mean views, and the joint convention it was trained in.
+def training_choices(folder: Path) -> tuple[str, str]:
+    """Return the order of a checkpoint's camera slots, and the joint convention it was trained in.
 
     A checkpoint without DePi's training configuration is taken to speak degrees, as LeRobot's robots do.
 
     Raises:
-        UserError: it was trained on recorded numbers of which no report tells the convention.
+        UserError: it was trained on recorded numbers of which no report tells the convention, or with an
+            order of cameras that this version does not know.
     """
     path = folder / "train_config.json"
     saved = read_json(path) if path.exists() else {}
@@ -115,4 +118,9 @@ def training_choices(folder: Path) -> tuple[bool, str]:
         convention = found.pop() if len(found) == 1 else "native"
     if convention not in CONVENTIONS or convention == "unknown":
         raise UserError(f"{folder} was trained in unknown units: {convention!r}")
-    return data.get("cameras") == "view", convention
+    cameras = data.get("cameras", "name")
+    try:
+        camera_order(cameras)
+    except (ValueError, TypeError):
+        raise UserError(f"{path}: dataset.cameras is {cameras!r}, which is no order of cameras") from None
+    return cameras, convention

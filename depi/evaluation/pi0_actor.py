@@ -31,7 +31,7 @@ class Pi0Actor:
     Args:
         policy: in evaluation mode.
         processors: those before and after the policy; `fit` does not need them.
-        by_view: whether its camera slots mean views.
+        cameras: the order of its camera slots, as `--dataset.cameras` of its training.
         convention: the joint convention that it was trained in; `native`: that of each rig.
         batch: samples per call; None: 8 on a GPU, 1 on a CPU.
         rename: environment's camera key -> policy's.
@@ -44,13 +44,13 @@ class Pi0Actor:
         policy: "Pi0Policy",
         processors: "tuple[PolicyProcessorPipeline | None, PolicyProcessorPipeline | None]",
         *,
-        by_view: bool = False,
+        cameras: str = "name",
         convention: str = "degrees",
         batch: int | None = None,
         rename: dict[str, str] | None = None,
     ):
         self._policy, self._before, self._after = policy, *processors
-        self._by_view, self._convention, self._rename = by_view, convention, rename or {}
+        self._cameras, self._convention, self._rename = cameras, convention, rename or {}
         self._device = next(policy.parameters()).device
         self.batch = batch or (8 if self._device.type == "cuda" else 1)
         self._keys: dict[tuple[str, ...], dict[str, str | None]] = {}
@@ -58,7 +58,7 @@ class Pi0Actor:
     def fit(self, tables: Sequence[EnvTable]) -> None:
         """Raise a UserError where the policy does not fit the environments."""
         keys = list(self._policy.config.image_features)
-        check_cameras(keys, tables, by_view=self._by_view, rename=self._rename)
+        check_cameras(keys, tables, order=self._cameras, rename=self._rename)
         for table in {tuple(table.cameras): table for table in tables}.values():
             check_dimensions(self._policy.config, table)
 
@@ -122,7 +122,7 @@ class Pi0Actor:
         cameras = tuple(table.cameras)
         if cameras not in self._keys:
             keys = list(self._policy.config.image_features)
-            self._keys[cameras] = camera_keys(keys, cameras, by_view=self._by_view, rename=self._rename)
+            self._keys[cameras] = camera_keys(keys, cameras, order=self._cameras, rename=self._rename)
         return self._keys[cameras]
 
 

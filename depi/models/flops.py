@@ -1,4 +1,4 @@
-"""Exact floating-point operations of the networks' matrix products.
+"""Exact floating-point operations of a network's matrix products.
 
 Counted are matrix products, attention and the patch convolution, two operations per multiplication and
 addition. Attention counts every pair of query and key that a mask of that shape has room for, also masked
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from depi.models.pi0 import Pi0Dimensions
 from depi.models.scene import SceneDimensions
-from depi.models.value import TAIL, ValueDimensions
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class Flops:
 
 
 @dataclass(frozen=True)
-class Pi0Flops:
-    """Operations of one sample by part; `suffix` includes everything around the action expert."""
+class SampleFlops:
+    """Operations of one sample by part; `suffix` includes everything around it."""
 
     vision: Flops
     prefix: Flops
@@ -55,16 +54,6 @@ class Pi0Flops:
         return self.forward + backward + round(recompute * self.recomputable)
 
 
-@dataclass(frozen=True)
-class Suffix:
-    """The tokens after the prefix: their number, their widths, and the operations outside the layers."""
-
-    tokens: int
-    width: int
-    mlp_dim: int
-    ends: Flops
-
-
 def product(rows: int, inputs: int, outputs: int, *, input_grad: bool = True) -> Flops:
     """`rows` vectors through a matrix; backward has one such product for the weight, one for the input."""
     forward = 2 * rows * inputs * outputs
@@ -76,8 +65,8 @@ def attention_flops(queries: int, keys: int, width: int) -> Flops:
     return product(queries, width, keys) + product(queries, keys, width)
 
 
-def pi0_flops(d: Pi0Dimensions, cameras: int, prompt_tokens: int) -> Pi0Flops:
-    """The operations that pi0 needs, without padding and recomputation.
+def sample_flops(d: SceneDimensions, cameras: int, prompt_tokens: int) -> SampleFlops:
+    """The operations that a network needs, without padding and recomputation.
 
     DePi computes exactly these where all samples are of equal size. In mixed batches attention works on rows
     as long as the longest, and lengths are rounded up, which adds a few percent.
@@ -87,52 +76,25 @@ def pi0_flops(d: Pi0Dimensions, cameras: int, prompt_tokens: int) -> Pi0Flops:
         cameras: images of the sample, without absent ones.
         prompt_tokens: tokens of its prompt, without padding.
     """
-    return _network_flops(
-        d,
-        cameras,
-        prompt_tokens,
-        Suffix(1 + d.chunk_size, d.expert_width, d.expert_mlp_dim, suffix_ends(d)),
-    )
-
-
-def value_flops(d: ValueDimensions, cameras: int, prompt_tokens: int) -> Pi0Flops:
-    """As `pi0_flops`, for the value function: its `suffix` is the tail, and everything around it."""
-    ends = product(1, d.state_dim, d.width, input_grad=False) + product(1, d.width, d.bins)
-    return _network_flops(d, cameras, prompt_tokens, Suffix(TAIL, d.width, d.mlp_dim, ends))
-
-
-def training_flops(d: Pi0Dimensions | ValueDimensions, cameras: int, prompt_tokens: int) -> int:
-    """Operations of forward and backward pass of one sample, nothing computed twice."""
-    if isinstance(d, ValueDimensions):
-        return value_flops(d, cameras, prompt_tokens).training()
-    return pi0_flops(d, cameras, prompt_tokens).training()
-
-
-def sampling_flops(d: Pi0Dimensions, cameras: int, prompt_tokens: int, num_steps: int = 10) -> int:
-    """Forward operations of one action chunk: prefix and state once, the suffix at every Euler step."""
-    parts = pi0_flops(d, cameras, prompt_tokens)
-    state = product(1, d.state_dim, d.expert_width).forward
-    return parts.vision.forward + parts.prefix.forward + num_steps * (parts.suffix.forward - state) + state
-
-
-def _network_flops(d: SceneDimensions, cameras: int, prompt_tokens: int, suffix: Suffix) -> Pi0Flops:
-    patches = cameras * patches_per_image(d)
+    patches, suffix = cameras * d.patches, d.suffix
     p, s = patches + prompt_tokens, suffix.tokens
     vision = vision_layer(d, cameras) * d.vision_depth
     last = keys_values(d, p, d.width)  # of the last prefix layer nothing else is used
     prefix = (last + rest_of_layer(d, p, d.width, d.mlp_dim, keys=p)) * (d.depth - 1) + last
-    expert = keys_values(d, s, suffix.width) + rest_of_layer(d, s, suffix.width, suffix.mlp_dim, keys=p + s)
-    return Pi0Flops(
+    behind = keys_values(d, s, suffix.width) + rest_of_layer(d, s, suffix.width, suffix.mlp_dim, keys=p + s)
+    return SampleFlops(
         vision=vision_ends(d, patches) + vision,
         prefix=prefix,
-        suffix=expert * d.depth + suffix.ends,
-        recomputable=(vision + prefix + expert * d.depth).forward,
+        suffix=behind * d.depth + suffix_ends(d),
+        recomputable=(vision + prefix + behind * d.depth).forward,
     )
 
 
-def patches_per_image(d: SceneDimensions) -> int:
-    """Patches of one image."""
-    return (d.image_size // d.patch_size) ** 2
+def sampling_flops(d: Pi0Dimensions, cameras: int, prompt_tokens: int, num_steps: int = 10) -> int:
+    """Forward operations of one action chunk: prefix and state once, the suffix at every Euler step."""
+    parts = sample_flops(d, cameras, prompt_tokens)
+    state = product(1, d.state_dim, d.expert_width).forward
+    return parts.vision.forward + parts.prefix.forward + num_steps * (parts.suffix.forward - state) + state
 
 
 def vision_ends(d: SceneDimensions, patches: int) -> Flops:
@@ -145,7 +107,7 @@ def vision_ends(d: SceneDimensions, patches: int) -> Flops:
 
 def vision_layer(d: SceneDimensions, cameras: int) -> Flops:
     """One layer of the vision tower over all images: each attends to itself."""
-    n, width = patches_per_image(d), d.vision_width
+    n, width = d.patches, d.vision_width
     linears = product(n, width, width) * 4 + product(n, width, d.vision_mlp_dim) * 2
     return (attention_flops(n, n, width) + linears) * cameras
 
@@ -170,13 +132,7 @@ def rest_of_layer(d: SceneDimensions, tokens: int, width: int, mlp_dim: int, *, 
     )
 
 
-def suffix_ends(d: Pi0Dimensions) -> Flops:
-    """What surrounds pi0's action expert: state, actions, time, and the output."""
-    steps, width = d.chunk_size, d.expert_width
-    return (
-        product(1, d.state_dim, width, input_grad=False)
-        + product(steps, d.action_dim, width, input_grad=False)
-        + product(steps, 2 * width, width)
-        + product(steps, width, width)
-        + product(steps, width, d.action_dim)
-    )
+def suffix_ends(d: SceneDimensions) -> Flops:
+    """What surrounds the layers behind the prefix, such as pi0's state, actions, time and output."""
+    products = (product(*sizes, input_grad=grad) for *sizes, grad in d.suffix.products)
+    return sum(products, Flops())

@@ -26,7 +26,15 @@ from depi.models.gemma import (
     rotary_table,
 )
 from depi.models.packing import any_length, pad
-from depi.models.scene import SO400M, TINY_VISION, Observation, SceneDimensions, SceneReader, place_prefix
+from depi.models.scene import (
+    SO400M,
+    TINY_VISION,
+    Observation,
+    SceneDimensions,
+    SceneReader,
+    Suffix,
+    place_prefix,
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,19 @@ class Pi0Dimensions(SceneDimensions):
         super().__post_init__()
         if self.expert_width % 2:
             raise ValueError(f"expert width {self.expert_width} must be even")
+
+    @property
+    def suffix(self) -> Suffix:
+        """The state and the actions, through the action expert."""
+        steps, width = self.chunk_size, self.expert_width
+        products = (
+            (1, self.state_dim, width, False),
+            (steps, self.action_dim, width, False),
+            (steps, 2 * width, width, True),
+            (steps, width, width, True),
+            (steps, width, self.action_dim, True),
+        )
+        return Suffix(1 + steps, width, self.expert_mlp_dim, products)
 
     @classmethod
     def full(cls, **changes: float) -> "Pi0Dimensions":
@@ -89,9 +110,11 @@ class Prefix(NamedTuple):
 class Pi0(SceneReader):
     """The network; float32 parameters, computing in bfloat16 where the caller turns autocast on."""
 
+    dimensions: Pi0Dimensions
+
     def __init__(self, dimensions: Pi0Dimensions):
         super().__init__(dimensions)
-        d = self.dimensions = dimensions
+        d = dimensions
         heads = {
             "depth": d.depth,
             "num_heads": d.num_heads,

@@ -51,6 +51,19 @@ class Observation(NamedTuple):
     packing: Packing | None = None  # of both masks, on the same device; None computes what is masked as well
 
 
+class Suffix(NamedTuple):
+    """The tokens behind a prefix, which read it layer by layer.
+
+    products: the matrix products around them, for `depi.models.flops`: vectors, their size, the result's, and
+        whether a gradient passes on to the vectors.
+    """
+
+    tokens: int
+    width: int
+    mlp_dim: int
+    products: tuple[tuple[int, int, int, bool], ...]
+
+
 @dataclass(frozen=True)
 class SceneDimensions:
     """Sizes of a vision tower and a language model."""
@@ -91,6 +104,11 @@ class SceneDimensions:
         return (self.image_size // self.patch_size) ** 2
 
     @property
+    def suffix(self) -> Suffix:
+        """What stands behind images and prompt."""
+        raise NotImplementedError
+
+    @property
     def heads_per_group(self) -> int:
         """Query heads that share a key-value head."""
         return self.num_heads // self.num_kv_heads
@@ -101,6 +119,7 @@ class SceneReader(nn.Module):
 
     def __init__(self, d: SceneDimensions):
         super().__init__()
+        self.dimensions = d
         self.vision = SiglipTower(
             image_size=d.image_size,
             patch_size=d.patch_size,
@@ -129,8 +148,16 @@ class SceneReader(nn.Module):
         words = embedding(tokens.flatten()[packing.word]) * math.sqrt(embedding.embedding_dim)
         return torch.cat((patches, words.type_as(patches)))
 
+    @property
+    def language_model(self) -> nn.Module:
+        """The stack that reads images and prompt."""
+        return self.stacks()[1]
+
     def stacks(self) -> tuple[nn.Module, ...]:
-        """Its transformers, each with the attribute `recompute`; see `planned`."""
+        """Its transformers: vision tower, language model, and what more there is.
+
+        Each has the attribute `recompute`, a share of its layers; see `planned`.
+        """
         raise NotImplementedError
 
     def blocks(self) -> tuple[nn.Module, ...]:

@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from depi.models.checkpointing import planned
 from depi.models.gemma import GemmaLayer, KeyValueLayer, RMSNorm, Rotation, attention_bias, rotary_table
 from depi.models.packing import Rows, any_length, pad
-from depi.models.scene import SO400M, TINY_VISION, Observation, SceneDimensions, SceneReader, place_prefix
+from depi.models.scene import (
+    SO400M,
+    TINY_VISION,
+    Observation,
+    SceneDimensions,
+    SceneReader,
+    Suffix,
+    place_prefix,
+)
 
 # The tokens behind the prefix: the state, and the query that the distribution is read from.
 TAIL = 2
@@ -86,6 +94,12 @@ class ValueDimensions(SceneDimensions):
 
     state_dim: int = 32
     bins: int = 201
+
+    @property
+    def suffix(self) -> Suffix:
+        """The tail, as wide as its prefix."""
+        products = ((1, self.state_dim, self.width, False), (1, self.width, self.bins, True))
+        return Suffix(TAIL, self.width, self.mlp_dim, products)
 
     @classmethod
     def full(cls, **changes: int) -> "ValueDimensions":
@@ -170,9 +184,11 @@ class ReadingGemma(nn.Module):
 class ValueNetwork(SceneReader):
     """The network; float32 parameters, computing in bfloat16 where the caller turns autocast on."""
 
+    dimensions: ValueDimensions
+
     def __init__(self, dimensions: ValueDimensions):
         super().__init__(dimensions)
-        d = self.dimensions = dimensions
+        d = dimensions
         self.trunk = ReadingGemma(
             depth=d.depth,
             width=d.width,

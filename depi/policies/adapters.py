@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from depi.errors import UserError
 from depi.files import atomic_write, read_json
 from depi.models.pi0 import Pi0
-from depi.models.value import ValueNetwork
-from depi.policies.convert import lerobot_name, unused_shapes
+from depi.models.scene import SceneReader
+from depi.policies.convert import Layout, lerobot_name
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -145,7 +145,7 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
-def hold_frozen_in_bfloat16(model: Pi0 | ValueNetwork) -> None:
+def hold_frozen_in_bfloat16(model: SceneReader) -> None:
     """Halve the memory of frozen matrices that are computed with in bfloat16: nothing is ever added to them.
 
     Autocast would round them to the same values. Norms and positions, which count in float32, stay so. Only
@@ -162,7 +162,7 @@ def hold_frozen_in_bfloat16(model: Pi0 | ValueNetwork) -> None:
                     parameter.data = parameter.data.bfloat16()
 
 
-def merged_state(state: Mapping[str, Tensor], model: Pi0) -> dict[str, Tensor]:
+def merged_state(state: Mapping[str, Tensor], model: SceneReader) -> dict[str, Tensor]:
     """A state of `model`, or of its policy, as if it had no adapters: they are added to their weights.
 
     Sums are float32 and on the CPU. Without adapters `state` is returned as it is.
@@ -278,7 +278,7 @@ def base_of(folder: Path) -> tuple[str, str | None]:
 
 
 @torch.no_grad()
-def merge_adapters(model: Pi0, folder: Path) -> None:
+def merge_adapters(model: SceneReader, layout: Layout, folder: Path) -> None:
     """Add the adapters in `folder`, DePi's or LeRobot's, to the weights of `model`, for good.
 
     Raises:
@@ -286,13 +286,11 @@ def merge_adapters(model: Pi0, folder: Path) -> None:
     """
     config = _read_config(folder)
     tensors, _ = _read(folder / ADAPTER_WEIGHTS)
-    depth = model.dimensions.depth
-    parameters = {lerobot_name(name, depth): value for name, value in model.named_parameters()}
-    unused = unused_shapes(model.dimensions)
+    parameters = {layout.name(name): value for name, value in model.named_parameters()}
     for key, tensor in tensors.items():
         stem, part, end = key.removeprefix(_PREFIX).partition(".lora_")
         name = f"{stem}.weight" if part else stem
-        if name in unused:
+        if name in layout.unused:
             continue  # LeRobot adapts layers that never influence its output
         if name not in parameters or (part and end not in ("A.weight", "B.weight")):
             raise UserError(f"{folder / ADAPTER_WEIGHTS} has {key}, which belongs nowhere in the policy")

@@ -10,15 +10,13 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from lerobot.policies.common.vla_utils import resize_with_pad_torch
-from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor
 
 from depi.errors import UserError
 from depi.models.packing import pack
-from depi.models.pi0 import Observation
+from depi.models.scene import Observation
 from depi.policies.configuration import dimensions_of
-from depi.policies.configuration_value import ValueConfig
 
 # The key of a batch under which `pack_batch` puts the packing.
 PACKING = "packing"
@@ -87,7 +85,7 @@ def camera_mask(config: InputsConfig, batch: Mapping[str, Any]) -> Tensor:
     return torch.stack(masks, dim=1)
 
 
-def pack_batch(config: PI0Config | ValueConfig, batch: dict[str, Any]) -> dict[str, Any]:
+def pack_batch(config: InputsConfig, batch: dict[str, Any]) -> dict[str, Any]:
     """A processed batch on the CPU with its packing, so that a policy's `forward` skips what is absent."""
     token_mask = batch[OBS_LANGUAGE_ATTENTION_MASK].bool()
     patches = dimensions_of(config).patches

@@ -7,25 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import draccus
-from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 
 from depi.errors import UserError
 from depi.files import read_json
 from depi.flags import parse_flags
 from depi.policies.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from depi.policies.configuration import DepiPi0Config
-from depi.policies.configuration_value import ValueConfig
+from depi.policies.families import TYPES, family
 from depi.policies.foreign import NORM_STATS, present_config
 from depi.policies.trust import CONFIG, POSTPROCESSOR, PREPROCESSOR
 
 WEIGHTS = "model.safetensors"
 # What training adds beside them: the units and camera slots in which the policy was trained.
 TRAINING_FILES = ("train_config.json", "data_report.json")
-CONFIG_CLASSES = {"pi0": PI0Config, "depi_pi0": DepiPi0Config, "value": ValueConfig}
 
 
-def load_config(folder: Path, overrides: Sequence[str] = ()) -> PI0Config:
+def load_config(folder: Path, overrides: Sequence[str] = ()) -> Any:
     """The configuration in a checkpoint folder, with flags such as `--n_action_steps=10` on top.
 
     openpi's and older LeRobot's become today's.
@@ -35,17 +32,18 @@ def load_config(folder: Path, overrides: Sequence[str] = ()) -> PI0Config:
     """
     path = folder / CONFIG
     kind, content = _read_config(path)
-    if kind not in CONFIG_CLASSES:
-        raise UserError(f"{path} is of policy type {kind!r}; DePi knows {', '.join(CONFIG_CLASSES)}")
+    if kind not in TYPES:
+        raise UserError(f"{path} is of policy type {kind!r}; DePi knows {', '.join(TYPES)}")
+    config_class = family(kind).configs[kind]
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(content, file)
         file.flush()
         with draccus.config_type("json"):
             return parse_flags(
-                CONFIG_CLASSES[kind],
+                config_class,
                 overrides,
                 str(path),
-                parse=lambda flags: draccus.parse(CONFIG_CLASSES[kind], file.name, args=flags),
+                parse=lambda flags: draccus.parse(config_class, file.name, args=flags),
             )
 
 

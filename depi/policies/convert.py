@@ -12,7 +12,9 @@ normalisation statistics among the weights.
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,8 @@ from torch import Tensor
 
 from depi.errors import UserError
 from depi.files import atomic_write
-from depi.models.pi0 import Pi0, Pi0Dimensions
-from depi.models.value import ValueDimensions, ValueNetwork
+from depi.models.pi0 import Pi0Dimensions
+from depi.models.scene import SceneDimensions, SceneReader
 
 PALIGEMMA = "paligemma_with_expert.paligemma."
 VISION = PALIGEMMA + "model.vision_tower.vision_model."
@@ -83,15 +85,30 @@ def lerobot_name(name: str, depth: int) -> str:
     return name
 
 
-def file_name(name: str, d: Pi0Dimensions | ValueDimensions) -> str:
-    """The name in a file, without the leading `model.`: LeRobot's, or for a value function its own."""
-    return name if isinstance(d, ValueDimensions) else lerobot_name(name, d.depth)
+@dataclass(frozen=True)
+class Layout:
+    """How the weights of a network are named in a file, without the leading `model.`.
+
+    name: the network's name of a parameter -> the file's.
+    unused: names and shapes of what the file holds besides, without influence on the output.
+    """
+
+    name: Callable[[str], str]
+    unused: Mapping[str, tuple[int, ...]]
 
 
-def unused_shapes(d: Pi0Dimensions | ValueDimensions) -> dict[str, tuple[int, ...]]:
+def own_layout(d: SceneDimensions) -> Layout:
+    """The network's own names, and nothing else."""
+    return Layout(str, {})
+
+
+def lerobot_layout(d: Pi0Dimensions) -> Layout:
+    """LeRobot's names, and the parameters that it has besides."""
+    return Layout(partial(lerobot_name, depth=d.depth), unused_shapes(d))
+
+
+def unused_shapes(d: Pi0Dimensions) -> dict[str, tuple[int, ...]]:
     """LeRobot's names, without `model.`, and shapes of the parameters that never influence its output."""
-    if isinstance(d, ValueDimensions):
-        return {}
     last = f"{LANGUAGE}layers.{d.depth - 1}."
     return {
         TIED_HEAD: (d.vocab_size, d.width),
@@ -106,20 +123,19 @@ def unused_shapes(d: Pi0Dimensions | ValueDimensions) -> dict[str, tuple[int, ..
     }
 
 
-def save_weights(path: Path, state: Mapping[str, Tensor], d: Pi0Dimensions | ValueDimensions) -> None:
-    """Write `state` as LeRobot's `model.safetensors`, atomically.
+def save_weights(path: Path, state: Mapping[str, Tensor], layout: Layout) -> None:
+    """Write `state` as a `model.safetensors` of this layout, atomically.
 
     float32 weights on the CPU are written from where they lie, others are copied there first. The parts that
     LeRobot has and DePi has not cost no memory: they are written from the embedding and from untouched zeros.
     """
     weights = {
-        file_name(name.removeprefix("model."), d): value.detach().to("cpu", torch.float32).contiguous()
+        layout.name(name.removeprefix("model.")): value.detach().to("cpu", torch.float32).contiguous()
         for name, value in state.items()
     }
-    unused = unused_shapes(d)
-    zeros = np.zeros(max((math.prod(shape) for shape in unused.values()), default=0), dtype=np.float32)
+    zeros = np.zeros(max((math.prod(shape) for shape in layout.unused.values()), default=0), dtype=np.float32)
     specs = {f"model.{name}": _spec(weights[name].shape, weights[name].data_ptr()) for name in weights}
-    for name, shape in unused.items():
+    for name, shape in layout.unused.items():
         source = weights[EMBEDDING].data_ptr() if name == TIED_HEAD else zeros.ctypes.data
         specs[f"model.{name}"] = _spec(shape, source)
     with atomic_write(path) as temporary:
@@ -131,7 +147,12 @@ def _spec(shape: Sequence[int], address: int) -> TensorSpec:
 
 
 def load_weights(
-    path: Path, model: Pi0 | ValueNetwork, *, device: str | torch.device = "cpu", strict: bool = True
+    path: Path,
+    model: SceneReader,
+    layout: Layout,
+    *,
+    device: str | torch.device = "cpu",
+    strict: bool = True,
 ) -> list[str]:
     """Fill `model`, which may be on the meta device, from a `model.safetensors`: float32, on `device`.
 
@@ -142,6 +163,7 @@ def load_weights(
     Args:
         path: the file.
         model: the network to fill.
+        layout: the names of its weights in the file.
         device: where its parameters shall be.
         strict: refuse a file that lacks parameters or has ones that belong nowhere.
 
@@ -156,7 +178,7 @@ def load_weights(
     try:
         with safe_open(path, framework="pt", device=_numbered(device), backend="pread") as file:
             found = _canonical_names(path, file.offset_keys())
-            sources, leftovers = _match(model, found)
+            sources, leftovers = _match(model, layout, found)
             slices = {name: file.get_slice(found[name]) for name in sources}
             _check(path, model, sources, slices, leftovers if strict else [])
             # In the order of the file: disks read forwards faster.
@@ -203,26 +225,25 @@ def _canonical_names(path: Path, keys: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _match(model: Pi0 | ValueNetwork, found: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """LeRobot's names in the file -> DePi's, and a description of every name that has no partner."""
-    d = model.dimensions
+def _match(model: SceneReader, layout: Layout, found: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Names in the file -> the network's, and a description of every name that has no partner."""
     sources = {}
     missing = []
     for ours in model.state_dict():
-        name = file_name(ours, d)
+        name = layout.name(ours)
         if name == EMBEDDING and name not in found:
             name = TIED_HEAD
         if name in found:
             sources[name] = ours
         else:
             missing.append(f"missing {name}")
-    known = set(sources) | set(unused_shapes(d))
+    known = sources.keys() | layout.unused.keys()
     return sources, missing + [f"unexpected {name}" for name in sorted(found) if name not in known]
 
 
 def _check(
     path: Path,
-    model: Pi0 | ValueNetwork,
+    model: SceneReader,
     sources: Mapping[str, str],
     slices: Mapping[str, Any],
     leftovers: list[str],

@@ -4,10 +4,10 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
-from lerobot.policies.pi0.configuration_pi0 import PI0Config
+from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
 from depi.errors import UserError
@@ -15,32 +15,23 @@ from depi.models.scene import SceneReader, draw_weights
 from depi.policies.adapters import base_of, is_adapter, merge_adapters, save_adapters
 from depi.policies.checkpoint import WEIGHTS, load_config, resolve_checkpoint
 from depi.policies.configuration import TrainingData, set_features
-from depi.policies.configuration_value import ValueConfig
 from depi.policies.convert import load_weights
-from depi.policies.pi0 import Pi0Policy
-from depi.policies.pretrained import take_weights
+from depi.policies.families import family_of
 from depi.policies.processors import Pipeline, save_processors
-from depi.policies.value import ValuePolicy
 
 logger = logging.getLogger(__name__)
 
-# Whatever can be trained.
-type AnyPolicy = Pi0Policy | ValuePolicy
+# Whatever can be trained: of any family.
+type AnyPolicy = PreTrainedPolicy
 
 
-def empty_policy(config: PI0Config | ValueConfig) -> AnyPolicy:
+def empty_policy(config: Any) -> AnyPolicy:
     """The policy of a configuration, without memory for its weights: on the meta device."""
     with torch.device("meta"):
-        return ValuePolicy(config) if isinstance(config, ValueConfig) else Pi0Policy(config)
+        return family_of(config).policy(config)
 
 
-@overload
-def make_policy(config: ValueConfig, data: TrainingData, *, device: str | None = None) -> ValuePolicy: ...
-@overload
-def make_policy(config: PI0Config, data: TrainingData, *, device: str | None = None) -> Pi0Policy: ...
-def make_policy(
-    config: PI0Config | ValueConfig, data: TrainingData, *, device: str | None = None
-) -> AnyPolicy:
+def make_policy(config: Any, data: TrainingData, *, device: str | None = None) -> AnyPolicy:
     """A policy with random weights; of a value function, those that `init_from` has not got.
 
     Args:
@@ -57,32 +48,30 @@ def make_policy(
     config.device = device or config.device
     policy = empty_policy(config)
     policy.to_empty(device=config.device)
-    policy.model.init_weights()
-    if isinstance(config, ValueConfig) and config.init_from is not None:
-        take_weights(policy.model, resolve_checkpoint(config.init_from) / WEIGHTS)
+    policy.init_weights()
     return policy
 
 
-def load_policy(path_or_repo_id: str | Path, **choices: Any) -> Pi0Policy:
+def load_policy(path_or_repo_id: str | Path, **choices: Any) -> AnyPolicy:
     """A policy that acts, from a checkpoint; see `load_any_policy` for the arguments.
 
     Raises:
         UserError: as there; or it is a value function.
     """
     policy = load_any_policy(path_or_repo_id, **choices)
-    if isinstance(policy, ValuePolicy):
+    if not family_of(policy.config).acts:
         raise UserError(f"{path_or_repo_id} is a value function, which takes no actions: name a policy")
     return policy
 
 
-def load_value(path_or_repo_id: str | Path, **choices: Any) -> ValuePolicy:
+def load_value(path_or_repo_id: str | Path, **choices: Any) -> AnyPolicy:
     """A value function from a checkpoint; see `load_any_policy` for the arguments.
 
     Raises:
         UserError: as there; or it is a policy that acts.
     """
     policy = load_any_policy(path_or_repo_id, **choices)
-    if not isinstance(policy, ValuePolicy):
+    if family_of(policy.config).name != "value":
         raise UserError(
             f"{path_or_repo_id} is of policy type {policy.config.type}, not a value function: train one with "
             "--policy.type=value"
@@ -94,7 +83,7 @@ def load_any_policy(
     path_or_repo_id: str | Path,
     *,
     revision: str | None = None,
-    config: PI0Config | ValueConfig | None = None,
+    config: Any = None,
     config_overrides: Sequence[str] = (),
     data: TrainingData | None = None,
     device: str | None = None,
@@ -125,7 +114,9 @@ def load_any_policy(
         set_features(config, data)
     policy = empty_policy(config)
     weights = _base_folder(folder) if is_adapter(folder) else folder
-    leftovers = load_weights(weights / WEIGHTS, policy.model, device=config.device or "cpu", strict=strict)
+    leftovers = load_weights(
+        weights / WEIGHTS, policy.model, policy.layout, device=config.device or "cpu", strict=strict
+    )
     if leftovers:
         _draw_missing(policy.model, config.device or "cpu")
         logger.warning(
@@ -135,7 +126,7 @@ def load_any_policy(
             "; ".join(leftovers[:20]),
         )
     if is_adapter(folder):
-        merge_adapters(policy.model, folder)
+        merge_adapters(policy.model, policy.layout, folder)
         config.use_peft = False
     return policy.eval()
 
@@ -178,7 +169,7 @@ def save_checkpoint(
 
 def save_adapter_checkpoint(
     folder: Path,
-    policy: Pi0Policy,
+    policy: AnyPolicy,
     pre: Pipeline,
     post: Pipeline,
     *,

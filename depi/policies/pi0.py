@@ -6,35 +6,30 @@ Letters in shapes:
 """
 
 from collections import deque
-from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import torch
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
-from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION
 from torch import Tensor
 
 from depi.errors import UserError
 from depi.models.capture import Captured
 from depi.models.inference import prepare_for_inference
-from depi.models.pi0 import Observation, Pi0, sample_noise, sample_time
+from depi.models.pi0 import Observation, sample_noise, sample_time
 from depi.models.sampling import sample_actions, trim
-from depi.policies.adapters import merged_state
-from depi.policies.batches import observe, pad_last
-from depi.policies.configuration import DepiPi0Config, dimensions_of, freeze_parts
-from depi.policies.convert import save_weights
+from depi.policies.base import OwnPolicy
+from depi.policies.batches import pad_last
+from depi.policies.configuration_depi_pi0 import DepiPi0Config
 from depi.policies.indicator import UNCONDITIONAL_MASK, UNCONDITIONAL_TOKENS
 from depi.policies.real_time_chunking import LeftOver, rtc_enabled, rtc_processor, sample_guided
 
 STRONGEST_GUIDANCE = 100.0
 
 
-class Pi0Policy(PreTrainedPolicy):
+class Pi0Policy(OwnPolicy):
     """pi0 behind LeRobot's policy interface, for `pi0` and `depi_pi0` configurations.
 
-    The constructor leaves weights as PyTorch makes them; use `make_policy` or `load_policy`.
     Files on disk have LeRobot's names, whatever the size.
     """
 
@@ -43,13 +38,6 @@ class Pi0Policy(PreTrainedPolicy):
 
     def __init__(self, config: PI0Config, **_: Any):
         super().__init__(config)
-        config.validate_features()
-        self.config: PI0Config = config
-        self.model = Pi0(dimensions_of(config))
-        self.model.set_recompute(float(config.gradient_checkpointing))
-        freeze_parts(self.model, config)
-        if config.compile_model:
-            self.model.compile_layers(mode=config.compile_mode)
         self._inference_only = False
         self._captured = Captured(self._sample)
         self.set_guidance(getattr(config, "guidance", 1.0))
@@ -59,7 +47,7 @@ class Pi0Policy(PreTrainedPolicy):
     def get_optim_params(self) -> list[torch.nn.Parameter]:
         """The parameters to train."""
         self._refuse_after_for_inference("trained")
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return super().get_optim_params()
 
     def reset(self) -> None:
         """Forget the queued actions: a new episode begins."""
@@ -114,10 +102,6 @@ class Pi0Policy(PreTrainedPolicy):
                 offset=config.time_sampling_offset,
             )
         return noise, time
-
-    def observe(self, batch: dict[str, Any]) -> Observation:
-        """Gather the network's inputs from a processed batch; see `forward` for its keys."""
-        return observe(self.config, batch)
 
     def for_inference(self) -> "Pi0Policy":
         """Turn this policy, in place, into one that only samples, with low latency; returns itself.
@@ -271,33 +255,7 @@ class Pi0Policy(PreTrainedPolicy):
             self._queue.extend(chunk.transpose(0, 1))
         return self._queue.popleft()
 
-    def autocast(self) -> AbstractContextManager:
-        """bfloat16 compute if `config.dtype` says so; parameters are float32 either way."""
-        device = next(self.parameters()).device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.config.dtype == "bfloat16")
-
-    def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write config.json and model.safetensors; `state_dict` is this policy's, gathered by the caller.
-
-        Adapters are merged into the weights.
-        """
+    def _save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As `OwnPolicy`, unless weights were rounded."""
         self._refuse_after_for_inference("saved")
-        self.config._save_pretrained(save_directory)
-        state = merged_state(state_dict or self.state_dict(), self.model)
-        save_weights(save_directory / "model.safetensors", state, self.model.dimensions)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_name_or_path: str | Path,
-        *,
-        revision: str | None = None,
-        strict: bool = True,
-        **kwargs: Any,
-    ) -> "Pi0Policy":
-        """`load_policy` under the name that LeRobot calls."""
-        from depi.policies.factory import load_policy
-
-        return load_policy(
-            pretrained_name_or_path, revision=revision, strict=strict, config=kwargs.get("config")
-        )
+        super()._save_pretrained(*args, **kwargs)

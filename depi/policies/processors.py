@@ -1,4 +1,4 @@
-"""Before and after the policy: LeRobot's own pi0 pipelines, made, loaded and called."""
+"""Before and after the policy: LeRobot's own pipelines, made, loaded and called."""
 
 import copy
 import dataclasses
@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lerobot.policies.pi0.configuration_pi0 import PI0Config
-from lerobot.policies.pi0.processor_pi0 import make_pi0_pre_post_processors
 from lerobot.processor import (
     AbsoluteActionsProcessorStep,
     DeviceProcessorStep,
@@ -25,6 +23,7 @@ from depi.errors import UserError
 from depi.files import read_json
 from depi.policies.checkpoint import load_config, resolve_checkpoint
 from depi.policies.configuration import dimensions_of
+from depi.policies.families import family_of
 from depi.policies.foreign import stored_stats
 from depi.policies.indicator import conditioned
 from depi.policies.trust import (
@@ -40,7 +39,7 @@ type Pipeline = PolicyProcessorPipeline[Any, Any]
 
 
 def make_processors(
-    config: PI0Config, stats: Mapping[str, Mapping[str, Any]], *, indicator: bool = False
+    config: Any, stats: Mapping[str, Mapping[str, Any]], *, indicator: bool = False
 ) -> tuple[Pipeline, Pipeline]:
     """Fresh pipelines: (batch -> batch for the policy, normalised actions -> actions).
 
@@ -62,7 +61,7 @@ def make_processors(
     }
 
     def make() -> tuple[Pipeline, Pipeline]:
-        pre, post = make_pi0_pre_post_processors(config, tensors)
+        pre, post = family_of(config).processors(config, tensors)
         return conditioned(pre) if indicator else pre, post
 
     pre, post = _with_tokenizer(make)
@@ -172,7 +171,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _fit_tokenizer(pre: Pipeline, config: PI0Config) -> None:
+def _fit_tokenizer(pre: Pipeline, config: Any) -> None:
     room = dimensions_of(config).vocab_size
     for step in pre.steps:
         if isinstance(step, TokenizerProcessorStep):

@@ -7,12 +7,12 @@ that their fields may name are lists here, and everything else is refused by its
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from depi.errors import UserError
 from depi.files import read_json
+from depi.policies.families import TYPES, Allowed, family
 from depi.policies.indicator import AdvantageTokenizerStep
 
 CONFIG = "config.json"
@@ -44,28 +44,10 @@ _STEPS = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Allowed:
-    """What a checkpoint of one policy type may name.
-
-    Attributes:
-        steps: its processor steps beside those of every policy.
-        repositories: fields of its config.json that LeRobot hands to a loader of repositories, and the
-            repositories that they may name.
-        tokenizers: the repositories that its tokenizer step may name.
-    """
-
-    steps: frozenset[str] = frozenset()
-    repositories: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    tokenizers: frozenset[str] = frozenset()
-
-
-_PI0 = Allowed(steps=frozenset({"pi0_new_line_processor"}), tokenizers=_PALIGEMMA)
-# Each was read in LeRobot 0.6.1: it loads no code, and no repository but by the fields named here.
-POLICY_TYPES: Mapping[str, Allowed] = {
-    "pi0": _PI0,
-    "depi_pi0": _PI0,
-    "value": _PI0,
+PI0_STEPS = Allowed(steps=frozenset({"pi0_new_line_processor"}), tokenizers=_PALIGEMMA)
+# LeRobot's other policies. Each was read in LeRobot 0.6.1: it loads no code, and no repository but by the
+# fields named here.
+LEROBOT_TYPES: Mapping[str, Allowed] = {
     "pi05": Allowed(steps=frozenset({"pi05_prepare_state_tokenizer_processor_step"}), tokenizers=_PALIGEMMA),
     "act": Allowed(),
     "diffusion": Allowed(),
@@ -82,6 +64,11 @@ POLICY_TYPES: Mapping[str, Allowed] = {
 }
 
 
+def allowed_of(kind: str) -> Allowed | None:
+    """What a checkpoint of a policy type may name; None for a type that is not built for strangers."""
+    return family(kind).allowed if kind in TYPES else LEROBOT_TYPES.get(kind)
+
+
 def check_checkpoint(folder: Path, kind: str) -> None:
     """Refuse a checkpoint that names a policy type, step or repository which is not on the lists.
 
@@ -92,11 +79,12 @@ def check_checkpoint(folder: Path, kind: str) -> None:
     Raises:
         UserError: it does, or one of the files is malformed.
     """
-    allowed = POLICY_TYPES.get(kind)
+    allowed = allowed_of(kind)
     if allowed is None:
         raise UserError(
             f"{folder} is of policy type {kind!r}; without code of strangers DePi builds "
-            f"{', '.join(POLICY_TYPES)}. If you trust its author: --trust_checkpoint=USER/NAME@COMMIT"
+            f"{', '.join([*TYPES, *LEROBOT_TYPES])}. If you trust its author: "
+            "--trust_checkpoint=USER/NAME@COMMIT"
         )
     content = read_json(folder / CONFIG)
     for name, repositories in allowed.repositories.items():
@@ -117,8 +105,10 @@ def check_steps(path: Path, kind: str) -> None:
     steps = content.get("steps") if isinstance(content, dict) else None
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         raise UserError(f"{path} is no LeRobot processor file: it has no list of steps")
+    allowed = allowed_of(kind)
+    assert allowed is not None
     for step in steps:
-        _check_step(path, step, kind, POLICY_TYPES[kind])
+        _check_step(path, step, kind, allowed)
 
 
 def _check_step(path: Path, step: Mapping[str, Any], kind: str, allowed: Allowed) -> None:

@@ -8,14 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depi.datasets.recording.cameras import letterbox, slots_by_view
+from depi.datasets.recording.cameras import camera_order, letterbox
 from depi.datasets.samples.annotations import AnnotatedEpisodes
 from depi.datasets.union.multi import MultiLeRobotDataset
 from depi.datasets.union.opening import STATE
 from depi.datasets.union.prepare import decode_frames
 from depi.errors import DatasetError
-
-CAMERA_MODES = ("name", "view")
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class LeftOut:
 class FrameReader:
     """Samples of a dataset's frames as a value network was trained on them, without what is random.
 
-    cameras: which camera goes to which slot, one of CAMERA_MODES; see `TrainingStream`.
+    cameras: which camera goes to which slot, in an order that is not shuffled; see `camera_order`.
     annotations: of the dataset's episodes: views of cameras, and with `annotated_tasks` task texts.
     """
 
@@ -104,13 +102,11 @@ class FrameReader:
 
     def _sample(self, episode: int, frame: int, images: dict[int, Tensor]) -> dict[str, Any]:
         data = self.dataset
-        order: tuple[int | None, ...] = tuple(range(data.max_cameras))
-        if self.cameras == "view":
-            keys = data.entries[int(data.episode_dataset[episode])]["cameras"]
-            views = self.annotations.views(episode) if self.annotations else {}
-            order = slots_by_view(keys, views, data.max_cameras)
+        keys = data.entries[int(data.episode_dataset[episode])]["cameras"]
+        views = self.annotations.views(episode) if self.annotations else {}
+        places = camera_order(self.cameras).place(keys, views, data.max_cameras)
         sample: dict[str, Any] = {}
-        for key, source in zip(data.camera_slots, order, strict=True):
+        for key, source in zip(data.camera_slots, places, strict=True):
             image = None if source is None else images.get(source)
             empty = torch.zeros((3, data.image_size, data.image_size), dtype=torch.uint8)
             sample[key] = empty if image is None else image

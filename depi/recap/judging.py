@@ -10,16 +10,16 @@ from typing import Any
 import torch
 import yaml
 
-from depi.datasets.samples.stream import annotated_episodes
+from depi.datasets.recording.cameras import ORDERS, camera_order
 from depi.errors import UserError
 from depi.files import read_json
 from depi.policies import load_config, resolve_checkpoint
 from depi.policies.configuration_value import ValueConfig
 from depi.recap.advantage_config import ValueNetworkConfig
-from depi.recap.frames import CAMERA_MODES, FrameReader
+from depi.recap.frames import FrameReader
 from depi.training.command_line import check_data_source
 from depi.training.config import TRAIN_CONFIG_NAME, DatasetConfig, TrainConfig
-from depi.training.data import dataset_sources, open_sources
+from depi.training.data import dataset_sources, open_sources, read_annotated
 
 logger = logging.getLogger(__name__)
 
@@ -101,10 +101,10 @@ def as_trained(data: DatasetConfig, checkpoint: Path, given: Collection[str] = (
         if not isinstance(saved, dict) or name not in saved:
             continue
         trained, wanted = saved[name], getattr(data, name)
-        if name == "cameras" and trained == "shuffle":
-            continue  # trained with cameras in any order
         if type(trained) is not type(DEFAULTS[name]):
             raise UserError(f"{path}: dataset.{name} is {trained!r}")
+        if name == "cameras" and trained in ORDERS and ORDERS[trained].shuffled:
+            continue  # trained with cameras in any order
         if wanted != trained:
             if wanted != DEFAULTS[name] or f"dataset.{name}" in given:
                 raise UserError(
@@ -136,8 +136,9 @@ def open_frames(data: DatasetConfig, num_datasets: int | None, image_size: int) 
     Raises:
         UserError: the data is not named once, cannot be opened, or a flag is not valid here.
     """
-    if data.cameras not in CAMERA_MODES:
-        raise UserError(f"--dataset.cameras={data.cameras} is none of {', '.join(CAMERA_MODES)}")
+    if camera_order(data.cameras).shuffled:
+        others = [name for name, other in ORDERS.items() if not other.shuffled]
+        raise UserError(f"--dataset.cameras={data.cameras} is none of {', '.join(others)}, and no list")
     for name in FOR_TRAINING:
         if getattr(data, name) != DEFAULTS[name]:
             raise UserError(f"--dataset.{name} is for training, here all frames are judged: leave it out")
@@ -145,6 +146,4 @@ def open_frames(data: DatasetConfig, num_datasets: int | None, image_size: int) 
     check_data_source(training)
     sources = dataset_sources(training)
     dataset = open_sources(training, sources, chunk_size=1, image_size=image_size, prepared=data.prepared)
-    wanted = data.use_annotated_tasks or (data.cameras == "view" and data.annotations.is_dir())
-    notes = annotated_episodes(dataset, data.annotations) if wanted else None
-    return FrameReader(dataset, data.cameras, notes, data.use_annotated_tasks)
+    return FrameReader(dataset, data.cameras, read_annotated(dataset, data), data.use_annotated_tasks)

@@ -7,9 +7,11 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from lerobot.configs import PreTrainedConfig
 
+from depi.datasets.recording.cameras import camera_order
 from depi.errors import UserError
 from depi.files import read_json
 from depi.hub.names import is_dataset_id, parse_dataset_id
+from depi.policies.families import family_of
 from depi.training.config import TrainConfig
 
 UNITS = {
@@ -17,13 +19,6 @@ UNITS = {
     "normalized": "-100 to 100 over each joint's range, gripper 0 to 100: `--robot.use_degrees=false`.",
     "native": "those of the recordings, see the table below.",
 }
-SLOTS = {
-    "name": "wrist, front, top, side, then by name, without gaps.",
-    "view": "0 wrist, 1 front, 2 top, 3 side.",
-    "shuffle": "any order; they were shuffled sample by sample.",
-}
-POLICY = "A `{type}` vision-language-action policy"
-KINDS = {"value": "A value function: how far from success a frame is, from images, joints and instruction"}
 WEIGHTS_LINES = {
     "raw": "- Weights: as they were trained, after the last of these steps.",
     "ema": "- Weights: the exponential moving average of those that were trained.",
@@ -47,14 +42,14 @@ def model_card(
         step: optimizer steps taken.
         metrics: see `last_metrics`.
     """
-    datasets = report["datasets"]
+    datasets, family = report["datasets"], family_of(policy)
     base, revision = _base(policy)
     ids = [entry["repo_id"] for entry in datasets if is_dataset_id(entry["repo_id"])]
     data = ModelCardData(
         library_name="lerobot",
         pipeline_tag="robotics",
         license="apache-2.0",
-        tags=["robotics", "lerobot", policy.type if policy.type == "value" else "pi0", "depi", "so101"],
+        tags=["robotics", "lerobot", family.name, "depi", "so101"],
         # A repository may hold many datasets: it is named once.
         datasets=list(dict.fromkeys(parse_dataset_id(name).repo_id for name in ids)),
         base_model=base if revision else None,
@@ -69,12 +64,12 @@ def model_card(
         "",
         f"# {config.job_name}",
         "",
-        f"{KINDS.get(policy.type, POLICY).format(type=policy.type)}, {origin} with DePi: {step} steps, "
+        f"{family.about.format(type=policy.type)}, {origin} with DePi: {step} steps, "
         f"seed {config.seed}, {len(datasets)} datasets, {report['num_episodes']} episodes, "
         f"{report['num_frames']} frames.",
         "",
         *_interface_lines(config, policy),
-        *(_judge_lines() if policy.type == "value" else _run_lines(config, policy)),
+        *(_run_lines(config, policy) if family.acts else _usage_lines(family.usage)),
         *_metrics_lines(metrics),
         *_data_lines(datasets),
     ]
@@ -99,36 +94,17 @@ def _interface_lines(config: TrainConfig, policy: PreTrainedConfig) -> list[str]
         "",
         f"- Cameras: {cameras}, letterboxed to {policy.image_resolution[0]} px; any of them may be absent.",
         f"- State: {policy.robot_state_feature.shape[0]} joints.",
-        _output_line(policy),
+        family_of(policy).output(policy),
         f"- Units: {UNITS[config.dataset.joint_convention]}",
-        f"- Camera slots: {SLOTS[config.dataset.cameras]}",
+        f"- Camera slots: {camera_order(config.dataset.cameras).card}",
         *_prompt_lines(config),
         WEIGHTS_LINES["ema" if averaged else "raw"],
         "",
     ]
 
 
-def _output_line(policy: PreTrainedConfig) -> str:
-    if policy.type == "value":
-        return (
-            f"- Value: -1 to 0 in {policy.number_of_bins} bins: minus the frames that are left to success, "
-            f"and {policy.c_fail:g} more before a failure, divided by {policy.reward_normalizer:g}."
-        )
-    names = policy.action_feature_names or []
-    return f"- Action: chunks of {policy.chunk_size} steps of {len(names)} joints: {', '.join(names)}."
-
-
-def _judge_lines() -> list[str]:
-    """What a value function is for."""
-    return [
-        "## How to use it",
-        "",
-        "```bash",
-        "depi value plot --policy.path=THIS_REPOSITORY_OR_FOLDER --dataset.repo_id=YOU/NAME --episode=0",
-        "depi advantage --policy.path=THIS_REPOSITORY_OR_FOLDER --dataset.repo_id=YOU/NAME",
-        "```",
-        "",
-    ]
+def _usage_lines(commands: tuple[str, ...]) -> list[str]:
+    return ["## How to use it", "", "```bash", *commands, "```", ""]
 
 
 def _prompt_lines(config: TrainConfig) -> list[str]:
@@ -147,7 +123,7 @@ def _run_lines(config: TrainConfig, policy: PreTrainedConfig) -> list[str]:
         f"{{type: opencv, index_or_path: {number}, width: 640, height: 480, fps: 30}}"
         for number, key in enumerate(policy.image_features)
     )
-    stock = policy.type == "pi0" and config.advantage.mode == "off"
+    stock = policy.type in family_of(policy).stock and config.advantage.mode == "off"
     plugin = [] if stock else ["pip install lerobot_policy_depi  # from DePi's plugins/", ""]
     return [
         "## On an SO-101",

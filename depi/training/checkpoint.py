@@ -89,7 +89,7 @@ def _write_model(
         exported, other, name = other, exported, RAW
     save_policy(folder / PRETRAINED_MODEL_DIR, policy, *processors, weights=exported)
     if other:
-        save_weights(folder / TRAINING_STATE_DIR / f"{name}.safetensors", other, policy.model.dimensions)
+        save_weights(folder / TRAINING_STATE_DIR / f"{name}.safetensors", other, policy.layout)
     if config.peft is not None:
         (folder / ADAPTER_DIR).mkdir()
         save_adapter_checkpoint(folder / ADAPTER_DIR, policy, *processors, weights=snapshot.weights)
@@ -165,7 +165,7 @@ def load_trained_policy(config: TrainConfig, pretrained: Path) -> AnyPolicy:
     if config.peft is None:
         saved.device = device or saved.device
         policy = empty_policy(saved)
-        load_weights(weights_file(pretrained, RAW), policy.model, device=saved.device or "cpu")
+        load_weights(weights_file(pretrained, RAW), policy.model, policy.layout, device=saved.device or "cpu")
         return policy
     base = config.policy.pretrained_path
     assert base is not None

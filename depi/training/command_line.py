@@ -19,7 +19,7 @@ from depi.flags import parse_flags
 from depi.hub.client.api import download_file, repo_info, require_token
 from depi.hub.names import is_repo_id
 from depi.policies import load_config, resolve_checkpoint
-from depi.policies.configuration_value import ValueConfig
+from depi.policies.families import family_of
 from depi.training.config import TRAIN_CONFIG_NAME, TrainConfig
 from depi.training.data import mixture_of, weighted_mixture
 from depi.training.folders import fetch_checkpoint, last_checkpoint
@@ -154,7 +154,7 @@ def _name_policy(config: TrainConfig, args: Sequence[str]) -> None:
         raise UserError(
             "no policy: give --policy.type=pi0 to start from scratch or --policy.path to fine-tune"
         )
-    if isinstance(config.policy, ValueConfig):
+    if not family_of(config.policy).acts:
         _check_value_function(config)
     if config.peft is not None and config.policy.pretrained_path is None:
         raise UserError("--peft adapts a trained policy: name it with --policy.path")

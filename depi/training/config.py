@@ -13,8 +13,8 @@ from lerobot.envs.configs import EnvConfig
 from lerobot.utils.constants import CHECKPOINTS_DIR
 
 import depi.evaluation.registered  # noqa: F401  registers --env.type=so101
+from depi.datasets.recording.cameras import check_slots
 from depi.datasets.recording.joints import SPACES
-from depi.datasets.samples.stream import CAMERA_MODES
 from depi.evaluation.config import EpisodesConfig
 from depi.training.mixture import MixtureSource, read_mixture
 
@@ -53,7 +53,8 @@ class DatasetConfig:
     action_freq: float | None = None
 
     max_cameras: int = 3
-    # Slots of the cameras: by name, by view (wrist, front, top, side), or shuffle for each sample.
+    # Slots of the cameras: by name, by view (wrist, front, top, side), shuffle for each sample, or a list of
+    # cameras or views such as front,wrist,top: slot 0 is for the first, others are left out.
     cameras: str = "name"
     # Random changes of the images, 0 to 2 with 1 the usual strength. Hue is slow; geometry spares the wrist.
     augment_color: float = 0.0
@@ -88,9 +89,10 @@ class DatasetConfig:
     def __post_init__(self) -> None:
         if self.mixture is not None:
             self.mixture = read_mixture(self.mixture)
-        for name, choices in (("joint_convention", SPACES), ("cameras", CAMERA_MODES)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"--dataset.{name}={getattr(self, name)} is none of {', '.join(choices)}")
+        if self.joint_convention not in SPACES:
+            raise ValueError(
+                f"--dataset.joint_convention={self.joint_convention} is none of {', '.join(SPACES)}"
+            )
         for name, high in (
             ("max_bad_datasets", 1.0),
             ("max_bad_fraction", 1.0),
@@ -106,6 +108,7 @@ class DatasetConfig:
         for name in ("max_cameras", "min_episode_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--dataset.{name} must be at least 1, not {getattr(self, name)}")
+        check_slots(self.cameras, self.max_cameras)
         if self.action_freq is not None and not 0 < self.action_freq <= 1000:
             raise ValueError(f"--dataset.action_freq must be above 0, not {self.action_freq}")
 

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from lerobot.configs import PreTrainedConfig
-from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.processor import PolicyProcessorPipeline
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from depi.datasets.recording.cameras import camera_order
+from depi.datasets.samples.annotations import AnnotatedEpisodes
 from depi.datasets.samples.augment import Augmentation
 from depi.datasets.samples.filters import FrameFilter, read_exclusions
 from depi.datasets.samples.mixture import WEIGHTS, make_mixture
@@ -28,7 +29,7 @@ from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
 from depi.errors import UserError
 from depi.files import read_json
 from depi.policies import on_cpu, pack_batch, preprocess
-from depi.policies.configuration_value import ValueConfig
+from depi.policies.families import family_of
 from depi.policies.indicator import as_told
 from depi.training.conditioning import Conditioning, make_conditioning
 from depi.training.config import DatasetConfig, TrainConfig
@@ -79,6 +80,7 @@ def open_sources(config: TrainConfig, sources: Sequence[DatasetSource], **shape:
     return MultiLeRobotDataset(
         sources,
         max_cameras=data.max_cameras,
+        cameras=data.cameras,
         joint_convention=data.joint_convention,
         max_bad_fraction=data.max_bad_fraction,
         max_bad_datasets=data.max_bad_datasets,
@@ -155,8 +157,6 @@ def training_stream(
         filters=filters,
         seed=config.seed,
     )
-    # Views of cameras are a help where they are annotated; annotated tasks were asked for.
-    wanted = data.use_annotated_tasks or (data.cameras == "view" and data.annotations.is_dir())
     strength = (data.augment_color, data.augment_hue, data.augment_geometry) if split == "train" else ()
     stream = TrainingStream(
         dataset,
@@ -164,10 +164,16 @@ def training_stream(
         seed=config.seed,
         cameras=data.cameras,
         augmentation=Augmentation(*strength),
-        annotations=annotated_episodes(dataset, data.annotations) if wanted else None,
+        annotations=read_annotated(dataset, data),
         task_mix=data.task_mix if data.use_annotated_tasks else 0.0,
     )
     return PolicyStream(stream, additions(dataset, config, policy))
+
+
+def read_annotated(dataset: MultiLeRobotDataset, data: DatasetConfig) -> AnnotatedEpisodes | None:
+    """Return the annotations that the flags ask for; views of cameras are a help, where there are any."""
+    by_views = camera_order(data.cameras).by_views and data.annotations.is_dir()
+    return annotated_episodes(dataset, data.annotations) if data.use_annotated_tasks or by_views else None
 
 
 def additions(dataset: MultiLeRobotDataset, config: TrainConfig, policy: PreTrainedConfig) -> list[Addition]:
@@ -177,13 +183,25 @@ def additions(dataset: MultiLeRobotDataset, config: TrainConfig, policy: PreTrai
         UserError: advantages or a value function's targets cannot be had; see `make_conditioning` and
             `ValueTargets`.
     """
-    if isinstance(policy, ValueConfig):
-        if config.advantage.mode != "off":
-            raise UserError("--advantage.mode tells pi0 its advantages; a value function has none")
-        data = config.dataset
-        return [ValueTargets(dataset, policy, success=data.success, assume_success=data.assume_success)]
+    family = family_of(policy)
+    if config.advantage.mode != "off" and not family.acts:
+        raise UserError("--advantage.mode tells pi0 its advantages; a value function has none")
     conditioning = make_conditioning(config.advantage, dataset, config.seed)
-    return [FlowDraws(policy, config.seed), *([conditioning] if conditioning else [])]
+    needed = [NEEDS[need](dataset, config, policy) for need in family.needs]
+    return [*needed, *([conditioning] if conditioning else [])]
+
+
+def _flow(dataset: MultiLeRobotDataset, config: TrainConfig, policy: PreTrainedConfig) -> Addition:
+    return FlowDraws(policy, config.seed)
+
+
+def _return(dataset: MultiLeRobotDataset, config: TrainConfig, policy: PreTrainedConfig) -> Addition:
+    data = config.dataset
+    return ValueTargets(dataset, policy, success=data.success, assume_success=data.assume_success)
+
+
+# What the record of a family may ask for.
+NEEDS = {"flow": _flow, "return": _return}
 
 
 def _read_weights(path: Path) -> dict[str, float]:
@@ -230,7 +248,7 @@ class PolicyStream(Dataset):
 class FlowDraws:
     """The noise and the time of flow matching, which the seed and the position say."""
 
-    def __init__(self, policy: PI0Config, seed: int) -> None:
+    def __init__(self, policy: PreTrainedConfig, seed: int) -> None:
         self.policy, self.seed = policy, seed
 
     def __call__(self, position: int, sample: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,9 +279,7 @@ class Collate:
         ragged: leave out absent cameras and padded words; see `pack_batch`.
     """
 
-    def __init__(
-        self, pre: PolicyProcessorPipeline, policy: PI0Config | ValueConfig, *, ragged: bool
-    ) -> None:
+    def __init__(self, pre: PolicyProcessorPipeline, policy: PreTrainedConfig, *, ragged: bool) -> None:
         self.pre, self.policy, self.ragged = as_told(on_cpu(pre)), policy, ragged
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:

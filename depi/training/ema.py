@@ -38,7 +38,7 @@ class MovingAverage:
             UserError: the file is missing, damaged or of another network.
         """
         saved = empty_policy(policy.config)
-        load_weights(path, saved.model)
+        load_weights(path, saved.model, saved.layout)
         values = dict(saved.named_parameters())
         for name, average in self.average.items():
             average.copy_(shard_like(values[name], average))

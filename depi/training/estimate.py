@@ -16,26 +16,24 @@ again, one layer at a time, in the backward pass. Stacks that no gradient passes
 import json
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Any
 
 import draccus
 import torch
 from lerobot.configs import PreTrainedConfig, parser
 from lerobot.configs.default import PeftConfig
-from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from depi.errors import UserError
 from depi.flags import parse_flags
-from depi.models.pi0 import Pi0, Pi0Dimensions
-from depi.models.scene import SceneDimensions
-from depi.models.value import TAIL, ValueNetwork
+from depi.models.scene import SceneDimensions, SceneReader
 from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
 from depi.policies.checkpoint import load_config, resolve_checkpoint
 from depi.policies.configuration import dimensions_of, freeze_parts
-from depi.policies.configuration_value import ValueConfig
+from depi.policies.families import TYPES, family_of
 from depi.training.config import SHARDINGS
 
 CARDS_GB = (24, 40, 48, 80, 141)
@@ -100,7 +98,7 @@ class Estimate:
 
 
 def estimate_memory(
-    model: Pi0 | ValueNetwork,
+    model: SceneReader,
     *,
     batch_size: int,
     images: float = 3,
@@ -124,12 +122,12 @@ def estimate_memory(
         bfloat16: compute in bfloat16 beside float32 weights.
         cuda: fused norms; False counts what the CPU keeps.
     """
-    d, parameters = _as_pi0(model), list(model.parameters())
+    d, parameters = model.dimensions, list(model.parameters())
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     # Autocast keeps a rounded copy of what is trained; what is frozen is held rounded.
     copied = sum(p.numel() for p in parameters if p.requires_grad and p.ndim >= 2)
     if shards > 1:  # what is gathered at a time: the embedding, and two layers of the language model
-        layers = sum(p.numel() for p in _language_model(model).parameters())
+        layers = sum(p.numel() for p in model.language_model.parameters())
         copied = model.token_embedding.weight.numel() + 2 * layers // d.depth
     activations, largest = activation_bytes(
         d,
@@ -154,29 +152,10 @@ def estimate_memory(
     )
 
 
-def _as_pi0(model: Pi0 | ValueNetwork) -> Pi0Dimensions:
-    """The network's sizes; a value function's tail is a suffix of two tokens, as wide as its prefix."""
-    if isinstance(model, Pi0):
-        return model.dimensions
-    d = model.dimensions
-    shared = {part.name: getattr(d, part.name) for part in fields(SceneDimensions)}
-    return Pi0Dimensions(
-        **shared,
-        expert_width=d.width,
-        expert_mlp_dim=d.mlp_dim,
-        chunk_size=TAIL - 1,
-        state_dim=d.state_dim,
-    )
-
-
-def _language_model(model: Pi0 | ValueNetwork) -> nn.Module:
-    return model.prefix if isinstance(model, Pi0) else model.trunk
-
-
-def _active_stacks(model: Pi0 | ValueNetwork) -> list[str]:
+def _active_stacks(model: SceneReader) -> list[str]:
     """The stacks that gradients pass, on their way to whatever is trained."""
     vision = _trained(model.vision)
-    prefix = vision or any(map(_trained, (model.image_proj, model.token_embedding, _language_model(model))))
+    prefix = vision or any(map(_trained, (model.image_proj, model.token_embedding, model.language_model)))
     return [stack for stack, active in zip(STACKS, (vision, prefix, True), strict=True) if active]
 
 
@@ -185,7 +164,7 @@ def _trained(part: nn.Module) -> bool:
 
 
 def activation_bytes(
-    d: Pi0Dimensions,
+    d: SceneDimensions,
     *,
     batch_size: int,
     images: float = 3,
@@ -200,9 +179,10 @@ def activation_bytes(
     Arguments as for `estimate_memory`; `active` are the stacks that gradients pass. The formulas stand at the
     top of this file.
     """
-    patches = batch_size * images * (d.image_size // d.patch_size) ** 2
+    patches = batch_size * images * d.patches
     prefix = patches + batch_size * words
-    suffix = batch_size * (1 + d.chunk_size)
+    tokens, width, mlp_dim, _ = d.suffix
+    suffix = batch_size * tokens
     queries, keys = d.num_heads * d.head_dim, 2 * d.num_kv_heads * d.head_dim
     norms, vision_norms = (6, 10) if cuda else (10, 8)
     # stack: name, layers, numbers that a layer keeps, numbers that a recomputed one keeps
@@ -222,8 +202,8 @@ def activation_bytes(
         "suffix": (
             "action expert",
             d.depth,
-            suffix * (norms * d.expert_width + 4 * d.expert_mlp_dim + 2 * queries) + (prefix + suffix) * keys,
-            suffix * d.expert_width + prefix * keys,
+            suffix * (norms * width + 4 * mlp_dim + 2 * queries) + (prefix + suffix) * keys,
+            suffix * width + prefix * keys,
         ),
     }
     kinds = {}
@@ -237,27 +217,23 @@ def activation_bytes(
     # the last layer of the prefix (one norm), the images and vision's last norm.
     row = math.ceil((prefix + suffix) / batch_size / 16) * 16
     rest = 4 * d.head_dim * (prefix + suffix) + number_bytes * suffix * d.num_heads // d.num_kv_heads * row
-    rest += suffix * d.expert_width * (16 + 4 + norms)
+    rest += suffix * width * (16 + 4 + norms)
     rest += prefix * d.width * norms if "prefix" in active else 0
     rest += number_bytes * patches * (3 * d.patch_size**2 + 2 * d.vision_width) if "vision" in active else 0
     return {**kinds, "between layers": int(rest)}, int(largest)
 
 
-def model_to_train(config: PI0Config | ValueConfig, peft: PeftConfig | None) -> Pi0 | ValueNetwork:
+def model_to_train(config: Any, peft: PeftConfig | None) -> SceneReader:
     """The network of a configuration as training would hold it, on the meta device.
 
     Raises:
         UserError: the configuration is not available, or adapters find no target.
     """
-    model: Pi0 | ValueNetwork
     with torch.device("meta"):
-        if isinstance(config, ValueConfig):
-            model = ValueNetwork(dimensions_of(config))
-        else:
-            model = Pi0(dimensions_of(config))
+        model = family_of(config).network(dimensions_of(config))
     freeze_parts(model, config)
     if peft is not None:
-        if not isinstance(model, Pi0):
+        if not family_of(config).acts:
             raise UserError("--peft adapts pi0, a value function is trained whole: leave it out")
         add_adapters(model, peft)
     if config.dtype == "bfloat16":
@@ -314,7 +290,7 @@ def main(args: list[str]) -> int:
         overrides = parser.get_cli_overrides("policy", args) or []
         folder = resolve_checkpoint(path, parser.parse_arg("pretrained_revision", overrides))
         config.policy = load_config(folder, overrides)
-    if not isinstance(config.policy, PI0Config | ValueConfig):
+    if config.policy is None or config.policy.type not in TYPES:
         raise UserError(
             "depi estimate: no policy that DePi trains: give --policy.type=pi0 or value, or --policy.path"
         )

@@ -167,7 +167,7 @@ def check_resumed_data(dataset: MultiLeRobotDataset, began: Sequence[Mapping[str
             )
         if before is None:
             raise UserError(f"dataset {now['repo_id']} was not there when the run began: {advice}")
-        for key in ("revision", "episodes", "frames", "convention"):
+        for key in ("revision", "episodes", "frames", "convention", "cameras"):
             if now[key] != before[key]:
                 raise UserError(
                     f"dataset {now['repo_id']} has {_fact(key, now)}, the run began with "

@@ -6,7 +6,7 @@ import psutil
 import torch
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK
 
-from depi.models.flops import training_flops
+from depi.models.flops import sample_flops
 from depi.policies.batches import camera_mask
 from depi.policies.configuration import dimensions_of
 from depi.policies.factory import AnyPolicy
@@ -49,7 +49,7 @@ def memory_gb(device: torch.device) -> float:
 class FlopsCounter:
     """Counts the operations of the model without padding and without recomputation.
 
-    Frozen parts need fewer than `training_flops` counts, so it is for policies that are trained whole.
+    Frozen parts need fewer than `sample_flops` counts, so it is for policies that are trained whole.
     """
 
     def __init__(self, policy: AnyPolicy) -> None:
@@ -70,7 +70,7 @@ class FlopsCounter:
     def total(self) -> float:
         """Operations of forward and backward passes; prompts of a number of cameras count as their mean."""
         return sum(
-            samples * float(training_flops(self.dimensions, cameras, round(tokens / samples)))
+            samples * float(sample_flops(self.dimensions, cameras, round(tokens / samples)).training())
             for cameras, (samples, tokens) in enumerate(self.counts.tolist())
             if samples
         )

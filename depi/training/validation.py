@@ -24,7 +24,6 @@ from depi.evaluation.actors import Actor, Observation
 from depi.evaluation.config import EnvironmentConfig, EvaluateConfig, PolicyConfig
 from depi.evaluation.environments import resolve
 from depi.evaluation.evaluate import as_actor, check_environment, roll_out
-from depi.policies import Pi0Policy
 from depi.policies.factory import AnyPolicy
 from depi.training.config import TrainConfig
 from depi.training.data import Collate, PolicyStream, load_batches
@@ -41,7 +40,7 @@ def check_simulator(config: TrainConfig, policy: AnyPolicy, dataset: MultiLeRobo
     if rolls_out(config):
         choices = EvaluateConfig(env=_environment(config), eval=config.eval, seed=config.seed)
         convention = _convention(config, dataset)
-        check_environment(choices, policy, by_view=config.dataset.cameras == "view", convention=convention)
+        check_environment(choices, policy, cameras=config.dataset.cameras, convention=convention)
 
 
 def rolls_out(config: TrainConfig) -> bool:
@@ -159,13 +158,13 @@ def success(run: Run, stop: Sequence[int] = ()) -> dict[str, float]:
     return values
 
 
-def _roll_out(run: Run, policy: Pi0Policy, stop: Sequence[int]) -> dict[str, Any]:
+def _roll_out(run: Run, policy: AnyPolicy, stop: Sequence[int]) -> dict[str, Any]:
     config = _evaluate_config(run)
     actor = as_actor(
         policy,
         run.processors,
         config,
-        by_view=run.config.dataset.cameras == "view",
+        cameras=run.config.dataset.cameras,
         convention=_convention(run.config, run.dataset),
     )
     return roll_out(config, _Stoppable(actor, stop), show_progress=False)
@@ -232,7 +231,7 @@ def _convention(config: TrainConfig, dataset: MultiLeRobotDataset) -> str:
     return convention
 
 
-def _whole_policy(run: Run) -> Pi0Policy | None:
+def _whole_policy(run: Run) -> AnyPolicy | None:
     """The policy for rollouts: on the main process, a copy if it is sharded; None on the others."""
     if not isinstance(run.policy.model, FSDPModule):
         return run.policy if run.accelerator.is_main_process else None
@@ -243,6 +242,6 @@ def _whole_policy(run: Run) -> Pi0Policy | None:
             weights[name] = whole.cpu()
     if not run.accelerator.is_main_process:
         return None
-    policy = Pi0Policy(run.policy.config)
+    policy = type(run.policy)(run.policy.config)
     policy.load_state_dict(weights)
     return policy.to(run.accelerator.device).eval()

@@ -98,7 +98,9 @@ def catalogued(data_ids: Path) -> list[str]:
 def tasks(dataset: MultiLeRobotDataset, **flags) -> set[str]:
     """The texts of all samples of a training with these flags."""
     draws = {"time_sampling_beta_alpha": 1.5, "time_sampling_beta_beta": 1.0, "time_sampling_scale": 0.999}
-    policy = SimpleNamespace(chunk_size=3, max_action_dim=8, time_sampling_offset=0.001, **draws)
+    policy = SimpleNamespace(
+        type="depi_pi0", chunk_size=3, max_action_dim=8, time_sampling_offset=0.001, **draws
+    )
     stream = training_stream(dataset, TrainConfig(dataset=DatasetConfig(**flags)), policy, "train")
     return {stream[position]["task"] for position in range(dataset.num_frames)}
 

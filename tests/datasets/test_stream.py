@@ -254,7 +254,7 @@ def test_statistics_are_those_of_the_episodes_that_are_drawn_from(dataset):
 
 
 def test_impossible_options(dataset):
-    with pytest.raises(ValueError, match="cameras 'pose'"):
+    with pytest.raises(ValueError, match="cameras=pose is none of"):
         stream(dataset, cameras="pose")
     with pytest.raises(ValueError, match="needs annotations"):
         stream(dataset, task_mix=0.5)

@@ -94,7 +94,7 @@ def test_a_rerun_with_a_changed_checkpoint_is_refused(checkpoint, tmp_path, name
 def slots(cameras: list[str], **settings) -> dict[str, str | None]:
     keys = [f"observation.images.{camera}" for camera in cameras]
     numbered = [f"observation.images.{slot}" for slot in range(3)]
-    found = camera_keys(numbered, keys, **{"by_view": False, "rename": {}, **settings})
+    found = camera_keys(numbered, keys, **{"rename": {}, **settings})
     return {camera: found[key] and found[key][-1] for camera, key in zip(cameras, keys, strict=True)}
 
 
@@ -113,7 +113,16 @@ def test_cameras_go_to_the_slots_that_training_gives_them(checkpoint):
         "phone": None,
     }
     assert slots(["top"]) == {"top": "0"}
-    assert slots(["top"], by_view=True) == {"top": "2"}
+    assert slots(["top"], order="view") == {"top": "2"}
+    assert slots(["wrist", "phone", "top"], order="front,wrist,top") == {
+        "wrist": "1",
+        "phone": None,
+        "top": "2",
+    }
+    with pytest.raises(
+        UserError, match=r"trained with --dataset.cameras=front,top, and none of these is among"
+    ):
+        slots(["wrist"], order="front,top")
     actor = Pi0Actor(load_policy(checkpoint), (None, None))
     batch = actor._batch([shown(["side", "wrist"], np.zeros(6, np.float32))])
     assert [int(batch[f"observation.images.{slot}"].max()) for slot in range(3)] == [2, 1, 0]
@@ -156,7 +165,7 @@ def test_what_the_policy_does_not_see_is_logged(checkpoint, caplog):
     with pytest.raises(UserError, match=r"is none of the environment's \(observation.images.wrist\)"):
         Pi0Actor(load_policy(checkpoint), (None, None), rename={FRONT: "observation.images.1"}).fit(tables)
     with pytest.raises(UserError, match="are the policy's b"):
-        camera_keys(["b"], ["a", "b"], by_view=False, rename={"a": "b"})
+        camera_keys(["b"], ["a", "b"], rename={"a": "b"})
 
 
 def test_a_table_that_does_not_fit_is_named(checkpoint):
@@ -168,11 +177,11 @@ def test_a_table_that_does_not_fit_is_named(checkpoint):
 def test_a_policy_in_other_units_is_spoken_to_in_them(checkpoint, tmp_path):
     folder = tmp_path / "checkpoint"
     shutil.copytree(checkpoint, folder)
-    assert training_choices(folder) == (False, "degrees")
+    assert training_choices(folder) == ("name", "degrees")
     write_json(
         folder / "train_config.json", {"dataset": {"joint_convention": "normalized", "cameras": "view"}}
     )
-    assert training_choices(folder) == (True, "normalized")
+    assert training_choices(folder) == ("view", "normalized")
     state = np.array([110.8, 0, 0, 0, 0, 50], np.float32)
     actor = Pi0Actor(load_policy(checkpoint), (None, None), convention="normalized")
     batch = actor._batch([shown(["wrist"], state)])
@@ -183,9 +192,12 @@ def test_a_policy_in_other_units_is_spoken_to_in_them(checkpoint, tmp_path):
         table = dataclasses.replace(observation.table, recorded_convention=convention)
         batch = actor._batch([dataclasses.replace(observation, table=table)])
         np.testing.assert_allclose(batch["observation.state"][0][:5], joint, rtol=1e-6)
+    write_json(folder / "train_config.json", {"dataset": {"cameras": "by_magic"}})
+    with pytest.raises(UserError, match=r"dataset\.cameras is 'by_magic', which is no order of cameras"):
+        training_choices(folder)
     write_json(folder / "train_config.json", {"dataset": {"joint_convention": "native"}})
     write_json(folder / "data_report.json", {"datasets": [{"convention": "radians"}]})
-    assert training_choices(folder) == (False, "radians")
+    assert training_choices(folder) == ("name", "radians")
     degrees = evaluate(checkpoint, tmp_path / "degrees", "--eval.n_episodes=1")
     radians = evaluate(folder, tmp_path / "radians", "--eval.n_episodes=1")
     videos = [tmp_path / name / "videos" / "episode_000.mp4" for name in ("degrees", "radians")]
@@ -199,7 +211,7 @@ def test_a_policy_from_the_hub_is_spoken_to_in_its_units_too(checkpoint, tmp_pat
     write_json(folder / "train_config.json", {"dataset": {"joint_convention": "native", "cameras": "view"}})
     write_json(folder / "data_report.json", {"datasets": [{"convention": "radians"}]})
     upload_folder(folder, "alice/radians", repo_type="model", commit_message="Upload")
-    assert training_choices(resolve_checkpoint("alice/radians")) == (True, "radians")
+    assert training_choices(resolve_checkpoint("alice/radians")) == ("view", "radians")
     write_json(folder / "data_report.json", {"datasets": []})
     with pytest.raises(UserError, match="names none"):
         training_choices(folder)

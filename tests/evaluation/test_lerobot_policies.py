@@ -142,7 +142,7 @@ def test_what_does_not_fit_is_named(checkpoints, tmp_path):
     with pytest.raises(
         UserError, match=r"observation.image is none of the environment's \(observation.images"
     ):
-        camera_keys(["observation.image"], ["observation.images.top"], by_view=False, rename={})
+        camera_keys(["observation.image"], ["observation.images.top"], rename={})
 
 
 def test_guidance_is_refused_where_there_is_no_indicator(checkpoints, tmp_path):

@@ -20,7 +20,7 @@ from lerobot.processor.pipeline import ProcessorStepRegistry
 
 from depi.errors import UserError
 from depi.evaluation.lerobot_policies import load_lerobot_policy
-from depi.policies.trust import POLICY_TYPES, PREPROCESSOR, check_checkpoint
+from depi.policies.trust import LEROBOT_TYPES, PREPROCESSOR, allowed_of, check_checkpoint
 
 STRANGER = "stranger/helpful"
 # Each of them leaves a file behind when it runs.
@@ -220,10 +220,10 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize("kind", sorted(POLICY_TYPES.keys() - {"depi_pi0", "value"}))
+@pytest.mark.parametrize("kind", sorted({*LEROBOT_TYPES, "pi0"}))
 def test_every_text_of_an_allowed_configuration_was_looked_at(kind):
     texts = hostile_fields(PreTrainedConfig.get_choice_class(kind)).keys()
-    assert texts <= TEXTS | POLICY_TYPES[kind].repositories.keys()
+    assert texts <= TEXTS | allowed_of(kind).repositories.keys()
 
 
 def test_a_checkpoint_is_built_that_its_user_vouches_for(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TO
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from depi.models.flops import pi0_flops, sampling_flops
+from depi.models.flops import sample_flops, sampling_flops
 from depi.models.pi0 import Pi0Dimensions
 from depi.policies.batches import pack_batch
 
@@ -69,14 +69,14 @@ def their_loss(policy, batch):
 def test_depi_training_step(helper, size):
     policy = helper.make_depi(SMALL, "cpu")
     batch = batch_of(helper, SMALL, size, "cpu")
-    assert count(lambda: policy.forward(batch)) == size * pi0_flops(SMALL, 3, 48).forward
-    assert count(lambda: policy.forward(batch)[0].backward()) == size * pi0_flops(SMALL, 3, 48).training()
+    assert count(lambda: policy.forward(batch)) == size * sample_flops(SMALL, 3, 48).forward
+    assert count(lambda: policy.forward(batch)[0].backward()) == size * sample_flops(SMALL, 3, 48).training()
 
 
 def test_depi_recomputes_layers_only(helper):
     policy = helper.make_depi(SMALL, "cpu", gradient_checkpointing=True)
     batch = batch_of(helper, SMALL, 2, "cpu")
-    expected = 2 * pi0_flops(SMALL, 3, 48).training(recompute=1.0)
+    expected = 2 * sample_flops(SMALL, 3, 48).training(recompute=1.0)
     counted = count(lambda: policy.forward(batch)[0].backward())
     # A layer's last product is not needed again, and PyTorch stops before it.
     assert 0.9 * expected < counted <= expected
@@ -93,7 +93,7 @@ def test_full_size(helper, lerobot_flops, no_autocast):
     d = Pi0Dimensions.full()
     batch = batch_of(helper, d, 1, "meta")
     ours = helper.make_depi(d, "meta")
-    assert count(lambda: ours.forward(batch)[0].backward()) == pi0_flops(d, 3, 48).training()
+    assert count(lambda: ours.forward(batch)[0].backward()) == sample_flops(d, 3, 48).training()
     theirs = helper.make_lerobot(d, "meta")
     counted = count(lambda: their_loss(theirs, helper.for_lerobot(batch)).backward())
     assert counted == lerobot_flops(d, 3, 48).training()
@@ -107,13 +107,13 @@ def test_a_mixed_batch_costs_hardly_more_than_its_samples(helper, no_autocast):
     batch |= {"noise": torch.zeros(8, 50, 32), "time": torch.zeros(8)}
     batch = send_to_device(batch, "meta")
     lean = sum(
-        pi0_flops(d, *sample).training() for sample in zip(cameras.tolist(), tokens.tolist(), strict=True)
+        sample_flops(d, *sample).training() for sample in zip(cameras.tolist(), tokens.tolist(), strict=True)
     )
     assert lean < count(lambda: policy.forward(batch)[0].backward()) < 1.06 * lean
 
 
 def test_published_size_costs_what_it_is_said_to_cost():
-    flops = pi0_flops(Pi0Dimensions.full(), 3, 48)
+    flops = sample_flops(Pi0Dimensions.full(), 3, 48)
     assert flops.forward == pytest.approx(3.9e12, rel=0.03)
     assert flops.training() == pytest.approx(11.7e12, rel=0.03)
 
@@ -125,7 +125,7 @@ def test_sampling(helper):
 
 
 def test_absent_cameras_and_padding_cost_nothing():
-    whole, part = (pi0_flops(SMALL, cameras, tokens) for cameras, tokens in ((3, 48), (1, 8)))
+    whole, part = (sample_flops(SMALL, cameras, tokens) for cameras, tokens in ((3, 48), (1, 8)))
     assert part.vision.forward * 3 == whole.vision.forward
     assert part.prefix.forward * 3 < whole.prefix.forward
     with pytest.raises(ValueError, match="between 0 and 1"):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from depi.datasets.samples.outcomes import episode_returns, normalised
-from depi.models.flops import value_flops
+from depi.models.flops import sample_flops
 from depi.models.packing import pack
 from depi.models.scene import Observation
 from depi.models.value import ValueBins, ValueDimensions, ValueNetwork, value_loss
@@ -181,4 +181,4 @@ def test_operations_are_those_that_pytorch_counts(network):
         torch.nn.attention.sdpa_kernel([torch.nn.attention.SDPBackend.MATH]),
     ):
         network(seen).sum().backward()
-    assert counter.get_total_flops() == pytest.approx(value_flops(SMALL, 2, 3).training(), rel=0.01)
+    assert counter.get_total_flops() == pytest.approx(sample_flops(SMALL, 2, 3).training(), rel=0.01)

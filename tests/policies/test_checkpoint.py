@@ -264,7 +264,7 @@ def test_saving_converts_and_gathers(policy, tmp_path):
     state = {name: value.double() for name, value in policy.state_dict().items()}
     weight = "model.state_proj.weight"
     state[weight] = state[weight].t().contiguous().t()
-    save_weights(tmp_path / "model.safetensors", state, policy.model.dimensions)
+    save_weights(tmp_path / "model.safetensors", state, policy.layout)
     exported = load_file(tmp_path / "model.safetensors")
     assert {value.dtype for value in exported.values()} == {torch.float32}
     assert torch.equal(exported[weight], policy.model.state_proj.weight)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from depi.models.pi0 import Pi0, Pi0Dimensions
-from depi.policies.convert import load_weights, save_weights
+from depi.policies.convert import lerobot_layout, load_weights, save_weights
 
 def anonymous():
     fields = (line.split() for line in open("/proc/self/status"))
@@ -47,7 +47,7 @@ def plain_read():
 def load():
     plain_read()  # both find the file as far in memory as it fits
     model = meta_model()
-    result = measure(lambda: load_weights(path, model))
+    result = measure(lambda: load_weights(path, model, lerobot_layout(dimensions)))
     assert not any(parameter.is_meta for parameter in model.parameters())
     return result | {"plain_read": plain_read(), "file": path.stat().st_size}
 
@@ -55,7 +55,7 @@ path, dimensions = Path(sys.argv[1]), Pi0Dimensions(**json.loads(sys.argv[2]))
 buffer = bytearray(1 << 24)
 state = {name: torch.ones(value.shape) for name, value in meta_model().state_dict().items()}
 report = {"parameters": sum(value.numel() for value in state.values()) * 4}
-report["save"] = measure(lambda: save_weights(path, state, dimensions))
+report["save"] = measure(lambda: save_weights(path, state, lerobot_layout(dimensions)))
 del state
 report["load"] = load()
 if "bfloat16" in sys.argv:
@@ -86,9 +86,9 @@ def test_policies_are_built_without_memory(policy, stats, tokenizer, tmp_path, m
     save_checkpoint(tmp_path, policy, *make_processors(policy.config, stats))
     seen = []
 
-    def watch(path, model, **kwargs):
+    def watch(path, model, layout, **kwargs):
         seen.extend(parameter.device.type for parameter in model.parameters())
-        return convert.load_weights(path, model, **kwargs)
+        return convert.load_weights(path, model, layout, **kwargs)
 
     monkeypatch.setattr("depi.policies.factory.load_weights", watch)
     for strict in (True, False):

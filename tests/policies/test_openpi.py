@@ -37,7 +37,7 @@ def small(monkeypatch, policy):
 @pytest.fixture
 def weights(small, tmp_path):
     """Every tensor under LeRobot's present name, without `model.`."""
-    save_weights(tmp_path / "whole.safetensors", small.state_dict(), small.model.dimensions)
+    save_weights(tmp_path / "whole.safetensors", small.state_dict(), small.layout)
     whole = load_file(tmp_path / "whole.safetensors")
     return {key.removeprefix("model."): value for key, value in whole.items()}
 

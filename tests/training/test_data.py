@@ -18,6 +18,7 @@ from depi.training.data import flow_draws, training_stream
 from depi.training.run import check_resumed_data, check_same_data
 
 POLICY = SimpleNamespace(
+    type="depi_pi0",
     chunk_size=3,
     max_action_dim=8,
     time_sampling_beta_alpha=1.5,

@@ -17,7 +17,7 @@ from lerobot.optim.schedulers import CosineDecayWithWarmupSchedulerConfig
 from runs import SCRIPT, losses, metrics, replaced
 from small_pi0 import make_small
 
-from depi.models.flops import pi0_flops
+from depi.models.flops import sample_flops
 from depi.policies import load_policy
 from depi.policies.configuration import dimensions_of
 from depi.train import main as train
@@ -41,7 +41,7 @@ def test_utilisation_is_the_models_operations_over_the_peak(flags, tmp_path, mon
     assert train(replaced(flags, steps=3, save_freq=0)) == 0
     policy = load_policy(tmp_path / "run")
     least, most = (
-        pi0_flops(dimensions_of(policy.config), cameras, tokens).training()
+        sample_flops(dimensions_of(policy.config), cameras, tokens).training()
         for cameras, tokens in ((1, 1), (3, policy.config.tokenizer_max_length))
     )
     for line in metrics(tmp_path / "run"):

@@ -1,6 +1,12 @@
-"""Which camera goes to which slot, and images to the one size of a training sample."""
+"""Which camera goes to which slot, and images to the one size of a training sample.
 
-from collections.abc import Iterable, Mapping, Sequence
+ORDERS holds all that the rest of DePi needs to know of an order: training, evaluation, advantages, prepared
+images and the model card take it from there, by the text of `--dataset.cameras`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -68,6 +74,110 @@ def slots_by_view(
     for slot, camera in zip(free, waiting, strict=False):
         slots[slot] = camera
     return tuple(slots)
+
+
+@dataclass(frozen=True)
+class CameraOrder:
+    """How the cameras of a dataset, or of an environment, find the slots of a sample.
+
+    card: the sentence of the model card.
+    choose: camera keys -> those that are read, the most wanted first; what has no slot is not read.
+    place: (chosen keys, annotated views by key, number of slots) -> for each slot the position of its camera
+        among the chosen, or None; a position that there is not means an empty slot too.
+    by_views: whether `place` looks at annotated views.
+    shuffled: whether training draws another order for every sample.
+    least_slots: of a sample.
+    """
+
+    card: str
+    choose: Callable[[Sequence[str]], tuple[str, ...]]
+    place: Callable[[Sequence[str], Mapping[str, str], int], tuple[int | None, ...]]
+    by_views: bool = False
+    shuffled: bool = False
+    least_slots: int = 1
+
+    def by_slot(self, camera_keys: Sequence[str], num_slots: int) -> tuple[str | None, ...]:
+        """The camera of each slot, for cameras of which no views are annotated."""
+        chosen = self.choose(camera_keys)[:num_slots]
+        return tuple(
+            None if place is None or place >= len(chosen) else chosen[place]
+            for place in self.place(chosen, {}, num_slots)
+        )
+
+
+def _as_chosen(chosen: Sequence[str], views: Mapping[str, str], num_slots: int) -> tuple[int | None, ...]:
+    return tuple(range(num_slots))
+
+
+ORDERS = {
+    "name": CameraOrder("wrist, front, top, side, then by name, without gaps.", slot_order, _as_chosen),
+    "view": CameraOrder("0 wrist, 1 front, 2 top, 3 side.", slot_order, slots_by_view, by_views=True),
+    "shuffle": CameraOrder(
+        "any order; they were shuffled sample by sample.", slot_order, _as_chosen, shuffled=True
+    ),
+}
+
+
+def camera_order(text: str) -> CameraOrder:
+    """The order that `--dataset.cameras` names: one of ORDERS, or a list such as `front,wrist,top`.
+
+    Slot i is for the camera listed at place i: its key, with or without `observation.images.`; or one of
+    VIEWS, for the first camera whose name tells that view, if none has that very name. Cameras that are not
+    listed are left out; the slot of a missing camera stays empty. A list of one ends with a comma.
+
+    Raises:
+        ValueError: it is neither, or the list names a camera twice or none.
+    """
+    if text in ORDERS:
+        return ORDERS[text]
+    if "," not in text:
+        raise ValueError(
+            f"--dataset.cameras={text} is none of {', '.join(ORDERS)}, and no list such as front,wrist "
+            "(of one camera: front,)"
+        )
+    names = tuple(_short_name(name.strip()) for name in text.rstrip(", ").split(","))
+    if not all(names) or len(set(names)) < len(names) or not text.isprintable():
+        raise ValueError(f"--dataset.cameras={text!r} must list at least one camera, and each once")
+    slots = ", ".join(f"{slot} {name}" for slot, name in enumerate(names))
+    return CameraOrder(
+        f"{slots}; a slot whose camera is missing stays empty.",
+        partial(_choose_listed, names),
+        partial(_place_listed, names),
+        least_slots=len(names),
+    )
+
+
+def check_slots(text: str, num_slots: int) -> None:
+    """ValueError unless `text` is an order (see `camera_order`) that does with so many slots."""
+    least = camera_order(text).least_slots
+    if least > num_slots:
+        raise ValueError(
+            f"--dataset.cameras={text} lists {least} cameras: give each a slot with "
+            f"--dataset.max_cameras={least}"
+        )
+
+
+def _choose_listed(names: Sequence[str], camera_keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(key for key in _find_listed(names, camera_keys) if key is not None)
+
+
+def _place_listed(
+    names: Sequence[str], chosen: Sequence[str], views: Mapping[str, str], num_slots: int
+) -> tuple[int | None, ...]:
+    found = [None if key is None else chosen.index(key) for key in _find_listed(names, chosen)]
+    return tuple(found + [None] * (num_slots - len(found)))
+
+
+def _find_listed(names: Sequence[str], camera_keys: Sequence[str]) -> list[str | None]:
+    """The camera of each name: of that name, else the first of that view among those that none has."""
+    keys = slot_order(camera_keys)
+    named = {_short_name(key): key for key in reversed(keys)}
+    found: dict[str, str | None] = {name: named[name] for name in names if name in named}
+    for name in names:
+        if name not in found:
+            of_view = (key for key in keys if view_in_name(key) == name and key not in found.values())
+            found[name] = next(of_view, None)
+    return [found[name] for name in names]
 
 
 def letterbox(image: "Tensor", size: int) -> "Tensor":

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.utils.data
 
-from depi.datasets.recording.cameras import slots_by_view, view_in_name
+from depi.datasets.recording.cameras import camera_order, view_in_name
 from depi.datasets.samples.annotations import AnnotatedEpisodes
 from depi.datasets.samples.augment import Augmentation, augment
 from depi.datasets.samples.mixture import Mixture
@@ -17,8 +17,6 @@ from depi.datasets.union.multi import MultiLeRobotDataset
 from depi.datasets.union.opening import ACTION, STATE
 from depi.datasets.union.statistics import compute_stats
 from depi.errors import UserError
-
-CAMERA_MODES = ("name", "view", "shuffle")
 
 # What random numbers are for; 0 is left to the user of the stream.
 _SHUFFLE, _AUGMENT, _TASK = 1, 2, 3
@@ -39,7 +37,8 @@ class TrainingStream(torch.utils.data.Dataset):
         seed: any integer.
         cameras: which camera goes to which slot: `name`, the dataset's order (wrist, front, top, side, then
             by name, without gaps); `view`, slot i holds the view VIEWS[i], annotated or by name, see
-            `slots_by_view`; `shuffle`, another random order for every sample.
+            `slots_by_view`; `shuffle`, another random order for every sample; or a list, with which the
+            dataset was opened too. See `camera_order`.
         augmentation: how strongly images are changed.
         annotations: of the dataset's episodes.
         task_mix: share of the samples with annotated text, where there is one; needs annotations.
@@ -56,12 +55,10 @@ class TrainingStream(torch.utils.data.Dataset):
         annotations: AnnotatedEpisodes | None = None,
         task_mix: float = 0.0,
     ) -> None:
-        if cameras not in CAMERA_MODES:
-            raise ValueError(f"cameras {cameras!r} are none of {', '.join(CAMERA_MODES)}")
         if not 0 <= task_mix <= 1 or (task_mix and annotations is None):
             raise ValueError(f"task_mix {task_mix} must be 0 to 1, and needs annotations")
         self.dataset, self.mixture, self.seed = dataset, mixture, seed
-        self.cameras, self.augmentation = cameras, augmentation
+        self.cameras, self.order, self.augmentation = cameras, camera_order(cameras), augmentation
         self.annotations, self.task_mix = annotations, task_mix
         self.slots = dataset.camera_slots
         self.episode_start = np.asarray(dataset.episode_start)
@@ -80,8 +77,7 @@ class TrainingStream(torch.utils.data.Dataset):
         views = self.annotations.views(episode) if self.annotations else {}
         if self.augmentation:
             self._augment(sample, position, keys, views)
-        if self.cameras != "name":
-            self._arrange(sample, self.arrangement(position, int(sample["index"])))
+        self._arrange(sample, self.arrangement(position, int(sample["index"])))
         if self.annotations and self.task_mix:
             share = position_generator(self.seed, position, _TASK).random()
             annotated = self.annotations.task(episode)
@@ -92,18 +88,16 @@ class TrainingStream(torch.utils.data.Dataset):
     def arrangement(self, position: int, frame: int) -> tuple[int | None, ...]:
         """For each slot of the sample of a frame at a position, which of its dataset's cameras is in it.
 
-        None, or a number that no camera has, where there is none.
+        None where there is none.
         """
-        if self.cameras == "shuffle":
-            order = position_generator(self.seed, position, _SHUFFLE).permutation(len(self.slots))
-            return tuple(order.tolist())
-        if self.cameras == "name":
-            return tuple(range(len(self.slots)))
         episode = self._episode(frame)
         keys = self.camera_keys[int(self.dataset.episode_dataset[episode])]
-        return slots_by_view(
-            keys, self.annotations.views(episode) if self.annotations else {}, len(self.slots)
-        )
+        views = self.annotations.views(episode) if self.annotations else {}
+        places = self.order.place(keys, views, len(self.slots))
+        if self.order.shuffled:
+            shuffle = position_generator(self.seed, position, _SHUFFLE).permutation(len(self.slots))
+            places = tuple(places[slot] for slot in shuffle.tolist())
+        return places
 
     def images_at(self, position: int) -> int:
         """How many cameras the sample at a position has, without reading it."""

@@ -71,7 +71,7 @@ def open_collection(
 
 def _folder(files: Sequence[DatasetFiles], options: Options) -> Path:
     """Where the common index of these datasets is cached."""
-    facts = (options.max_cameras, options.episodes, options.joint_convention)
+    facts = (options.max_cameras, options.episodes, options.joint_convention, options.cameras)
     return cache_folder() / "index" / "sets" / index_key([each.key for each in files], *facts)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from depi.datasets.recording.cameras import camera_order
 from depi.datasets.recording.checks import resolve_file
 from depi.datasets.recording.joints import Detection
 from depi.datasets.recording.places import image_places
@@ -23,11 +24,16 @@ def index_key(*facts: object) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """A dataset whose index is in the cache; `entry` is what a report says of it."""
+    """A dataset whose index is in the cache; `entry` is what a report says of it.
+
+    cameras: the positions, among those of the entry, of the cameras that are used; the one to read first
+    first.
+    """
 
     folder: Path
     root: Path
     entry: dict[str, Any]
+    cameras: tuple[int, ...]
 
     @property
     def kind(self) -> tuple[int, int, bool]:
@@ -48,12 +54,14 @@ class Options:
     episodes: recorded episode indices, ascending, where the source itself chooses none; None for all.
     joint_convention: the units of state and action, one of `depi.datasets.recording.joints.SPACES`.
     offline: ask no Hub.
+    cameras: which of the cameras, and which first; see `camera_order`.
     """
 
     max_cameras: int
     episodes: tuple[int, ...] | None = None
     joint_convention: str = "degrees"
     offline: bool = False
+    cameras: str = "name"
 
 
 def open_part(source: DatasetFiles, options: Options) -> Part:
@@ -72,11 +80,23 @@ def open_part(source: DatasetFiles, options: Options) -> Part:
         index = read_index(folder)
     if index is None:
         raise DatasetError(f"its index {folder} cannot be read back")
-    files = [index.files[file].as_py() for file in np.unique(index.camera_file[:, : options.max_cameras])]
+    entry = index.manifest["datasets"][0]
+    cameras = _choose(entry["cameras"], options)
+    files = [index.files[file].as_py() for file in np.unique(index.camera_file[:, cameras])]
     source.fetch(files)
     for file in files:
         resolve_file(source.root, file)
-    return Part(folder, source.root, index.manifest["datasets"][0])
+    return Part(folder, source.root, entry, cameras)
+
+
+def _choose(keys: list[str], options: Options) -> tuple[int, ...]:
+    """The positions of the cameras that are used; DatasetError if there is none."""
+    chosen = camera_order(options.cameras).choose(keys)[: options.max_cameras]
+    if not chosen:
+        raise DatasetError(
+            f"none of its cameras ({', '.join(keys)}) is listed in --dataset.cameras={options.cameras}"
+        )
+    return tuple(keys.index(key) for key in chosen)
 
 
 def _write(folder: Path, dataset: OpenDataset, source: DatasetFiles) -> None:

@@ -23,7 +23,7 @@ def join(folder: Path, parts: Sequence[Part], max_cameras: int, manifest: Mappin
     Args:
         folder: to be made.
         parts: the datasets in order; at least one.
-        max_cameras: camera slots; a dataset's further cameras are left out.
+        max_cameras: camera slots.
         manifest: what else to store.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def join(folder: Path, parts: Sequence[Part], max_cameras: int, manifest: Mappin
             tasks=list(episodes.tasks),
             manifest={
                 **manifest,
-                "datasets": [_entry(part, max_cameras) for part in parts],
+                "datasets": [_entry(part) for part in parts],
                 "stats": stats_to_json({key: compute_stats(values) for key, values in joints.items()}),
             },
         )
@@ -55,7 +55,7 @@ def _stream_frames(scratch: Path, parts: Sequence[Part], episodes: "_Episodes") 
         }
         for part in parts:
             index = map_index(part.folder)
-            task = episodes.add(index)
+            task = episodes.add(index, part.cameras)
             for name, file in raw.items():
                 values = task if name == "task" else getattr(index, name)
                 values.tofile(file)
@@ -77,10 +77,10 @@ class _Episodes:
         self.file_counts: list[int] = []
         self.tasks: dict[str, int] = {}
 
-    def add(self, index: Index) -> np.ndarray:
+    def add(self, index: Index, cameras: tuple[int, ...]) -> np.ndarray:
         """Append one dataset; returns its frames' positions in the common list of tasks, int32 [F]."""
-        kind = _to_slots(index.camera_kind, self.slots, NO_CAMERA)
-        used, position = np.unique(index.camera_file[:, : self.slots], return_inverse=True)
+        kind = _to_slots(index.camera_kind[:, cameras], self.slots, NO_CAMERA)
+        used, position = np.unique(index.camera_file[:, cameras], return_inverse=True)
         file = position.reshape(len(kind), -1).astype(np.int32) + np.int32(len(self.files))
         self.files += [index.files[number].as_py() for number in used.tolist()]
         self.file_counts.append(len(used))
@@ -89,8 +89,8 @@ class _Episodes:
             "length": index.length,
             "camera_kind": kind,
             "camera_file": _to_slots(file, self.slots, 0),
-            "camera_begin": _to_slots(index.camera_begin, self.slots, 0),
-            "camera_end": _to_slots(index.camera_end, self.slots, 0),
+            "camera_begin": _to_slots(index.camera_begin[:, cameras], self.slots, 0),
+            "camera_end": _to_slots(index.camera_end[:, cameras], self.slots, 0),
         }
         for name, values in columns.items():
             self.columns.setdefault(name, []).append(values)
@@ -100,11 +100,11 @@ class _Episodes:
 
 
 def _to_slots(values: np.ndarray, slots: int, absent: int) -> np.ndarray:
-    """[E, C] to [E, slots]: further cameras cut off, missing ones filled in."""
-    kept = values[:, :slots]
-    return np.pad(kept, ((0, 0), (0, slots - kept.shape[1])), constant_values=absent)
+    """[E, C] to [E, slots]: missing cameras filled in."""
+    return np.pad(values, ((0, 0), (0, slots - values.shape[1])), constant_values=absent)
 
 
-def _entry(part: Part, max_cameras: int) -> dict[str, Any]:
-    cameras = part.entry["cameras"]
-    return {**part.entry, "cameras": cameras[:max_cameras], "cameras_not_used": cameras[max_cameras:]}
+def _entry(part: Part) -> dict[str, Any]:
+    keys = part.entry["cameras"]
+    used = [keys[position] for position in part.cameras]
+    return {**part.entry, "cameras": used, "cameras_not_used": [key for key in keys if key not in used]}

@@ -9,7 +9,7 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from depi.datasets.recording.cameras import letterbox
+from depi.datasets.recording.cameras import check_slots, letterbox
 from depi.datasets.recording.joints import JOINTS, SPACES
 from depi.datasets.recording.places import ImagePlace, PlaceReader, file_per_episode
 from depi.datasets.recording.sources import DatasetSource
@@ -58,6 +58,8 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         chunk_size: actions per sample.
         image_size: S.
         max_cameras: camera slots; a dataset's further cameras are not read.
+        cameras: which cameras are read, and which first; see `camera_order`. A dataset fills slots without
+            gaps; `TrainingStream` puts each image where the order wants it.
         action_freq: actions per second in a chunk, interpolated linearly; None for the frames as recorded.
             Where timestamps contradict the declared rate, theirs is taken.
         joint_convention: the units of SO-100 joints, `degrees`, `normalized` or as recorded (`native`).
@@ -81,6 +83,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         chunk_size: int = 50,
         image_size: int = 224,
         max_cameras: int = 3,
+        cameras: str = "name",
         action_freq: float | None = None,
         joint_convention: str = "degrees",
         max_bad_fraction: float = 0.02,
@@ -90,11 +93,11 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         prepared: Path | None = None,
         video_backend: str | None = None,
     ) -> None:
-        _check(sources, max_cameras, joint_convention, episodes)
+        _check(sources, max_cameras, cameras, joint_convention, episodes)
         self.chunk_size, self.image_size, self.max_cameras = chunk_size, image_size, max_cameras
         self.action_freq = action_freq
         chosen = None if episodes is None else tuple(sorted(set(episodes)))
-        options = Options(max_cameras, chosen, joint_convention, offline)
+        options = Options(max_cameras, chosen, joint_convention, offline, cameras)
         collection = open_collection(sources, options, max_bad_datasets=max_bad_datasets)
         self.quarantined = collection.quarantined
         self.roots = collection.roots
@@ -369,12 +372,20 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
 
 
 def _check(
-    sources: Sequence[DatasetSource], max_cameras: int, joint_convention: str, episodes: Sequence[int] | None
+    sources: Sequence[DatasetSource],
+    max_cameras: int,
+    cameras: str,
+    joint_convention: str,
+    episodes: Sequence[int] | None,
 ) -> None:
     if not sources:
         raise UserError("no dataset is named, name at least one")
     if max_cameras < 1:
         raise UserError(f"max_cameras is {max_cameras}, it must be at least 1")
+    try:
+        check_slots(cameras, max_cameras)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     if joint_convention not in SPACES:
         raise UserError(f"joint_convention is {joint_convention!r}, expected one of {', '.join(SPACES)}")
     if episodes is not None and len(sources) > 1:

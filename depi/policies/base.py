@@ -1,0 +1,86 @@
+"""What DePi's own policies have in common, behind LeRobot's policy interface."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies.pretrained import PreTrainedPolicy
+from torch import Tensor
+
+from depi.models.scene import Observation, SceneReader
+from depi.policies.adapters import merged_state
+from depi.policies.batches import observe
+from depi.policies.checkpoint import WEIGHTS
+from depi.policies.configuration import dimensions_of, freeze_parts
+from depi.policies.convert import Layout, save_weights
+from depi.policies.factory import load_policy, load_value
+from depi.policies.families import family, family_of
+
+
+class OwnPolicy(PreTrainedPolicy):
+    """A network, its configuration, and how both are loaded and saved.
+
+    The constructor leaves weights as PyTorch makes them; use `make_policy`, `load_policy` or `load_value`.
+    """
+
+    config_class = PreTrainedConfig
+    name = "own"
+
+    def __init__(self, config: Any, **_: Any):
+        super().__init__(config)
+        config.validate_features()
+        self.config = config
+        self.model: SceneReader = family_of(config).network(dimensions_of(config))
+        self.model.set_recompute(float(config.gradient_checkpointing))
+        freeze_parts(self.model, config)
+        if config.compile_model:
+            self.model.compile_layers(mode=config.compile_mode)
+
+    def init_weights(self) -> None:
+        """Draw random weights."""
+        self.model.init_weights()
+
+    @property
+    def layout(self) -> Layout:
+        """How the weights are named in a file."""
+        return family_of(self.config).layout(self.model.dimensions)
+
+    def get_optim_params(self) -> list[torch.nn.Parameter]:
+        """The parameters to train."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def reset(self) -> None:
+        """Nothing is remembered between frames."""
+
+    def observe(self, batch: dict[str, Any]) -> Observation:
+        """Gather the network's inputs from a processed batch; see `Pi0Policy.forward` for its keys."""
+        return observe(self.config, batch)
+
+    def autocast(self) -> AbstractContextManager:
+        """bfloat16 compute if `config.dtype` says so; parameters are float32 either way."""
+        device = next(self.parameters()).device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.config.dtype == "bfloat16")
+
+    def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write config.json and model.safetensors; `state_dict` is this policy's, gathered by the caller.
+
+        Adapters are merged into the weights.
+        """
+        self.config._save_pretrained(save_directory)
+        state = merged_state(state_dict or self.state_dict(), self.model)
+        save_weights(save_directory / WEIGHTS, state, self.layout)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        strict: bool = True,
+        **kwargs: Any,
+    ) -> "OwnPolicy":
+        """`load_policy` or `load_value` under the name that LeRobot calls."""
+        load = load_policy if family(cls.name).acts else load_value
+        return load(pretrained_name_or_path, revision=revision, strict=strict, config=kwargs.get("config"))
