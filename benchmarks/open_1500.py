@@ -117,6 +117,8 @@ def episode_table(
         motion[:, 5] = np.clip(motion[:, 5], 0, 100)
     else:
         motion[:2, 4] = 135
+        if kind == "degrees":
+            motion[:3, 1:3] = -100, 95  # folded
         motion += np.array([0, 90, 90, 0, 0, 0]) * (kind == "degrees_v1")
         motion = np.round(motion / (360 / 4096)) * (360 / 4096)
     action = motion.astype(np.float32)

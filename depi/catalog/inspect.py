@@ -27,7 +27,7 @@ from depi.catalog.find import Candidate
 from depi.catalog.motion import measure_motion
 from depi.catalog.rules import RULES_VERSION, TIERS, judge, remarks
 from depi.catalog.text import clean
-from depi.datasets.recording import formats, joints
+from depi.datasets.recording import convention, formats, joints
 from depi.datasets.recording.formats import INFO_FILE
 from depi.datasets.recording.hub_files import HubFiles
 from depi.datasets.recording.metadata import load_meta, read_info
@@ -218,7 +218,13 @@ def gather_tables(facts: Facts, files: DatasetFiles, max_rows: int, stack: ExitS
 def gather_joints(facts: Facts) -> None:
     """Find the joint convention, and the joints in degrees where it is known."""
     names = facts.info.features["action"].names
-    facts.detection = joints.detect_convention(names, facts.action, facts.state)
+    facts.detection = convention.detect_convention(
+        names,
+        facts.action,
+        facts.state,
+        robot_type=facts.info.robot_type,
+        episode_length=facts.episode_length,
+    )
     if facts.detection.convention not in ("unknown", "native"):
         facts.action_degrees = joints.to_degrees(facts.action, facts.detection)
         facts.state_degrees = joints.to_degrees(facts.state, facts.detection)

@@ -143,13 +143,19 @@ def record_dataset(
 
 
 def to_convention(degrees: NDArray[np.float32], convention: str) -> NDArray[np.float32]:
-    """Convert canonical degrees (..., 6) to another convention; normalised values are clipped to ±100."""
-    from depi.datasets.recording.joints import from_degrees
+    """Convert canonical degrees (..., 6) to another convention; normalised values are clipped to ±100.
 
-    values = from_degrees(degrees, convention)
-    if convention == "normalized":
-        return np.clip(values, [-100] * 5 + [0], 100).astype(np.float32)
-    return values.astype(np.float32)
+    A normalised joint is calibrated over a whole number of encoder steps, as real ones are: the nominal
+    range, right to half a step.
+    """
+    from depi.datasets.recording.joints import HALF_RANGE, Detection, from_degrees
+    from depi.sim.simulation import ENCODER_STEP
+
+    if convention != "normalized":
+        return from_degrees(degrees, convention).astype(np.float32)
+    half = np.round(np.array(HALF_RANGE) / ENCODER_STEP[:5]) * ENCODER_STEP[:5]
+    values = from_degrees(degrees, Detection("normalized", "", tuple(half.tolist())))
+    return np.clip(values, [-100] * 5 + [0], 100).astype(np.float32)
 
 
 def dataset_features(setup: Setup) -> dict[str, dict[str, Any]]:

@@ -129,7 +129,7 @@ class So101Env(gymnasium.Env):
             self._held = self._held + 1 if scene_info["success"] else 0
         self._target = end
         self._steps += 1
-        info = {**self._info(), "sent_action": self._to_degrees(end).astype(np.float32)}
+        info = {**self._info(), "sent_action": encoder_round(self._to_degrees(end)).astype(np.float32)}
         success = info["is_success"]
         return self._observe(), float(success), success, self._steps >= self.max_steps and not success, info
 

@@ -195,7 +195,7 @@ class Reaching(Recording):
     def joints(self, episode):
         action, state = super().joints(episode)
         action[0, 1:3] = 90, -95
-        action[1, 1] = -99
+        action[1:4, 1:3], state[1:4, 1:3] = (-99, 95), (-96, 92)
         return action, state
 
 
@@ -204,7 +204,7 @@ def test_conventions_come_out_as_canonical_degrees(tmp_path):
     old = [f"main_{joint}" for joint in JOINTS]
     roots = [
         as_convention(write_v2(tmp_path / name, recording), name, names)
-        for name, names in (("degrees", NAMES), ("degrees_v1", {"motors": old}), ("radians", None))
+        for name, names in (("degrees", NAMES), ("degrees_v1", {"motors": old}), ("radians", NAMES))
     ]
     dataset = opened(*roots)
     assert [entry["convention"] for entry in dataset.report()["datasets"]] == [

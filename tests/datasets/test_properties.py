@@ -31,12 +31,13 @@ class Arm(Recording):
         length = self.lengths[episode]
         values = rng.uniform([-40, 60, 60, -30, -50, 5], [40, 80, 80, 60, 50, 60], (length, 6))
         if episode == 0 and self.convention == "degrees":
-            values[0, 4] = 130
+            values[:3, [1, 4]] = -60, 130
         if episode == 0 and self.convention == "normalized":
             values[:2, 2] = 100
         if episode == 0 and self.convention == "degrees_v1":
-            values[0, 1] = 190
+            values[:3, 1] = 190
         if self.convention == "radians":
+            values[:, 1:3] = rng.uniform([-100, 75], [-85, 95], (length, 2))  # folded
             values = np.column_stack([np.deg2rad(values[:, :5]), values[:, 5] / 100])
         action = values.astype(np.float32)
         return action, (action * np.float32(0.99)).astype(np.float32)
@@ -55,6 +56,8 @@ def arms(draw, convention=None, version=None):
         size=SIZE,
     )
     arm.convention = convention or draw(st.sampled_from(["degrees", "degrees_v1", "normalized", "radians"]))
+    if arm.convention == "radians":
+        arm.lengths = (3, *arm.lengths)
     if arm.convention == "degrees_v1":
         arm.names = [f"main_{name.removesuffix('.pos')}" for name in NAMES]
     return arm, version or draw(st.sampled_from(["v2.0", "v2.1"]))
@@ -212,7 +215,7 @@ def test_resampled_actions_are_those_of_numpy_at_even_times(tmp_path, fps, actio
     seconds = np.arange(64) / fps
     pan = np.linspace(-50, 50, 64)
     wave = 40 * np.sin(2 * np.pi * seconds)
-    columns = [pan, wave, wave / 2, -wave, np.where(seconds < 0.01, 130, wave), 50 + wave]
+    columns = [pan, wave, wave / 2, -wave, np.where(seconds < 0.25, 130, wave), 50 + wave]
     action = np.column_stack(columns).astype(np.float32)
     arm.joints = lambda episode: (action, action)
     write_v2(tmp_path / "data", arm)

@@ -54,7 +54,7 @@ def good_facts(info: dict | None = None) -> Facts:
     facts.data_files, facts.video_files = data, video
     wave = np.sin(np.linspace(0, 9, 200))[:, None] * np.array([30, 50, 40, 20, 10, 40])
     facts.action = (wave + np.array([0, -20, 10, 5, 0, 50])).astype(np.float32)
-    facts.action[50:60, 2] = 100.0  # at its stop: only normalised values rest there
+    facts.action[30:40, 2] = 100.0  # at its stop: only normalised values rest there
     facts.state = np.roll(facts.action, 3, axis=0)  # the arm comes after its leader
     facts.timestamp = np.tile(np.arange(100) / 30, 2).astype(np.float32)
     if "action" in facts.info.features:
@@ -142,7 +142,7 @@ def uneven(frames: int) -> Facts:
 def contradictory() -> Facts:
     """Names of after the change, values of neither kind."""
     facts = good_facts()
-    facts.action[0, 0] = 500.0
+    facts.action[:20, 0] = 500.0
     gather_joints(facts)
     return facts
 

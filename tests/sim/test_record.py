@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from depi.datasets.recording.joints import detect_convention, to_degrees
+from depi.datasets.recording.convention import detect_convention
+from depi.datasets.recording.joints import to_degrees
 from depi.errors import UserError
 from depi.sim.env import make_env
 from depi.sim.expert import Expert

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from depi.datasets.recording.cameras import slot_order
+from depi.datasets.recording.convention import detect_convention
 from depi.datasets.recording.formats import DatasetMeta, Episodes, VideoTable, data_files
-from depi.datasets.recording.joints import Detection, detect_convention, to_space
+from depi.datasets.recording.joints import Detection, to_space
 from depi.datasets.recording.metadata import read_meta
 from depi.datasets.recording.sources import DatasetFiles
 from depi.datasets.recording.tables import read_frames
@@ -64,7 +65,13 @@ def open_dataset(
     meta = read_meta(files)
     wanted = meta.episodes.episode_index if episodes is None else _wanted(meta, episodes)
     meta, frames, left_out = _read_recording(files, meta, wanted)
-    detection = detect_convention(meta.info.features[ACTION].names, frames[ACTION], frames[STATE])
+    detection = detect_convention(
+        meta.info.features[ACTION].names,
+        frames[ACTION],
+        frames[STATE],
+        robot_type=meta.info.robot_type,
+        episode_length=meta.episodes.length,
+    )
     if detection.convention == "unknown":
         raise DatasetError(f"the joint convention is unknown: {detection.evidence}")
     if detection.convention != "native" and frames[STATE].shape[1] != frames[ACTION].shape[1]:
