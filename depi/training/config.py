@@ -15,6 +15,7 @@ from lerobot.utils.constants import CHECKPOINTS_DIR
 import depi.evaluation.registered  # noqa: F401  registers --env.type=so101
 from depi.datasets.recording.cameras import check_slots
 from depi.datasets.recording.joints import SPACES
+from depi.datasets.union.lists import read_conventions
 from depi.evaluation.config import EpisodesConfig
 from depi.training.mixture import MixtureSource, read_mixture
 
@@ -49,6 +50,9 @@ class DatasetConfig:
 
     # Units of state and action: degrees, normalized (±100 is a nominal range) or native (as recorded).
     joint_convention: str = "degrees"
+    # The units that datasets were recorded in, where they do not show them: a JSON file
+    # {repo_id: degrees_v1, degrees, normalized, radians or native}.
+    conventions: dict[str, str] | Path = field(default_factory=dict)
     # Action steps per second; null keeps each dataset's own rate.
     action_freq: float | None = None
 
@@ -89,6 +93,7 @@ class DatasetConfig:
     def __post_init__(self) -> None:
         if self.mixture is not None:
             self.mixture = read_mixture(self.mixture)
+        self.conventions = read_conventions(self.conventions)
         if self.joint_convention not in SPACES:
             raise ValueError(
                 f"--dataset.joint_convention={self.joint_convention} is none of {', '.join(SPACES)}"

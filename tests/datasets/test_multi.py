@@ -221,6 +221,27 @@ def test_conventions_come_out_as_canonical_degrees(tmp_path):
     np.testing.assert_array_equal(dataset.stats["action"]["mean"], pooled.mean(0).astype(np.float32))
 
 
+def test_what_does_not_show_its_units_is_left_out_until_they_are_given(tmp_path):
+    class Rounded(Recording):
+        def joints(self, episode):
+            values = np.round(np.random.default_rng(0).uniform(-50, 50, (30, 6)), 1).astype(np.float32)
+            values[:, 5] = np.abs(values[:, 5])
+            return values, values
+
+    recording = Rounded(lengths=(30,), cameras=(FRONT,))
+    source = DatasetSource("a/b", root=write_v2(tmp_path / "data", recording))
+    options = {"chunk_size": 2, "image_size": 64, "max_cameras": 1}
+    with pytest.raises(UserError, match=r"nothing decides .* give it with --dataset\.conventions"):
+        MultiLeRobotDataset([source], **options)
+    for unit, factor in (("degrees", 1), ("normalized", 1.108)):
+        dataset = MultiLeRobotDataset([source], conventions={"a/b": unit}, **options)
+        (entry,) = dataset.report()["datasets"]
+        assert (entry["convention"], entry["evidence"][:30]) == (unit, "given with --dataset.conventio")
+        np.testing.assert_allclose(dataset.action[:, 0], recording.joints(0)[0][:, 0] * factor, rtol=1e-5)
+    with pytest.raises(UserError, match=r"given with .* but in the action .* out of reach"):
+        MultiLeRobotDataset([source], conventions={"a/b": "degrees_v1"}, **options)
+
+
 class LateReach(Recording):
     """Only the second episode passes 100 degrees, which tells the convention of both."""
 

@@ -166,3 +166,15 @@ def test_annotations_are_read_for_tasks_and_for_views(dataset, tmp_path):
 def test_flags_out_of_range_are_refused(flag, value):
     with pytest.raises(ValueError, match=rf"--dataset\.{flag}"):
         DatasetConfig(**{flag: value})
+
+
+def test_given_conventions_are_read_from_a_file_and_checked(tmp_path):
+    path = tmp_path / "conventions.json"
+    path.write_text('{"a/b": "degrees"}')
+    assert DatasetConfig(conventions=path).conventions == {"a/b": "degrees"}
+    path.write_text('{"a/b": "inches"}')
+    with pytest.raises(UserError, match="'inches' of a/b is none of degrees_v1, degrees"):
+        DatasetConfig(conventions=path)
+    path.write_text("[]")
+    with pytest.raises(UserError, match="must hold a JSON object"):
+        DatasetConfig(conventions=path)

@@ -25,6 +25,7 @@ import numpy as np
 
 from depi.datasets.recording.encoder import DEGREES_PER_STEP, calibrated_steps, read_levels
 from depi.datasets.recording.joints import JOINTS, REACH, Detection, to_degrees
+from depi.errors import DatasetError
 
 _GRIPPER_SLACK = 30.0
 _RADIANS_LIMIT = 3.5
@@ -97,6 +98,30 @@ def detect_convention(
         found = _judge_unit(kind, finite, low, high)
     found = Detection(found.convention, f"{seen}: {found.evidence}")
     return _with_half_ranges(found, state) if found.convention == "normalized" else found
+
+
+def given_convention(convention: str, action: np.ndarray, state: np.ndarray) -> Detection:
+    """The convention that a user gives for a recording, in place of `detect_convention`.
+
+    Args:
+        convention: one of `joints.GIVEN`.
+        action: float [F, 6], as recorded; of any width for `native`.
+        state: float [F, 6], as recorded.
+
+    Raises:
+        DatasetError: joints would be out of the arm's reach.
+    """
+    given = "given with --dataset.conventions"
+    if convention == "native":
+        return Detection(convention, given)
+    for name, values in (("action", action), ("state", state)):
+        if values.ndim != 2 or values.shape[1] != len(JOINTS):
+            raise DatasetError(f"{convention} is {given}, but the {name} is not six joints")
+        outside = _outside_reach(*_ends(values), convention)
+        if outside:
+            raise DatasetError(f"{convention} is {given}, but in the {name} {outside}")
+    found = Detection(convention, given)
+    return _with_half_ranges(found, state) if convention == "normalized" else found
 
 
 def _kind_of_names(names: Sequence[str] | None) -> str:

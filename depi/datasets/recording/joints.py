@@ -15,6 +15,8 @@ from depi.errors import UserError
 
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 CONVENTIONS = ("degrees_v1", "degrees", "normalized", "radians", "native", "unknown")
+GIVEN = CONVENTIONS[:-1]
+"""Those that a user may give for a dataset which does not show its own."""
 
 HALF_RANGE = (110.8, 103.5, 97.4, 101.2, 170.2)
 """Nominal half range of the body joints in degrees: what ±100 means. Single arms differ by about 2%."""

@@ -71,7 +71,8 @@ def open_collection(
 
 def _folder(files: Sequence[DatasetFiles], options: Options) -> Path:
     """Where the common index of these datasets is cached."""
-    facts = (options.max_cameras, options.episodes, options.joint_convention, options.cameras)
+    given = tuple(options.conventions.get(each.repo_id) for each in files)
+    facts = (options.max_cameras, options.episodes, options.joint_convention, options.cameras, given)
     return cache_folder() / "index" / "sets" / index_key([each.key for each in files], *facts)
 
 

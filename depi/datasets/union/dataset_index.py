@@ -1,6 +1,7 @@
 """The index of one dataset: read once per revision, then taken from the cache."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ class Options:
     joint_convention: the units of state and action, one of `depi.datasets.recording.joints.SPACES`.
     offline: ask no Hub.
     cameras: which of the cameras, and which first; see `camera_order`.
+    conventions: repo id -> joint convention of the recording, where the user gives it.
     """
 
     max_cameras: int
@@ -62,6 +64,7 @@ class Options:
     joint_convention: str = "degrees"
     offline: bool = False
     cameras: str = "name"
+    conventions: Mapping[str, str] = field(default_factory=dict)
 
 
 def open_part(source: DatasetFiles, options: Options) -> Part:
@@ -72,11 +75,12 @@ def open_part(source: DatasetFiles, options: Options) -> Part:
         UserError: the Hub does not give it, or an episode is chosen that does not exist.
     """
     episodes = options.episodes if source.episodes is None else source.episodes
-    key = index_key(source.key, episodes, options.joint_convention)
+    recorded_in = options.conventions.get(source.repo_id)
+    key = index_key(source.key, episodes, options.joint_convention, recorded_in)
     folder = cache_folder() / "index" / "datasets" / key
     index = read_index(folder)
     if index is None:
-        _write(folder, open_dataset(source, episodes, options.joint_convention), source)
+        _write(folder, open_dataset(source, episodes, options.joint_convention, recorded_in), source)
         index = read_index(folder)
     if index is None:
         raise DatasetError(f"its index {folder} cannot be read back")

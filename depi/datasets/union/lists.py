@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from depi.datasets.recording.joints import GIVEN
 from depi.errors import UserError
 from depi.files import read_json
 
@@ -29,6 +30,23 @@ def read_id_list(path: Path) -> list[str]:
             raise UserError(f"{path} lists {repo_id} more than once")
         seen.add(repo_id)
     return ids
+
+
+def read_conventions(conventions: dict[str, str] | Path) -> dict[str, str]:
+    """The joint conventions that a user gives for datasets, by repo id, read from a JSON file if it is one.
+
+    Raises:
+        UserError: the file cannot be read, or something is no convention.
+    """
+    content = read_json(conventions) if isinstance(conventions, Path) else conventions
+    if not isinstance(content, dict):
+        raise UserError(f"{conventions} must hold a JSON object {{repo_id: convention}}")
+    for repo_id, convention in content.items():
+        if convention not in GIVEN:
+            raise UserError(
+                f"--dataset.conventions: {convention!r} of {repo_id} is none of {', '.join(GIVEN)}"
+            )
+    return content
 
 
 def catalogued(folder: Path, column: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Many LeRobot datasets as one training set, read in place."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,8 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         episodes: recorded episode indices, for a single source only.
         offline: ask no Hub; everything must be in the cache.
         prepared: a folder that `depi prepare` wrote, read instead of the videos.
+        conventions: repo id -> joint convention of the recording, one of `joints.GIVEN`, for datasets that
+            do not show it.
         video_backend: `torchcodec` or `pyav`; by default the faster one for each video.
 
     Raises:
@@ -91,13 +93,14 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         episodes: Sequence[int] | None = None,
         offline: bool = False,
         prepared: Path | None = None,
+        conventions: Mapping[str, str] | None = None,
         video_backend: str | None = None,
     ) -> None:
         _check(sources, max_cameras, cameras, joint_convention, episodes)
         self.chunk_size, self.image_size, self.max_cameras = chunk_size, image_size, max_cameras
         self.action_freq = action_freq
         chosen = None if episodes is None else tuple(sorted(set(episodes)))
-        options = Options(max_cameras, chosen, joint_convention, offline, cameras)
+        options = Options(max_cameras, chosen, joint_convention, offline, cameras, conventions or {})
         collection = open_collection(sources, options, max_bad_datasets=max_bad_datasets)
         self.quarantined = collection.quarantined
         self.roots = collection.roots

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from depi.datasets.recording.cameras import slot_order
-from depi.datasets.recording.convention import detect_convention
+from depi.datasets.recording.convention import detect_convention, given_convention
 from depi.datasets.recording.formats import DatasetMeta, Episodes, VideoTable, data_files
 from depi.datasets.recording.joints import Detection, to_space
 from depi.datasets.recording.metadata import read_meta
@@ -48,7 +48,10 @@ class OpenDataset:
 
 
 def open_dataset(
-    files: DatasetFiles, episodes: Sequence[int] | None = None, joint_convention: str = "degrees"
+    files: DatasetFiles,
+    episodes: Sequence[int] | None = None,
+    joint_convention: str = "degrees",
+    recorded_in: str | None = None,
 ) -> OpenDataset:
     """Fetch and read one dataset's metadata and tables; its videos are not touched.
 
@@ -57,6 +60,7 @@ def open_dataset(
         episodes: recorded episode indices to use, all by default. The tables of the others are read too: the
             joint convention is the recording's, whichever part of it is used.
         joint_convention: the units of state and action, one of `depi.datasets.recording.joints.SPACES`.
+        recorded_in: the joint convention of the recording, where the user gives it; else it is detected.
 
     Raises:
         DatasetError: the dataset cannot be used; the message is the reason.
@@ -65,15 +69,21 @@ def open_dataset(
     meta = read_meta(files)
     wanted = meta.episodes.episode_index if episodes is None else _wanted(meta, episodes)
     meta, frames, left_out = _read_recording(files, meta, wanted)
-    detection = detect_convention(
-        meta.info.features[ACTION].names,
-        frames[ACTION],
-        frames[STATE],
-        robot_type=meta.info.robot_type,
-        episode_length=meta.episodes.length,
-    )
+    if recorded_in is not None:
+        detection = given_convention(recorded_in, frames[ACTION], frames[STATE])
+    else:
+        detection = detect_convention(
+            meta.info.features[ACTION].names,
+            frames[ACTION],
+            frames[STATE],
+            robot_type=meta.info.robot_type,
+            episode_length=meta.episodes.length,
+        )
     if detection.convention == "unknown":
-        raise DatasetError(f"the joint convention is unknown: {detection.evidence}")
+        raise DatasetError(
+            f"the joint convention is unknown: {detection.evidence}; if you know it, give it with "
+            "--dataset.conventions"
+        )
     if detection.convention != "native" and frames[STATE].shape[1] != frames[ACTION].shape[1]:
         raise DatasetError(
             f"an action has {frames[ACTION].shape[1]} numbers, the state {frames[STATE].shape[1]}"
