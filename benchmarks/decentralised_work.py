@@ -16,7 +16,8 @@ from unittest.mock import patch
 from decentralised_rigs import BLIND, FIRST_SEED, RATE, TASK, Arm, Experiment
 
 from depi.errors import UserError
-from depi.evaluation.evaluate import EvaluateConfig, roll_out
+from depi.evaluation.config import EvaluateConfig
+from depi.evaluation.evaluate import roll_out
 from depi.files import read_json, write_json
 from depi.flags import parse_flags
 

@@ -10,12 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from depi.errors import UserError
-from depi.evaluation.config import (
-    EnvironmentConfig,
-    EpisodesConfig,
-    EvaluateConfig,
-    PolicyConfig,
-)
+from depi.evaluation.config import EnvironmentConfig, EvaluateConfig
 from depi.evaluation.environments import EnvTable, find_table, resolve
 from depi.files import read_json, write_json
 from depi.flags import check_ranges, parse_flags
@@ -28,15 +23,6 @@ if TYPE_CHECKING:
     from depi.evaluation.messages import Trajectory
     from depi.evaluation.rollout import Rollouts
     from depi.policies import Pi0Policy
-
-__all__ = [
-    "EnvironmentConfig",
-    "EpisodesConfig",
-    "EvaluateConfig",
-    "PolicyConfig",
-    "evaluate",
-    "roll_out",
-]
 
 DEVICES = ("cpu", "cuda", "mps")
 EXPERT = "expert"

@@ -3,12 +3,14 @@
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from depi.errors import UserError
+from depi.evaluation.compare import wilson
 from depi.evaluation.rollout import Episode
 from depi.files import atomic_write, read_json, write_json
 from depi.journal import LineFile, read_lines
@@ -73,18 +75,12 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 def summarise(head: dict[str, Any], episodes: Sequence[Episode], timing: dict[str, Any]) -> dict[str, Any]:
     """The content of `eval.json`: rates over the episodes without an error, and each episode."""
-    from scipy.stats import binomtest
-
     counted = [episode for episode in episodes if episode.error is None]
     successes = sum(episode.success for episode in counted)
     rate = interval = None
     if counted:
-        found = binomtest(successes, len(counted)).proportion_ci(method="wilson")
-        rate, interval = successes / len(counted), [float(found.low), float(found.high)]
-    errors: dict[str, int] = {}
-    for episode in episodes:
-        if episode.error is not None:
-            errors[episode.error] = errors.get(episode.error, 0) + 1
+        rate, interval = successes / len(counted), list(wilson(successes, len(counted)))
+    errors = Counter(episode.error for episode in episodes if episode.error is not None)
     return {
         **head,
         "success_rate": rate,
@@ -92,7 +88,7 @@ def summarise(head: dict[str, Any], episodes: Sequence[Episode], timing: dict[st
         "n_episodes": len(counted),
         "n_successes": successes,
         "n_errors": len(episodes) - len(counted),
-        "errors": errors,
+        "errors": dict(errors),
         "mean_length": _mean([episode.length for episode in counted]),
         "mean_reward": _mean([episode.reward for episode in counted]),
         "timing": timing,

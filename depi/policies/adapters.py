@@ -17,7 +17,6 @@ import torch
 from lerobot.configs.default import PeftConfig
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -25,7 +24,7 @@ from depi.errors import UserError
 from depi.files import atomic_write, read_json
 from depi.models.pi0 import Pi0
 from depi.models.scene import SceneReader
-from depi.policies.convert import Layout, lerobot_name
+from depi.policies.convert import Layout, lerobot_name, open_weights
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -332,13 +331,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file ({error})") from None
+    with open_weights(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def _same_shape(folder: Path, key: str, shape: list[int], target: Tensor) -> None:

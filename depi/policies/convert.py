@@ -12,7 +12,8 @@ normalisation statistics among the weights.
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -146,6 +147,22 @@ def _spec(shape: Sequence[int], address: int) -> TensorSpec:
     return TensorSpec(dtype="float32", shape=shape, data_ptr=address, data_len=4 * math.prod(shape))
 
 
+@contextmanager
+def open_weights(path: Path, framework: str = "pt", **options: Any) -> Iterator[safe_open]:
+    """A safetensors file; `options` are those of `safe_open`.
+
+    Raises:
+        UserError: it is missing or damaged, which may show while it is read.
+    """
+    try:
+        with safe_open(path, framework=framework, **options) as file:
+            yield file
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged or no safetensors file ({error}); fetch it again") from None
+
+
 def load_weights(
     path: Path,
     model: SceneReader,
@@ -175,20 +192,15 @@ def load_weights(
         UserError: the file is missing, damaged or of another network, a shape or dtype is wrong, two names
             mean the same parameter, or `strict` and names differ.
     """
-    try:
-        with safe_open(path, framework="pt", device=_numbered(device), backend="pread") as file:
-            found = _canonical_names(path, file.offset_keys())
-            sources, leftovers = _match(model, layout, found)
-            slices = {name: file.get_slice(found[name]) for name in sources}
-            _check(path, model, sources, slices, leftovers if strict else [])
-            # In the order of the file: disks read forwards faster.
-            weights = {
-                sources[name]: file.get_tensor(key).float() for name, key in found.items() if name in sources
-            }
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file ({error}); fetch it again") from None
+    with open_weights(path, device=_numbered(device), backend="pread") as file:
+        found = _canonical_names(path, file.offset_keys())
+        sources, leftovers = _match(model, layout, found)
+        slices = {name: file.get_slice(found[name]) for name in sources}
+        _check(path, model, sources, slices, leftovers if strict else [])
+        # In the order of the file: disks read forwards faster.
+        weights = {
+            sources[name]: file.get_tensor(key).float() for name, key in found.items() if name in sources
+        }
     model.load_state_dict(weights, strict=False, assign=True)
     return leftovers
 

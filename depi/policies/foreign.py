@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 from lerobot.utils.constants import ACTION, OBS_STATE
-from safetensors import SafetensorError, safe_open
 
 from depi.errors import UserError
 from depi.files import read_json
+from depi.policies.convert import open_weights
 
 logger = logging.getLogger(__name__)
 
@@ -157,19 +157,14 @@ def _vector(value: Any, what: str) -> np.ndarray:
 def _stats_in_weights(path: Path) -> Stats:
     """What LeRobot before 0.4 kept among the weights."""
     stats: Stats = {}
-    try:
-        with safe_open(path, framework="np") as file:
-            for prefix, name, key in (
-                ("normalize_inputs.", "buffer_observation_state.", OBS_STATE),
-                ("unnormalize_outputs.", "buffer_action.", ACTION),
-            ):
-                names = {kind: prefix + name + kind for kind in ("mean", "std")}
-                if set(names.values()) <= set(file.keys()):
-                    stats[key] = {kind: file.get_tensor(full) for kind, full in names.items()}
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file ({error}); fetch it again") from None
+    with open_weights(path, framework="np") as file:
+        for prefix, name, key in (
+            ("normalize_inputs.", "buffer_observation_state.", OBS_STATE),
+            ("unnormalize_outputs.", "buffer_action.", ACTION),
+        ):
+            names = {kind: prefix + name + kind for kind in ("mean", "std")}
+            if set(names.values()) <= set(file.keys()):
+                stats[key] = {kind: file.get_tensor(full) for kind, full in names.items()}
     # A policy that never saw data has infinite ones.
     if any(not np.isfinite(value).all() for values in stats.values() for value in values.values()):
         raise UserError(

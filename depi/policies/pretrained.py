@@ -2,16 +2,16 @@
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from depi.errors import UserError
 from depi.models.value import ValueNetwork
-from depi.policies.convert import LANGUAGE, READABLE_DTYPES, canonical_name, lerobot_name
+from depi.policies.convert import LANGUAGE, READABLE_DTYPES, canonical_name, lerobot_name, open_weights
 
 logger = logging.getLogger(__name__)
 
@@ -39,33 +39,26 @@ def take_weights(model: ValueNetwork, path: Path) -> tuple[list[str], list[str]]
         UserError: the file is missing or damaged, its vision tower does not fit, or it is quantised.
     """
     own = model.state_dict()
-    try:
-        with safe_open(path, framework="pt", backend="pread") as file:
-            keys = {canonical_name(key): key for key in file.keys()}  # noqa: SIM118  no mapping
-            unused = _last_layer(keys)
-            sources = {}
-            for name, value in own.items():
-                theirs = (
-                    name,
-                    lerobot_name(_PREFIX_LAYER.sub("prefix.layers.", name), model.dimensions.depth),
-                )
-                key = next(
-                    (keys[each] for each in theirs if each in keys and not each.startswith(unused)), None
-                )
-                if key is not None and _fits(file.get_slice(key), value, path, key):
-                    sources[name] = key
-            missing = [name for name in own if name.startswith("vision.") and name not in sources]
-            if missing:
-                raise UserError(
-                    f"--policy.init_from={path}: its vision tower does not fit the value function's, "
-                    f"{len(missing)} tensors differ, first {missing[0]}: choose the same sizes"
-                )
-            for name, key in sources.items():
-                own[name].copy_(file.get_tensor(key))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file ({error}); fetch it again") from None
+    with open_weights(path, backend="pread") as file:
+        keys = {canonical_name(key): key for key in file.keys()}  # noqa: SIM118  no mapping
+        unused = _last_layer(keys)
+        sources = {}
+        for name, value in own.items():
+            theirs = (
+                name,
+                lerobot_name(_PREFIX_LAYER.sub("prefix.layers.", name), model.dimensions.depth),
+            )
+            key = next((keys[each] for each in theirs if each in keys and not each.startswith(unused)), None)
+            if key is not None and _fits(file.get_slice(key), value, path, key):
+                sources[name] = key
+        missing = [name for name in own if name.startswith("vision.") and name not in sources]
+        if missing:
+            raise UserError(
+                f"--policy.init_from={path}: its vision tower does not fit the value function's, "
+                f"{len(missing)} tensors differ, first {missing[0]}: choose the same sizes"
+            )
+        for name, key in sources.items():
+            own[name].copy_(file.get_tensor(key))
     fresh = sorted(own.keys() - sources.keys())
     logger.info("%s: taken %s; random %s", path, _parts(list(sources)), _parts(fresh))
     return sorted(sources), fresh
@@ -91,8 +84,5 @@ def _fits(found: Any, value: torch.Tensor, path: Path, key: str) -> bool:
 
 def _parts(names: list[str]) -> str:
     """The parts of the network that names belong to, with the number of tensors of each."""
-    counts: dict[str, int] = {}
-    for name in names:
-        part = name.partition(".")[0]
-        counts[part] = counts.get(part, 0) + 1
+    counts = Counter(name.partition(".")[0] for name in names)
     return ", ".join(f"{part} ({count} tensors)" for part, count in counts.items()) or "nothing"

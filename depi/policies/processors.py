@@ -19,7 +19,7 @@ from lerobot.processor import (
 from lerobot.processor.converters import policy_action_to_transition, transition_to_policy_action
 from safetensors import SafetensorError
 
-from depi.errors import UserError
+from depi.errors import UserError, first_line
 from depi.files import read_json
 from depi.policies.checkpoint import load_config, resolve_checkpoint
 from depi.policies.configuration import dimensions_of
@@ -161,14 +161,10 @@ def _with_tokenizer(build: Callable[[], tuple[Pipeline, Pipeline]]) -> tuple[Pip
             else "check the network, HF_ENDPOINT and HF_TOKEN"
         )
         raise UserError(
-            f"the tokenizer {TOKENIZER} cannot be loaded; {remedy} ({_first_line(error)})"
+            f"the tokenizer {TOKENIZER} cannot be loaded; {remedy} ({first_line(error)})"
         ) from None
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"the policy's processors cannot be built: {_first_line(error)}") from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"the policy's processors cannot be built: {first_line(error)}") from None
 
 
 def _fit_tokenizer(pre: Pipeline, config: Any) -> None:

@@ -133,8 +133,6 @@ def _find_config_file(config_path: str) -> Path:
     if path.is_dir():
         path = path / TRAIN_CONFIG_NAME
     if path.is_file():
-        if path.suffix == ".json":
-            read_json(path)
         return path
     if config_path.count("/") == 1 and not path.parent.exists():
         revision = repo_info(config_path, repo_type="model").sha

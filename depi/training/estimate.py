@@ -105,7 +105,6 @@ def estimate_memory(
     words: int = 48,
     recompute: float = 0.0,
     shards: int = 1,
-    optimizer_bytes: int = 8,
     bfloat16: bool = True,
     cuda: bool = True,
 ) -> Estimate:
@@ -118,7 +117,6 @@ def estimate_memory(
         words: prompt tokens per sample.
         recompute: share, 0..1, of the layers of each stack that are recomputed in the backward pass.
         shards: devices over which weights, gradients and optimizer state are split.
-        optimizer_bytes: per trained parameter; AdamW in float32 takes 8.
         bfloat16: compute in bfloat16 beside float32 weights.
         cuda: fused norms; False counts what the CPU keeps.
     """
@@ -142,7 +140,7 @@ def estimate_memory(
     return Estimate(
         weights=sum(parameter.numel() * parameter.element_size() for parameter in parameters) // shards,
         gradients=4 * trainable // shards,
-        optimizer=optimizer_bytes * trainable // shards,
+        optimizer=8 * trainable // shards,  # AdamW in float32
         compute_copies=2 * copied if bfloat16 else 0,
         activations=activations,
         recomputed_layer=largest,

@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 
 from depi.training.config import TrainConfig
-from depi.training.upload import publish
+from depi.training.upload import UploadConfig, publish
 
 logger = logging.getLogger(__name__)
 
@@ -19,9 +19,8 @@ class Pusher:
     def __init__(self, config: TrainConfig) -> None:
         assert config.policy is not None
         assert config.policy.repo_id is not None
-        self.repo_id = config.policy.repo_id
+        self.repo_id, self.with_state = config.policy.repo_id, config.save_checkpoint_to_hub
         self.private = bool(config.policy.private)
-        self.with_state = config.save_checkpoint_to_hub
         self._changed = threading.Condition()
         self._waiting: Path | None = None
         self._uploading: Path | None = None
@@ -65,7 +64,7 @@ class Pusher:
                 pretrained = self._uploading
             self._failed = None
             try:
-                publish(pretrained, self.repo_id, private=self.private, with_state=self.with_state)
+                publish(UploadConfig(pretrained, self.repo_id, private=self.private, all=self.with_state))
                 logger.info("published %s as %s", pretrained.parent, self.repo_id)
             except Exception as error:  # no network error may end the training
                 self._failed = pretrained

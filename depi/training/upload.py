@@ -70,47 +70,37 @@ def find_pretrained_model(path: Path) -> Path:
     return folder.resolve()
 
 
-def publish(
-    pretrained: Path,
-    repo_id: str,
-    *,
-    private: bool = False,
-    tag: str | None = None,
-    weights: str | None = None,
-    with_state: bool = False,
-    evaluation: Path | None = None,
-) -> str:
-    """Upload a checkpoint, given its `pretrained_model` folder, and return the commit sha.
-
-    `UploadConfig` says what the arguments mean.
+def publish(config: UploadConfig) -> str:
+    """Upload a checkpoint, named by its `pretrained_model` folder, and return the commit sha.
 
     Raises:
         UserError: there is no average or no training state to publish, no write token, no such user, a
             public repository with `private`, or the Hub is unreachable.
     """
+    pretrained = config.checkpoint
     step = pretrained.parent.name
     with tempfile.TemporaryDirectory(prefix="depi-upload-") as name:
         staged = Path(name)
         _link_files(pretrained, staged)
         card = (pretrained / "README.md").read_text(encoding="utf-8")
-        if weights is not None:
+        if config.weights is not None:
             (staged / WEIGHTS).unlink()
-            (staged / WEIGHTS).symlink_to(weights_file(pretrained, weights).resolve())
+            (staged / WEIGHTS).symlink_to(weights_file(pretrained, config.weights).resolve())
             for line in WEIGHTS_LINES.values():
-                card = card.replace(line, WEIGHTS_LINES[weights])
-        if with_state:
+                card = card.replace(line, WEIGHTS_LINES[config.weights])
+        if config.all:
             _link_state(pretrained, staged)
-        if evaluation := evaluation or _find_evaluation(pretrained):
+        if evaluation := config.eval or _find_evaluation(pretrained):
             card += "\n".join(evaluation_lines(evaluation)) + "\n"
         (staged / "README.md").unlink()
         (staged / "README.md").write_text(card, encoding="utf-8")
         return upload_folder(
             staged,
-            repo_id,
+            config.repo_id,
             repo_type="model",
             commit_message=f"Upload checkpoint {step}" if step.isdigit() else "Upload checkpoint",
-            private=private,
-            tag=tag or (f"step-{step}" if step.isdigit() else None),
+            private=config.private,
+            tag=config.tag or (f"step-{step}" if step.isdigit() else None),
         )
 
 
@@ -137,29 +127,11 @@ def _find_evaluation(pretrained: Path) -> Path | None:
     return None
 
 
-def upload(config: UploadConfig) -> str:
-    """Upload the checkpoint and return the commit sha.
-
-    Raises:
-        UserError: not a complete checkpoint, a damaged one, no write token, no such user, Hub unreachable.
-    """
-    folder = find_pretrained_model(config.checkpoint)
-    if config.all:
-        check_checkpoint(folder)
-    return publish(
-        folder,
-        config.repo_id,
-        private=config.private,
-        tag=config.tag,
-        weights=config.weights,
-        with_state=config.all,
-        evaluation=config.eval,
-    )
-
-
 def main(args: Sequence[str]) -> int:
     """Run the `depi upload` verb."""
     config = parse_flags(UploadConfig, args, "depi upload", positionals=("checkpoint", "repo_id"))
-    revision = upload(config)
-    print(f"{config.repo_id}@{revision}")
+    config.checkpoint = find_pretrained_model(config.checkpoint)
+    if config.all:
+        check_checkpoint(config.checkpoint)
+    print(f"{config.repo_id}@{publish(config)}")
     return 0

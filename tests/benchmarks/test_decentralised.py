@@ -74,8 +74,8 @@ def test_seen_rigs_are_the_recorded_ones_with_new_episodes(rigs, tmp_path):
 
 
 def test_episodes_are_counted_in_the_rigs_that_depi_eval_plays_them_in(script, rigs, work, tmp_path):
+    from depi.evaluation.config import EvaluateConfig
     from depi.evaluation.environments import find_table, resolve, so101_setup
-    from depi.evaluation.evaluate import EvaluateConfig
     from depi.flags import parse_flags
 
     experiment = rigs.Experiment(tmp_path, rigs.SCALES["smoke"])

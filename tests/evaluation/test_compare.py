@@ -110,41 +110,10 @@ def test_other_cameras_are_compared(tmp_path):
     assert compared(tmp_path, "10", "11", cameras=["front", "wrist"]).paired == 2
 
 
-@pytest.mark.parametrize(
-    "episode",
-    [
-        None,
-        {"seed": 1, "success": True, "length": 3},
-        {"seed": 1, "success": "yes", "length": 3, "reward": 0.0},
-        {"seed": True, "success": True, "length": 3, "reward": 0.0},
-        {"seed": 1, "success": True, "length": 3, "reward": None},
-        {"seed": 1, "success": True, "length": -3, "reward": 0.0},
-        {"seed": 1, "success": True, "length": 10**400, "reward": 0.0},
-        {"seed": 1, "success": True, "length": 3, "reward": 10**400},
-        {"seed": 1, "success": True, "length": 3, "reward": 0.0, "error": 5},
-        {"seed": 1, "success": True, "length": 3, "reward": 0.0, "index": "../../x"},
-    ],
-)
-def test_what_is_no_result_is_refused(tmp_path, episode):
-    write_json(tmp_path / "eval.json", {"env": ENV, "episodes": [episode]})
-    with pytest.raises(UserError, match="episode 0 lacks"):
-        read_evaluation(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        ([], "names no environment"),
-        ({"env": ENV, "episodes": []}, "lists no episodes"),
-        (
-            {"env": ENV, "episodes": 2 * [{"seed": 1, "success": True, "length": 3, "reward": 0}]},
-            "two episodes",
-        ),
-    ],
-)
-def test_files_of_something_else_are_refused(tmp_path, content, complaint):
+@pytest.mark.parametrize("content", [[], {"env": ENV}, {"episodes": []}])
+def test_files_of_something_else_are_refused(tmp_path, content):
     write_json(tmp_path / "eval.json", content)
-    with pytest.raises(UserError, match=complaint):
+    with pytest.raises(UserError, match="is no result of `depi eval`"):
         read_evaluation(tmp_path / "eval.json")
 
 

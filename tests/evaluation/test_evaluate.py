@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from depi import cli
 from depi.errors import UserError
 from depi.evaluation.actors import Observation, camera_keys, check_dimensions
+from depi.evaluation.config import EnvironmentConfig
 from depi.evaluation.environments import find_table, resolve
-from depi.evaluation.evaluate import EnvironmentConfig
 from depi.evaluation.loading import training_choices
 from depi.evaluation.messages import Seen
 from depi.evaluation.pi0_actor import Pi0Actor

@@ -15,8 +15,9 @@ from lerobot.policies.tdmpc.configuration_tdmpc import TDMPCConfig
 
 from depi.errors import UserError
 from depi.evaluation.actors import Observation, camera_keys
+from depi.evaluation.config import EnvironmentConfig, EpisodesConfig, EvaluateConfig, PolicyConfig
 from depi.evaluation.environments import find_table, resolve
-from depi.evaluation.evaluate import EnvironmentConfig, EpisodesConfig, EvaluateConfig, PolicyConfig, evaluate
+from depi.evaluation.evaluate import evaluate
 from depi.evaluation.lerobot_policies import LeRobotActor, load_lerobot_policy
 from depi.evaluation.messages import Seen
 from depi.evaluation.pi0_actor import generator

@@ -14,15 +14,9 @@ from evaluations import Steady, choices, outcomes
 
 from depi.errors import UserError
 from depi.evaluation.actors import ExpertActor
+from depi.evaluation.config import EnvironmentConfig, EpisodesConfig, EvaluateConfig
 from depi.evaluation.environments import resolve
-from depi.evaluation.evaluate import (
-    EnvironmentConfig,
-    EpisodesConfig,
-    EvaluateConfig,
-    check_environment,
-    evaluate,
-    roll_out,
-)
+from depi.evaluation.evaluate import check_environment, evaluate, roll_out
 from depi.evaluation.simulators import Simulator
 from depi.files import read_json
 

@@ -3,9 +3,8 @@
 from runs import replaced
 
 from depi import cli
-from depi.evaluation.config import EvaluateConfig, PolicyConfig
+from depi.evaluation.config import EnvironmentConfig, EvaluateConfig, PolicyConfig
 from depi.evaluation.environments import find_table, resolve
-from depi.evaluation.evaluate import EnvironmentConfig
 from depi.evaluation.loading import load_actor
 from depi.files import read_json
 from depi.train import main as train

@@ -11,7 +11,8 @@ from runs import losses, metrics, replaced, weights
 
 from depi import cli
 from depi.errors import UserError
-from depi.evaluation.evaluate import EnvironmentConfig, EpisodesConfig, EvaluateConfig, roll_out
+from depi.evaluation.config import EnvironmentConfig, EpisodesConfig, EvaluateConfig
+from depi.evaluation.evaluate import roll_out
 from depi.evaluation.recording import DatasetWriter
 from depi.files import read_json
 from depi.train import main as train
