@@ -34,60 +34,15 @@ _ORDERS = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _ENGLISH = frozenset({"the", "a", "an", "and", "of", "to", "in", "on", "into", "onto", "from", "it", "up"})
-_FOREIGN = frozenset(
-    {
-        *(
-            "der",
-            "das",
-            "dem",
-            "und",
-            "mit",
-            "auf",
-            "ein",
-            "eine",
-            "einen",
-            "von",
-            "nimm",
-            "lege",
-            "zum",
-            "zur",
-        ),
-        *(
-            "le",
-            "la",
-            "les",
-            "une",
-            "dans",
-            "sur",
-            "et",
-            "avec",
-            "puis",
-            "du",
-            "el",
-            "los",
-            "las",
-            "una",
-            "con",
-        ),
-        *(
-            "y",
-            "il",
-            "lo",
-            "nella",
-            "sul",
-            "della",
-            "um",
-            "uma",
-            "os",
-            "com",
-            "het",
-            "een",
-            "naar",
-            "op",
-            "en",
-        ),
-    }
-)
+_FOREIGN_WORDS = """
+    der das dem und mit auf ein eine einen von nimm lege zum zur
+    le la les une dans sur et avec puis du
+    el los las una con y
+    il lo nella sul della
+    um uma os com
+    het een naar op en
+"""
+_FOREIGN = frozenset(_FOREIGN_WORDS.split())
 _SCRIPTS = {"ja": ("HIRAGANA", "KATAKANA", "CJK"), "ko": ("HANGUL", "CJK"), "zh": ("CJK",)}
 
 

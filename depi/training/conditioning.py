@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from depi.datasets.samples.advantages import FrameAdvantages, frame_advantages
+from depi.datasets.samples.advantages import FrameAdvantages
 from depi.datasets.samples.order import position_generator
 from depi.datasets.union.multi import MultiLeRobotDataset
 from depi.errors import UserError
@@ -80,5 +80,5 @@ def make_conditioning(
     advantages = None
     if config.mode == "use":
         assert config.path is not None
-        advantages = frame_advantages(dataset, config.path)
+        advantages = FrameAdvantages(dataset, config.path)
     return Conditioning(config, advantages, seed)

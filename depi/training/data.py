@@ -23,7 +23,7 @@ from depi.datasets.samples.augment import Augmentation
 from depi.datasets.samples.filters import FrameFilter, read_exclusions
 from depi.datasets.samples.mixture import WEIGHTS, make_mixture
 from depi.datasets.samples.order import StreamBatchSampler, position_generator
-from depi.datasets.samples.stream import TrainingStream, annotated_episodes
+from depi.datasets.samples.stream import TrainingStream
 from depi.datasets.union.lists import CATALOG_FILE, catalogued, read_conventions, read_id_list
 from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
 from depi.errors import UserError
@@ -174,7 +174,7 @@ def training_stream(
 def read_annotated(dataset: MultiLeRobotDataset, data: DatasetConfig) -> AnnotatedEpisodes | None:
     """Return the annotations that the flags ask for; views of cameras are a help, where there are any."""
     by_views = camera_order(data.cameras).by_views and data.annotations.is_dir()
-    return annotated_episodes(dataset, data.annotations) if data.use_annotated_tasks or by_views else None
+    return AnnotatedEpisodes(dataset, data.annotations) if data.use_annotated_tasks or by_views else None
 
 
 def additions(dataset: MultiLeRobotDataset, config: TrainConfig, policy: PreTrainedConfig) -> list[Addition]:

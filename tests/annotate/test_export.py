@@ -18,6 +18,7 @@ from depi.datasets.samples.annotations import (
 from depi.errors import UserError
 from depi.hub.client import api as client
 from depi.hub.server.cards import parse_card
+from tests.helpers.training_set import training_set
 
 REPO = "curator/annotations"
 
@@ -51,7 +52,7 @@ def test_what_is_pushed_is_pulled_elsewhere(hub, folder: Path, tmp_path: Path, c
         assert read_annotations(other, name) == read_annotations(folder, name)
         assert read_results(other, name) == read_results(folder, name)
     # As training reads them.
-    annotated = AnnotatedEpisodes(other, ["ann/one"], [REVISION], [0, 0], [0, 1])
+    annotated = AnnotatedEpisodes(training_set({"ann/one": [0, 1]}, revisions=[REVISION]), other)
     assert annotated.task(1) == "Lift the red cube."
     assert annotated.views(0) == {TOP: "top", HAND: "wrist"}
     assert annotated.other_revision == []

@@ -34,6 +34,7 @@ from depi.datasets.samples.annotations import (
 )
 from depi.errors import DatasetError, UserError
 from depi.serving import listen, make_server, serving
+from tests.helpers.training_set import training_set
 
 HOSTILE = "</script><img src=x onerror=\"window.hacked='img'\"><script>window.hacked='script'</script>"
 RECORDING = recordings.Recording(
@@ -154,7 +155,7 @@ def test_accept_reject_and_edit_are_in_the_sidecar_at_once(browser: Browser, fol
         reviewed = page.locator("#totals > div", has_text="Reviewed").locator(".number").inner_text()
         assert reviewed == "3"
         # As training reads it.
-        annotated = AnnotatedEpisodes(folder, [REPO], [None], np.zeros(3, int), np.arange(3))
+        annotated = AnnotatedEpisodes(training_set({REPO: range(3)}), folder)
         assert [annotated.task(episode) for episode in range(3)] == [
             "Lift the red cube.",
             None,

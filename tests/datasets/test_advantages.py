@@ -1,7 +1,5 @@
 """Advantage sidecars: what is written is read back for the right frames, and what is wrong is said."""
 
-import json
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +14,7 @@ from depi.datasets.samples.advantages import (
     write_summary,
 )
 from depi.errors import DatasetError, UserError
+from tests.helpers.training_set import training_set
 
 RECORDED, LENGTHS = (0, 2, 7), (3, 2, 4)
 
@@ -43,15 +42,8 @@ def folder(tmp_path):
 
 
 def read(folder, repo_ids=("a/b",), recorded=(RECORDED,), lengths=(LENGTHS,), revisions=None):
-    counts = [len(episodes) for episodes in recorded]
-    return FrameAdvantages(
-        folder,
-        repo_ids,
-        revisions or [None] * len(repo_ids),
-        np.concatenate([[0], np.cumsum(counts)]),
-        np.concatenate([[0], np.cumsum(np.concatenate(lengths))]),
-        np.concatenate(recorded),
-    )
+    data = training_set(dict(zip(repo_ids, recorded, strict=True)), np.concatenate(lengths), revisions)
+    return FrameAdvantages(data, folder)
 
 
 def test_every_frame_has_its_own_indicator(folder):
@@ -132,9 +124,11 @@ def test_damaged_files_are_an_error(folder):
     (folder / "a/b.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"cannot be read as parquet.*run `depi advantage"):
         read(folder)
-    (folder / "advantages.json").write_text(json.dumps([1]))
-    with pytest.raises(UserError, match=r"advantages.json is damaged"):
-        read(folder)
+
+
+def test_datasets_in_buckets_have_sidecars_too(folder):
+    write_advantages(folder, "s3://bucket/set", columns(), run="r1", revision=None)
+    assert read(folder, ["s3://bucket/set"]).indicators.tolist() == read(folder).indicators.tolist()
 
 
 def test_a_sidecar_never_leaves_its_folder(folder):

@@ -21,6 +21,7 @@ from depi.datasets.samples.annotations import (
     write_annotations,
 )
 from depi.errors import DatasetError, UserError
+from tests.helpers.training_set import training_set
 
 TEXT = st.text(st.characters(categories=["L", "N", "P"]), min_size=1, max_size=40)
 ROWS = st.lists(
@@ -216,9 +217,9 @@ def test_episodes_of_many_datasets(tmp_path, caplog):
     (tmp_path / "c/c.parquet").write_text("no parquet")
     write_annotations(tmp_path, "d/d", [EpisodeAnnotation(0, task="pull")], {"revision": "old"})
     with caplog.at_level(logging.WARNING):
-        episodes = AnnotatedEpisodes(
-            tmp_path, ids, ["r1", None, "r3", "r4"], np.array([0, 0, 1, 2, 3]), np.array([4, 7, 0, 0, 0])
-        )
+        recorded = dict(zip(ids, [[4, 7], [0], [0], [0]], strict=True))
+        data = training_set(recorded, revisions=["r1", None, "r3", "r4"])
+        episodes = AnnotatedEpisodes(data, tmp_path)
     assert [episodes.task(episode) for episode in range(5)] == ["push", None, None, None, "pull"]
     assert [episodes.views(episode) for episode in range(5)] == [{"laptop": "front"}, {}, {}, {}, {}]
     report = episodes.report()
@@ -230,4 +231,4 @@ def test_episodes_of_many_datasets(tmp_path, caplog):
     assert "another revision than the one in use: d/d" in caplog.text
     assert "annotations of c/c: c.parquet cannot be read" in caplog.text
     with pytest.raises(UserError, match=r"--dataset.annotations"):
-        AnnotatedEpisodes(tmp_path / "nowhere", [], [], np.array([]), np.array([]))
+        AnnotatedEpisodes(training_set({}), tmp_path / "nowhere")

@@ -7,12 +7,12 @@ import torch
 from recordings import Recording, number_in, write_v2
 from torch.utils.data import DataLoader
 
-from depi.datasets.samples.annotations import EpisodeAnnotation, write_annotations
+from depi.datasets.samples.annotations import AnnotatedEpisodes, EpisodeAnnotation, write_annotations
 from depi.datasets.samples.augment import Augmentation
 from depi.datasets.samples.filters import FrameFilter
 from depi.datasets.samples.mixture import make_mixture
 from depi.datasets.samples.order import StreamBatchSampler, shuffled_index
-from depi.datasets.samples.stream import TrainingStream, annotated_episodes
+from depi.datasets.samples.stream import TrainingStream
 from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
 
 FRONT, WRIST, TOP = (f"observation.images.{name}" for name in ("front", "wrist", "top"))
@@ -61,7 +61,7 @@ def test_every_option_is_a_pure_function_of_seed_and_position(dataset, tmp_path)
         "weights": "uniform",
         "cameras": "shuffle",
         "augmentation": Augmentation(1, 1, 1),
-        "annotations": annotated_episodes(dataset, tmp_path),
+        "annotations": AnnotatedEpisodes(dataset, tmp_path),
         "task_mix": 0.5,
     }
     first, again, other = (stream(dataset, seed=seed, **options) for seed in (7, 7, 8))
@@ -122,7 +122,7 @@ def test_slots_by_view_mean_the_view(dataset):
 def test_annotated_views_overrule_names_episode_by_episode(dataset, tmp_path):
     views = {FRONT: "wrist", WRIST: "top"}
     write_annotations(tmp_path, "user/two", [EpisodeAnnotation(1, camera_views=views)], {})
-    samples = stream(dataset, cameras="view", annotations=annotated_episodes(dataset, tmp_path))
+    samples = stream(dataset, cameras="view", annotations=AnnotatedEpisodes(dataset, tmp_path))
     expected = {(0, 0): [1, 0, None], (0, 1): [0, None, 1], (1, 0): [None, None, 0], (1, 1): [None, None, 0]}
     seen = set()
     for position in range(FRAMES):
@@ -170,7 +170,7 @@ def test_the_wrist_is_not_moved_whatever_slot_it_is_in(dataset, tmp_path):
     )
     by_name = stream(dataset, augmentation=Augmentation(geometry=1))
     by_view = stream(
-        dataset, augmentation=Augmentation(geometry=1), annotations=annotated_episodes(dataset, tmp_path)
+        dataset, augmentation=Augmentation(geometry=1), annotations=AnnotatedEpisodes(dataset, tmp_path)
     )
     checked = 0
     for position in range(FRAMES):
@@ -199,7 +199,7 @@ def test_shuffling_does_not_change_how_a_camera_is_augmented(dataset):
 def test_the_share_of_annotated_text(dataset, tmp_path, mix):
     rows = [EpisodeAnnotation(0, task="annotated"), EpisodeAnnotation(1)]
     write_annotations(tmp_path, "user/two", rows, {})
-    samples = stream(dataset, annotations=annotated_episodes(dataset, tmp_path), task_mix=mix)
+    samples = stream(dataset, annotations=AnnotatedEpisodes(dataset, tmp_path), task_mix=mix)
     texts = {}
     for position in range(600):
         sample = samples[position]
@@ -234,7 +234,7 @@ def test_another_revision_of_the_annotations_is_noticed(dataset, tmp_path):
     sources = [DatasetSource("user/two", "abc", dataset.roots[0])]
     opened = MultiLeRobotDataset(sources, chunk_size=3, image_size=64)
     write_annotations(tmp_path, "user/two", [EpisodeAnnotation(0, task="annotated")], {"revision": "def"})
-    annotations = annotated_episodes(opened, tmp_path)
+    annotations = AnnotatedEpisodes(opened, tmp_path)
     assert annotations.report()["other_revision"] == ["user/two"]
     assert annotations.task(0) == "annotated"
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from depi.cli import main
-from depi.datasets.samples.advantages import MISSING, NEGATIVE, POSITIVE, frame_advantages
+from depi.datasets.samples.advantages import MISSING, NEGATIVE, POSITIVE, FrameAdvantages
 from depi.datasets.samples.outcomes import episode_returns, normalised
 from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
 from depi.errors import UserError
@@ -154,7 +154,7 @@ def test_another_look_ahead_takes_the_values_that_are_there(flags, reference, tm
 def test_training_reads_the_indicators(reference, roots, tmp_path):
     sources = [DatasetSource(name, root=root) for name, root in roots.items()]
     dataset = MultiLeRobotDataset(sources, chunk_size=1, image_size=28)
-    found = frame_advantages(dataset, reference)
+    found = FrameAdvantages(dataset, reference)
     expected = np.concatenate([rows["indicator"] for rows in rows_of(reference)])
     assert found.indicators.tolist() == np.where(expected, POSITIVE, NEGATIVE).tolist()
     assert [found.indicator(index) for index in range(153)] == expected.tolist()
@@ -163,7 +163,7 @@ def test_training_reads_the_indicators(reference, roots, tmp_path):
     part = MultiLeRobotDataset(
         [DatasetSource("bob/place", root=roots["bob/place"], episodes=(1,))], chunk_size=1, image_size=28
     )
-    assert frame_advantages(part, reference).indicators.tolist() == expected[108:].tolist()
+    assert FrameAdvantages(part, reference).indicators.tolist() == expected[108:].tolist()
 
 
 def test_a_frame_that_cannot_be_decoded_is_left_out_and_counted(flags, roots, tmp_path, value_checkpoint):
@@ -186,7 +186,7 @@ def test_a_frame_that_cannot_be_decoded_is_left_out_and_counted(flags, roots, tm
     assert summary["left_out"][0]["camera"] == "observation.images.wrist"
     assert table.indicator.isna().sum() == summary["frames_without_advantage"] >= len(broken)
     dataset = MultiLeRobotDataset([DatasetSource("alice/pick", root=root)], chunk_size=1, image_size=28)
-    found = frame_advantages(dataset, tmp_path / "out")
+    found = FrameAdvantages(dataset, tmp_path / "out")
     assert (found.indicators == MISSING).tolist() == table.indicator.isna().tolist()
     assert found.indicator(int(broken.index[0])) is None
 

@@ -6,7 +6,7 @@ they were computed with: the value network, the settings, the threshold epsilon.
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,18 +81,15 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """What `write_summary` wrote.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: there is none, or it is no JSON.
     """
-    path = Path(folder) / SUMMARY_NAME
+    path = folder / SUMMARY_NAME
     if not path.is_file():
         raise UserError(
             f"there are no advantages in {folder}: compute them with `depi advantage --policy.path=VALUE "
             f"--output_dir={folder}` and the --dataset flags of the training"
         )
-    summary = read_json(path)
-    if not isinstance(summary, dict) or not isinstance(summary.get("datasets"), dict):
-        raise UserError(f"{path} is damaged: run `depi advantage --output_dir={folder}` again")
-    return summary
+    return read_json(path)
 
 
 class FrameAdvantages:
@@ -102,38 +99,28 @@ class FrameAdvantages:
     were computed. Nothing else is missing: a dataset, an episode or a frame without a row is an error.
 
     Args:
+        dataset: the training set. Advantages of another revision than a dataset's are used when its episodes
+            are as long; that is logged and reported.
         folder: of the sidecars.
-        repo_ids: of the N datasets.
-        revisions: of the datasets, None where unknown. Advantages of another revision are used when its
-            episodes are as long; that is logged and reported.
-        dataset_start: int [N + 1], the first episode of each dataset.
-        episode_start: int [E + 1], the first frame of each episode.
-        episode_recorded: int [E], its recorded index.
 
     Raises:
         UserError: sidecars are missing, damaged, of another run than their summary, or lack frames; names the
             datasets and how to make them.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        repo_ids: Sequence[str],
-        revisions: Sequence[str | None],
-        dataset_start: np.ndarray,
-        episode_start: np.ndarray,
-        episode_recorded: np.ndarray,
-    ) -> None:
-        self.folder = Path(folder)
-        self.summary = read_summary(self.folder)
+    def __init__(self, dataset: MultiLeRobotDataset, folder: Path) -> None:
+        self.folder = folder
+        self.summary = read_summary(folder)
         self.other_revision: list[str] = []
-        self.indicators = np.full(int(episode_start[-1]), MISSING, np.int8)
+        starts = np.asarray(dataset.episode_start)
+        self.indicators = np.full(int(starts[-1]), MISSING, np.int8)
         problems: dict[str, str] = {}
-        for number, (repo_id, revision) in enumerate(zip(repo_ids, revisions, strict=True)):
-            first, last = dataset_start[number : number + 2].tolist()
-            start = np.asarray(episode_start[first : last + 1])
+        for number, entry in enumerate(dataset.entries):
+            first, last = dataset.dataset_start[number : number + 2].tolist()
+            start, recorded = starts[first : last + 1], np.asarray(dataset.episode_recorded[first:last])
+            repo_id = entry["repo_id"]
             try:
-                found, other = self._read(repo_id, revision, np.asarray(episode_recorded[first:last]), start)
+                found, other = self._read(repo_id, entry["revision"], recorded, start)
             except DatasetError as error:
                 problems[repo_id] = str(error)
                 continue
@@ -141,7 +128,7 @@ class FrameAdvantages:
             if other:
                 self.other_revision.append(repo_id)
         if problems:
-            self._refuse(problems, len(repo_ids))
+            self._refuse(problems, len(dataset.entries))
         if self.other_revision:
             named = ", ".join(self.other_revision[:_NAMED])
             logger.warning(
@@ -158,7 +145,8 @@ class FrameAdvantages:
         if not path.is_file():
             raise DatasetError("it has none")
         columns = ("episode_index", "frame_index", "indicator")
-        table = read_table(self.folder, f"{repo_id}.parquet", columns, max_rows=MAX_FRAMES)
+        name = path.relative_to(self.folder).as_posix()
+        table = read_table(self.folder, name, columns, max_rows=MAX_FRAMES)
         for name in columns:
             kind = table.schema.field(name).type
             if kind != SCHEMA.field(name).type or (name != "indicator" and table[name].null_count):
@@ -196,18 +184,6 @@ class FrameAdvantages:
             **{f"frames_{name}": int((self.indicators == flag).sum()) for name, flag in counts.items()},
             "other_revision": self.other_revision,
         }
-
-
-def frame_advantages(dataset: MultiLeRobotDataset, folder: Path) -> FrameAdvantages:
-    """The advantages in `folder` of a dataset's frames; see `FrameAdvantages`."""
-    return FrameAdvantages(
-        folder,
-        dataset.repo_ids,
-        [entry["revision"] for entry in dataset.entries],
-        np.asarray(dataset.dataset_start),
-        np.asarray(dataset.episode_start),
-        np.asarray(dataset.episode_recorded),
-    )
 
 
 def _provenance(table: pa.Table, name: str) -> dict[str, Any]:

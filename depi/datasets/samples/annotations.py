@@ -7,10 +7,10 @@ version, annotated revision, ...).
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,9 @@ from depi.datasets.recording.checks import check_relative, short
 from depi.datasets.recording.formats import MAX_EPISODES
 from depi.errors import DatasetError, UserError
 from depi.files import atomic_write, write_json
+
+if TYPE_CHECKING:
+    from depi.datasets.union.multi import MultiLeRobotDataset
 
 logger = logging.getLogger(__name__)
 
@@ -242,24 +245,14 @@ class AnnotatedEpisodes:
     logged and counted in `report`, and so are annotations of another revision, which are used nevertheless.
 
     Args:
+        dataset: the training set, of E episodes.
         folder: of the sidecars.
-        repo_ids: of the N datasets.
-        revisions: of the datasets, None where unknown (a local folder).
-        episode_dataset: int [E], the dataset of each episode.
-        episode_recorded: int [E], its recorded index.
 
     Raises:
         UserError: there is no such folder.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        repo_ids: Sequence[str],
-        revisions: Sequence[str | None],
-        episode_dataset: np.ndarray,
-        episode_recorded: np.ndarray,
-    ) -> None:
+    def __init__(self, dataset: "MultiLeRobotDataset", folder: Path) -> None:
         if not folder.is_dir():
             raise UserError(f"there is no folder {folder} of annotations: name it with --dataset.annotations")
         self.folder = folder
@@ -268,15 +261,15 @@ class AnnotatedEpisodes:
         self.damaged: dict[str, str] = {}
         self._texts: dict[str, int] = {}
         self._views: dict[tuple[tuple[str, str], ...], int] = {}
-        self._text = np.full(len(episode_dataset), -1, np.int32)
-        self._view = np.full(len(episode_dataset), -1, np.int32)
-        end = np.searchsorted(episode_dataset, np.arange(len(repo_ids)), side="right")
-        for number, (repo_id, revision) in enumerate(zip(repo_ids, revisions, strict=True)):
-            first = int(end[number - 1]) if number else 0
-            episodes = {int(episode_recorded[episode]): episode for episode in range(first, int(end[number]))}
-            self._add(repo_id, revision, episodes)
+        episodes, recorded = len(dataset.episode_recorded), np.asarray(dataset.episode_recorded).tolist()
+        self._text = np.full(episodes, -1, np.int32)
+        self._view = np.full(episodes, -1, np.int32)
+        for number, entry in enumerate(dataset.entries):
+            first, end = dataset.dataset_start[number : number + 2].tolist()
+            numbers = dict(zip(recorded[first:end], range(first, end), strict=True))
+            self._add(entry["repo_id"], entry["revision"], numbers)
         self._all_texts, self._all_views = tuple(self._texts), [dict(pairs) for pairs in self._views]
-        self._log(len(repo_ids))
+        self._log(len(dataset.entries))
 
     def _add(self, repo_id: str, revision: str | None, episodes: Mapping[int, int]) -> None:
         try:

@@ -1,7 +1,6 @@
 """The endless stream of training samples: each a pure function of (seed, position)."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -170,14 +169,3 @@ class TrainingStream(torch.utils.data.Dataset):
             "task_mix": self.task_mix,
             "annotations": self.annotations.report() if self.annotations else None,
         }
-
-
-def annotated_episodes(dataset: MultiLeRobotDataset, folder: Path) -> AnnotatedEpisodes:
-    """The annotations in `folder` of a dataset's episodes; see `AnnotatedEpisodes`."""
-    return AnnotatedEpisodes(
-        folder,
-        dataset.repo_ids,
-        [entry["revision"] for entry in dataset.entries],
-        np.asarray(dataset.episode_dataset),
-        np.asarray(dataset.episode_recorded),
-    )
