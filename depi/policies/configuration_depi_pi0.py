@@ -12,7 +12,7 @@ from lerobot.policies.pi0.configuration_pi0 import PI0Config
 
 from depi.models.pi0 import Pi0Dimensions
 
-LARGEST_SIZE = 1 << 20  # no honest configuration has a larger number in it
+LARGEST_SIZE, LARGEST_DEPTH = 1 << 20, 1000  # no honest configuration has larger numbers in it
 
 
 @PreTrainedConfig.register_subclass("depi_pi0")
@@ -46,5 +46,7 @@ class DepiPi0Config(PI0Config):
             value = getattr(self, name)
             if not 0 < value <= LARGEST_SIZE:
                 raise ValueError(f"{name} must be between 1 and {LARGEST_SIZE}, not {value}")
-        if max(self.depth, self.vision_depth) > 1000:
-            raise ValueError(f"{max(self.depth, self.vision_depth)} layers are too many: at most 1000")
+        if max(self.depth, self.vision_depth) > LARGEST_DEPTH:
+            raise ValueError(
+                f"{max(self.depth, self.vision_depth)} layers are too many: at most {LARGEST_DEPTH}"
+            )

@@ -13,9 +13,8 @@ from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 from depi.errors import UserError
 from depi.models.scene import SceneDimensions
 from depi.models.value import ValueDimensions
+from depi.policies.configuration_depi_pi0 import LARGEST_DEPTH, LARGEST_SIZE
 
-LARGEST_SIZE = 1 << 20  # no honest configuration has a larger number in it
-LARGEST_DEPTH = 1000
 SIZES = {"full": ValueDimensions.full(), "tiny": ValueDimensions.tiny()}
 # The sizes that are fields of the same name.
 SIZE_NAMES = tuple(f.name for f in fields(SceneDimensions) if f.name != "image_size")
@@ -99,7 +98,9 @@ class ValueConfig(PreTrainedConfig):
             if not 0 < getattr(self, name) <= LARGEST_SIZE:
                 raise UserError(f"{name} must be between 1 and {LARGEST_SIZE}, not {getattr(self, name)}")
         if max(self.depth, self.vision_depth) > LARGEST_DEPTH:
-            raise UserError(f"{max(self.depth, self.vision_depth)} layers are too many: at most 1000")
+            raise UserError(
+                f"{max(self.depth, self.vision_depth)} layers are too many: at most {LARGEST_DEPTH}"
+            )
         if self.number_of_bins < 2:
             raise UserError("number_of_bins must be at least 2: both ends of the range are bins")
         if not (math.isfinite(self.c_fail) and self.c_fail >= 0):

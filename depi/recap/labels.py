@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from depi.datasets.samples.advantages import SUMMARY_NAME, write_advantages, write_summary
-from depi.datasets.samples.outcomes import Outcomes, check_normalizer, episode_returns, normalised
+from depi.datasets.samples.outcomes import Outcomes, check_normalizer, normalised_returns
 from depi.errors import UserError
 from depi.recap.advantage import (
     Threshold,
@@ -152,20 +152,16 @@ class Labels:
         entry, values = data.entries[number], dataset_values(self.parts[number])[0]
         episodes = self._episodes(number)
         lengths = [rows.stop - rows.start for _, rows in episodes]
-        returns = [
-            normalised(
-                episode_returns(length, bool(self.outcomes.success[episode]), settings.c_fail),
-                settings.reward_normalizer,
-                clamp=settings.clamp,
-            )
-            for (episode, _), length in zip(episodes, lengths, strict=True)
-        ]
+        success = self.outcomes.success[[episode for episode, _ in episodes]]
+        returns = normalised_returns(
+            lengths, success, settings.c_fail, settings.reward_normalizer, clamp=settings.clamp
+        )
         advantages, positive = self.advantages[frames], self.indicators[frames]
         columns = {
             "episode_index": np.repeat(data.episode_recorded[[episode for episode, _ in episodes]], lengths),
             "frame_index": np.concatenate([np.arange(length) for length in lengths]),
             "value": np.ma.masked_invalid(values),
-            "return": np.concatenate(returns).astype(np.float32),
+            "return": returns.astype(np.float32),
             "advantage": np.ma.masked_invalid(advantages),
             "intervention": self.outcomes.intervention[frames],
             "indicator": positive,
@@ -174,7 +170,7 @@ class Labels:
         return {
             "revision": entry["revision"],
             "episodes": len(lengths),
-            "successes": int(self.outcomes.success[[episode for episode, _ in episodes]].sum()),
+            "successes": int(success.sum()),
             "success_from": self.outcomes.sources[entry["repo_id"]],
             "frames": len(values),
             "positive": int(positive.filled(False).sum()),

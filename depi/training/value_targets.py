@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from depi.datasets.samples.outcomes import check_normalizer, episode_returns, normalised, read_outcomes
+from depi.datasets.samples.outcomes import check_normalizer, normalised_returns, read_outcomes
 from depi.datasets.union.multi import MultiLeRobotDataset
 from depi.policies.configuration_value import ValueConfig
 from depi.policies.value import VALUE_TARGET
@@ -54,11 +54,9 @@ class ValueTargets:
             )
         successes = int(outcomes.success.sum())
         logger.info("value targets: %s successes, %s failures", successes, len(lengths) - successes)
-        returns = [
-            episode_returns(int(length), bool(succeeded), policy.c_fail)
-            for length, succeeded in zip(lengths, outcomes.success, strict=True)
-        ]
-        values = normalised(np.concatenate(returns), policy.reward_normalizer, clamp=policy.clamp)
+        values = normalised_returns(
+            lengths, outcomes.success, policy.c_fail, policy.reward_normalizer, clamp=policy.clamp
+        )
         self.values = values.astype(np.float32)
 
     def __call__(self, position: int, sample: Mapping[str, Any]) -> dict[str, Any]:

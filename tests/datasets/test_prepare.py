@@ -13,7 +13,7 @@ from depi.datasets.union import prepare as preparing
 from depi.datasets.union import shards
 from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
 from depi.datasets.union.prepare import Settings, encode_jpeg, prepare
-from depi.datasets.union.shards import PreparedImages, decode_jpeg
+from depi.datasets.union.shards import decode_jpeg
 from depi.engine import make_runner
 from depi.errors import DatasetError, UserError
 
@@ -227,8 +227,6 @@ def test_other_sizes_than_the_prepared_one_come_from_the_video(v2, tmp_path):
     prepared = open_(v2, tmp_path / "out")
     for found, expected in zip(prepared.camera_images(1, 2), open_(v2).camera_images(1, 2), strict=True):
         assert torch.equal(found, expected)
-    with pytest.raises(ValueError, match="of 96 pixels"):
-        PreparedImages(tmp_path / "out", 96).frames([0], 50)
 
 
 def test_the_command(v2, tmp_path, capsys):

@@ -17,6 +17,10 @@ from depi.errors import DatasetError
 FRAMES, FPS = 24, 10
 
 
+def at(reader: VideoReader, *request, **details):
+    return reader.frame(FrameRequest(*request, **details))
+
+
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
@@ -40,7 +44,7 @@ def reader(request):
 @pytest.mark.parametrize("drift", [-0.049, -1e-6, 0.0, 1e-6, 0.049])
 def test_the_nearest_frame_is_read_in_any_order(reader, clip, drift):
     order = np.random.default_rng(0).permutation(FRAMES)
-    frames = [reader.frame(clip, number / FPS + drift, FPS) for number in order]
+    frames = [at(reader, clip, number / FPS + drift, FPS) for number in order]
     assert [number_in(frame) for frame in frames] == order.tolist()
     assert frames[0].shape == (3, 48, 64)
     assert frames[0].dtype == torch.uint8
@@ -48,23 +52,23 @@ def test_the_nearest_frame_is_read_in_any_order(reader, clip, drift):
 
 def test_both_backends_agree(clip):
     for number in (0, 7, 23):
-        first = VideoReader(backend="torchcodec").frame(clip, number / FPS, FPS)
-        second = VideoReader(backend="pyav").frame(clip, number / FPS, FPS)
+        first = at(VideoReader(backend="torchcodec"), clip, number / FPS, FPS)
+        second = at(VideoReader(backend="pyav"), clip, number / FPS, FPS)
         assert (first.int() - second.int()).abs().max() <= 2
 
 
 def test_the_end(reader, clip):
-    assert number_in(reader.frame(clip, FRAMES / FPS + 0.09, FPS)) == FRAMES - 1
+    assert number_in(at(reader, clip, FRAMES / FPS + 0.09, FPS)) == FRAMES - 1
     for seconds in (FRAMES / FPS + 0.11, -0.2, float("nan")):
         with pytest.raises(DatasetError, match=r"the video has 2\.400 s"):
-            reader.frame(clip, seconds, FPS)
+            at(reader, clip, seconds, FPS)
 
 
 def test_a_wrong_rate_is_overruled_by_the_frame_numbers(reader, clip):
     """The table says 30 fps, the video runs at 10: seen only where the file is one whole episode."""
-    assert number_in(reader.frame(clip, 12 / 30, 30, number_of=(12, FRAMES))) == 12
-    assert number_in(reader.frame(clip, 12 / 30, 30, number_of=(12, FRAMES + 10))) == 4
-    assert number_in(reader.frame(clip, 12 / 30, 30)) == 4
+    assert number_in(at(reader, clip, 12 / 30, 30, number_of=(12, FRAMES))) == 12
+    assert number_in(at(reader, clip, 12 / 30, 30, number_of=(12, FRAMES + 10))) == 4
+    assert number_in(at(reader, clip, 12 / 30, 30)) == 4
 
 
 def test_variable_frame_rate_follows_the_videos_clock(reader, tmp_path):
@@ -81,7 +85,7 @@ def test_variable_frame_rate_follows_the_videos_clock(reader, tmp_path):
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     for number, tenth in enumerate(shown_at):
-        assert number_in(reader.frame(path, tenth / 10, FPS)) == number
+        assert number_in(at(reader, path, tenth / 10, FPS)) == number
 
 
 def test_open_decoders_are_bounded(reader, clip, tmp_path):
@@ -89,7 +93,7 @@ def test_open_decoders_are_bounded(reader, clip, tmp_path):
     for copy in copies:
         copy.write_bytes(clip.read_bytes())
     for number in range(20):
-        assert number_in(reader.frame(copies[number % 5], number / FPS, FPS)) == number
+        assert number_in(at(reader, copies[number % 5], number / FPS, FPS)) == number
         assert len(reader._open) <= 2
 
 
@@ -98,19 +102,19 @@ def test_what_is_no_video_is_a_dataset_error(reader, clip, tmp_path, content):
     path = tmp_path / "bad.mp4"
     path.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2] if content is None else content)
     with pytest.raises(DatasetError):
-        reader.frame(path, 1.0, FPS)
+        at(reader, path, 1.0, FPS)
     with pytest.raises(DatasetError):
-        reader.frame(tmp_path / "missing.mp4", 1.0, FPS)
+        at(reader, tmp_path / "missing.mp4", 1.0, FPS)
 
 
 def test_a_reader_survives_pickling_and_forking(reader, clip):
-    reader.frame(clip, 0, FPS)
+    at(reader, clip, 0, FPS)
     again = pickle.loads(pickle.dumps(reader))
-    assert number_in(again.frame(clip, 0.5, FPS)) == 5
+    assert number_in(at(again, clip, 0.5, FPS)) == 5
     assert again.backend == reader.backend
     reader._process += 1  # as if this were a forked child
     before = reader._open
-    assert number_in(reader.frame(clip, 0.6, FPS)) == 6
+    assert number_in(at(reader, clip, 0.6, FPS)) == 6
     assert reader._open is not before
 
 
@@ -119,7 +123,7 @@ def test_without_torchcodec_pyav_decodes_and_says_so_once(av1_clip, monkeypatch,
     decoders._torchcodec_loads.cache_clear()
     with caplog.at_level(logging.WARNING):
         readers = [VideoReader(), VideoReader()]
-        assert [number_in(reader.frame(av1_clip, 0.3, FPS)) for reader in readers] == [3, 3]
+        assert [number_in(at(reader, av1_clip, 0.3, FPS)) for reader in readers] == [3, 3]
     decoders._torchcodec_loads.cache_clear()
     assert [record.message for record in caplog.records if "PyAV" in record.message] == [
         "torchcodec cannot load, video is decoded with PyAV, more slowly: "
@@ -130,8 +134,8 @@ def test_without_torchcodec_pyav_decodes_and_says_so_once(av1_clip, monkeypatch,
 
 def test_each_codec_has_its_faster_decoder(clip, av1_clip):
     reader = VideoReader()
-    reader.frame(clip, 0, FPS)
-    reader.frame(av1_clip, 0, FPS)
+    at(reader, clip, 0, FPS)
+    at(reader, av1_clip, 0, FPS)
     assert [type(video) for video in reader._open.values()] == [
         decoders.PyavVideo,
         decoders.TorchcodecVideo,
@@ -142,7 +146,7 @@ def test_a_huge_picture_is_refused(reader, tmp_path):
     path = tmp_path / "huge.mp4"
     write_video(path, [np.zeros((48, 8208, 3), np.uint8)] * 2, FPS)
     with pytest.raises(DatasetError, match="8208 by 48 pixels"):
-        reader.frame(path, 0, FPS)
+        at(reader, path, 0, FPS)
 
 
 def test_import_needs_neither_lerobot_nor_torchcodec():
@@ -172,7 +176,7 @@ def encoded(request, tmp_path_factory):
 
 
 def frames_of(reader, requests):
-    return [reader.frame(*request) for request in requests]
+    return [reader.frame(request) for request in requests]
 
 
 @pytest.mark.parametrize("backend", [None, "torchcodec", "pyav"])
@@ -204,7 +208,7 @@ def test_letterboxed_frames_are_within_one_level_of_lerobots(tmp_path):
     path = tmp_path / "noise.mp4"
     images = np.random.default_rng(0).integers(0, 256, (3, 120, 160, 3), np.uint8)
     write_video(path, list(images), FPS, crf="10")
-    recorded = VideoReader().frame(path, 0.1, FPS)
+    recorded = at(VideoReader(), path, 0.1, FPS)
     ours = letterbox(recorded, 224).float()
     theirs = resize_with_pad_torch(recorded[None].float() / 255, 224, 224)[0] * 255
     assert (ours - theirs).abs().max() < 1.001
@@ -219,7 +223,7 @@ def test_open_decoders_are_bounded_by_memory(reader, clip, tmp_path):
     for number in range(6):
         copy = tmp_path / f"{number}.mp4"
         copy.write_bytes(clip.read_bytes())
-        assert number_in(reader.frame(copy, number / FPS, FPS)) == number
+        assert number_in(at(reader, copy, number / FPS, FPS)) == number
         assert reader._bytes <= 3 * one
     assert len(reader._open) == 3
 
@@ -233,7 +237,7 @@ def test_a_playlist_named_mp4_is_not_followed(reader, clip, tmp_path):
         path.write_text(text)
         (tmp_path / clip.name).write_bytes(clip.read_bytes())
         with pytest.raises(DatasetError):
-            reader.frame(path, 0.5, FPS)
+            at(reader, path, 0.5, FPS)
 
 
 @pytest.mark.parametrize("codec", ["h264", "libsvtav1"])
@@ -250,6 +254,6 @@ def test_a_broken_stretch_is_an_error_never_another_frame(codec, tmp_path):
     seen: dict[int, int] = {}
     for number in range(40):
         with contextlib.suppress(DatasetError):
-            seen[number] = number_in(reader.frame(path, number / FPS, FPS))
+            seen[number] = number_in(at(reader, path, number / FPS, FPS))
     assert 30 < len(seen) < 40
     assert all(number == shown for number, shown in seen.items())

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from depi.datasets.recording.checks import short
 from depi.datasets.recording.formats import MAX_FPS, MAX_IMAGE_SIDE
-from depi.errors import DatasetError
+from depi.errors import DatasetError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +82,9 @@ def _torchcodec_loads() -> bool:
     try:
         importlib.import_module("torchcodec.decoders")
     except (ImportError, RuntimeError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        logger.warning("torchcodec cannot load, video is decoded with PyAV, more slowly: %s", reason)
+        logger.warning(
+            "torchcodec cannot load, video is decoded with PyAV, more slowly: %s", first_line(error)
+        )
         return False
     return True
 

@@ -112,7 +112,7 @@ class PlaceReader:
         """
         if place.in_table:
             return self.tables.image(path, place.camera, int(place.begin) + frame)
-        return self.videos.frame(*place.request(path, frame, seconds))
+        return self.videos.frame(place.request(path, frame, seconds))
 
     def run(
         self, path: Path, place: ImagePlace, frames: Sequence[int], seconds: Sequence[float]

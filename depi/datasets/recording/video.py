@@ -68,26 +68,19 @@ class VideoReader:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
-    def frame(
-        self,
-        path: Path,
-        seconds: float,
-        fps: float,
-        number_of: tuple[int, int] | None = None,
-        place: tuple[float, float] = WHOLE_FILE,
-    ) -> Tensor:
-        """One frame, uint8 [3, H, W]; see `FrameRequest`.
+    def frame(self, request: FrameRequest) -> Tensor:
+        """One frame, uint8 [3, H, W].
 
         Raises:
             DatasetError: the video cannot be opened, is absurd, ends before, or the frame cannot be decoded.
         """
         try:
-            video = self._video(path)
-            return video.frame_at(_frame_time(video, seconds, fps, number_of, place))
+            video = self._video(request.path)
+            return video.frame_at(_frame_time(video, request))
         except decoder_errors() as error:
-            raise self._give_up(path, seconds, error) from None
+            raise self._give_up(request, error) from None
         except DatasetError:
-            self._close(path)
+            self._close(request.path)
             raise
 
     def episode(self, requests: Sequence[FrameRequest]) -> Iterator[Tensor]:
@@ -99,19 +92,19 @@ class VideoReader:
         if not requests:
             return
         if len(requests) == 1:
-            yield self.frame(*requests[0])
+            yield self.frame(requests[0])
             return
-        path, seconds = requests[0].path, requests[0].seconds
         try:
-            video = self._video(path)
-            times = [_frame_time(video, *request[1:]) for request in requests]
+            video = self._video(requests[0].path)
+            times = [_frame_time(video, request) for request in requests]
             yield from video.frames_at(times)
         except decoder_errors() as error:
-            raise self._give_up(path, seconds, error) from None
+            raise self._give_up(requests[0], error) from None
 
-    def _give_up(self, path: Path, seconds: float, error: Exception) -> DatasetError:
-        self._close(path)
-        return DatasetError(f"{path.name} cannot be decoded at {seconds:.3f} s: {short(str(error))}")
+    def _give_up(self, request: FrameRequest, error: Exception) -> DatasetError:
+        self._close(request.path)
+        where = f"{request.path.name} cannot be decoded at {request.seconds:.3f} s"
+        return DatasetError(f"{where}: {short(str(error))}")
 
     def _video(self, path: Path) -> OpenVideo:
         if self._process != os.getpid():
@@ -136,14 +129,9 @@ class VideoReader:
             video.close()
 
 
-def _frame_time(
-    video: OpenVideo,
-    seconds: float,
-    fps: float,
-    number_of: tuple[int, int] | None = None,
-    place: tuple[float, float] = WHOLE_FILE,
-) -> float:
+def _frame_time(video: OpenVideo, request: FrameRequest) -> float:
     """A time when the wanted frame is on display."""
+    _, seconds, fps, number_of, place = request
     begin, end = place[0], min(place[1], video.seconds)
     if number_of is not None and abs(video.fps / fps - 1) > 0.02:
         number, frames = number_of

@@ -9,7 +9,7 @@ network.
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +107,23 @@ def normalised(returns: np.ndarray, reward_normalizer: float, *, clamp: bool = F
     if values.size and not (values.min() >= -1 and values.max() <= 0):
         raise ValueError(f"returns from {values.min()} to {values.max()} are outside of [-1, 0]")
     return values
+
+
+def normalised_returns(
+    lengths: Iterable[int],
+    success: Iterable[bool],
+    c_fail: float,
+    reward_normalizer: float,
+    *,
+    clamp: bool = False,
+) -> np.ndarray:
+    """The `normalised` return of every frame of episodes one after another, float64 [F].
+
+    Arguments as for `check_normalizer`.
+    """
+    pairs = zip(lengths, success, strict=True)
+    returns = [episode_returns(int(length), bool(succeeded), c_fail) for length, succeeded in pairs]
+    return normalised(np.concatenate(returns), reward_normalizer, clamp=clamp)
 
 
 def check_normalizer(

@@ -287,7 +287,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
             first = self._prepared_row[episode]
             first += frame * self._prepared_step[self.episode_dataset[episode]]
             slots = np.flatnonzero(self.camera_kind[episode] != NO_CAMERA).tolist()
-            found = self.prepared.frames([int(first) + slot for slot in slots], size)
+            found = self.prepared.frames([int(first) + slot for slot in slots])
             for slot, image in zip(slots, found, strict=True):
                 images[slot] = image
             return images

@@ -34,7 +34,6 @@ MAX_OPEN = 512
 
 _SETTINGS = "prepared.json"
 _MANIFEST = "manifest.json"
-_MANIFEST_KEYS = ("cameras", "episodes", "lengths", "files", "shards")
 
 
 class Wanted(NamedTuple):
@@ -244,12 +243,7 @@ class PreparedImages:
                 f"dataset {wanted.repo_id} at {folder.name} is not in {self.root} ({known}): "
                 f"run `depi prepare --output_dir={self.root}` again"
             )
-        manifest = read_json(folder / _MANIFEST)
-        if not isinstance(manifest, dict) or any(key not in manifest for key in _MANIFEST_KEYS):
-            raise UserError(
-                f"{folder / _MANIFEST} is damaged: remove that folder and run `depi prepare` again"
-            )
-        return manifest
+        return read_json(folder / _MANIFEST)
 
     def _add_shards(self, folder: Path, manifest: dict[str, Any]) -> int:
         base = int(self._first_row[-1])
@@ -263,12 +257,8 @@ class PreparedImages:
         self._first_row = np.append(self._first_row, base + np.cumsum(counts, dtype=np.int64))
         return base
 
-    def frames(self, rows: Sequence[int], size: int | None = None) -> list[Tensor]:
+    def frames(self, rows: Sequence[int]) -> list[Tensor]:
         """The images in these rows; see `locate`.
-
-        Args:
-            rows: which images.
-            size: None, or `image_size`: there is no other.
 
         Returns:
             uint8 [3, image_size, image_size] each.
@@ -276,8 +266,6 @@ class PreparedImages:
         Raises:
             DatasetError: one is missing or broken.
         """
-        if size not in (None, self.image_size):
-            raise ValueError(f"images of {self.image_size} pixels were prepared, not of {size}")
         return [self._frame(row) for row in rows]
 
     def _frame(self, row: int) -> Tensor:

@@ -262,7 +262,7 @@ def download_file(repo_id: str, filename: str, *, revision: str, repo_type: str 
         HubError: missing, gated, private or unreachable.
         DatasetError: the name is not a plain relative path.
     """
-    _check_name(repo_id, filename)
+    check_name(repo_id, filename)
     target = Target(endpoint(), repo_id, repo_type, revision, filename)
 
     def fetch() -> Path | str:
@@ -301,7 +301,7 @@ def download_files(
         DatasetError: a name is not a plain relative path.
     """
     for name in filenames:
-        _check_name(repo_id, name)
+        check_name(repo_id, name)
     if not _COMMIT_SHA.fullmatch(revision):
         sha = repo_info(repo_id, repo_type=repo_type, revision=revision).sha
         if sha is None:
@@ -331,7 +331,8 @@ def download_files(
     return folder
 
 
-def _check_name(repo_id: str, filename: str) -> None:
+def check_name(repo_id: str, filename: str) -> None:
+    """Raise a DatasetError unless a file's name is a plain relative path."""
     problem = path_problem(filename)
     if problem:
         raise DatasetError(f"{repo_id}: the file name {filename[:200]!r} {problem}")

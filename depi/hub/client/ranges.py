@@ -6,10 +6,9 @@ from collections import OrderedDict
 from huggingface_hub import constants
 
 from depi.errors import DatasetError
-from depi.hub.client.api import endpoint
+from depi.hub.client.api import check_name, endpoint
 from depi.hub.client.fetch import TooLarge, get_range, snapshot_folder
 from depi.hub.client.retry import Target, retried
-from depi.hub.names import path_problem
 
 BLOCK = 256 * 1024
 _KEPT_BLOCKS = 16
@@ -35,8 +34,7 @@ class RemoteFile(io.RawIOBase):
             HubError: missing or unreachable.
             DatasetError: the name is not a plain relative path.
         """
-        if problem := path_problem(filename):
-            raise DatasetError(f"{repo_id}: the file name {filename[:200]!r} {problem}")
+        check_name(repo_id, filename)
         self._target = Target(endpoint(), repo_id, revision=revision, filename=filename)
         self._left = max_bytes
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
