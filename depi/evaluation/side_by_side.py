@@ -9,15 +9,13 @@ from numpy.typing import NDArray
 from depi.errors import UserError
 
 BORDER = 6  # pixels
-MAX_SIDE = 4096
-MAX_FRAMES = 20_000
 
 
 def write_side_by_side(path: Path, left: Path, right: Path, left_won: bool, right_won: bool) -> None:
     """Write two videos next to each other as H.264 in mp4, each bordered by its outcome's colour.
 
     Raises:
-        UserError: one of them cannot be decoded, or is too large.
+        UserError: one of them cannot be decoded.
     """
     from depi.evaluation.films import GREEN, RED, write_video
 
@@ -50,8 +48,6 @@ def _probe(video: Path) -> tuple[float, tuple[int, int]]:
             rate, size = float(stream.average_rate or 0), (stream.height, stream.width)
     except (av.FFmpegError, IndexError) as error:
         raise UserError(f"{video} is no video: {error}") from None
-    if not 0 < rate <= 1000 or not all(0 < side <= MAX_SIDE for side in size):
-        raise UserError(f"{video} has {rate} frames per second of {size[1]}x{size[0]} pixels")
     return rate, size
 
 
@@ -67,8 +63,6 @@ def _frames(
             stream = container.streams.video[0]
             width = max(round(stream.width * height / stream.height), 1)
             for number, frame in enumerate(container.decode(stream)):
-                if number >= MAX_FRAMES:
-                    raise UserError(f"{video} has more than {MAX_FRAMES} frames")
                 picture = frame.to_ndarray(format="rgb24", width=width, height=height)
                 bordered = np.empty((height + 2 * BORDER, width + 2 * BORDER, 3), np.uint8)
                 bordered[:] = color

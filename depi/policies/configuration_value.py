@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from lerobot.configs import NormalizationMode, PreTrainedConfig
-from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
+from lerobot.policies.pi0.configuration_pi0 import PI0Config
 
 from depi.errors import UserError
 from depi.models.scene import SceneDimensions
@@ -130,24 +130,9 @@ class ValueConfig(PreTrainedConfig):
         """LeRobot's pipelines ask; there are no actions."""
         return False
 
-    def get_optimizer_preset(self) -> AdamWConfig:
-        """AdamW as pi0's, with a higher rate for what begins at random."""
-        return AdamWConfig(
-            lr=self.optimizer_lr,
-            betas=self.optimizer_betas,
-            eps=self.optimizer_eps,
-            weight_decay=self.optimizer_weight_decay,
-            grad_clip_norm=self.optimizer_grad_clip_norm,
-        )
-
-    def get_scheduler_preset(self) -> CosineDecayWithWarmupSchedulerConfig:
-        """Warm-up, then a cosine; both shrink with `--steps` where that is less."""
-        return CosineDecayWithWarmupSchedulerConfig(
-            peak_lr=self.optimizer_lr,
-            decay_lr=self.scheduler_decay_lr,
-            num_warmup_steps=self.scheduler_warmup_steps,
-            num_decay_steps=self.scheduler_decay_steps,
-        )
+    # AdamW and a cosine after a warm-up, from the fields above.
+    get_optimizer_preset = PI0Config.get_optimizer_preset
+    get_scheduler_preset = PI0Config.get_scheduler_preset
 
     @property
     def observation_delta_indices(self) -> None:

@@ -157,29 +157,22 @@ def save_checkpoint(
     post: Pipeline,
     *,
     weights: dict[str, Tensor] | None = None,
+    adapters: bool = False,
 ) -> None:
     """Write config, weights and processors as LeRobot does: a `pretrained_model` folder.
 
-    `weights` are the policy's state dict, where it is not at hand in this process.
+    Args:
+        folder: where to.
+        policy: what is saved.
+        pre, post: its processors.
+        weights: the policy's state dict, where it is not at hand in this process or of another moment.
+        adapters: write those instead of all weights: the small folder of LeRobot's `--peft`, which goes with
+            the checkpoint that the policy was fine-tuned from, `policy.config.pretrained_path`.
     """
     folder = Path(folder)
-    policy.save_pretrained(folder, state_dict=weights)
-    save_processors(folder, pre, post)
-
-
-def save_adapter_checkpoint(
-    folder: Path,
-    policy: AnyPolicy,
-    pre: Pipeline,
-    post: Pipeline,
-    *,
-    weights: dict[str, Tensor] | None = None,
-) -> None:
-    """Write config, adapters and processors: the small `pretrained_model` of LeRobot's `--peft`.
-
-    It goes with the checkpoint that the policy was fine-tuned from, `policy.config.pretrained_path`.
-    `weights` are the policy's state dict at another moment than now.
-    """
-    dataclasses.replace(policy.config, use_peft=True)._save_pretrained(folder)
-    save_adapters(folder, policy.model, policy.config.pretrained_path, weights)
+    if adapters:
+        dataclasses.replace(policy.config, use_peft=True)._save_pretrained(folder)
+        save_adapters(folder, policy.model, policy.config.pretrained_path, weights)
+    else:
+        policy.save_pretrained(folder, state_dict=weights)
     save_processors(folder, pre, post)

@@ -75,9 +75,9 @@ def compute_advantages(config: "AdvantageFlags", given: Collection[str] = ()) ->
     # Errors that the user can fix are raised before hours of computing.
     outcomes = read_outcomes(dataset, file=data.success, assume_success=data.assume_success)
     lengths, rewards = np.diff(dataset.episode_start), (settings.c_fail, settings.reward_normalizer)
-    check_normalizer(lengths, outcomes.success, *rewards, clamp=settings.clamp)
+    clamped = check_normalizer(lengths, outcomes.success, *rewards, clamp=settings.clamp)
     folder, parts, sha256 = _compute(config, reader, checkpoint)
-    labels = Labels(reader, parts, outcomes, settings)
+    labels = Labels(reader, parts, outcomes, settings, clamped)
     _refuse_too_many(labels, data.max_bad_fraction)
     about = {"path": config.policy.path, "folder": str(checkpoint), "sha256": sha256}
     return {"folder": str(folder), **labels.write(folder, about)}

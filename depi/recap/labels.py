@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from depi.datasets.samples.advantages import SUMMARY_NAME, write_advantages, write_summary
-from depi.datasets.samples.outcomes import Outcomes, check_normalizer, normalised_returns
+from depi.datasets.samples.outcomes import Outcomes, normalised_returns
 from depi.errors import UserError
 from depi.recap.advantage import (
     Threshold,
@@ -55,9 +55,10 @@ class Labels:
         parts: of its values, all computed.
         outcomes: of its episodes.
         settings: see `Settings`.
+        clamped: frames whose return is, as `check_normalizer` counts them.
 
     Raises:
-        UserError: a return falls below -1; or no advantage is known.
+        UserError: no advantage is known.
     """
 
     def __init__(
@@ -66,15 +67,10 @@ class Labels:
         parts: list[list[Part]],
         outcomes: Outcomes,
         settings: Settings,
+        clamped: int,
     ) -> None:
         self.dataset, self.parts, self.outcomes, self.settings = reader.dataset, parts, outcomes, settings
-        self.clamped = check_normalizer(
-            np.diff(self.dataset.episode_start),
-            outcomes.success,
-            settings.c_fail,
-            settings.reward_normalizer,
-            clamp=settings.clamp,
-        )
+        self.clamped = clamped
         forced = outcomes.intervention
         self.forced = forced if settings.force_interventions else np.zeros_like(forced)
         self.left_out: dict[str, list[LeftOut]] = {}

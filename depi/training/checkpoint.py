@@ -18,7 +18,7 @@ from depi.policies import save_checkpoint as save_policy
 from depi.policies.adapters import add_adapters, load_adapters
 from depi.policies.checkpoint import WEIGHTS
 from depi.policies.convert import load_weights, save_weights
-from depi.policies.factory import AnyPolicy, empty_policy, save_adapter_checkpoint
+from depi.policies.factory import AnyPolicy, empty_policy
 from depi.training.card import model_card
 from depi.training.config import TRAIN_CONFIG_NAME, TrainConfig, config_to_json
 from depi.training.ema import MovingAverage
@@ -92,7 +92,7 @@ def _write_model(
         save_weights(folder / TRAINING_STATE_DIR / f"{name}.safetensors", other, policy.layout)
     if config.peft is not None:
         (folder / ADAPTER_DIR).mkdir()
-        save_adapter_checkpoint(folder / ADAPTER_DIR, policy, *processors, weights=snapshot.weights)
+        save_policy(folder / ADAPTER_DIR, policy, *processors, weights=snapshot.weights, adapters=True)
 
 
 def weights_file(pretrained: Path, kind: str) -> Path:

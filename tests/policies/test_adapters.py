@@ -16,7 +16,7 @@ from depi.policies.adapters import (
     lora_layers,
     save_adapters,
 )
-from depi.policies.factory import save_adapter_checkpoint
+from depi.policies.factory import save_checkpoint
 from depi.training.optimizer import make_optimizer
 
 
@@ -107,7 +107,7 @@ def test_adapters_alone_are_a_checkpoint_too(adapted, batch, stats, tokenizer, t
     train(adapted, batch)
     expected = adapted.predict_action_chunk(batch)
     (tmp_path / "adapter").mkdir()
-    save_adapter_checkpoint(tmp_path / "adapter", adapted, *make_processors(adapted.config, stats))
+    save_checkpoint(tmp_path / "adapter", adapted, *make_processors(adapted.config, stats), adapters=True)
     assert not (tmp_path / "adapter" / "model.safetensors").exists()
     loaded = load_policy(tmp_path / "adapter")
     assert not loaded.config.use_peft
@@ -243,7 +243,7 @@ def test_wrong_flags(policy, flags, message):
 def test_adapter_files_are_checked(adapted, stats, tokenizer, tmp_path, change, message):
     folder = tmp_path / "adapter"
     folder.mkdir()
-    save_adapter_checkpoint(folder, adapted, *make_processors(adapted.config, stats))
+    save_checkpoint(folder, adapted, *make_processors(adapted.config, stats), adapters=True)
     config = read_json(folder / "adapter_config.json")
     write_json(folder / "adapter_config.json", config | change)
     with pytest.raises(UserError, match=message):
@@ -270,7 +270,7 @@ def test_adapter_files_are_checked(adapted, stats, tokenizer, tmp_path, change, 
 def test_damaged_adapters_are_refused(adapted, stats, tokenizer, tmp_path, damage, message):
     folder = tmp_path / "adapter"
     folder.mkdir()
-    save_adapter_checkpoint(folder, adapted, *make_processors(adapted.config, stats))
+    save_checkpoint(folder, adapted, *make_processors(adapted.config, stats), adapters=True)
     tensors = load_file(folder / "adapter_model.safetensors")
     damage(tensors, min(key for key in tensors if "self_attn.q_proj.lora_B" in key))
     save_file(tensors, folder / "adapter_model.safetensors")

@@ -100,21 +100,20 @@ class Target:
         return f"{self.endpoint}/{prefix}{self.repo_id}"
 
 
-def retried[Result](call: Callable[[], Result], target: Target, policy: RetryPolicy | None = None) -> Result:
+def retried[Result](call: Callable[[], Result], target: Target) -> Result:
     """Return `call()`, repeated after temporary failures, with growing and random waits.
 
-    A Retry-After of the Hub is obeyed, unless it is longer than the policy allows.
+    A Retry-After of the Hub is obeyed, unless it is longer than RETRIES allows.
 
     Raises:
         HubError: it failed for good.
         MachineError: the answer cannot be stored.
     """
-    policy = policy or RETRIES
-    for attempt in range(1, policy.attempts + 1):
+    for attempt in range(1, RETRIES.attempts + 1):
         try:
             return call()
         except EXPECTED as error:
-            wait = _wait_before_next(error, attempt, policy)
+            wait = _wait_before_next(error, attempt, RETRIES)
             if wait is None:
                 raise explain(error, target) from error
             logger.warning("%s; trying again in %.1f s", explain(error, target), wait)
