@@ -114,7 +114,7 @@ def test_every_order_has_what_the_rest_of_depi_asks_for(text):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("pose", "none of name, view, shuffle, and no list such as front,wrist"),
+        ("pose", f"none of {', '.join(ORDERS)}, and no list such as front,wrist"),
         (",", "at least one camera"),
         ("front,,top", "at least one camera"),
         ("front,FRONT", "each once"),
