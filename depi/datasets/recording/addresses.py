@@ -22,6 +22,8 @@ STORAGES = {
     "file": Storage("`fsspec`", "the rights of the folder"),
     "memory": Storage("`fsspec`", "nothing"),
 }
+# What storages call the version of a file. A time stands for it where there is nothing better.
+VERSIONS = ("ETag", "etag", "xet_hash", "md5Hash", "LastModified", "updated", "mtime", "created")
 
 
 def is_address(repo_id: str) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 import fsspec
 
-from depi.datasets.recording.addresses import STORAGES, Storage
+from depi.datasets.recording.addresses import STORAGES, VERSIONS, Storage
 from depi.datasets.recording.checks import check_relative
 from depi.datasets.recording.sources import DatasetSource, RemoteFiles, cache_folder
 from depi.errors import DatasetError, UserError, machine_error
@@ -26,8 +26,6 @@ from depi.hub.names import path_problem
 
 MAX_FILES = 100_000
 PARALLEL_DOWNLOADS = 8
-# What storages call the version of a file. A time stands for it where there is nothing better.
-_VERSIONS = ("ETag", "etag", "xet_hash", "md5Hash", "LastModified", "updated", "mtime", "created")
 
 type _State = tuple[int, str]
 """Bytes and version of a file."""
@@ -134,7 +132,7 @@ class BucketFiles(RemoteFiles):
 
 
 def _state(info: Mapping[str, Any]) -> _State:
-    value = next((info[name] for name in _VERSIONS if info.get(name)), "")
+    value = next((info[name] for name in VERSIONS if info.get(name)), "")
     # A file in memory has a number in a listing and a date elsewhere.
     return int(info["size"]), str(value.timestamp() if isinstance(value, datetime) else value)
 
