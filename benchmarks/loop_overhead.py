@@ -98,6 +98,7 @@ def training_batch(options: argparse.Namespace, policy: Any, seed: int) -> dict[
         "noise": torch.randn(size, dimensions.chunk_size, dimensions.action_dim, generator=draw),
         "time": torch.rand(size, generator=draw),
         "dataset_index": torch.randint(DATASETS, (size,), generator=draw),
+        "index": torch.arange(size),
     }
     batch = pack_batch(policy.config, make_batch(dimensions, cameras, words, "cpu", draw) | drawn)
     return pin_memory(batch) if options.device == "cuda" else batch

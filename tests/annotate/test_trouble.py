@@ -261,7 +261,7 @@ def test_no_server_is_one_sentence(annotated, boxes, url, says):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ({"repo_id": "nobody"}, "must be USER/NAME, got 'nobody'"),
+        ({"repo_id": "nobody"}, "must be USER/NAME or an address s3://BUCKET/FOLDER, got 'nobody'"),
         ({"repo_id": "../x"}, "must be USER/NAME"),
         ({"annotations": "/etc/passwd"}, "--annotations=/etc/passwd cannot be a folder: File exists"),
         ({"annotations": "/etc/passwd/x"}, "cannot be a folder: Not a directory"),

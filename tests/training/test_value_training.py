@@ -171,7 +171,7 @@ def test_plot_draws_an_episode_of_a_trained_network(value_flags, module_hub, tmp
         (f"--dataset.success={tmp_path / 'broken.json'}", "is not valid JSON"),
         ("--dataset.cameras=shuffle", "cameras=shuffle"),
         ("--dataset.max_cameras=2", "max_cameras=2, but the value network"),
-        ("--policy.device=foo", "device=foo is not there"),
+        ("--policy.device=foo", "device=foo does not exist"),
     ):
         with pytest.raises(UserError, match=message):
             plot([*command, "--episode=1", flag, f"--output={tmp_path / 'no'}"])
