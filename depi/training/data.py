@@ -24,7 +24,7 @@ from depi.datasets.samples.filters import FrameFilter, read_exclusions
 from depi.datasets.samples.mixture import WEIGHTS, make_mixture
 from depi.datasets.samples.order import StreamBatchSampler, position_generator
 from depi.datasets.samples.stream import TrainingStream
-from depi.datasets.union.lists import CATALOG_FILE, catalogued, read_conventions, read_id_list
+from depi.datasets.union.lists import CATALOG_FILE, catalogued, read_id_list
 from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
 from depi.errors import UserError
 from depi.files import read_json
@@ -77,12 +77,13 @@ def open_sources(config: TrainConfig, sources: Sequence[DatasetSource], **shape:
         shape: arguments of MultiLeRobotDataset that say what a sample is, such as `chunk_size`.
     """
     data = config.dataset
+    assert isinstance(data.conventions, dict)  # the configuration reads the file
     return MultiLeRobotDataset(
         sources,
         max_cameras=data.max_cameras,
         cameras=data.cameras,
         joint_convention=data.joint_convention,
-        conventions=read_conventions(data.conventions),
+        conventions=data.conventions,
         max_bad_fraction=data.max_bad_fraction,
         max_bad_datasets=data.max_bad_datasets,
         episodes=data.episodes,

@@ -173,8 +173,10 @@ def test_given_conventions_are_read_from_a_file_and_checked(tmp_path):
     path.write_text('{"a/b": "degrees"}')
     assert DatasetConfig(conventions=path).conventions == {"a/b": "degrees"}
     path.write_text('{"a/b": "inches"}')
-    with pytest.raises(UserError, match="'inches' of a/b is none of degrees_v1, degrees"):
+    with pytest.raises(ValueError, match="'inches' of a/b is none of degrees_v1, degrees"):
         DatasetConfig(conventions=path)
     path.write_text("[]")
-    with pytest.raises(UserError, match="must hold a JSON object"):
+    with pytest.raises(ValueError, match="must hold a JSON object"):
         DatasetConfig(conventions=path)
+    with pytest.raises(ValueError, match=r"nowhere\.json does not exist"):
+        DatasetConfig(conventions=tmp_path / "nowhere.json")

@@ -36,14 +36,19 @@ def read_conventions(conventions: dict[str, str] | Path) -> dict[str, str]:
     """The joint conventions that a user gives for datasets, by repo id, read from a JSON file if it is one.
 
     Raises:
-        UserError: the file cannot be read, or something is no convention.
+        ValueError: the file cannot be read, or something is no convention.
     """
-    content = read_json(conventions) if isinstance(conventions, Path) else conventions
+    try:
+        content = read_json(conventions) if isinstance(conventions, Path) else conventions
+    except UserError as error:
+        raise ValueError(f"--dataset.conventions: {error}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{conventions} must hold a JSON object {{repo_id: convention}}")
+        raise ValueError(
+            f"--dataset.conventions={conventions} must hold a JSON object {{repo_id: convention}}"
+        )
     for repo_id, convention in content.items():
         if convention not in GIVEN:
-            raise UserError(
+            raise ValueError(
                 f"--dataset.conventions: {convention!r} of {repo_id} is none of {', '.join(GIVEN)}"
             )
     return content
