@@ -12,13 +12,12 @@ import numpy as np
 from depi import engine
 from depi.annotate.frames import Clip, load_images
 from depi.annotate.work import local_state, make_clip
-from depi.datasets.recording.formats import data_files
+from depi.datasets.recording.formats import data_files, select_episodes
 from depi.datasets.recording.metadata import read_meta
 from depi.datasets.recording.places import image_places
 from depi.datasets.recording.sources import DatasetSource
 from depi.datasets.recording.storages import open_source
 from depi.datasets.recording.tables import read_frames
-from depi.datasets.union.opening import select_episodes
 from depi.errors import DatasetError, UserError
 
 logger = logging.getLogger(__name__)

@@ -17,14 +17,13 @@ from depi.annotate.stages import Job
 from depi.annotate.templates import INSTRUCTION, REFINEMENT, VIEWS
 from depi.catalog.text import clean
 from depi.datasets.recording.cameras import slot_order
-from depi.datasets.recording.formats import DatasetMeta, data_files, metadata_files
+from depi.datasets.recording.formats import DatasetMeta, data_files, metadata_files, select_episodes
 from depi.datasets.recording.metadata import read_meta
 from depi.datasets.recording.places import ImagePlace, image_places
 from depi.datasets.recording.sources import DatasetFiles, DatasetSource
 from depi.datasets.recording.storages import open_source
-from depi.datasets.recording.tables import read_frames
+from depi.datasets.recording.tables import ACTION, STATE, read_frames
 from depi.datasets.union.lists import catalogued, read_id_list
-from depi.datasets.union.opening import ACTION, STATE, select_episodes
 from depi.errors import DatasetError, UserError
 from depi.journal import LineFile
 

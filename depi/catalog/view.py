@@ -11,13 +11,12 @@ import numpy as np
 from depi.catalog.episode_video import Episode, write_video
 from depi.catalog.text import clean
 from depi.datasets.recording.checks import resolve_file
-from depi.datasets.recording.formats import DatasetMeta, data_files, video_files
+from depi.datasets.recording.formats import DatasetMeta, data_files, select_episodes, video_files
 from depi.datasets.recording.metadata import read_meta
 from depi.datasets.recording.places import PlaceReader, image_places
 from depi.datasets.recording.sources import DatasetFiles, DatasetSource
 from depi.datasets.recording.storages import open_source
-from depi.datasets.recording.tables import read_frames
-from depi.datasets.union.opening import ACTION, STATE, select_episodes
+from depi.datasets.recording.tables import ACTION, STATE, read_frames
 from depi.errors import DatasetError, UserError
 from depi.flags import parse_flags
 

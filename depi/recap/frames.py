@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from depi.datasets.recording.cameras import camera_order, letterbox
+from depi.datasets.recording.tables import STATE
 from depi.datasets.samples.annotations import AnnotatedEpisodes
 from depi.datasets.union.multi import MultiLeRobotDataset
-from depi.datasets.union.opening import STATE
 from depi.datasets.union.prepare import decode_frames
 from depi.errors import DatasetError
 

@@ -8,7 +8,7 @@ import math
 import re
 import string
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,24 @@ class DatasetMeta:
     def num_frames(self) -> int:
         """Frames over all listed episodes."""
         return int(self.episodes.length.sum())
+
+
+def select_episodes(meta: DatasetMeta, chosen: np.ndarray) -> DatasetMeta:
+    """The same dataset with only some of its episodes, given by their positions or as bool [E]."""
+    old = meta.episodes
+    positions = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
+    episodes = Episodes(
+        episode_index=old.episode_index[positions],
+        length=old.length[positions],
+        tasks=tuple(old.tasks[position] for position in positions),
+        data_paths=old.data_paths,
+        data_file=old.data_file[positions],
+        videos={
+            key: VideoTable(table.paths, table.file[positions], table.start[positions], table.end[positions])
+            for key, table in old.videos.items()
+        },
+    )
+    return replace(meta, episodes=episodes)
 
 
 def parse_info(info: object) -> DatasetInfo:

@@ -14,6 +14,8 @@ from depi.datasets.recording.checks import resolve_file, short
 from depi.datasets.recording.formats import MAX_FRAMES, DatasetMeta
 from depi.errors import DatasetError
 
+ACTION = "action"
+STATE = "observation.state"
 MAX_COLUMN_BYTES = 2_000_000_000
 MAX_VALUES_PER_ROW = 16
 """On average, in tables whose rows become Python objects."""
@@ -112,6 +114,39 @@ def _check_values(file: pq.ParquetFile, relative: str, wanted: Sequence[str]) ->
 def _belongs_to(path: str, columns: Sequence[str]) -> bool:
     """Whether a leaf, such as `observation.state.list.element`, is of one of the columns."""
     return any(path == name or path.startswith(f"{name}.") for name in columns)
+
+
+def read_recording(meta: DatasetMeta) -> dict[str, np.ndarray]:
+    """The numbers of all frames, in episode order.
+
+    Returns:
+        `action` and `observation.state` as float32 [F, D], `timestamp` float32 [F] in seconds, `task_index`
+        int64 [F] if recorded; as they are, NaN included.
+
+    Raises:
+        DatasetError: a column is missing, empty, or holds something else; or see `read_frames`.
+    """
+    for name in (ACTION, STATE):
+        if name not in meta.info.features:
+            raise DatasetError(f"there is no column {name}")
+        if meta.info.features[name].is_camera:
+            raise DatasetError(f"the column {name} is a camera")
+        if 0 in meta.info.features[name].shape:
+            raise DatasetError(f"the column {name} is declared empty")
+    columns = [ACTION, STATE, "timestamp"]
+    if "task_index" in meta.info.features:
+        columns.append("task_index")
+    frames = read_frames(meta, columns)
+    for name in (ACTION, STATE):
+        if frames[name].dtype not in (np.float32, np.int64):
+            raise DatasetError(f"the column {name} holds no numbers")
+        frames[name] = frames[name].astype(np.float32).reshape(len(frames[name]), -1)
+    for name in columns[2:]:
+        if frames[name].dtype not in (np.float32, np.int64) or frames[name].size != meta.num_frames:
+            raise DatasetError(f"the column {name} does not hold one number per frame")
+        frames[name] = frames[name].reshape(-1)
+    frames["timestamp"] = frames["timestamp"].astype(np.float32)
+    return frames
 
 
 def read_frames(meta: DatasetMeta, columns: Sequence[str]) -> dict[str, np.ndarray]:

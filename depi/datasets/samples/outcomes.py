@@ -18,11 +18,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from depi.datasets.recording.checks import short, whole_number
-from depi.datasets.recording.formats import MAX_EPISODES, DatasetMeta
+from depi.datasets.recording.formats import MAX_EPISODES, DatasetMeta, select_episodes
 from depi.datasets.recording.meta_v2 import read_lines
 from depi.datasets.recording.metadata import load_meta
 from depi.datasets.recording.tables import column_names, iter_rows, read_frames
-from depi.datasets.union.opening import select_episodes
 from depi.errors import DatasetError, UserError
 from depi.files import read_json
 

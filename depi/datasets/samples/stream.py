@@ -8,12 +8,12 @@ import torch
 import torch.utils.data
 
 from depi.datasets.recording.cameras import camera_order, view_in_name
+from depi.datasets.recording.tables import ACTION, STATE
 from depi.datasets.samples.annotations import AnnotatedEpisodes
 from depi.datasets.samples.augment import Augmentation, augment
 from depi.datasets.samples.mixture import Mixture
 from depi.datasets.samples.order import position_generator
 from depi.datasets.union.multi import MultiLeRobotDataset
-from depi.datasets.union.opening import ACTION, STATE
 from depi.datasets.union.statistics import compute_stats
 from depi.errors import UserError
 

@@ -72,8 +72,9 @@ def open_collection(
 def _folder(files: Sequence[DatasetFiles], options: Options) -> Path:
     """Where the common index of these datasets is cached."""
     given = tuple(options.conventions.get(each.repo_id) for each in files)
-    facts = (options.max_cameras, options.episodes, options.joint_convention, options.cameras, given)
-    return cache_folder() / "index" / "sets" / index_key([each.key for each in files], *facts)
+    chosen = (options.max_cameras, options.episodes, options.cameras, options.use_bad_episodes)
+    key = index_key([each.key for each in files], *chosen, options.joint_convention, given)
+    return cache_folder() / "index" / "sets" / key
 
 
 def _cached(files: Sequence[DatasetFiles], options: Options) -> Collection | None:

@@ -12,8 +12,9 @@ from depi.datasets.recording.checks import resolve_file
 from depi.datasets.recording.joints import Detection
 from depi.datasets.recording.places import image_places
 from depi.datasets.recording.sources import DatasetFiles, cache_folder
+from depi.datasets.recording.tables import ACTION, STATE
 from depi.datasets.union.index import IMAGE, VIDEO, read_index, write_index
-from depi.datasets.union.opening import ACTION, STATE, OpenDataset, open_dataset, recorded_fps
+from depi.datasets.union.opening import OpenDataset, open_dataset, recorded_fps
 from depi.errors import DatasetError
 from depi.fingerprint import code, fingerprint
 
@@ -57,6 +58,7 @@ class Options:
     offline: ask no Hub.
     cameras: which of the cameras, and which first; see `camera_order`.
     conventions: repo id -> joint convention of the recording, where the user gives it.
+    use_bad_episodes: use also the episodes that the rules of `depi.datasets.judging` find bad.
     """
 
     max_cameras: int
@@ -65,6 +67,7 @@ class Options:
     offline: bool = False
     cameras: str = "name"
     conventions: Mapping[str, str] = field(default_factory=dict)
+    use_bad_episodes: bool = False
 
 
 def open_part(source: DatasetFiles, options: Options) -> Part:
@@ -76,11 +79,13 @@ def open_part(source: DatasetFiles, options: Options) -> Part:
     """
     episodes = options.episodes if source.episodes is None else source.episodes
     recorded_in = options.conventions.get(source.repo_id)
-    key = index_key(source.key, episodes, options.joint_convention, recorded_in)
+    bad: dict[int, str] | None = {} if options.use_bad_episodes else None
+    key = index_key(source.key, episodes, options.joint_convention, recorded_in, bad)
     folder = cache_folder() / "index" / "datasets" / key
     index = read_index(folder)
     if index is None:
-        _write(folder, open_dataset(source, episodes, options.joint_convention, recorded_in), source)
+        dataset = open_dataset(source, episodes, options.joint_convention, recorded_in, bad)
+        _write(folder, dataset, source)
         index = read_index(folder)
     if index is None:
         raise DatasetError(f"its index {folder} cannot be read back")
@@ -161,7 +166,8 @@ def _entry(dataset: OpenDataset, source: DatasetFiles) -> dict[str, Any]:
         "frames": meta.num_frames,
         "cameras": list(dataset.cameras),
         "depth_cameras_not_read": list(info.depth_keys),
-        "episodes_left_out": {str(index): reason for index, reason in dataset.left_out.items()},
+        "episodes_left_out": {str(index): reason for index, reason in dataset.unreadable.items()},
+        "bad_episodes": {str(index): reason for index, reason in dataset.bad.items()},
         "licence": source.licence,
         "state_dim": dataset.state.shape[1],
         "action_dim": dataset.action.shape[1],

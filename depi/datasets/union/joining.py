@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from depi.datasets.recording.tables import ACTION, STATE
 from depi.datasets.union.dataset_index import Part
 from depi.datasets.union.index import NO_CAMERA, Index, map_index, write_index
-from depi.datasets.union.opening import ACTION, STATE
 from depi.datasets.union.statistics import compute_stats, stats_to_json
 
 

@@ -13,10 +13,10 @@ from depi.datasets.recording.cameras import check_slots, letterbox
 from depi.datasets.recording.joints import JOINTS, SPACES
 from depi.datasets.recording.places import ImagePlace, PlaceReader, file_per_episode
 from depi.datasets.recording.sources import DatasetSource
+from depi.datasets.recording.tables import ACTION, STATE
 from depi.datasets.union.collection import open_collection
 from depi.datasets.union.dataset_index import Options
 from depi.datasets.union.index import IMAGE, NO_CAMERA, map_index
-from depi.datasets.union.opening import ACTION, STATE
 from depi.datasets.union.quarantine import Quarantine
 from depi.datasets.union.shards import PreparedImages, Wanted
 from depi.datasets.union.statistics import stats_from_json

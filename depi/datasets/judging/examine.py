@@ -1,0 +1,87 @@
+"""The verdict on a recording: its joint convention, and the faults of its episodes.
+
+One place for the catalogue, which shows it, and for training, which leaves the bad episodes out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from depi.datasets.judging.faults import Fault, Recording, bad_episodes, find_faults
+from depi.datasets.judging.rules import MOTION, READABLE
+from depi.datasets.recording.convention import detect_convention, given_convention
+from depi.datasets.recording.formats import DatasetMeta, select_episodes
+from depi.datasets.recording.joints import Detection, to_degrees
+from depi.datasets.recording.tables import ACTION, STATE
+from depi.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What a recording turned out to be.
+
+    recording: the episodes that can be read
+    faults: of all episodes; those of a bad one come first
+    unreadable: recorded numbers of the episodes that are not in `recording`, each with the reason
+    """
+
+    recording: Recording
+    faults: tuple[Fault, ...]
+    unreadable: dict[int, str]
+
+
+def examine(meta: DatasetMeta, columns: Mapping[str, np.ndarray], recorded_in: str | None = None) -> Examined:
+    """Find the joint convention of a recording, and the faults of its episodes.
+
+    Args:
+        meta: the dataset.
+        columns: its numbers, see `depi.datasets.recording.tables.read_recording`.
+        recorded_in: the joint convention, where the user gives it; else it is detected.
+
+    Raises:
+        DatasetError: no episode can be read, or the joints cannot be `recorded_in`.
+    """
+    recording = Recording(meta, columns, columns[ACTION], columns[STATE])
+    faults = find_faults(recording, READABLE)
+    unreadable = bad_episodes(faults)
+    recording = keep(recording, ~np.isin(meta.episodes.episode_index, list(unreadable)), unreadable)
+    detection = _detect(recording, recorded_in)
+    recording = replace(recording, detection=detection)
+    if detection.convention not in ("unknown", "native"):
+        action, state = (to_degrees(values, detection) for values in (recording.action, recording.state))
+        recording = replace(recording, action=action, state=state)
+        faults += find_faults(recording, MOTION)
+    return Examined(recording, tuple(faults), unreadable)
+
+
+def keep(recording: Recording, kept: np.ndarray, left_out: Mapping[int, str]) -> Recording:
+    """Only the episodes `kept` (bool [E]) and their frames.
+
+    Raises:
+        DatasetError: there is none; says why the first one was left out.
+    """
+    if not kept.any():
+        raise DatasetError(f"no episode can be used: {next(iter(left_out.values()))}")
+    if kept.all():
+        return recording
+    rows = np.repeat(kept, recording.length)
+    return replace(
+        recording,
+        meta=select_episodes(recording.meta, kept),
+        columns={name: values[rows] for name, values in recording.columns.items()},
+        action=recording.action[rows],
+        state=recording.state[rows],
+    )
+
+
+def _detect(recording: Recording, recorded_in: str | None) -> Detection:
+    if recorded_in is not None:
+        return given_convention(recorded_in, recording.action, recording.state)
+    return detect_convention(
+        recording.meta.info.features[ACTION].names,
+        recording.action,
+        recording.state,
+        robot_type=recording.meta.info.robot_type,
+        episode_length=recording.length,
+    )
