@@ -1,4 +1,4 @@
-"""The catalogue on disk: `catalog.parquet` and the three lists of ids beside it."""
+"""The catalogue on disk: `catalog.parquet`, and beside it the verdicts per episode and three lists of ids."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ from typing import Any, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from depi.datasets.union.lists import CATALOG_FILE
+from depi.catalog.episodes import episodes_table
+from depi.datasets.union.lists import CATALOG_FILE, EPISODES_FILE
 from depi.errors import UserError, machine_error
 from depi.files import atomic_write
 
@@ -20,7 +21,7 @@ ACCEPTED, REJECTED, FAILED = "accepted", "rejected", "failed"
 CANDIDATES_FILE = "dataset_list.json"
 VALID_FILE = "dataset_list_valid.json"
 BAD_FILE = "bad_dataset_ids.json"
-CATALOG_FILES = (CANDIDATES_FILE, VALID_FILE, BAD_FILE, CATALOG_FILE)
+CATALOG_FILES = (CANDIDATES_FILE, VALID_FILE, BAD_FILE, EPISODES_FILE, CATALOG_FILE)
 
 _ARROW_TYPES = {
     bool: pa.bool_(),
@@ -55,6 +56,9 @@ class Row:
         `depi.catalog.duplicates`
     duplicate_of: repo_id of the accepted original with the same episodes
     near_duplicate_of: the same, where the episodes were trimmed, rounded or converted
+    judged: the verdict on each episode, packed; `episodes.parquet` has the same, a row for each
+    bad_episodes, good_frames, num_remarks: how many episodes training leaves out by default, how many frames
+        the others have, and how many remarks there are on single episodes
     score: 0..1 for accepted datasets, see `depi.catalog.order.score`
     """
 
@@ -98,6 +102,10 @@ class Row:
     landmark_hashes: bytes | None = field(default=None, repr=False)
     duplicate_of: str | None = None
     near_duplicate_of: str | None = None
+    judged: str | None = field(default=None, repr=False)
+    bad_episodes: int | None = None
+    good_frames: int | None = None
+    num_remarks: int | None = None
     score: float | None = None
     reasons: list[str] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
@@ -121,7 +129,7 @@ SCHEMA = pa.schema(
 def write_catalog(
     folder: Path, rows: Sequence[Row], judged_by: dict[str, Any], top: int | None = None
 ) -> None:
-    """Write the four files; a reader sees each of them whole, old or new.
+    """Write the five files; a reader sees each of them whole, old or new.
 
     Args:
         folder: created when missing.
@@ -140,12 +148,13 @@ def write_catalog(
     table = table.replace_schema_metadata({"judged_by": json.dumps(judged_by, sort_keys=True)})
     try:
         with ExitStack() as stack:
-            # All four are complete under temporary names before the first one is renamed.
+            # All five are complete under temporary names before the first one is renamed.
             for name, value in lists.items():
                 temporary = stack.enter_context(atomic_write(folder / name))
                 text = json.dumps(value, indent=2, ensure_ascii=False)
                 temporary.write_text(text + "\n", encoding="utf-8")
-            pq.write_table(table, stack.enter_context(atomic_write(folder / CATALOG_FILE)))
+            for name, content in ((EPISODES_FILE, episodes_table(rows)), (CATALOG_FILE, table)):
+                pq.write_table(content, stack.enter_context(atomic_write(folder / name)))
     except OSError as error:
         fault = machine_error(error, folder, "choose another --output_dir")
         raise fault or UserError(f"cannot write the lists into {folder}: {error}") from None

@@ -21,6 +21,7 @@ from depi.catalog import deep
 from depi.catalog.catalogue import ACCEPTED, CATALOG_FILES, FAILED, REJECTED, Row, read_rows, write_catalog
 from depi.catalog.counts import count_by_rule
 from depi.catalog.deep import look_deep, optional_rules
+from depi.catalog.episodes import count_faults
 from depi.catalog.facts import Thresholds
 from depi.catalog.find import Candidate, find
 from depi.catalog.inspect import Collection, Inspector, bare_row
@@ -30,6 +31,7 @@ from depi.catalog.rules import CATALOGUE_FLAGS, CATALOGUE_RULES, FLAGS, RULES_VE
 from depi.catalog.rules_file import parse_with_rules
 from depi.catalog.thumbnails import THUMBNAILS_FILE
 from depi.catalog.videos import look_at_videos
+from depi.datasets.judging.rules import OPTIONAL, READABLE
 from depi.engine import ENGINES, RayConfig, make_runner
 from depi.engine.cluster import count_cpus
 from depi.errors import UserError, machine_error
@@ -53,6 +55,7 @@ class CollectConfig(Thresholds):
     dataset_list.json        every candidate
     dataset_list_valid.json  the accepted ones, best first; with --top only the best of them
     bad_dataset_ids.json     the rejected ones with their reasons
+    episodes.parquet         one row per episode with its faults; training leaves the bad ones out
     catalog.parquet          one row per candidate with everything found
     thumbnails.parquet       with --deep: one small picture per camera
 
@@ -127,6 +130,8 @@ class Summary:
     listed: of the accepted, how many are in dataset_list_valid.json
     reused: of all candidates, how many were taken from the earlier catalogue
     rejected_by_rule: rule -> datasets that it refused; one dataset may fail several
+    bad_episodes: of the accepted datasets, how many episodes training leaves out by default
+    episodes_by_rule: rule -> episodes of the accepted datasets in which it found a fault, or made a remark
     """
 
     output_dir: Path
@@ -138,6 +143,8 @@ class Summary:
     reused: int
     seconds: float
     rejected_by_rule: dict[str, int]
+    bad_episodes: int
+    episodes_by_rule: dict[str, int]
     rows: list[Row] = field(repr=False)
 
     def to_json(self) -> dict[str, object]:
@@ -202,6 +209,7 @@ def collect(config: CollectConfig) -> Summary:
         write_catalog(config.output_dir, rows, judged_by, top=config.top)
         journal.finish()
     verdicts = Counter(row.verdict for row in rows)
+    accepted = [row for row in rows if row.verdict == ACCEPTED]
     return Summary(
         output_dir=config.output_dir,
         found=len(rows),
@@ -212,6 +220,8 @@ def collect(config: CollectConfig) -> Summary:
         reused=reused,
         seconds=round(time.monotonic() - started, 2),
         rejected_by_rule=count_by_rule(rows),
+        bad_episodes=sum(row.bad_episodes or 0 for row in accepted),
+        episodes_by_rule=count_faults(accepted),
         rows=rows,
     )
 
@@ -314,6 +324,9 @@ def print_rules(console: Console) -> None:
             table.add_row(rule.__name__, f"{tier.name}, always", _first_line(rule))
         for rule in tier.rules:
             table.add_row(rule.__name__, tier.name, _first_line(rule))
+    for episode_rule in (*READABLE, *OPTIONAL):
+        kind = "bad" if episode_rule.leaves_out else "remark"
+        table.add_row(episode_rule.name, f"episode, {kind}", _first_line(episode_rule.check))
     for catalogue_rule in CATALOGUE_RULES:
         table.add_row(catalogue_rule.__name__, "catalogue", _first_line(catalogue_rule))
     for flag in FLAGS:
@@ -335,6 +348,12 @@ def print_summary(console: Console, summary: Summary) -> None:
     if summary.rejected_by_rule:
         by_rule = Table("rejected by rule", "datasets")
         for name, count in summary.rejected_by_rule.items():
+            by_rule.add_row(name, str(count))
+        console.print(by_rule)
+    if summary.episodes_by_rule:
+        title = f"faults in accepted datasets ({summary.bad_episodes} episodes are left out of training)"
+        by_rule = Table(title, "episodes")
+        for name, count in summary.episodes_by_rule.items():
             by_rule.add_row(name, str(count))
         console.print(by_rule)
     for verdict, title in ((REJECTED, "rejected"), (FAILED, "not inspected")):

@@ -7,6 +7,7 @@ from depi.catalog.duplicates import pack
 from depi.catalog.facts import Facts
 from depi.catalog.landmarks import episode_hashes, landmark_hashes
 from depi.catalog.repository_rules import evaluation_by_name, evaluation_by_task, is_bimanual
+from depi.datasets.recording.tables import ACTION
 
 SUCCESS_COLUMNS = ("next.success", "success", "is_success", "next.reward", "reward")
 
@@ -26,9 +27,9 @@ def add_evidence(row: Row, facts: Facts) -> None:
         row.num_tasks = len(facts.tasks)
         row.evaluation = row.evaluation or evaluation_by_task(facts.tasks) is not None
     if hasattr(facts, "fingerprint"):
-        row.episode_hashes = pack(episode_hashes(facts.action, facts.episode_length))
+        row.episode_hashes = pack(episode_hashes(facts.columns[ACTION], facts.episode_length))
     if hasattr(facts, "detection"):
-        _add_ranges(row, getattr(facts, "action_degrees", facts.action))
+        _add_ranges(row, getattr(facts, "good", facts.readable).action)
     if hasattr(facts, "motion"):
         _add_motion(row, facts)
 
@@ -45,7 +46,7 @@ def _add_motion(row: Row, facts: Facts) -> None:
     row.idle, row.follow = round(motion.idle, 4), round(motion.follow, 4)
     row.lag = None if motion.lag is None else round(motion.lag, 4)
     row.gripper_range = round(motion.gripper_range, 2)
-    row.landmark_hashes = pack(landmark_hashes(facts.action_degrees, facts.episode_length))
+    row.landmark_hashes = pack(landmark_hashes(facts.good.action, facts.good.length))
 
 
 def _rounded(values: np.ndarray) -> list[float]:

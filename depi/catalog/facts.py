@@ -7,6 +7,7 @@ from datetime import datetime
 import numpy as np
 
 from depi.catalog.motion import Motion
+from depi.datasets.judging.faults import Fault, Recording
 from depi.datasets.recording.formats import DatasetInfo, DatasetMeta
 from depi.datasets.recording.joints import Detection
 from depi.errors import UserError
@@ -28,12 +29,11 @@ class Thresholds:
     min_frames: int = 50
     # Most frames; larger datasets are not checked and so not accepted.
     max_frames: int = 5_000_000
-    # Largest share of the time steps that may differ from the usual one by more than half of it, 0..1.
-    max_uneven_steps: float = 0.05
+    # Largest share of the episodes that may be bad, 0..1; the others must be as many as --min_episodes and
+    # have --min_frames.
+    max_bad_episodes: float = 0.5
     # The least that the joint which moves most must move over the dataset, in degrees.
     min_motion: float = 5.0
-    # Largest share of the episodes in which nothing moves by --min_motion, 0..1.
-    max_still_episodes: float = 0.5
     # Largest delay of the state behind the action, in seconds.
     max_lag: float = 0.7
     # Least correlation between the motion of the action and that of the state, -1..1.
@@ -56,6 +56,20 @@ class Thresholds:
             value = getattr(self, limit.name)
             if isinstance(value, float) and math.isnan(value):
                 raise UserError(f"--{limit.name} is NaN: nothing compares with it")
+
+
+@dataclass(frozen=True)
+class EpisodeVerdict:
+    """One episode, by its recorded number, with its faults."""
+
+    episode: int
+    frames: int
+    faults: tuple[Fault, ...] = ()
+
+    @property
+    def bad(self) -> bool:
+        """Whether it is left out of training by default."""
+        return any(fault.leaves_out for fault in self.faults)
 
 
 @dataclass(repr=False)
@@ -94,14 +108,13 @@ class Facts:
     meta_error: str | None = None
 
     # tables: the parquet columns, F frames in episode order
-    action: np.ndarray = field(init=False)  # float32 [F, 6]
-    state: np.ndarray = field(init=False)  # float32 [F, 6]
-    timestamp: np.ndarray = field(init=False)  # float [F], seconds
+    columns: dict[str, np.ndarray] = field(init=False)  # see `depi.datasets.recording.tables.read_recording`
     fingerprint: str = field(init=False)
+    readable: Recording = field(init=False)  # the episodes that can be read, in degrees if these are known
+    detection: Detection = field(init=False)
+    episodes: list[EpisodeVerdict] = field(init=False)  # of all that are listed
     tables_error: str | None = None
 
-    # joints: what the values mean
-    detection: Detection = field(init=False)
-    action_degrees: np.ndarray = field(init=False)  # float32 [F, 6], only of a known convention
-    state_degrees: np.ndarray = field(init=False)
-    motion: Motion = field(init=False)  # only of a known convention
+    # joints, of the good episodes and only of a known convention
+    good: Recording = field(init=False)
+    motion: Motion = field(init=False)

@@ -21,25 +21,27 @@ import pyarrow.parquet as pq
 
 from depi.catalog import collection
 from depi.catalog.catalogue import ACCEPTED, FAILED, REJECTED, Row
+from depi.catalog.episodes import add_verdicts, verdicts_of
 from depi.catalog.evidence import add_evidence
 from depi.catalog.facts import Facts, Thresholds
 from depi.catalog.find import Candidate
 from depi.catalog.motion import measure_motion
 from depi.catalog.rules import RULES_VERSION, TIERS, judge, remarks
 from depi.catalog.text import clean
-from depi.datasets.recording import convention, formats, joints
+from depi.datasets.judging.examine import examine, keep
+from depi.datasets.recording import formats
 from depi.datasets.recording.formats import INFO_FILE
 from depi.datasets.recording.hub_files import HubFiles
 from depi.datasets.recording.metadata import load_meta, read_info
 from depi.datasets.recording.sources import DatasetFiles, DatasetSource
-from depi.datasets.recording.tables import read_frames
+from depi.datasets.recording.tables import ACTION, read_recording
 from depi.errors import DatasetError
 from depi.hub.client import api as client
 from depi.hub.names import DatasetId, parse_dataset_id
 
 MAX_TASKS = 20
 MAX_CAMERAS = 16
-COLUMNS = ("action", "observation.state", "timestamp")
+COLUMNS = ("action", "observation.state", "timestamp", "task_index")
 
 
 # Only one dataset at a time may unfold to more than this many bytes.
@@ -134,7 +136,13 @@ class Inspector:
         gather: dict[str, Callable[[Facts], None]] = {
             "info": partial(gather_info, files=files),
             "metadata": partial(gather_metadata, files=files, stack=stack),
-            "tables": partial(gather_tables, files=files, max_rows=self.limits.max_frames, stack=stack),
+            "tables": partial(
+                gather_tables,
+                files=files,
+                max_rows=self.limits.max_frames,
+                disabled=self.disabled,
+                stack=stack,
+            ),
             "joints": gather_joints,
         }
         for tier in TIERS:
@@ -200,37 +208,40 @@ def gather_metadata(facts: Facts, files: DatasetFiles, stack: ExitStack) -> None
     facts.tasks = tuple(dict.fromkeys(texts))
 
 
-def gather_tables(facts: Facts, files: DatasetFiles, max_rows: int, stack: ExitStack) -> None:
-    """Download the parquet tables and read action, state and timestamps; at most `max_rows` rows."""
+def gather_tables(
+    facts: Facts, files: DatasetFiles, max_rows: int, disabled: frozenset[str], stack: ExitStack
+) -> None:
+    """Download and read the parquet tables, at most `max_rows` rows, and judge what they hold."""
     try:
         files.fetch(facts.data_files)
         if _check_sizes(files.root, facts.data_files, max_rows) > HEAVY_BYTES:
             stack.enter_context(_heavy)
-        columns = read_frames(facts.meta, COLUMNS)
+        facts.columns = read_recording(facts.meta)
+        judge_tables(facts, disabled)
     except DatasetError as error:
         facts.tables_error = str(error)
-        return
-    facts.action, facts.state = columns["action"], columns["observation.state"]
-    facts.timestamp = columns["timestamp"].reshape(-1)
-    facts.fingerprint = fingerprint(facts.action, facts.episode_length)
+
+
+def judge_tables(facts: Facts, disabled: frozenset[str] = frozenset()) -> None:
+    """Find the joint convention and the faults of the episodes.
+
+    Raises:
+        DatasetError: no episode can be read.
+    """
+    facts.fingerprint = fingerprint(facts.columns[ACTION], facts.episode_length)
+    examined = examine(facts.meta, facts.columns, disabled=disabled)
+    facts.readable, facts.detection = examined.recording, examined.detection
+    numbers = facts.meta.episodes.episode_index.tolist()
+    facts.episodes = verdicts_of(numbers, facts.episode_length.tolist(), examined.faults)
 
 
 def gather_joints(facts: Facts) -> None:
-    """Find the joint convention, and the joints in degrees where it is known."""
-    names = facts.info.features["action"].names
-    facts.detection = convention.detect_convention(
-        names,
-        facts.action,
-        facts.state,
-        robot_type=facts.info.robot_type,
-        episode_length=facts.episode_length,
-    )
-    if facts.detection.convention not in ("unknown", "native"):
-        facts.action_degrees = joints.to_degrees(facts.action, facts.detection)
-        facts.state_degrees = joints.to_degrees(facts.state, facts.detection)
-        facts.motion = measure_motion(
-            facts.action_degrees, facts.state_degrees, facts.episode_length, facts.info.fps
-        )
+    """Measure the motion of the good episodes, where the joints are known in degrees."""
+    good = {verdict.episode for verdict in facts.episodes if not verdict.bad}
+    if not good or facts.detection.convention in ("unknown", "native"):
+        return
+    facts.good = keep(facts.readable, np.isin(facts.readable.meta.episodes.episode_index, list(good)), {})
+    facts.motion = measure_motion(facts.good.action, facts.good.state, facts.good.length, facts.info.fps)
 
 
 def fingerprint(action: np.ndarray, episode_length: np.ndarray) -> str:
@@ -262,6 +273,7 @@ def make_row(facts: Facts, reasons: list[str], limits: Thresholds) -> Row:
     if hasattr(facts, "detection"):
         row.joint_convention = facts.detection.convention
         row.joint_evidence = clean(facts.detection.evidence, 500)
+        add_verdicts(row, facts.episodes)
     add_evidence(row, facts)
     if not reasons:
         row.flags = [clean(flag, 500) for flag in remarks(facts, limits)]

@@ -11,11 +11,11 @@ bug of DePi and stays an exception: the dataset is then reported as not inspecte
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from depi.catalog.episodes import summaries
 from depi.catalog.facts import Facts, Thresholds
 from depi.catalog.order import not_duplicate, not_near_duplicate, shared_episodes
 from depi.catalog.recording_rules import (
-    episodes_move,
-    finite_values,
+    enough_good_episodes,
     gripper_used,
     joints_known,
     lag_plausible,
@@ -24,8 +24,6 @@ from depi.catalog.recording_rules import (
     state_follows,
     tables_readable,
     timestamps_in_step,
-    timestamps_monotonic,
-    timestamps_steady,
 )
 from depi.catalog.repository_rules import (
     counts_match,
@@ -53,6 +51,7 @@ from depi.catalog.repository_rules import (
     task_known,
 )
 from depi.catalog.text import is_instruction
+from depi.datasets.judging.rules import OPTIONAL, READABLE
 from depi.errors import UserError
 
 # Raise it with every change that can change a verdict: rows of an older version are judged again. That
@@ -73,6 +72,12 @@ def approximate_joints(facts: Facts, limits: Thresholds) -> str | None:
     """Joints are normalised by a calibration that the values do not show: degrees are right to about 2%."""
     nominal = facts.detection.convention == "normalized" and None in facts.detection.half_range
     return "degrees right to about 2%" if nominal else None
+
+
+def bad_episodes(facts: Facts, limits: Thresholds) -> str | None:
+    """Some of its episodes are bad: training leaves them out."""
+    bad = summaries(facts.episodes, leaves_out=True)
+    return "; ".join(bad) or None
 
 
 @dataclass(frozen=True)
@@ -102,20 +107,20 @@ TIERS = (
     ),
     Tier(
         "tables",
-        (tables_readable, finite_values),
-        (timestamps_monotonic, timestamps_in_step, timestamps_steady, not_frozen),
+        (tables_readable,),
+        (timestamps_in_step, not_frozen),
     ),
     Tier(
         "joints",
-        (joints_known,),
-        (motion_present, episodes_move, state_follows, lag_plausible, gripper_used),
+        (joints_known, enough_good_episodes),
+        (motion_present, state_follows, lag_plausible, gripper_used),
     ),
 )
 # Rules over all datasets that passed the tiers, instead of over the facts of one.
 CATALOGUE_RULES = (not_duplicate, not_near_duplicate)
 CATALOGUE_FLAGS = (shared_episodes,)
 # Remarks on accepted datasets: recorded, but not a reason to refuse.
-FLAGS: tuple[Rule, ...] = (junk_task_text, approximate_joints)
+FLAGS: tuple[Rule, ...] = (junk_task_text, approximate_joints, bad_episodes)
 
 
 def check_disabled(names: Sequence[str]) -> frozenset[str]:
@@ -126,7 +131,8 @@ def check_disabled(names: Sequence[str]) -> frozenset[str]:
     """
     optional = {rule.__name__ for rule in CATALOGUE_RULES}
     optional |= {rule.__name__ for tier in TIERS for rule in tier.rules}
-    needed = {rule.__name__ for tier in TIERS for rule in tier.needs}
+    optional |= {rule.name for rule in OPTIONAL}
+    needed = {rule.__name__ for tier in TIERS for rule in tier.needs} | {rule.name for rule in READABLE}
     for name in names:
         if name in needed:
             raise UserError(f"rule {name} cannot be switched off: later rules rely on it")
@@ -145,5 +151,6 @@ def judge(tier: Tier, facts: Facts, limits: Thresholds, disabled: frozenset[str]
 
 
 def remarks(facts: Facts, limits: Thresholds) -> list[str]:
-    """The flags of a dataset that passed every tier, as "flag: remark"."""
-    return [f"{flag.__name__}: {remark}" for flag in FLAGS if (remark := flag(facts, limits))]
+    """The flags of a dataset that passed every tier, as "flag: remark", and the remarks on its episodes."""
+    flags = [f"{flag.__name__}: {remark}" for flag in FLAGS if (remark := flag(facts, limits))]
+    return [*flags, *summaries(facts.episodes, leaves_out=False)]

@@ -142,7 +142,7 @@ def open_frames(data: DatasetConfig, num_datasets: int | None, image_size: int) 
     for name in FOR_TRAINING:
         if getattr(data, name) != DEFAULTS[name]:
             raise UserError(f"--dataset.{name} is for training, here all frames are judged: leave it out")
-    training = TrainConfig(dataset=data, num_datasets=num_datasets)
+    training = TrainConfig(dataset=replace(data, use_bad_episodes=True), num_datasets=num_datasets)
     check_data_source(training)
     sources = dataset_sources(training)
     dataset = open_sources(training, sources, chunk_size=1, image_size=image_size, prepared=data.prepared)

@@ -45,8 +45,11 @@ class DatasetConfig:
     prepared: Path | None = None
     # The run stops when more than this share of the datasets cannot be used,
     max_bad_datasets: float = 0.25
-    # or more than this share of the episodes in use.
+    # or more than this share of the episodes in use cannot be read.
     max_bad_fraction: float = 0.02
+    # Train also on episodes with a fault that `depi collect-ids` found (episodes.parquet), or that opening
+    # finds where it did not judge them. null: only where failures teach, for value functions and advantages.
+    use_bad_episodes: bool | None = None
 
     # Units of state and action: degrees, normalized (±100 is a nominal range) or native (as recorded).
     joint_convention: str = "degrees"

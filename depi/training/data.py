@@ -24,7 +24,7 @@ from depi.datasets.samples.filters import FrameFilter, read_exclusions
 from depi.datasets.samples.mixture import WEIGHTS, make_mixture
 from depi.datasets.samples.order import StreamBatchSampler, position_generator
 from depi.datasets.samples.stream import TrainingStream
-from depi.datasets.union.lists import CATALOG_FILE, catalogued, read_id_list
+from depi.datasets.union.lists import CATALOG_FILE, catalogued, read_bad_episodes, read_id_list
 from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
 from depi.errors import UserError
 from depi.files import read_json
@@ -68,12 +68,19 @@ def dataset_sources(config: TrainConfig) -> list[DatasetSource]:
     return [DatasetSource(repo_id, revisions.get(repo_id)) for repo_id in ids[: config.num_datasets]]
 
 
-def open_sources(config: TrainConfig, sources: Sequence[DatasetSource], **shape: Any) -> MultiLeRobotDataset:
+def open_sources(
+    config: TrainConfig,
+    sources: Sequence[DatasetSource],
+    *,
+    began: Sequence[Mapping[str, Any]] | None = None,
+    **shape: Any,
+) -> MultiLeRobotDataset:
     """Open datasets with the flags that say how data is read.
 
     Args:
         config: whose `dataset` is used.
         sources: the datasets; see `dataset_sources`.
+        began: of a resumed run, the entries of its `data_report.json`: the episodes that it left out.
         shape: arguments of MultiLeRobotDataset that say what a sample is, such as `chunk_size`.
     """
     data = config.dataset
@@ -84,12 +91,32 @@ def open_sources(config: TrainConfig, sources: Sequence[DatasetSource], **shape:
         cameras=data.cameras,
         joint_convention=data.joint_convention,
         conventions=data.conventions,
+        use_bad_episodes=_use_bad_episodes(config),
+        bad_episodes=read_bad_episodes(data.data_ids) if began is None else _bad_before(began),
         max_bad_fraction=data.max_bad_fraction,
         max_bad_datasets=data.max_bad_datasets,
         episodes=data.episodes,
         offline=data.offline,
         **shape,
     )
+
+
+def _use_bad_episodes(config: TrainConfig) -> bool:
+    """Whether episodes with faults are used: as the flag says, else where failures teach."""
+    if config.dataset.use_bad_episodes is not None:
+        return config.dataset.use_bad_episodes
+    judges = config.policy is not None and not family_of(config.policy).acts
+    return judges or config.advantage.mode == "use"
+
+
+def _bad_before(began: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str | None], dict[int, str]]:
+    """The bad episodes that a run left out; one of an earlier DePi left out none."""
+    return {
+        (entry["repo_id"], entry["revision"]): {
+            int(episode): reason for episode, reason in entry.get("bad_episodes", {}).items()
+        }
+        for entry in began
+    }
 
 
 def resumed_sources(config: TrainConfig, used: Sequence[Mapping[str, Any]]) -> list[DatasetSource]:

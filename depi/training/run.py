@@ -133,6 +133,7 @@ def open_dataset(config: TrainConfig, began: Mapping[str, Any] | None = None) ->
     return open_sources(
         config,
         sources,
+        began=None if began is None else began["datasets"],
         chunk_size=config.policy.chunk_size,
         image_size=config.policy.image_resolution[0],
         action_freq=config.dataset.action_freq,
@@ -232,3 +233,18 @@ def describe(run: Run) -> None:
         config.gradient_accumulation_steps,
         config.output_dir,
     )
+    bad = [
+        (entry["repo_id"], episode, reason)
+        for entry in data.entries
+        for episode, reason in entry["bad_episodes"].items()
+    ]
+    if bad:
+        logger.warning(
+            "bad episodes left out: %d, such as episode %s of %s (%s); %s names all, and "
+            "--dataset.use_bad_episodes=true trains on them",
+            len(bad),
+            bad[0][1],
+            bad[0][0],
+            bad[0][2],
+            DATA_REPORT_NAME,
+        )

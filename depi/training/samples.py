@@ -162,7 +162,7 @@ def open_run(folder: Path, step: int | None) -> PastRun:
         raise UserError(f"--step={step} is beyond the run {folder}, which has {config.steps} steps")
     assert config.policy is not None
     began = read_json(pretrained / DATA_REPORT_NAME)
-    dataset = open_dataset(config)
+    dataset = open_dataset(config, began)
     check_resumed_data(dataset, began["datasets"])
     stream = training_stream(dataset, config, config.policy)
     if stream.conditioning is not None:

@@ -149,9 +149,9 @@ def test_rules_are_listed_without_a_hub(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["--list-rules"]) == 0
     out = capsys.readouterr().out
-    for name in ("has_info", "finite_values", "not_duplicate", "junk_task_text", "catalogue", "listing"):
+    for name in ("has_info", "numbers_finite", "not_duplicate", "junk_task_text", "catalogue", "listing"):
         assert name in out
-    assert "No NaN and no infinity in action, state and timestamps." in out
+    assert "No NaN and no infinity in action and state." in out
 
 
 def test_a_kill_while_writing_leaves_the_old_files(tmp_path):

@@ -10,6 +10,7 @@ from catalog_facts import (
     calibrated,
     changed,
     contradictory,
+    episodes_bad,
     frozen_state,
     good_facts,
     gripper_moving,
@@ -17,8 +18,6 @@ from catalog_facts import (
     info_json,
     late_state,
     recorded,
-    still_episodes,
-    uneven,
     unrelated_state,
     with_features,
     with_size,
@@ -173,43 +172,23 @@ REFUSED = [
     ),
     ("tables_readable", changed(tables_error="x.parquet lacks the column"), "x.parquet lacks the column"),
     (
-        "finite_values",
-        with_value("action", (7, 2), np.nan),
-        "action is NaN or infinite in 1 of 200 frames, first in 7",
-    ),
-    (
-        "finite_values",
-        with_value("state", (9, 0), -np.inf),
-        "observation.state is NaN or infinite in 1 of 200 frames, first in 9",
-    ),
-    (
-        "finite_values",
-        with_value("timestamp", 3, np.nan),
-        "timestamp is NaN or infinite in 1 of 200 frames, first in 3",
-    ),
-    (
-        "timestamps_monotonic",
-        with_value("timestamp", 150, 0.0),
-        "time stands still or runs back at 1 frames, first in episode 1",
-    ),
-    (
         "timestamps_in_step",
-        changed(timestamp=np.tile(np.arange(100) / 10, 2)),
+        recorded(timestamp=np.tile(np.arange(100) / 10, 2)),
         "frames are 0.1 s apart, 30 fps means 0.03333 s",
     ),
     ("not_frozen", frozen_state(), "observation.state is the same in all 200 frames"),
-    ("not_frozen", changed(action=np.zeros((200, 6), np.float32)), "action is the same in all 200 frames"),
+    ("not_frozen", recorded(np.zeros((200, 6), np.float32)), "action is the same in all 200 frames"),
     (
         "motion_present",
         barely_moving(),
         "no joint of observation.state moves more than 0.4 degrees (--min_motion)",
     ),
     (
-        "timestamps_steady",
-        uneven(20),
-        "10% of the frames come too early or too late (--max_uneven_steps)",
+        "enough_good_episodes",
+        episodes_bad(2, of=3),
+        "2 of 3 episodes are bad (numbers_finite: in episodes 0, 1: the action is not a finite number in "
+        "1 of 50 frames), at most 50% may be (--max_bad_episodes)",
     ),
-    ("episodes_move", still_episodes(3), "in 3 of 4 episodes no joint moves by 5 degrees (--min_motion)"),
     (
         "state_follows",
         unrelated_state(),
@@ -279,14 +258,11 @@ PASSED = [
     ("task_known", with_tasks_alone("test", "Pick up the cube")),
     ("task_known", changed(tasks=())),
     ("tables_readable", changed(tables_error=None)),
-    ("finite_values", with_value("action", (7, 2), 3e38)),
-    ("timestamps_monotonic", with_value("timestamp", 150, 49.5 / 30)),
     ("timestamps_in_step", good_facts(info_json(fps=25))),
-    ("timestamps_steady", uneven(9)),
     ("not_frozen", with_value("action", (0, 0), 0.5)),
     ("joints_known", good_facts()),
-    ("motion_present", recorded(good_facts().action * np.float32([0, 0.5, 1, 0, 0, 1]))),
-    ("episodes_move", still_episodes(2)),
+    ("motion_present", recorded(good_facts().columns["action"] * np.float32([0, 0.5, 1, 0, 0, 1]))),
+    ("enough_good_episodes", episodes_bad(1, of=2)),
     ("state_follows", late_state(0)),
     ("lag_plausible", late_state(0)),
     ("lag_plausible", late_state(-1)),
@@ -348,12 +324,9 @@ def test_the_reason_for_an_uncertain_convention_carries_the_evidence():
         (Thresholds(min_frames=201), "enough_frames"),
         (Thresholds(max_frames=199), "enough_frames"),
         (Thresholds(min_motion=500), "motion_present"),
-        (Thresholds(min_motion=500), "episodes_move"),
         (Thresholds(min_follow=1.1), "state_follows"),
         (Thresholds(max_lag=0.05), "lag_plausible"),
         (Thresholds(min_gripper=101), "gripper_used"),
-        (Thresholds(max_uneven_steps=-0.1), "timestamps_steady"),
-        (Thresholds(max_still_episodes=-0.1), "episodes_move"),
         (ONLY_APACHE, "license_allowed"),
         (Thresholds(max_meta_mb=0.001), "metadata_bounded"),
         (Thresholds(max_table_mb=0.001), "tables_bounded"),
@@ -367,6 +340,18 @@ def test_every_threshold_counts(limits, name):
 def test_both_sides_of_every_rule_are_shown_here():
     assert {name for name, _, _ in REFUSED} == set(RULES)
     assert {name for name, _ in PASSED} == set(RULES)
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        (Thresholds(max_bad_episodes=0.4), "at most 40% may be (--max_bad_episodes)"),
+        (Thresholds(min_episodes=2), "at least 2 good ones are needed (--min_episodes)"),
+        (Thresholds(min_frames=60), "the others have 50 frames, 60 are needed (--min_frames)"),
+    ],
+)
+def test_good_episodes_have_to_be_enough(limits, reason):
+    assert reason in rules.enough_good_episodes(episodes_bad(1, of=2), limits)
 
 
 OVERLAP = Overlap(None, {}, 10, 0.0, {}, 0.0)
@@ -416,14 +401,17 @@ def test_both_sides_of_every_rule_over_the_catalogue_are_shown_here():
 def test_every_threshold_is_used_by_a_rule():
     modules = [
         importlib.import_module(f"depi.catalog.{name}")
-        for name in ("repository_rules", "recording_rules", "order")
+        for name in ("repository_rules", "recording_rules", "episodes", "order")
     ]
     text = "".join(module.__loader__.get_source(module.__name__) for module in modules)
     names = [item.name for item in dataclasses.fields(Thresholds)]
     assert [name for name in names if f"limits.{name}" not in text] == []
 
 
+BAD_FIRST = "numbers_finite: in episode 0: the action is not a finite number in 1 of 50 frames"
 FLAGGED = [
+    ("bad_episodes", episodes_bad(1, of=4), BAD_FIRST),
+    ("bad_episodes", good_facts(), None),
     ("junk_task_text", changed(tasks=("test", "Pick up the red cube.")), "task text 'test'"),
     ("junk_task_text", changed(tasks=()), "task text none at all"),
     ("junk_task_text", good_facts(), None),

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from catalog_facts import JOINTS, good_facts, info_json, recorded
+from catalog_facts import JOINTS, good_facts, info_json, recorded, rejudge
 
 from depi.catalog import rules
 from depi.catalog.facts import Facts, Thresholds
-from depi.catalog.inspect import gather_joints, make_row
+from depi.catalog.inspect import make_row
 from depi.datasets.recording.formats import parse_info
 from depi.datasets.recording.joints import JOINTS as BARE
 from depi.errors import DatasetError
@@ -34,7 +34,7 @@ def with_info(info: dict) -> Facts:
         facts.info_error = str(error)
         return facts
     if "action" in facts.info.features and facts.info.features["action"].shape == (6,):
-        gather_joints(facts)
+        rejudge(facts)
     return facts
 
 
@@ -76,19 +76,19 @@ def test_names_come_in_many_shapes(names):
 @pytest.mark.parametrize("names", [MAIN, {"motors": MAIN}, [MAIN]])
 def test_old_names_mean_old_degrees(names):
     facts = good_facts(vectors(names))
-    old = facts.action.copy()
+    old = facts.columns["action"].copy()
     old[50:60, 2] = old[49, 2]
-    facts.action = old * np.float32([1, 1, 1, 1, 1, 0.5]) + np.float32([0, 110, 90, 0, 0, 0])
-    facts.state = np.roll(facts.action, 3, axis=0)
-    gather_joints(facts)
+    action = old * np.float32([1, 1, 1, 1, 1, 0.5]) + np.float32([0, 110, 90, 0, 0, 0])
+    facts.columns |= {"action": action, "observation.state": np.roll(action, 3, axis=0)}
+    rejudge(facts)
     assert judged(facts) == set()
     assert facts.detection.convention == "degrees_v1"
 
 
 def test_old_names_with_values_of_neither_kind_are_not_guessed():
     facts = good_facts(vectors(MAIN))
-    facts.action[:, 1] += 900
-    gather_joints(facts)
+    facts.columns["action"][:, 1] += 900
+    rejudge(facts)
     assert judged(facts) == {"joints_known"}
 
 

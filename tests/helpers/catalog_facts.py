@@ -1,12 +1,13 @@
 """Facts of made-up datasets for the rules of the catalogue: a good one, and what can be wrong with it."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 
 from depi.catalog.facts import Facts
-from depi.catalog.inspect import gather_joints
-from depi.datasets.recording.formats import parse_info
+from depi.catalog.inspect import gather_joints, judge_tables
+from depi.datasets.recording.formats import DatasetMeta, Episodes, parse_info
 from depi.datasets.recording.joints import JOINTS as JOINT_NAMES
 
 JOINTS = [f"{joint}.pos" for joint in JOINT_NAMES]
@@ -52,13 +53,32 @@ def good_facts(info: dict | None = None) -> Facts:
     facts.tasks = ("Pick up the red cube.",)
     facts.episode_length = np.array([100, 100])
     facts.data_files, facts.video_files = data, video
+    facts.columns = {"task_index": np.zeros(200, np.int64)}
     wave = np.sin(np.linspace(0, 9, 200))[:, None] * np.array([30, 50, 40, 20, 10, 40])
-    facts.action = (wave + np.array([0, -20, 10, 5, 0, 50])).astype(np.float32)
-    facts.action[30:40, 2] = 100.0  # at its stop: only normalised values rest there
-    facts.state = np.roll(facts.action, 3, axis=0)  # the arm comes after its leader
-    facts.timestamp = np.tile(np.arange(100) / 30, 2).astype(np.float32)
+    action = (wave + np.array([0, -20, 10, 5, 0, 50])).astype(np.float32)
+    action[30:40, 2] = 100.0  # at its stop: only normalised values rest there
+    facts.columns["action"] = action
+    facts.columns["observation.state"] = np.roll(action, 3, axis=0)  # the arm comes after its leader
+    facts.columns["timestamp"] = np.tile(np.arange(100) / 30, 2).astype(np.float32)
     if "action" in facts.info.features:
-        gather_joints(facts)
+        rejudge(facts)
+    return facts
+
+
+def rejudge(facts: Facts) -> Facts:
+    """Find all that follows from the values in the tables."""
+    count = len(facts.episode_length)
+    episodes = Episodes(
+        episode_index=np.arange(count),
+        length=facts.episode_length,
+        tasks=(facts.tasks,) * count,
+        data_paths=facts.data_files,
+        data_file=np.zeros(count, np.int32),
+        videos={},
+    )
+    facts.meta = DatasetMeta(facts.repo_id, facts.revision, Path(), facts.info, {0: facts.tasks[0]}, episodes)
+    judge_tables(facts)
+    gather_joints(facts)
     return facts
 
 
@@ -77,8 +97,8 @@ def without_file(path: str) -> Facts:
 
 def with_value(column: str, place, value: float) -> Facts:
     facts = good_facts()
-    getattr(facts, column)[place] = value
-    return facts
+    facts.columns[column][place] = value
+    return rejudge(facts)
 
 
 def with_size(path: str, size: int) -> Facts:
@@ -88,63 +108,61 @@ def with_size(path: str, size: int) -> Facts:
 
 
 def frozen_state() -> Facts:
-    return changed(state=np.tile(np.float32([1, 2, 3, 4, 5, 6]), (200, 1)))
+    return recorded(state=np.tile(np.float32([1, 2, 3, 4, 5, 6]), (200, 1)))
 
 
 def barely_moving() -> Facts:
-    return changed(state_degrees=np.linspace(0, 0.4, 200)[:, None] * np.ones(6))
-
-
-def recorded(action: np.ndarray | None = None, state: np.ndarray | None = None, length=(100, 100)) -> Facts:
-    """Facts of other values in the tables, and all that follows from them."""
     facts = good_facts()
-    facts.action = facts.action if action is None else action
-    facts.state = facts.state if state is None else state
-    facts.episode_length = np.array(length)
-    facts.info = dataclasses.replace(facts.info, total_episodes=len(length))
-    gather_joints(facts)
+    facts.good = dataclasses.replace(facts.good, state=np.linspace(0, 0.4, 200)[:, None] * np.ones(6))
     return facts
 
 
-def still_episodes(still: int) -> Facts:
-    """Four episodes of 50 frames; nothing happens in the last ones."""
+def recorded(action=None, state=None, timestamp=None, length=(100, 100)) -> Facts:
+    """Facts of other values in the tables, and all that follows from them."""
     facts = good_facts()
-    for values in (facts.action, facts.state):
-        values[200 - 50 * still :] = values[199]
-    return recorded(facts.action, facts.state, (50,) * 4)
+    for name, values in (("action", action), ("observation.state", state), ("timestamp", timestamp)):
+        if values is not None:
+            facts.columns[name] = values
+    facts.episode_length = np.array(length)
+    facts.info = dataclasses.replace(facts.info, total_episodes=len(length))
+    return rejudge(facts)
+
+
+def episodes_bad(number: int, of: int) -> Facts:
+    """So many episodes of 50 frames with a number that is none."""
+    facts = good_facts()
+    facts.columns = {name: values[: 50 * of].copy() for name, values in facts.columns.items()}
+    facts.columns["action"][np.arange(number) * 50, 0] = np.nan
+    for name in ("action", "observation.state"):
+        facts.columns[name][-10:, 2] = 100.0  # the stop, in an episode that stays
+    facts.columns["timestamp"] = np.tile(np.arange(50) / 30, of)
+    facts.episode_length = np.full(of, 50)
+    facts.info = dataclasses.replace(facts.info, total_episodes=of, total_frames=50 * of)
+    return rejudge(facts)
 
 
 def late_state(frames: int) -> Facts:
     """The state repeats the action's motion so many frames later: negative ones are earlier."""
-    return recorded(state=np.roll(good_facts().action, frames, axis=0))
+    return recorded(state=np.roll(good_facts().columns["action"], frames, axis=0))
 
 
 def unrelated_state() -> Facts:
     random = np.random.default_rng(0)
-    return recorded(state=random.permutation(good_facts().state))
+    return recorded(state=random.permutation(good_facts().columns["observation.state"]))
 
 
 def gripper_moving(by: float) -> Facts:
     facts = good_facts()
-    for values in (facts.action, facts.state):
-        values[:, 5] = np.linspace(50, 50 + by, 200)
-    return recorded(facts.action, facts.state)
-
-
-def uneven(frames: int) -> Facts:
-    """A recorder that so many times lost a frame."""
-    number = np.arange(200) + np.searchsorted(np.linspace(10, 190, frames), np.arange(200))
-    facts = recorded(length=(200,))
-    facts.timestamp = number / 30
-    return facts
+    for name in ("action", "observation.state"):
+        facts.columns[name][:, 5] = np.linspace(50, 50 + by, 200)
+    return rejudge(facts)
 
 
 def contradictory() -> Facts:
     """Names of after the change, values of neither kind."""
     facts = good_facts()
-    facts.action[:20, 0] = 500.0
-    gather_joints(facts)
-    return facts
+    facts.columns["action"][:20, 0] = 500.0
+    return rejudge(facts)
 
 
 def in_degrees() -> Facts:

@@ -3,7 +3,7 @@
 One place for the catalogue, which shows it, and for training, which leaves the bad episodes out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,23 +21,31 @@ from depi.errors import DatasetError
 class Examined:
     """What a recording turned out to be.
 
-    recording: the episodes that can be read
-    faults: of all episodes; those of a bad one come first
+    recording: the episodes that can be read, in degrees where the joint convention is known
+    detection: the joint convention
+    faults: of all episodes
     unreadable: recorded numbers of the episodes that are not in `recording`, each with the reason
     """
 
     recording: Recording
+    detection: Detection
     faults: tuple[Fault, ...]
     unreadable: dict[int, str]
 
 
-def examine(meta: DatasetMeta, columns: Mapping[str, np.ndarray], recorded_in: str | None = None) -> Examined:
+def examine(
+    meta: DatasetMeta,
+    columns: Mapping[str, np.ndarray],
+    recorded_in: str | None = None,
+    disabled: Container[str] = (),
+) -> Examined:
     """Find the joint convention of a recording, and the faults of its episodes.
 
     Args:
         meta: the dataset.
         columns: its numbers, see `depi.datasets.recording.tables.read_recording`.
         recorded_in: the joint convention, where the user gives it; else it is detected.
+        disabled: names of rules that are not asked.
 
     Raises:
         DatasetError: no episode can be read, or the joints cannot be `recorded_in`.
@@ -51,8 +59,8 @@ def examine(meta: DatasetMeta, columns: Mapping[str, np.ndarray], recorded_in: s
     if detection.convention not in ("unknown", "native"):
         action, state = (to_degrees(values, detection) for values in (recording.action, recording.state))
         recording = replace(recording, action=action, state=state)
-        faults += find_faults(recording, MOTION)
-    return Examined(recording, tuple(faults), unreadable)
+        faults += find_faults(recording, [rule for rule in MOTION if rule.name not in disabled])
+    return Examined(recording, detection, tuple(faults), unreadable)
 
 
 def keep(recording: Recording, kept: np.ndarray, left_out: Mapping[int, str]) -> Recording:

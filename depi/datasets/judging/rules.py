@@ -15,3 +15,6 @@ READABLE = tuple(
 
 MOTION: tuple[EpisodeRule, ...] = ()
 """Asked of SO-100 arms, whose joints are known in degrees."""
+
+OPTIONAL = MOTION
+"""The rules that can be switched off."""

@@ -18,6 +18,9 @@ from depi.datasets.union.opening import OpenDataset, open_dataset, recorded_fps
 from depi.errors import DatasetError
 from depi.fingerprint import code, fingerprint
 
+type BadEpisodes = Mapping[tuple[str, str | None], Mapping[int, str]]
+"""(repo id, revision) -> recorded episode index -> why it is bad."""
+
 
 def index_key(*facts: object) -> str:
     """The name of an index that depends on these facts, and on the code that makes it."""
@@ -59,6 +62,7 @@ class Options:
     cameras: which of the cameras, and which first; see `camera_order`.
     conventions: repo id -> joint convention of the recording, where the user gives it.
     use_bad_episodes: use also the episodes that the rules of `depi.datasets.judging` find bad.
+    bad_episodes: those, of datasets that were judged before.
     """
 
     max_cameras: int
@@ -68,6 +72,14 @@ class Options:
     cameras: str = "name"
     conventions: Mapping[str, str] = field(default_factory=dict)
     use_bad_episodes: bool = False
+    bad_episodes: BadEpisodes = field(default_factory=dict)
+
+    def bad(self, source: DatasetFiles) -> dict[int, str] | None:
+        """The episodes of a dataset to leave out, with the reasons; None where it has to be judged."""
+        if self.use_bad_episodes:
+            return {}
+        known = self.bad_episodes.get((source.repo_id, source.revision))
+        return None if known is None else dict(known)
 
 
 def open_part(source: DatasetFiles, options: Options) -> Part:
@@ -79,7 +91,7 @@ def open_part(source: DatasetFiles, options: Options) -> Part:
     """
     episodes = options.episodes if source.episodes is None else source.episodes
     recorded_in = options.conventions.get(source.repo_id)
-    bad: dict[int, str] | None = {} if options.use_bad_episodes else None
+    bad = options.bad(source)
     key = index_key(source.key, episodes, options.joint_convention, recorded_in, bad)
     folder = cache_folder() / "index" / "datasets" / key
     index = read_index(folder)

@@ -11,6 +11,7 @@ from depi.errors import UserError
 from depi.files import read_json
 
 CATALOG_FILE = "catalog.parquet"
+EPISODES_FILE = "episodes.parquet"
 
 
 def read_id_list(path: Path) -> list[str]:
@@ -69,3 +70,30 @@ def catalogued(folder: Path, column: str) -> dict[str, Any]:
     except (pa.ArrowException, OSError, ValueError, KeyError):
         raise UserError(f"{path} is damaged: collect it again with `depi collect-ids`") from None
     return {repo_id: value for repo_id, value in pairs if value is not None}
+
+
+def read_bad_episodes(folder: Path) -> dict[tuple[str, str | None], dict[int, str]]:
+    """The bad episodes of the datasets that the catalogue in a folder has judged; empty without a catalogue.
+
+    Returns:
+        (repo id, revision) -> recorded episode index -> its first fault.
+
+    Raises:
+        UserError: `episodes.parquet` is damaged.
+    """
+    path = folder / EPISODES_FILE
+    if not path.exists():
+        return {}
+    try:
+        table = pq.read_table(path, columns=["repo_id", "revision", "episode", "bad", "faults", "leaves_out"])
+        judged = table.group_by(["repo_id", "revision"]).aggregate([]).to_pylist()
+        found: dict[tuple[str, str | None], dict[int, str]] = {
+            (row["repo_id"], row["revision"]): {} for row in judged
+        }
+        for row in table.filter(table["bad"]).to_pylist():
+            reasons = zip(row["faults"], row["leaves_out"], strict=True)
+            reason = next(fault for fault, leaves_out in reasons if leaves_out)
+            found[row["repo_id"], row["revision"]][row["episode"]] = reason
+    except (pa.ArrowException, OSError, ValueError, KeyError, StopIteration, TypeError):
+        raise UserError(f"{path} is damaged: collect it again with `depi collect-ids`") from None
+    return found

@@ -15,7 +15,7 @@ from depi.datasets.recording.places import ImagePlace, PlaceReader, file_per_epi
 from depi.datasets.recording.sources import DatasetSource
 from depi.datasets.recording.tables import ACTION, STATE
 from depi.datasets.union.collection import open_collection
-from depi.datasets.union.dataset_index import Options
+from depi.datasets.union.dataset_index import BadEpisodes, Options
 from depi.datasets.union.index import IMAGE, NO_CAMERA, map_index
 from depi.datasets.union.quarantine import Quarantine
 from depi.datasets.union.shards import PreparedImages, Wanted
@@ -43,7 +43,8 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
       episode), `index` (in this training set) int64 [], `timestamp` float32 [] in seconds
 
     Quarantine: a dataset that cannot be used is left out, so is an episode that holds what no robot recorded
-    (numbers that are not finite or beyond all bounds, timestamps that go back or jump). A frame whose image
+    (numbers that are not finite or beyond all bounds, timestamps that go back or jump), and one that the
+    rules of `depi.datasets.judging` find bad. A frame whose image
     cannot be decoded is replaced by one of the next episodes, of the same dataset where that is possible. The
     choice depends on the frame alone, so it is the same in every run; the first one in an episode is logged,
     all are counted in `decode_failures`.
@@ -71,6 +72,10 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         prepared: a folder that `depi prepare` wrote, read instead of the videos.
         conventions: repo id -> joint convention of the recording, one of `joints.GIVEN`, for datasets that
             do not show it.
+        use_bad_episodes: use also the episodes that the rules of `depi.datasets.judging` find bad. Left out,
+            they do not count as bad for `max_bad_fraction`.
+        bad_episodes: (repo id, revision) -> recorded index -> reason: the bad episodes of a dataset, where
+            they are known already, as from `depi.datasets.union.lists.read_bad_episodes`.
         video_backend: `torchcodec` or `pyav`; by default the faster one for each video.
 
     Raises:
@@ -94,13 +99,24 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         offline: bool = False,
         prepared: Path | None = None,
         conventions: Mapping[str, str] | None = None,
+        use_bad_episodes: bool = False,
+        bad_episodes: BadEpisodes | None = None,
         video_backend: str | None = None,
     ) -> None:
         _check(sources, max_cameras, cameras, joint_convention, episodes)
         self.chunk_size, self.image_size, self.max_cameras = chunk_size, image_size, max_cameras
         self.action_freq = action_freq
         chosen = None if episodes is None else tuple(sorted(set(episodes)))
-        options = Options(max_cameras, chosen, joint_convention, offline, cameras, conventions or {})
+        options = Options(
+            max_cameras,
+            chosen,
+            joint_convention,
+            offline,
+            cameras,
+            conventions or {},
+            use_bad_episodes,
+            bad_episodes or {},
+        )
         collection = open_collection(sources, options, max_bad_datasets=max_bad_datasets)
         self.quarantined = collection.quarantined
         self.roots = collection.roots
@@ -368,6 +384,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
             "num_episodes": self.num_episodes,
             "num_frames": self.num_frames,
             "num_episodes_left_out": len(self._quarantine.left_out),
+            "num_bad_episodes": sum(len(entry["bad_episodes"]) for entry in self.entries),
             "datasets": self.entries,
             "quarantined": self.quarantined,
             "decode_failures": failures,

@@ -68,8 +68,7 @@ def open_dataset(
     meta = read_meta(files)
     wanted = meta.episodes.episode_index if episodes is None else _wanted(meta, episodes)
     examined = _read(files, meta, wanted, recorded_in)
-    recording, detection = examined.recording, examined.recording.detection
-    assert detection is not None
+    recording, detection = examined.recording, examined.detection
     columns = recording.columns
     if detection.convention == "unknown":
         raise DatasetError(
