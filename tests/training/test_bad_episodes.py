@@ -1,4 +1,4 @@
-"""What the catalogue finds bad is not trained on, unless the user asks for it; the report says what and why."""
+"""What the catalogue finds bad is not trained on, unless the user asks for it; the report says why."""
 
 from pathlib import Path
 
