@@ -17,7 +17,9 @@ from depi.catalog.catalogue import ACCEPTED, Row, load_catalog
 from depi.catalog.compare import Difference, compare
 from depi.catalog.counts import count
 from depi.catalog.duplicates import unpack
+from depi.catalog.episodes import verdicts
 from depi.catalog.score import parts
+from depi.datasets.judging.faults import Fault
 from depi.datasets.recording.joints import JOINTS
 from depi.errors import UserError
 from depi.flags import parse_flags
@@ -25,6 +27,7 @@ from depi.flags import parse_flags
 USAGE = """usage: depi catalog VERB [--flag=value ...]
 
   show REPO_ID   everything known about one dataset
+  export         the good episodes of datasets, for LeRobot's --dataset.episodes
   stats          how many datasets of which kind, and why others were rejected
   diff OLD NEW   what changed between two catalogues
 
@@ -45,6 +48,23 @@ class ShowConfig:
     def __post_init__(self) -> None:
         if not self.repo_id:
             raise UserError("depi catalog show needs a dataset: `depi catalog show USER/NAME`")
+
+
+@dataclass
+class ExportConfig:
+    """Print the good episodes of a dataset, as LeRobot's commands take them:
+
+    lerobot-train --dataset.repo_id=USER/NAME --dataset.episodes="$(depi catalog export USER/NAME)" ...
+
+    Without a dataset, of all accepted ones: a JSON object {repo_id: {"revision": ..., "episodes": [...]}}.
+    """
+
+    # The dataset: user/name, or user/name:folder in a collection.
+    repo_id: str = ""
+    # The folder that `depi collect-ids` wrote.
+    data_ids: Path = Path("data_ids")
+    # Print a JSON object for a single dataset too.
+    json: bool = False
 
 
 @dataclass
@@ -81,7 +101,12 @@ class DiffConfig:
 
 def main(args: list[str]) -> int:
     """Run `depi catalog`; returns the exit status."""
-    verbs: dict[str, Callable[[list[str]], int]] = {"show": show, "stats": stats, "diff": diff}
+    verbs: dict[str, Callable[[list[str]], int]] = {
+        "show": show,
+        "export": export,
+        "stats": stats,
+        "diff": diff,
+    }
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if args else 2
@@ -114,12 +139,47 @@ def evidence(row: Row, rows: list[Row]) -> dict[str, Any]:
     }
     known["episode_hashes"] = len(unpack(row.episode_hashes, "<u8"))
     known["landmark_hashes"] = len(unpack(row.landmark_hashes, "<u4"))
+    del known["judged"]
+    known["faults"] = [
+        {"episode": verdict.episode, "frames": verdict.frames, "bad": verdict.bad, "faults": faults}
+        for verdict in verdicts(row)
+        if (faults := [_placed(fault) for fault in verdict.faults])
+    ]
     known["copies"] = sorted(
         other.repo_id for other in rows if row.repo_id in (other.duplicate_of, other.near_duplicate_of)
     )
     if row.verdict == ACCEPTED:
         known["score_parts"] = {name: round(value, 4) for name, value in parts(row).items()}
     return known
+
+
+def _placed(fault: Fault) -> str:
+    """A fault with the frames in which it shows."""
+    if fault.begin is None or fault.end is None:
+        return str(fault)
+    return f"{fault} (frames {fault.begin} to {fault.end - 1})"
+
+
+def export(args: list[str]) -> int:
+    """Run `depi catalog export`."""
+    config = parse_flags(ExportConfig, args, "depi catalog export", ["repo_id"])
+    rows = load_catalog(config.data_ids)
+    chosen = [_find(rows, config.repo_id)] if config.repo_id else [r for r in rows if r.verdict == ACCEPTED]
+    good = {
+        row.repo_id: {
+            "revision": row.revision,
+            "episodes": [verdict.episode for verdict in verdicts(row) if not verdict.bad],
+        }
+        for row in chosen
+        if row.judged is not None
+    }
+    if config.repo_id and not good:
+        raise UserError(
+            f"the episodes of {config.repo_id} were not judged: it is {chosen[0].verdict} "
+            f"({'; '.join(chosen[0].reasons)})"
+        )
+    print(json.dumps(good if config.json or not config.repo_id else good[config.repo_id]["episodes"]))
+    return 0
 
 
 def stats(args: list[str]) -> int:
@@ -133,8 +193,12 @@ def stats(args: list[str]) -> int:
     totals = Table(*("datasets", *found["accepted"]))
     totals.add_row(str(found["datasets"]), *(f"{value:,}" for value in found["accepted"].values()))
     console.print(totals)
-    for title, counts in (("verdict", found["verdict"]), ("rejected by rule", found["rule"])):
-        table = Table(title, "datasets")
+    for title, counts, unit in (
+        ("verdict", found["verdict"], "datasets"),
+        ("rejected by rule", found["rule"], "datasets"),
+        ("fault in accepted datasets", found["episode rule"], "episodes"),
+    ):
+        table = Table(title, unit)
         for name, number in counts.items():
             table.add_row(Text(name), str(number))
         console.print(table)
@@ -192,6 +256,11 @@ def _find(rows: list[Row], repo_id: str) -> Row:
 def _readable(name: str, value: Any) -> str:
     if name.startswith("action_"):
         return ", ".join(f"{joint} {number:g}" for joint, number in zip(JOINTS, value, strict=False))
+    if name == "faults":
+        return "\n".join(
+            f"episode {one['episode']}{' (left out)' if one['bad'] else ''}: {'; '.join(one['faults'])}"
+            for one in value
+        )
     if isinstance(value, dict):
         return ", ".join(f"{key} {number:g}" for key, number in value.items())
     return "\n".join(map(str, value)) if isinstance(value, list) else str(value)

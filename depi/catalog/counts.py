@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from depi.catalog.catalogue import ACCEPTED, REJECTED, Row
+from depi.catalog.episodes import count_faults
 
 NOT_KNOWN = "not known"
 
@@ -21,7 +22,8 @@ KINDS: dict[str, Callable[[Row], object]] = {
 
 
 def count(rows: Sequence[Row]) -> dict[str, Any]:
-    """JSON-able numbers: `datasets`, totals of the `accepted`, and counts by `verdict`, `rule` and `kinds`.
+    """JSON-able numbers: `datasets`, totals of the `accepted`, and counts by `verdict`, `rule`,
+    `episode rule` and `kinds`.
 
     `kinds` holds for each of KINDS the numbers of accepted and of all datasets, largest first; datasets
     without a value count as "not known".
@@ -33,11 +35,13 @@ def count(rows: Sequence[Row]) -> dict[str, Any]:
         "accepted": {
             "accepted": len(accepted),
             "episodes": sum(row.episodes or 0 for row in accepted),
+            "bad episodes": sum(row.bad_episodes or 0 for row in accepted),
             "frames": sum(row.frames or 0 for row in accepted),
             "hours": round(seconds / 3600, 1),
         },
         "verdict": most_first(row.verdict for row in rows),
         "rule": count_by_rule(rows),
+        "episode rule": count_faults(accepted),
         "kinds": {title: _count_kind(rows, kind) for title, kind in KINDS.items()},
     }
 

@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from depi.catalog.text import clean
+from depi.datasets.judging.faults import Fault
 from depi.errors import DatasetError, UserError
 from depi.files import atomic_write
 from depi.progress import tracked
@@ -21,8 +23,11 @@ MAX_CURVES = 18
 COLUMNS = 3
 ROW_HEIGHT = 120
 TITLE_HEIGHT = 56
+FAULT_HEIGHT = 18
+MAX_FAULTS = 6
 DPI = 100
 CURSOR = (224, 40, 24)
+SHADES = {True: "#d9480f", False: "#e8a100"}  # a fault that leaves the episode out, a remark
 COLOURS = {"state": "#2f4ac4", "action": "#12a08c"}
 
 
@@ -36,6 +41,7 @@ class Episode:
     curves: "state", "action" -> numbers [n, D], as recorded; either may be missing
     names: the names of their D columns, None where not recorded
     cameras: camera key -> its n images, uint8 [3, H, W]
+    faults: what is wrong with it; their frames are shaded in the curves
     """
 
     title: str
@@ -44,6 +50,7 @@ class Episode:
     curves: dict[str, np.ndarray]
     names: dict[str, tuple[str, ...] | None]
     cameras: dict[str, Iterator[Tensor]]
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,8 @@ def draw_chart(episode: Episode, width: int) -> Chart:
 
     joints = min(MAX_CURVES, max((values.shape[1] for values in episode.curves.values()), default=0))
     rows = max(1, -(-joints // COLUMNS))
-    height = TITLE_HEIGHT + rows * ROW_HEIGHT
+    faults = episode.faults[:MAX_FAULTS]
+    height = TITLE_HEIGHT + FAULT_HEIGHT * len(faults) + rows * ROW_HEIGHT
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     drawing = FigureCanvasAgg(figure)
     axes = [_draw_joint(figure, episode, joint, rows, height) for joint in range(joints)]
@@ -146,6 +154,10 @@ def draw_chart(episode: Episode, width: int) -> Chart:
         more = f" ({joints} of {values.shape[1]})" if values.shape[1] > joints else ""
         x, y = (12 + 110 * place) / width, 1 - 38 / height
         figure.text(x, y, f"— {name}{more}", color=COLOURS[name], fontsize=9, va="center")
+    for line, fault in enumerate(faults):
+        y = 1 - (TITLE_HEIGHT + FAULT_HEIGHT * line) / height
+        colour = SHADES[fault.leaves_out]
+        figure.text(12 / width, y, clean(fault, 150), color=colour, fontsize=8, va="center", parse_math=False)
     keys = ", ".join(key.removeprefix("observation.images.") for key in episode.cameras)
     if keys:
         x, y = (width - 12) / width, 1 - 38 / height
@@ -175,6 +187,10 @@ def _draw_joint(figure: Any, episode: Episode, joint: int, rows: int, height: in
     names = next((names for names in episode.names.values() if names and joint < len(names)), None)
     title = names[joint] if names else f"{joint}"
     axis.set_title(title[:40], fontsize=8, loc="left", pad=3, parse_math=False)
+    for fault in episode.faults:
+        frames = slice(fault.begin or 0, fault.end or len(episode.seconds))
+        shown = episode.seconds[frames]
+        axis.axvspan(shown[0], shown[-1], color=SHADES[fault.leaves_out], alpha=0.15, linewidth=0)
     axis.set_xlim(episode.seconds[0], max(episode.seconds[-1], episode.seconds[0] + 1e-3))
     axis.tick_params(labelsize=7, length=2, pad=2)
     axis.grid(color="#e6e2da", linewidth=0.6)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from depi.catalog.catalogue import Row, load_catalog
+from depi.catalog.episodes import verdicts
 from depi.catalog.thumbnails import THUMBNAILS_FILE, read_thumbnails
 from depi.errors import UserError
 from depi.flags import check_ranges, parse_flags
@@ -20,6 +21,8 @@ from depi.page import document
 logger = logging.getLogger(__name__)
 
 MAX_PICTURE_BYTES = 300_000
+# Episodes with faults that are shown of a dataset.
+MAX_EPISODES = 100
 SCRIPTS = ("base.js", "charts.js", "table.js", "section.js", "main.js")
 
 type Pictures = dict[tuple[str, str | None], list[tuple[str, bytes]]]
@@ -119,6 +122,11 @@ def _choose(
 def _record(row: Row, pictures: Sequence[tuple[str, bytes]]) -> dict[str, Any]:
     """A row as JSON values, without those that are not known."""
     values = {name: _jsonable(value) for name, value in dataclasses.asdict(row).items()}
+    faulty = [verdict for verdict in verdicts(row) if verdict.faults][:MAX_EPISODES]
+    values["judged"] = [
+        [verdict.episode, verdict.frames, [dataclasses.astuple(fault) for fault in verdict.faults]]
+        for verdict in faulty
+    ]
     values["pictures"] = [[camera, base64.b64encode(jpeg).decode()] for camera, jpeg in pictures]
     return {name: value for name, value in values.items() if value is not None and value != []}
 

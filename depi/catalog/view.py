@@ -3,20 +3,25 @@
 import importlib.util
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from depi.catalog.catalogue import load_catalog
 from depi.catalog.episode_video import Episode, write_video
+from depi.catalog.episodes import verdicts
 from depi.catalog.text import clean
+from depi.datasets.judging.examine import examine
+from depi.datasets.judging.faults import Fault
 from depi.datasets.recording.checks import resolve_file
 from depi.datasets.recording.formats import DatasetMeta, data_files, select_episodes, video_files
 from depi.datasets.recording.metadata import read_meta
 from depi.datasets.recording.places import PlaceReader, image_places
 from depi.datasets.recording.sources import DatasetFiles, DatasetSource
 from depi.datasets.recording.storages import open_source
-from depi.datasets.recording.tables import ACTION, STATE, read_frames
+from depi.datasets.recording.tables import ACTION, STATE, read_frames, read_recording
+from depi.datasets.union.lists import CATALOG_FILE
 from depi.errors import DatasetError, UserError
 from depi.flags import parse_flags
 
@@ -27,7 +32,7 @@ HEIGHTS = range(16, 2161)
 @dataclass
 class ViewConfig:
     """Show one episode: in LeRobot's rerun viewer where there is a display, else as an mp4 with the cameras
-    side by side and the curves of state and action, as recorded, under them.
+    side by side and the curves of state and action, as recorded, under them, where its faults are shaded.
 
     LeRobot's viewer reads v3.0 only; of the older versions an mp4 is written.
     """
@@ -42,6 +47,8 @@ class ViewConfig:
     root: Path | None = None
     # Write an mp4 there, display or not; by default NAME_episode_NUMBER.mp4 in the current folder.
     output: Path | None = None
+    # The folder that `depi collect-ids` wrote, whose verdict on the episode is shown.
+    data_ids: Path = Path("data_ids")
     # Of the cameras in the mp4, in pixels.
     height: int = 360
 
@@ -58,13 +65,16 @@ def main(args: list[str]) -> int:
     """Run `depi view`; returns the exit status."""
     config = parse_flags(ViewConfig, args, "depi view", ["repo_id"])
     files, meta = find_episode(DatasetSource(config.repo_id, config.revision, config.root), config.episode)
+    faults = faults_of(files, config)
+    for fault in faults:
+        print(fault if fault.leaves_out else f"{fault} (remark)")
     why_not = "--output is given" if config.output is not None else why_no_viewer(config, meta.info.version)
     if why_not is None:
         show_in_viewer(config, files.revision)
         return 0
     output = config.output or Path(f"{file_name(config.repo_id)}_episode_{config.episode:06d}.mp4")
     try:
-        write_video(output, read_episode(files, meta), config.height)
+        write_video(output, replace(read_episode(files, meta), faults=faults), config.height)
     except DatasetError as error:
         raise UserError(f"episode {config.episode} of {config.repo_id} cannot be shown: {error}") from None
     print(f"written to {output}" + ("" if config.output else f" ({why_not})"))
@@ -90,6 +100,25 @@ def find_episode(source: DatasetSource, episode: int) -> tuple[DatasetFiles, Dat
             f"it has {len(recorded)}, numbered {recorded[0]} to {recorded[-1]}"
         )
     return files, select_episodes(meta, position)
+
+
+def faults_of(files: DatasetFiles, config: ViewConfig) -> tuple[Fault, ...]:
+    """The faults of the episode that the catalogue names; of a folder that it does not know, those it shows.
+
+    A dataset on the Hub that the catalogue does not know is not judged: that needs all of its tables.
+    """
+    if (config.data_ids / CATALOG_FILE).exists() and files.revision is not None:
+        for row in load_catalog(config.data_ids):
+            if (row.repo_id, row.revision) == (files.repo_id, files.revision) and row.judged is not None:
+                return next((each.faults for each in verdicts(row) if each.episode == config.episode), ())
+    if not files.is_local:
+        return ()
+    try:
+        meta = read_meta(files)
+        found = examine(meta, read_recording(meta)).faults
+    except DatasetError:
+        return ()
+    return tuple(fault for fault in found if fault.episode == config.episode)
 
 
 def read_episode(files: DatasetFiles, meta: DatasetMeta) -> Episode:

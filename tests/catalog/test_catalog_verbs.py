@@ -5,6 +5,7 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+import draccus
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +16,18 @@ from depi.catalog import collect as collecting
 from depi.catalog.catalogue import CATALOG_FILE, SCHEMA, Row, load_catalog, read_rows, write_catalog
 from depi.catalog.collect import CollectConfig, collect
 from depi.catalog.duplicates import pack
+from depi.catalog.episodes import add_verdicts, verdicts_of
+from depi.datasets.judging.faults import Fault
+from depi.datasets.union.lists import read_bad_episodes
 from depi.errors import UserError
+
+
+@dataclasses.dataclass
+class LeRobotEpisodes:
+    """The field of LeRobot's DatasetConfig."""
+
+    episodes: list[int] | None = None
+
 
 CREATED = datetime(2025, 6, 1, tzinfo=UTC)
 ROWS = [
@@ -89,7 +101,7 @@ def test_show_prints_everything_known_of_one_dataset(data_ids, capsys, monkeypat
 def test_show_as_json_has_every_column(data_ids, capsys):
     assert depi("show", "ann/cube", f"--data_ids={data_ids}", "--json") == 0
     known = json.loads(capsys.readouterr().out)
-    assert set(SCHEMA.names) <= set(known)
+    assert set(SCHEMA.names) - {"judged"} | {"faults"} <= set(known)
     assert (known["created_at"], known["episode_hashes"]) == (CREATED.isoformat(), 50)
     assert known["copies"] == ["cid/copy"]
     assert set(known["score_parts"]) == {"length", "cameras", "tasks", "smoothness", "success", "downloads"}
@@ -109,7 +121,7 @@ def test_show_as_json_has_every_column(data_ids, capsys):
         (["show", "bob/all"], "bob/all is a collection of 1 datasets: name one as bob/all:FOLDER"),
         (["show"], "depi catalog show needs a dataset"),
         (["show", "ann/cube", "--no_such=1"], "no_such"),
-        (["stat"], "depi catalog has no verb 'stat': choose one of show, stats, diff"),
+        (["stat"], "depi catalog has no verb 'stat': choose one of show, export, stats, diff"),
         (["diff", "{ids}"], "depi catalog diff needs two catalogues"),
         (["diff", "{ids}", "{ids}/absent"], "there is no catalogue at"),
         (["diff", "{ids}", "{ids}/dataset_list.json"], "cannot be read"),
@@ -127,6 +139,73 @@ def test_what_cannot_be_shown_is_said_in_one_sentence(data_ids, capsys, args, me
     assert error.count("\n") == 1
 
 
+@pytest.fixture
+def judged(tmp_path: Path) -> Path:
+    """A catalogue that judged the episodes of one dataset."""
+    faults = [
+        Fault("numbers_finite", 3, "the action is not a finite number", leaves_out=True, begin=5, end=9),
+        Fault("time_told", 3, "a remark", leaves_out=False),
+        Fault("time_told", 4, "a remark", leaves_out=False),
+    ]
+    row = changed(ROWS[0])
+    add_verdicts(row, verdicts_of([0, 3, 4], [100, 50, 70], faults))
+    write_catalog(tmp_path / "judged", [row, *ROWS[1:]], {})
+    return tmp_path / "judged"
+
+
+def test_episodes_are_written_as_a_table_and_read_for_training(judged):
+    table = pq.read_table(judged / "episodes.parquet").to_pylist()
+    assert [(row["episode"], row["frames"], row["bad"]) for row in table] == [
+        (0, 100, False),
+        (3, 50, True),
+        (4, 70, False),
+    ]
+    assert table[1]["faults"] == [
+        "numbers_finite: the action is not a finite number",
+        "time_told: a remark",
+    ]
+    assert (table[1]["begin"], table[1]["end"], table[1]["leaves_out"]) == (
+        [5, None],
+        [9, None],
+        [True, False],
+    )
+    assert read_bad_episodes(judged) == {
+        ("ann/cube", "a" * 40): {3: "numbers_finite: the action is not a finite number"}
+    }
+    (row, *_) = load_catalog(judged)
+    assert (row.bad_episodes, row.good_frames, row.num_remarks) == (1, 170, 2)
+
+
+def test_show_names_the_episodes_with_faults(judged, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert depi("show", "ann/cube", f"--data_ids={judged}") == 0
+    out = capsys.readouterr().out
+    assert "episode 3 (left out): numbers_finite: the action is not a finite number (frames 5 to 8)" in out
+    assert "episode 4: time_told: a remark" in out
+    assert depi("show", "ann/cube", f"--data_ids={judged}", "--json") == 0
+    faults = json.loads(capsys.readouterr().out)["faults"]
+    assert [(one["episode"], one["bad"]) for one in faults] == [(3, True), (4, False)]
+
+
+def test_export_prints_what_lerobot_takes(judged, capsys):
+    assert depi("export", "ann/cube", f"--data_ids={judged}") == 0
+    assert draccus.parse(
+        LeRobotEpisodes, args=[f"--episodes={capsys.readouterr().out.strip()}"]
+    ).episodes == [0, 4]
+    assert depi("export", f"--data_ids={judged}") == 0
+    assert json.loads(capsys.readouterr().out) == {"ann/cube": {"revision": "a" * 40, "episodes": [0, 4]}}
+    assert depi("export", "cid/copy", f"--data_ids={judged}") == 2
+    assert (
+        "the episodes of cid/copy were not judged: it is rejected (not_duplicate" in capsys.readouterr().err
+    )
+
+
+def test_damaged_episodes_are_said(judged):
+    (judged / "episodes.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(UserError, match=r"episodes\.parquet is damaged: collect it again"):
+        read_bad_episodes(judged)
+
+
 def test_help_names_the_verbs(capsys):
     assert depi("--help") == 0
     assert "diff OLD NEW" in capsys.readouterr().out
@@ -137,7 +216,13 @@ def test_stats_count_by_everything(data_ids, capsys, monkeypatch):
     assert depi("stats", str(data_ids), "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["datasets"] == 5
-    assert found["accepted"] == {"accepted": 2, "episodes": 51, "frames": 54_100, "hours": 0.5}
+    assert found["accepted"] == {
+        "accepted": 2,
+        "episodes": 51,
+        "bad episodes": 0,
+        "frames": 54_100,
+        "hours": 0.5,
+    }
     assert found["verdict"] == {"accepted": 2, "rejected": 2, "failed": 1}
     assert found["rule"] == {"enough_cameras": 1, "not_duplicate": 1, "so100_arm": 1}
     assert found["kinds"]["version"] == {

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import math
@@ -13,8 +14,10 @@ from PIL import Image
 from playwright.sync_api import Browser
 
 from depi.catalog.catalogue import Row, write_catalog
+from depi.catalog.episodes import add_verdicts, verdicts_of
 from depi.catalog.report import ReportConfig, main, read_pictures, render
 from depi.catalog.thumbnails import Thumbnail, write_thumbnails
+from depi.datasets.judging.faults import Fault
 from depi.errors import UserError
 
 HOSTILE = "</script><img src=x onerror=\"window.hacked='img'\"><script>window.hacked='script'</script>"
@@ -238,6 +241,28 @@ def test_section_shows_all_evidence_and_closes(opened: Opened, rows: list[Row]):
     assert page.inner_text("#section-heading") == row.repo_id
     page.keyboard.press("Escape")
     assert page.is_hidden("#panel")
+
+
+def test_section_shows_where_the_faults_of_episodes_lie(browser: Browser, tmp_path: Path, rows: list[Row]):
+    row = dataclasses.replace(rows[0])
+    faults = [
+        Fault("state_live", 7, "the state <b>stands</b> still", leaves_out=True, begin=50, end=75),
+        Fault("task_told", 7, "no task", leaves_out=False),
+    ]
+    add_verdicts(row, verdicts_of([6, 7], [80, 100], faults))
+    write_catalog(tmp_path, [row, *rows[1:3]], {})
+    assert main([f"--data_ids={tmp_path}"]) == 0
+    opened = Opened(browser, tmp_path / "report.html")
+    opened.page.locator(f'tr[data-id="{row.repo_id}"] a.name').click()
+    section = opened.page.inner_text("#section")
+    assert "state_live the state <b>stands</b> still" in section
+    assert "task_told no task (remark)" in section
+    assert "episode 6" not in section
+    marks = opened.page.locator(".timeline rect")
+    assert [marks.nth(1).get_attribute(name) for name in ("x", "width", "class")] == ["50", "25", "rejected"]
+    assert [marks.nth(2).get_attribute(name) for name in ("x", "width", "class")] == ["0", "100", "failed"]
+    assert opened.complaints == []
+    opened.page.close()
 
 
 def test_section_can_be_linked_to(browser: Browser, folder: Path, rows: list[Row]):

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import recordings
 from huggingface_hub import HfApi
@@ -131,6 +133,23 @@ def test_three_hundred_frames_take_seconds(tmp_path: Path):
     assert taken < 30
     with av.open(str(tmp_path / "out.mp4")) as container:
         assert container.streams.video[0].frames == 300
+
+
+def test_the_faults_of_an_episode_are_printed_and_shaded(tmp_path: Path, capsys):
+    root = recordings.write_v2(tmp_path / "data", RECORDING, "v2.1")
+    file = root / "data/chunk-000/episode_000001.parquet"
+    table = pq.read_table(file)
+    actions = table["action"].to_pylist()
+    actions[6] = [float("nan")] * 6
+    column = pa.array(actions, table["action"].type)
+    pq.write_table(table.set_column(table.column_names.index("action"), "action", column), file)
+    out = tmp_path / "out.mp4"
+    assert main(["user/data", "--episode=1", f"--root={root}", f"--output={out}", "--height=64"]) == 0
+    assert "numbers_finite: the action is not a finite number in 1 of 12 frames" in capsys.readouterr().out
+    whole, _ = decode(out)
+    plain = tmp_path / "plain.mp4"
+    assert main(["user/data", "--episode=0", f"--root={root}", f"--output={plain}", "--height=64"]) == 0
+    assert whole[0].shape[0] > decode(plain)[0][0].shape[0]
 
 
 def test_cameras_keep_their_shape_and_fit_the_width():

@@ -42,6 +42,7 @@ const FACETS = [
   { name: "licence", label: "Licence", of: (row) => [row.license || UNKNOWN] },
   { name: "kind", label: "Kind", of: kinds },
   { name: "flag", label: "Remark", of: (row) => (row.flags || []).map(ruleOf) },
+  { name: "fault", label: "Fault in an episode", of: (row) => (row.judged || []).flatMap(([, , faults]) => faults.map(([rule]) => rule)) },
 ];
 
 /* Each row once: its values per facet, and the text that is searched. */

@@ -4,7 +4,7 @@ let openedId = null;
 let cameFrom = null;
 const INDEX = new Map(ROWS.map((row) => [row.repo_id, row]));
 const ELSEWHERE = new Set(["repo_id", "verdict", "reasons", "flags", "pictures", "facets", "text", "tasks",
-  "joint_evidence", "action_min", "action_max", "action_q01", "action_q99"]);
+  "joint_evidence", "judged", "action_min", "action_max", "action_q01", "action_q99"]);
 
 function openSection(row) {
   cameFrom = document.activeElement;
@@ -59,6 +59,7 @@ function sectionOf(row) {
       el("figure", {}, picture(each), el("figcaption", {}, camera(each[0]))))) : null,
     ...part("Why it was refused", row.reasons, reasonItem, "reasons"),
     ...part("Remarks", row.flags, reasonItem),
+    ...episodes(row),
     ...part("Tasks", row.tasks, (task) => el("li", {}, task)),
     ...joints(row),
     el("h3", {}, "Record"),
@@ -79,6 +80,25 @@ function part(title, items, item, style) {
 }
 
 const reasonItem = (reason) => el("li", {}, el("code", {}, ruleOf(reason)), " ", textOf(reason));
+
+/* Each episode with a fault: its time from left to right, and where the faults show. */
+function episodes(row) {
+  if (!row.judged) return [];
+  return [el("h3", {}, "Episodes with faults"), el("ul", { class: "judged" }, row.judged.map(([number, frames, faults]) =>
+    el("li", {},
+      el("span", { class: "episode" }, `episode ${number}`), timeline(frames, faults),
+      el("ul", {}, faults.map(([rule, , text, bad]) =>
+        el("li", {}, el("code", {}, rule), ` ${text}`, bad ? null : " (remark)"))))))];
+}
+
+function timeline(frames, faults) {
+  const part = ([rule, , text, bad, begin, end]) =>
+    svg("rect", { x: begin ?? 0, y: 0, width: Math.max((end ?? frames) - (begin ?? 0), frames / 200), height: 8,
+      class: bad ? "rejected" : "failed" }, svg("title", {}, `${words(rule)}: ${text}`));
+  return svg("svg", { viewBox: `0 0 ${frames} 8`, preserveAspectRatio: "none", class: "timeline", role: "img",
+    "aria-label": `${frames} frames` },
+  svg("rect", { x: 0, y: 0, width: frames, height: 8, class: "others" }), faults.map(part));
+}
 
 function joints(row) {
   const drawing = jointRanges(row, 44, 110);
