@@ -18,10 +18,10 @@ def episodes_of(recording: Recording) -> list[Episode]:
     return [tuple(side[frames].copy() for side in sides) for frames in rows]  # type: ignore[misc]
 
 
-def of_episodes(episodes: list[Episode], fps: float) -> Recording:
-    """A recording of such episodes."""
+def of_episodes(episodes: list[Episode], like: Recording) -> Recording:
+    """A recording of such episodes, with the rate and the tasks of another."""
     action, state, time = (list(side) for side in zip(*episodes, strict=True))
-    return recording_of(action, state, fps, time)
+    return recording_of(action, state, like.fps, time, [texts[0] for texts in like.meta.episodes.tasks])
 
 
 def plant(
@@ -30,7 +30,7 @@ def plant(
     """The recording with one episode changed."""
     episodes = episodes_of(recording)
     episodes[position] = change(*episodes[position], **strength)
-    return of_episodes(episodes, recording.fps)
+    return of_episodes(episodes, recording)
 
 
 def shorten(action: np.ndarray, state: np.ndarray, time: np.ndarray, *, frames: int) -> Episode:
@@ -77,3 +77,44 @@ def jolt_clock(action: np.ndarray, state: np.ndarray, time: np.ndarray, *, share
     step = float(np.median(np.diff(time)))
     jolted = time + (rng.random(len(time)) < share) * rng.choice([-0.7, 0.7], len(time)) * step
     return action, state, np.sort(jolted - jolted[0])
+
+
+def freeze(
+    action: np.ndarray,
+    state: np.ndarray,
+    time: np.ndarray,
+    *,
+    begin: float,
+    end: float,
+    joints: slice | int = slice(None),
+) -> Episode:
+    """The state of all joints, or of one, repeats itself from one share of the episode to another."""
+    rows = slice(int(begin * len(state)), int(end * len(state)))
+    state[rows, joints] = state[rows, joints][:1]
+    return action, state, time
+
+
+def still_joint(
+    action: np.ndarray,
+    state: np.ndarray,
+    time: np.ndarray,
+    *,
+    joint: int,
+    sides: str = "both",
+    tremble: float = 0,
+) -> Episode:
+    """A joint that stands still, in action, state or both, at the middle of where it was."""
+    rng = np.random.default_rng(joint)
+    for name, side in (("action", action), ("state", state)):
+        if sides in ("both", name):
+            side[:, joint] = np.median(side[:, joint]) + tremble * rng.random(len(side))
+    return action, state, time
+
+
+def saturate(
+    action: np.ndarray, state: np.ndarray, time: np.ndarray, *, joint: int, share: float, end: float
+) -> Episode:
+    """A joint's upper values, those of a share of the frames, are all at the end of its range."""
+    for side in (action, state):
+        side[side[:, joint] >= np.quantile(side[:, joint], 1 - share), joint] = end
+    return action, state, time

@@ -5,7 +5,7 @@ follower comes later, sags, cannot go as far as the leader, and its gripper stop
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,7 @@ def draw_style(rng: np.random.Generator, task: str | None = None) -> Style:
     """A person, two arms and a task of TASKS."""
     shortest = rng.uniform(2.5, 25)
     return Style(
-        task=task or str(rng.choice(list(TASKS))),
+        task=task or str(rng.choice([*TASKS, "mixed"])),
         fps=float(rng.choice([10, 15, 20, 30, 30, 30, 50, 60])),
         home=(FOLDED if rng.random() < 0.6 else RAISED) + rng.normal(0, [4, 1, 1, 5, 8, 1]),
         home_spread=np.array([3.0, 1, 1, 4, 3, 1]) * rng.choice([0.0, 0.5, 1, 3]),
@@ -109,7 +109,7 @@ def _above(rng: np.random.Generator, pan: float, near: float, opening: float) ->
     """A pose over a point of the table: the tool points down, so lift, elbow and wrist hang together."""
     lift = -30 + 60 * near + rng.normal(0, 3)
     elbow = 50 - 70 * near + rng.normal(0, 3)
-    return np.array([pan, lift, elbow, 80 - 0.4 * (lift + elbow) + rng.normal(0, 4), 0.5 * pan, opening])
+    return np.array([pan, lift, elbow, 72 - 0.4 * (lift + elbow) + rng.normal(0, 4), 0.5 * pan, opening])
 
 
 def _down(rng: np.random.Generator, pose: np.ndarray, depth: float) -> np.ndarray:
@@ -184,11 +184,6 @@ def _jog(path: HandPath, rng: np.random.Generator) -> None:
         path.poses.append(pose)
 
 
-def _mixed(path: HandPath, rng: np.random.Generator) -> None:
-    """Another task in each episode."""
-    TASKS[str(rng.choice(["pick_place", "push", "pour", "reach", "wipe"]))](path, rng)
-
-
 TASKS: dict[str, Callable[[HandPath, np.random.Generator], None]] = {
     "pick_place": _pick_place,
     "push": _push,
@@ -197,18 +192,19 @@ TASKS: dict[str, Callable[[HandPath, np.random.Generator], None]] = {
     "pour": _pour,
     "sides": _sides,
     "jog": _jog,
-    "mixed": _mixed,
 }
+MIXED = ("pick_place", "push", "reach", "wipe", "pour")
+"""What a recording of several tasks, `mixed`, holds, each under its own text."""
 
 
-def hand_path(rng: np.random.Generator, style: Style) -> HandPath:
-    """One episode of the hand: rest, task, way home, rest."""
+def hand_path(rng: np.random.Generator, style: Style, task: str) -> HandPath:
+    """One episode of the hand: rest, one of TASKS, way home, rest."""
     home = style.home + rng.normal(0, 1, 6) * style.home_spread
     path = HandPath(rng, style, [0.0], [home])
     path.rest(rng.uniform(0.05, 1.6) if rng.random() < 0.9 else rng.uniform(1.6, 2.8))
     wanted = rng.uniform(*style.seconds)
     while True:
-        TASKS[style.task](path, rng)
+        TASKS[task](path, rng)
         if path.times[-1] > 0.75 * wanted:
             break
         if rng.random() < 0.2:
@@ -263,16 +259,19 @@ def clean_set(seed: int, task: str | None = None, episodes: int | None = None) -
     """A recording without a fault; the seed decides on person, arms, task and rate."""
     rng = np.random.default_rng([seed, 16])
     style = draw_style(rng, task)
+    if style.task == "jog":
+        style = replace(style, tremor=0.0)
     count = episodes or int(rng.choice([1, 3, 5, 8, 12, 12, 12, 20]))
+    tasks = [str(rng.choice(MIXED)) if style.task == "mixed" else style.task for _ in range(count)]
     action, state = [], []
-    for _ in range(count):
-        leader, follower = teleoperated(rng, style, hand_path(rng, style))
+    for name in tasks:
+        leader, follower = teleoperated(rng, style, hand_path(rng, style, name))
         action.append(written(leader, style.rounding))
         state.append(written(follower, style.rounding))
     if style.exact_length:
         shortest = min(map(len, action))
         action, state = ([values[:shortest] for values in side] for side in (action, state))
-    return recording_of(action, state, style.fps)
+    return recording_of(action, state, style.fps, tasks=tasks)
 
 
 def recording_of(
