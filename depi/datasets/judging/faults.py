@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
+from depi.datasets.judging.movement import Movement
 from depi.datasets.recording.formats import DatasetMeta
 from depi.datasets.recording.joints import Detection
 
@@ -58,6 +59,18 @@ class Recording:
         inside = np.ones(int(self.length.sum()), bool)
         inside[self.start] = False
         return inside
+
+    @cached_property
+    def usual_step(self) -> np.ndarray:
+        """The median time between frames of each episode, in seconds [E]; of a single frame as declared."""
+        step, steps = np.diff(self.time), zip(self.start, self.length, strict=True)
+        usual = [np.median(step[first : first + n - 1]) if n > 1 else 1 / self.fps for first, n in steps]
+        return np.array(usual, np.float64)
+
+    @cached_property
+    def movement(self) -> Movement:
+        """How the arm moves; for rules that know its joints."""
+        return Movement.of(self.action, self.state, self.length, self.fps)
 
     def frames(self, position: int) -> slice:
         """The frames of the episode at a position."""

@@ -7,13 +7,56 @@ from depi.datasets.judging.numbers import (
     time_increases,
     time_without_gaps,
 )
+from depi.datasets.judging.stillness import (
+    arm_moves,
+    head_not_idle,
+    idle_share_usual,
+    mostly_moving,
+    tail_not_idle,
+)
+from depi.datasets.judging.stuck import (
+    gripper_used,
+    joints_alive,
+    joints_follow,
+    joints_not_frozen,
+    joints_used,
+    joints_within_range,
+    state_not_frozen,
+)
+from depi.datasets.judging.timing import (
+    clock_steady,
+    length_usual,
+    long_enough,
+    no_frames_dropped,
+    rate_as_declared,
+    rate_near_declared,
+)
 
 READABLE = tuple(
     EpisodeRule(check) for check in (numbers_finite, numbers_bounded, time_increases, time_without_gaps)
 )
 """What no reader can use. Asked first, of every robot; such episodes are left out in any case."""
 
-MOTION: tuple[EpisodeRule, ...] = ()
+MOTION = (
+    EpisodeRule(long_enough),
+    EpisodeRule(rate_as_declared),
+    EpisodeRule(clock_steady),
+    EpisodeRule(arm_moves),
+    EpisodeRule(mostly_moving),
+    EpisodeRule(state_not_frozen),
+    EpisodeRule(joints_not_frozen),
+    EpisodeRule(joints_follow),
+    EpisodeRule(joints_alive),
+    EpisodeRule(length_usual, leaves_out=False),
+    EpisodeRule(rate_near_declared, leaves_out=False),
+    EpisodeRule(no_frames_dropped, leaves_out=False),
+    EpisodeRule(idle_share_usual, leaves_out=False),
+    EpisodeRule(head_not_idle, leaves_out=False),
+    EpisodeRule(tail_not_idle, leaves_out=False),
+    EpisodeRule(joints_used, leaves_out=False),
+    EpisodeRule(joints_within_range, leaves_out=False),
+    EpisodeRule(gripper_used, leaves_out=False),
+)
 """Asked of SO-100 arms, whose joints are known in degrees."""
 
 OPTIONAL = MOTION

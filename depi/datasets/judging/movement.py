@@ -1,0 +1,108 @@
+"""Measures of an arm's movement that several rules share: each is taken once per recording."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+PAUSE_SECONDS, PAUSE_MOTION = 0.5, 1.0
+"""A frame is idle where no joint has moved by PAUSE_MOTION degrees within PAUSE_SECONDS."""
+
+
+@dataclass(frozen=True)
+class Track:
+    """How one of the two, action or state, moves: F frames in E episodes.
+
+    values: float32 [F, 6], canonical degrees, the gripper 0 to 100
+    start, length: int64 [E], in frames
+    episode: int64 [F], the position of each frame's episode
+    """
+
+    values: np.ndarray
+    start: np.ndarray
+    length: np.ndarray
+    episode: np.ndarray
+
+    @cached_property
+    def step(self) -> np.ndarray:
+        """From the frame before to each frame, [F, 6]; 0 at the start of an episode."""
+        step = np.zeros_like(self.values)
+        np.subtract(self.values[1:], self.values[:-1], out=step[1:])
+        step[self.start] = 0
+        return step
+
+    @cached_property
+    def size(self) -> np.ndarray:
+        """The absolute `step`."""
+        return np.abs(self.step)
+
+    @cached_property
+    def low(self) -> np.ndarray:
+        """The smallest value of each joint in each episode, [E, 6]."""
+        return np.minimum.reduceat(self.values, self.start)
+
+    @cached_property
+    def high(self) -> np.ndarray:
+        """The largest value of each joint in each episode, [E, 6]."""
+        return np.maximum.reduceat(self.values, self.start)
+
+    @cached_property
+    def reach(self) -> np.ndarray:
+        """How far each joint moves in each episode, [E, 6]."""
+        return self.high - self.low
+
+    def away_from(self, frame: np.ndarray, degrees: float) -> np.ndarray:
+        """Where some joint is farther than that from where it was at another frame, int64 [F]; bool [F]."""
+        return (np.abs(self.values - self.values[frame]) > degrees).any(axis=1)
+
+
+@dataclass(frozen=True)
+class Movement:
+    """The movement of a recording: what was commanded and what was measured.
+
+    commanded, measured: the tracks of action and state
+    start, length: int64 [E], in frames
+    episode: int64 [F], the position of each frame's episode
+    """
+
+    commanded: Track
+    measured: Track
+    start: np.ndarray
+    length: np.ndarray
+    episode: np.ndarray
+    fps: float
+
+    @staticmethod
+    def of(action: np.ndarray, state: np.ndarray, length: np.ndarray, fps: float) -> "Movement":
+        """The movement of action and state, float32 [F, 6], in episodes of `length` frames, int64 [E]."""
+        start, episode = np.cumsum(length) - length, np.repeat(np.arange(len(length)), length)
+        commanded, measured = (Track(values, start, length, episode) for values in (action, state))
+        return Movement(commanded, measured, start, length, episode, fps)
+
+    @cached_property
+    def place(self) -> np.ndarray:
+        """The number of each frame in its episode, int64 [F]."""
+        return np.arange(len(self.episode)) - self.start[self.episode]
+
+    @cached_property
+    def moved(self) -> np.ndarray:
+        """By how much the joint moved that moved most, in action or state, whichever moved less; [E]."""
+        return np.minimum(self.commanded.reach.max(axis=1), self.measured.reach.max(axis=1))
+
+    def away_from(self, frame: np.ndarray, degrees: float) -> np.ndarray:
+        """Where some joint of either is farther than that from where it was at another frame; bool [F]."""
+        return self.commanded.away_from(frame, degrees) | self.measured.away_from(frame, degrees)
+
+    @cached_property
+    def idle_share(self) -> np.ndarray:
+        """The share of idle frames in each episode, [E]."""
+        frames = max(1, round(PAUSE_SECONDS * self.fps))
+        before = np.arange(len(self.episode)) - np.minimum(self.place, frames)
+        moving = self.away_from(before, PAUSE_MOTION)
+        return 1 - np.add.reduceat(moving.astype(np.float64), self.start) / self.length
+
+
+def runs(holds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The runs of frames in which something holds: bool [F] to first frames and ends, int64 [R]."""
+    edges = np.flatnonzero(np.diff(holds, prepend=False, append=False))
+    return edges[::2], edges[1::2]

@@ -1,0 +1,104 @@
+"""Rules about stillness, stuck joints, time and length: each finds its fault, and nothing in clean ones."""
+
+from dataclasses import replace
+from functools import cache
+
+import planting
+import pytest
+import teleoperation
+
+from depi.datasets.judging.faults import Recording, find_faults
+from depi.datasets.judging.rules import MOTION
+
+REMARKS = {rule.name for rule in MOTION if not rule.leaves_out}
+
+
+@cache
+def clean(seed: int = 4, task: str = "pick_place", episodes: int = 8) -> Recording:
+    return teleoperation.clean_set(seed, task, episodes)
+
+
+def found(recording: Recording) -> dict[str, set[int]]:
+    rules: dict[str, set[int]] = {}
+    for fault in find_faults(recording, MOTION):
+        rules.setdefault(fault.rule, set()).add(fault.episode)
+    return rules
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_nothing_is_found_in_a_clean_recording(seed):
+    assert found(teleoperation.clean_set(1000 + seed)) == {}
+
+
+FROZEN_JOINT = {"joints": 1, "begin": 0.2, "end": 0.6}
+SATURATED = {"joint": 2, "share": 0.7, "end": 100}
+CASES = [
+    ("long_enough", planting.shorten, {"frames": 4}, {"frames": 60}),
+    ("length_usual", planting.shorten, {"frames": 20}, {"frames": 60}),
+    ("rate_as_declared", planting.clock, {"factor": 2.0}, {"factor": 1.05}),
+    ("rate_as_declared", planting.clock, {"factor": 0.6}, {"factor": 0.95}),
+    ("rate_near_declared", planting.clock, {"factor": 1.2}, {"factor": 1.05}),
+    ("clock_steady", planting.drop, {"share": 0.15}, {"share": 0.0}),
+    ("clock_steady", planting.jolt_clock, {"share": 0.15}, {"share": 0.002}),
+    ("no_frames_dropped", planting.drop, {"share": 0.04}, {"share": 0.0}),
+    ("arm_moves", planting.stand, {}, {"tremble": 40.0}),
+    ("arm_moves", planting.stand, {"tremble": 0.5}, {"tremble": 40.0}),
+    ("mostly_moving", planting.hold, {"at": 0.5, "frames": 4000}, {"at": 0.5, "frames": 400}),
+    ("idle_share_usual", planting.hold, {"at": 0.5, "frames": 600}, {"at": 0.5, "frames": 60}),
+    ("head_not_idle", planting.hold, {"at": 0.0, "frames": 200}, {"at": 0.0, "frames": 10}),
+    ("state_not_frozen", planting.freeze, {"begin": 0.3, "end": 0.6}, {"begin": 0.4, "end": 0.41}),
+    ("state_not_frozen", planting.freeze, {"begin": 0.3, "end": 1}, {"begin": 0.99, "end": 1}),
+    ("joints_not_frozen", planting.freeze, FROZEN_JOINT, FROZEN_JOINT | {"begin": 0.59}),
+    ("joints_follow", planting.still_joint, {"joint": 1, "sides": "state"}, {"joint": 1, "sides": "none"}),
+    ("joints_follow", planting.still_joint, {"joint": 2, "sides": "action"}, {"joint": 1, "sides": "none"}),
+    ("joints_alive", planting.still_joint, {"joint": 3}, {"joint": 3, "tremble": 0.5}),
+    ("joints_alive", planting.still_joint, {"joint": 5}, {"joint": 5, "tremble": 0.5}),
+    ("gripper_used", planting.still_joint, {"joint": 5, "tremble": 0.5}, {"joint": 4, "tremble": 0.5}),
+    ("joints_within_range", planting.saturate, SATURATED, SATURATED | {"share": 0.05}),
+    ("tail_not_idle", planting.hold, {"at": 1.0, "frames": 200}, {"at": 1.0, "frames": 10}),
+]
+
+
+@pytest.mark.parametrize(("rule", "change", "fault", "harmless"), CASES)
+def test_a_fault_is_found_in_the_episode_that_has_it(rule, change, fault, harmless):
+    recording = planting.plant(clean(), 3, change, **fault)
+    assert found(recording)[rule] == {3}
+    assert rule not in found(planting.plant(clean(), 3, change, **harmless))
+
+
+def test_a_rate_that_is_wrong_in_all_episodes_is_a_fault_of_the_dataset():
+    episodes = [planting.clock(*episode, factor=2.0) for episode in planting.episodes_of(clean())]
+    assert found(planting.of_episodes(episodes, clean())) == {}
+
+
+def test_an_idle_end_is_told_with_its_frames():
+    recording = planting.plant(clean(), 3, planting.hold, at=0.0, frames=200)
+    (fault,) = [fault for fault in find_faults(recording, MOTION) if fault.rule == "head_not_idle"]
+    assert fault.begin == 0
+    assert 195 <= fault.end <= 200 + 2 * recording.fps
+    assert not fault.leaves_out
+
+
+def test_one_short_episode_alone_is_judged_by_itself():
+    recording = clean(4, "push", 1)
+    assert found(planting.plant(recording, 0, planting.shorten, frames=3)).keys() == {
+        "long_enough",
+        "arm_moves",
+    }
+
+
+def test_a_joint_that_never_moves_is_told_in_each_episode_but_not_the_gripper():
+    for joint, rules in ((4, {"joints_used"}), (5, set())):
+        episodes = [planting.still_joint(*episode, joint=joint) for episode in planting.episodes_of(clean())]
+        assert found(planting.of_episodes(episodes, clean())).keys() == rules
+
+
+def test_an_idle_gripper_is_no_fault_where_the_task_is_another():
+    recording = planting.plant(clean(), 3, planting.still_joint, joint=5, tremble=0.5)
+    tasks = tuple(("push",) if position == 3 else ("pick",) for position in range(8))
+    episodes = replace(recording.meta.episodes, tasks=tasks)
+    assert found(replace(recording, meta=replace(recording.meta, episodes=episodes))) == {}
+
+
+def test_where_one_joint_moves_at_a_time_another_may_stand_still():
+    assert found(teleoperation.clean_set(93, "jog", 12)) == {}
