@@ -226,8 +226,8 @@ def gather_joints(facts: Facts) -> None:
         episode_length=facts.episode_length,
     )
     if facts.detection.convention not in ("unknown", "native"):
-        facts.action_degrees = joints.to_degrees(facts.action, facts.detection)
-        facts.state_degrees = joints.to_degrees(facts.state, facts.detection)
+        facts.action_degrees = joints.to_degrees(facts.action, facts.detection.action)
+        facts.state_degrees = joints.to_degrees(facts.state, facts.detection.state)
         facts.motion = measure_motion(
             facts.action_degrees, facts.state_degrees, facts.episode_length, facts.info.fps
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from depi.datasets.judging.faults import Fault, Recording, bad_episodes, find_faults
-from depi.datasets.judging.rules import MOTION, READABLE
+from depi.datasets.judging.rules import MOTION, READABLE, UNITS
 from depi.datasets.recording.convention import detect_convention, given_convention
 from depi.datasets.recording.formats import DatasetMeta, select_episodes
 from depi.datasets.recording.joints import Detection, to_degrees
@@ -21,7 +21,7 @@ from depi.errors import DatasetError
 class Examined:
     """What a recording turned out to be.
 
-    recording: the episodes that can be read
+    recording: the episodes that can be read, and are in the units of `recording.detection`
     faults: of all episodes; those of a bad one come first
     unreadable: recorded numbers of the episodes that are not in `recording`, each with the reason
     """
@@ -47,9 +47,14 @@ def examine(meta: DatasetMeta, columns: Mapping[str, np.ndarray], recorded_in: s
     unreadable = bad_episodes(faults)
     recording = keep(recording, ~np.isin(meta.episodes.episode_index, list(unreadable)), unreadable)
     detection = _detect(recording, recorded_in)
-    recording = replace(recording, detection=detection)
+    unlike = find_faults(replace(recording, detection=detection), UNITS)
+    faults += unlike
+    unreadable |= bad_episodes(unlike)
+    recording = keep(recording, ~np.isin(recording.meta.episodes.episode_index, list(unreadable)), unreadable)
+    recording = replace(recording, detection=replace(detection, unlike=()))
     if detection.convention not in ("unknown", "native"):
-        action, state = (to_degrees(values, detection) for values in (recording.action, recording.state))
+        action = to_degrees(recording.action, detection.action)
+        state = to_degrees(recording.state, detection.state)
         recording = replace(recording, action=action, state=state)
         faults += find_faults(recording, MOTION)
     return Examined(recording, tuple(faults), unreadable)
@@ -77,7 +82,7 @@ def keep(recording: Recording, kept: np.ndarray, left_out: Mapping[int, str]) ->
 
 def _detect(recording: Recording, recorded_in: str | None) -> Detection:
     if recorded_in is not None:
-        return given_convention(recorded_in, recording.action, recording.state)
+        return given_convention(recorded_in, recording.action, recording.state, recording.length)
     return detect_convention(
         recording.meta.info.features[ACTION].names,
         recording.action,

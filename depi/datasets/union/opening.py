@@ -93,8 +93,8 @@ def open_dataset(
     return OpenDataset(
         meta=meta,
         detection=detection,
-        state=to_space(columns[STATE], detection, joint_convention),
-        action=to_space(columns[ACTION], detection, joint_convention),
+        state=to_space(columns[STATE], detection.state, joint_convention),
+        action=to_space(columns[ACTION], detection.action, joint_convention),
         timestamp=columns["timestamp"],
         task=task,
         tasks=tasks,
