@@ -139,49 +139,61 @@ TEXTBOOK = {"degrees": ".pos", "degrees_v1": "main_", "normalized": ".pos", "rad
 def record(
     rng: np.random.Generator, kind: str, episodes: int, frames: int, start: str, rounding: str
 ) -> Recorded:
-    """One recording of a kind: a convention, or a mixture `A/B` of state and action or of episodes."""
+    """One recording of a kind: a convention, or a mixture of state and action or of episodes; see KINDS."""
     arms = (draw_arm(rng), draw_arm(rng))
-    action, state = draw_motion(rng, arms, episodes, frames, start)
+    motion = draw_motion(rng, arms, episodes, frames, start)
     length = np.full(episodes, frames)
-
-    def write(degrees: np.ndarray, convention: str, arm: Arm) -> np.ndarray:
-        return write_values(degrees, convention, arm, rounding)
-
+    words = kind.split()
+    if words[0] == "leader":
+        leader = write_values(motion[0], words[1], arms[0], rounding)
+        follower = write_values(motion[1], words[3], arms[1], rounding)
+        return Recorded(leader, follower, *motion, length)
+    if words[0] in ("half", "few"):
+        count = (episodes + 1) // 2 if words[0] == "half" else (episodes - 1 and max(1, episodes // 5))
+        first = np.repeat(rng.permutation(episodes) < count, frames)[:, None]
+        parts = [write_both(motion, convention, arms, rounding) for convention in (words[1], words[3])]
+        action, state, meant = [np.where(first, one, other) for one, other in zip(*parts, strict=True)]
+        return Recorded(action, state, meant, motion[1], length)
+    action, state, meant = write_both(motion, kind, arms, rounding)
     robot = "so-100" if kind == "phosphobot" else "so101_follower"
-    if kind.startswith("leader "):
-        _, leader, _, follower = kind.split()
-        return Recorded(
-            write(action, leader, arms[0]), write(state, follower, arms[1]), action, state, length, robot
-        )
-    if kind.startswith("half "):
-        _, first, _, second = kind.split()
-        half = np.repeat(np.arange(episodes) < (episodes + 1) // 2, frames)[:, None]
-        written = [
-            np.where(half, write(values, first, arm), write(values, second, arm))
-            for values, arm in ((action, arms[0]), (state, arms[1]))
-        ]
-        return Recorded(written[0], written[1], action, state, length, robot)
+    return Recorded(action, state, meant, motion[1], length, robot)
+
+
+def write_both(
+    motion: tuple[np.ndarray, np.ndarray], convention: str, arms: tuple[Arm, Arm], rounding: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Action and state as recorded in a convention, and the action in degrees that was meant."""
+    action, state = (
+        write_values(degrees, convention, arm, rounding) for degrees, arm in zip(motion, arms, strict=True)
+    )
+    if convention != "normalized":
+        return action, state, motion[0]
     # A normalised action means shares of the follower's range, whichever arm gave it.
-    meant = arms[1] if kind in ("normalized", "scaled") else arms[0]
-    recorded = write(action, kind, arms[0])
-    if kind == "normalized":
-        action = np.column_stack([recorded[:, :5] / 100 * meant.half, action[:, 5]])
-    return Recorded(recorded, write(state, kind, arms[1]), action, state, length, robot)
+    return action, state, np.column_stack([action[:, :5] / 100 * arms[1].half, motion[0][:, 5]])
 
 
 KINDS = (
     *("degrees", "degrees_v1", "normalized", "scaled", *RADIANS),
     *("leader degrees follower normalized", "leader normalized follower degrees"),
-    *("half radians half degrees", "half degrees_v1 half degrees"),
+    *("leader radians follower degrees", "leader normalized follower radians"),
+    *("half radians half degrees", "half degrees_v1 half degrees", "half normalized half degrees"),
+    *("few radians rest degrees", "few degrees rest radians", "few degrees_v1 rest degrees"),
+    *("few normalized rest degrees", "few degrees rest normalized"),
 )
 
 
 def worst_error(recorded: Recorded, found: Detection) -> float:
-    """The largest mean error of a body joint in degrees, over action and state."""
-    pairs = ((recorded.action, recorded.true_action), (recorded.state, recorded.true_state))
+    """The largest mean error of a body joint in degrees, over action and state of the episodes in use."""
+    used = np.ones(len(recorded.episode_length), bool)
+    used[[position for position, _ in found.unlike]] = False
+    rows = np.repeat(used, recorded.episode_length)
+    pairs = (
+        (recorded.action, recorded.true_action, found.action),
+        (recorded.state, recorded.true_state, found.state),
+    )
     return max(
-        float(np.abs(to_degrees(values.astype(np.float64), found) - meant)[:, :5].mean(axis=0).max())
-        for values, meant in pairs
+        float(np.abs(to_degrees(values.astype(np.float64), of) - meant)[rows, :5].mean(axis=0).max())
+        for values, meant, of in pairs
     )
 
 

@@ -70,7 +70,7 @@ def junk_task_text(facts: Facts, limits: Thresholds) -> str | None:
 
 def approximate_joints(facts: Facts, limits: Thresholds) -> str | None:
     """Joints are normalised by a calibration that the values do not show: degrees are right to about 2%."""
-    nominal = facts.detection.convention == "normalized" and None in facts.detection.half_range
+    nominal = "normalized" in facts.detection.convention and None in facts.detection.half_range
     return "degrees right to about 2%" if nominal else None
 
 

@@ -197,7 +197,7 @@ REFUSED = [
     (
         "lag_plausible",
         late_state(-6),
-        "the state moves 0.17 s before the action that should cause it",
+        "the state moves 0.20 s before the action that should cause it",
     ),
     ("lag_plausible", late_state(30), "the state follows the action only after 1.00 s (--max_lag)"),
     ("gripper_used", gripper_moving(2.0), "the gripper moves by 2 of 100 (--min_gripper)"),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import NAMES, REAL
 
-from depi.datasets.recording.convention import detect_convention
+from depi.datasets.recording.convention import detect_convention, given_convention
 from depi.datasets.recording.encoder import read_levels
 from depi.datasets.recording.joints import HALF_RANGE, JOINTS, REACH, from_degrees, to_degrees
 from depi.datasets.recording.metadata import load_meta
@@ -129,15 +129,42 @@ def test_a_state_of_another_width_is_no_so_100():
     assert "a state has 7 numbers" in found.evidence
 
 
-def test_action_and_state_of_different_units_are_named():
-    for action, state in (
-        (on_encoder(FOLDED), normalized(FOLDED)),
-        (normalized(FOLDED), on_encoder(FOLDED)),
-        (FOLDED, normalized(FOLDED)),  # a command without steps moves by other amounts
-    ):
-        found = detect_convention(NAMES, action, state)
-        assert found.convention == "unknown"
-        assert "different units" in found.evidence
+@pytest.mark.parametrize(
+    ("leader", "follower", "expected"),
+    [
+        pytest.param(on_encoder(FOLDED), normalized(FOLDED), "degrees/normalized", id="degrees, normalised"),
+        pytest.param(normalized(FOLDED), on_encoder(FOLDED), "normalized/degrees", id="normalised, degrees"),
+        pytest.param(RADIANS, on_encoder(FOLDED), "radians/degrees", id="radians, degrees"),
+        pytest.param(normalized(FOLDED), RADIANS, "normalized/radians", id="normalised, radians"),
+    ],
+)
+def test_action_and_state_of_unlike_units_are_converted_each_by_itself(leader, follower, expected):
+    found = detect_convention(NAMES, leader, follower)
+    assert found.convention == expected, found.evidence
+    for values, detection in ((leader, found.action), (follower, found.state)):
+        np.testing.assert_allclose(to_degrees(values, detection), FOLDED, atol=0.1)
+    with pytest.raises(ValueError, match="no conversion"):
+        to_degrees(leader, found)
+
+
+@pytest.mark.parametrize(
+    ("leader", "follower"),
+    [
+        pytest.param(FOLDED, normalized(FOLDED), id="a command without steps moves by other amounts"),
+        pytest.param(
+            on_encoder(FOLDED * [1, 1, 1, 1, 1.6, 1]), normalized(FOLDED), id="the roll is turned farther"
+        ),
+        pytest.param(
+            on_encoder(FOLDED - [0, 0, 30, 0, 0, 0]), normalized(FOLDED), id="the elbow is elsewhere"
+        ),
+        pytest.param(from_degrees(RAISED, "radians"), on_encoder(RAISED), id="radians, never folded"),
+        pytest.param(on_encoder(BETWEEN), normalized(BETWEEN), id="any zero"),
+    ],
+)
+def test_unlike_units_of_weak_or_contradictory_evidence_are_named(leader, follower):
+    found = detect_convention(NAMES, leader.astype(np.float32), follower)
+    assert found.convention == "unknown"
+    assert "different units" in found.evidence
 
 
 def test_a_command_without_steps_has_the_unit_of_the_state_that_it_moves():
@@ -146,12 +173,103 @@ def test_a_command_without_steps_has_the_unit_of_the_state_that_it_moves():
     assert found.convention == "normalized", found.evidence
 
 
-def test_episodes_in_another_unit_are_named():
-    values = np.concatenate([on_encoder(FOLDED), RADIANS])
-    length = np.array([200, 200])
-    found = detect_convention(NAMES, values, values, episode_length=length)
-    assert found.convention == "unknown"
-    assert "1 episodes, first number 1, are in another unit" in found.evidence
+def episodes(*kinds, frames=200):
+    """Episodes of these kinds one after another, each with a motion of its own, and their lengths."""
+    low, high = [-40, -101, -30, 10, -50, 3], [40, 30, 96, 70, 50, 60]
+    write = {
+        "degrees": on_encoder,
+        "normalized": normalized,
+        "old": old,
+        "radians": lambda values: from_degrees(values, "radians"),
+        "filtered": lambda values: values,
+        "another radians": lambda values: from_degrees(values, "radians") + OTHER_ZERO,
+        "beyond": lambda values: with_end(2, 140, values, 20),
+        "still": lambda values: on_encoder(np.tile(FOLDED[5:6], (len(values), 1)) + values / 50),
+        "glitch": lambda values: with_end(2, 700, values, 1),
+        "between": lambda values: on_encoder(np.clip(values, [-90, -20, -20, -90, -90, 0], 90)),
+    }
+    values = [write[kind](motion(low, high, frames, seed)) for seed, kind in enumerate(kinds)]
+    return np.concatenate(values).astype(np.float32), np.full(len(kinds), frames)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected", "unlike", "text"),
+    [
+        pytest.param(
+            ["degrees"] * 5 + ["radians", "degrees"],
+            "degrees",
+            [5],
+            "in small values (radians or scaled), the rest in larger ones",
+            id="radians",
+        ),
+        pytest.param(
+            ["radians"] * 3 + ["degrees"], "radians", [3], "in larger ones", id="degrees in radians"
+        ),
+        pytest.param(
+            ["degrees", "old", "degrees"], "degrees", [1], "in degrees of before it", id="before the change"
+        ),
+        pytest.param(
+            ["degrees", "normalized", "degrees", "still"],
+            "degrees",
+            [1, 3],
+            "in normalized values (action), the rest in degrees (action)",
+            id="normalised; what does not show its kind goes too",
+        ),
+        pytest.param(["normalized"] * 4 + ["degrees"] * 2, "normalized", [4, 5], "in degrees", id="degrees"),
+        pytest.param(
+            ["degrees"] * 4 + ["filtered"], "degrees", [], "", id="filtered, but none of another unit"
+        ),
+        pytest.param(
+            ["degrees"] * 4 + ["beyond"],
+            "degrees",
+            [4],
+            "out of reach (as degrees, in the action elbow_flex would be at 140 degrees, out of reach)",
+            id="a joint beyond its reach",
+        ),
+        pytest.param(["degrees"] * 4 + ["glitch"], "degrees", [], "", id="one glitch"),
+        pytest.param(["degrees", "radians"], "degrees", [1], "", id="half and half, each certain"),
+        pytest.param(["another radians", "degrees"], "degrees", [0], "", id="half and half, one certain"),
+        pytest.param(
+            ["between"] * 3 + ["radians"], "unknown", [], "before or of after", id="most are unknown"
+        ),
+        pytest.param(
+            ["another radians", "between"], "unknown", [], "1 of 2 episodes", id="half and half, none certain"
+        ),
+        pytest.param(
+            ["degrees", "old"] + ["between"] * 4, "unknown", [], "too few agree", id="most do not show a zero"
+        ),
+    ],
+)
+def test_episodes_in_other_units_are_named_and_the_rest_is_judged(kinds, expected, unlike, text):
+    values, length = episodes(*kinds)
+    found = detect_convention([*JOINTS], values, values, episode_length=length)
+    assert found.convention == expected, found.evidence
+    assert [position for position, _ in found.unlike] == unlike
+    assert text in (found.unlike[0][1] if unlike else found.evidence)
+
+
+def test_unlike_episodes_are_found_in_one_column_too():
+    action, length = episodes(*["degrees"] * 4)
+    state = episodes("degrees", "degrees", "normalized", "degrees")[0]
+    found = detect_convention(NAMES, action, state, episode_length=length)
+    assert found.convention == "degrees"
+    assert found.unlike == ((2, "it is in normalized values (state), the rest in degrees (state)"),)
+
+
+def test_unlike_columns_and_unlike_episodes_together():
+    action, length = episodes("degrees", "degrees", "degrees", "radians")
+    state = episodes("normalized", "normalized", "normalized", "radians")[0]
+    found = detect_convention(NAMES, action, state, episode_length=length)
+    assert found.convention == "degrees/normalized", found.evidence
+    assert [position for position, _ in found.unlike] == [3]
+
+
+def test_a_given_convention_leaves_unlike_episodes_out_too():
+    values, length = episodes("degrees", "degrees", "radians")
+    found = given_convention("degrees", values, values, length)
+    assert (found.convention, [position for position, _ in found.unlike]) == ("degrees", [2])
+    found = given_convention("degrees/normalized", values[:400], normalized(FOLDED).repeat(2, axis=0))
+    assert (found.action.convention, found.state.convention) == ("degrees", "normalized")
 
 
 def test_phosphobots_radians_are_named():

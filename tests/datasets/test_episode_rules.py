@@ -53,7 +53,7 @@ CASES = [
     ("joints_follow", planting.still_joint, {"joint": 2, "sides": "action"}, {"joint": 1, "sides": "none"}),
     ("joints_alive", planting.still_joint, {"joint": 3}, {"joint": 3, "tremble": 0.5}),
     ("joints_alive", planting.still_joint, {"joint": 5}, {"joint": 5, "tremble": 0.5}),
-    ("gripper_used", planting.still_joint, {"joint": 5, "tremble": 0.5}, {"joint": 4, "tremble": 0.5}),
+    ("gripper_moves", planting.still_joint, {"joint": 5, "tremble": 0.5}, {"joint": 4, "tremble": 0.5}),
     ("joints_within_range", planting.saturate, SATURATED, SATURATED | {"share": 0.05}),
     ("tail_not_idle", planting.hold, {"at": 1.0, "frames": 200}, {"at": 1.0, "frames": 10}),
 ]

@@ -56,7 +56,7 @@ def good_facts(info: dict | None = None) -> Facts:
     facts.columns = {"task_index": np.zeros(200, np.int64)}
     wave = np.sin(np.linspace(0, 9, 200))[:, None] * np.array([30, 50, 40, 20, 10, 40])
     action = (wave + np.array([0, -20, 10, 5, 0, 50])).astype(np.float32)
-    action[30:40, 2] = 100.0  # at its stop: only normalised values rest there
+    action[30:40, 2] = action[130:140, 2] = 100.0  # at its stop: only normalised values rest there
     facts.columns["action"] = action
     facts.columns["observation.state"] = np.roll(action, 3, axis=0)  # the arm comes after its leader
     facts.columns["timestamp"] = np.tile(np.arange(100) / 30, 2).astype(np.float32)
@@ -161,7 +161,7 @@ def gripper_moving(by: float) -> Facts:
 def contradictory() -> Facts:
     """Names of after the change, values of neither kind."""
     facts = good_facts()
-    facts.columns["action"][:20, 0] = 500.0
+    facts.columns["action"][::10, 0] = 500.0
     return rejudge(facts)
 
 

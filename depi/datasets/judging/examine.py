@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from depi.datasets.judging.faults import Fault, Recording, bad_episodes, find_faults
-from depi.datasets.judging.rules import MOTION, READABLE
+from depi.datasets.judging.rules import MOTION, READABLE, UNITS
 from depi.datasets.recording.convention import detect_convention, given_convention
 from depi.datasets.recording.formats import DatasetMeta, select_episodes
 from depi.datasets.recording.joints import Detection, to_degrees
@@ -21,16 +21,18 @@ from depi.errors import DatasetError
 class Examined:
     """What a recording turned out to be.
 
-    recording: the episodes that can be read, in degrees where the joint convention is known
+    recording: the episodes that can be read and are in one unit, in degrees where the convention is known
     detection: the joint convention
     faults: of all episodes
-    unreadable: recorded numbers of the episodes that are not in `recording`, each with the reason
+    unreadable: recorded numbers of the episodes that cannot be read, each with the reason
+    unlike: those of the episodes in other units than the rest, which are not in `recording` either
     """
 
     recording: Recording
     detection: Detection
     faults: tuple[Fault, ...]
     unreadable: dict[int, str]
+    unlike: dict[int, str]
 
 
 def examine(
@@ -55,12 +57,17 @@ def examine(
     unreadable = bad_episodes(faults)
     recording = keep(recording, ~np.isin(meta.episodes.episode_index, list(unreadable)), unreadable)
     detection = _detect(recording, recorded_in)
-    recording = replace(recording, detection=detection)
+    in_other_units = find_faults(replace(recording, detection=detection), UNITS)
+    faults += in_other_units
+    unlike = bad_episodes(in_other_units)
+    recording = keep(recording, ~np.isin(recording.meta.episodes.episode_index, list(unlike)), unlike)
+    recording = replace(recording, detection=replace(detection, unlike=()))
     if detection.convention not in ("unknown", "native"):
-        action, state = (to_degrees(values, detection) for values in (recording.action, recording.state))
+        action = to_degrees(recording.action, detection.action)
+        state = to_degrees(recording.state, detection.state)
         recording = replace(recording, action=action, state=state)
         faults += find_faults(recording, [rule for rule in MOTION if rule.name not in disabled])
-    return Examined(recording, detection, tuple(faults), unreadable)
+    return Examined(recording, detection, tuple(faults), unreadable, unlike)
 
 
 def keep(recording: Recording, kept: np.ndarray, left_out: Mapping[int, str]) -> Recording:
@@ -85,7 +92,7 @@ def keep(recording: Recording, kept: np.ndarray, left_out: Mapping[int, str]) ->
 
 def _detect(recording: Recording, recorded_in: str | None) -> Detection:
     if recorded_in is not None:
-        return given_convention(recorded_in, recording.action, recording.state)
+        return given_convention(recorded_in, recording.action, recording.state, recording.length)
     return detect_convention(
         recording.meta.info.features[ACTION].names,
         recording.action,

@@ -15,7 +15,7 @@ from depi.datasets.judging.stillness import (
     tail_not_idle,
 )
 from depi.datasets.judging.stuck import (
-    gripper_used,
+    gripper_moves,
     joints_alive,
     joints_follow,
     joints_not_frozen,
@@ -31,11 +31,15 @@ from depi.datasets.judging.timing import (
     rate_as_declared,
     rate_near_declared,
 )
+from depi.datasets.judging.units import units_agree
 
 READABLE = tuple(
     EpisodeRule(check) for check in (numbers_finite, numbers_bounded, time_increases, time_without_gaps)
 )
 """What no reader can use. Asked first, of every robot; such episodes are left out in any case."""
+
+UNITS = (EpisodeRule(units_agree),)
+"""Asked when the joint convention has been looked for; such episodes too are left out in any case."""
 
 MOTION = (
     EpisodeRule(long_enough),
@@ -55,7 +59,7 @@ MOTION = (
     EpisodeRule(tail_not_idle, leaves_out=False),
     EpisodeRule(joints_used, leaves_out=False),
     EpisodeRule(joints_within_range, leaves_out=False),
-    EpisodeRule(gripper_used, leaves_out=False),
+    EpisodeRule(gripper_moves, leaves_out=False),
 )
 """Asked of SO-100 arms, whose joints are known in degrees."""
 

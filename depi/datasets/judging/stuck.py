@@ -133,7 +133,7 @@ def joints_used(recording: Recording) -> Iterator[Finding]:
         yield Finding(int(position), f"{names} never moves in this recording")
 
 
-def gripper_used(recording: Recording) -> Iterator[Finding]:
+def gripper_moves(recording: Recording) -> Iterator[Finding]:
     """The gripper opens or closes where it does so in all other episodes of the same task."""
     movement = recording.movement
     reach = np.maximum(movement.commanded.reach, movement.measured.reach)[:, GRIPPER]

@@ -3,13 +3,16 @@
 State and action are judged each by itself, in this order.
 
 1. Names: six numbers that are not called the six joints are `native`; joints in another order are `unknown`.
-2. Numbers: whole numbers up to 4095 are motor ticks, and values within ±3.5 radians or scaled; else degrees
+2. Episodes: those in other units than most are left aside and named (`odd_episodes`); without the half of all
+   episodes nothing is known.
+3. Numbers: whole numbers up to 4095 are motor ticks, and values within ±3.5 radians or scaled; else degrees
    or normalised.
-3. Degrees or normalised: the levels of the encoder decide (`encoder.read_levels`, two joints or more, and at
+4. Degrees or normalised: the levels of the encoder decide (`encoder.read_levels`, two joints or more, and at
    least three for each one against them); or values that rest at exactly ±100, where LeRobot clamps
    normalised ones; or values beyond ±101, which normalised ones never have. Where only one of state and
-   action shows its unit, the other one has the same if it moves by the same amounts.
-4. Zero and sign: taken as `degrees` or as `degrees_v1`, every joint has to stay within the arm's reach
+   action shows its unit, the other one has the same if it moves by the same amounts. Where both show one, and
+   not the same, both are believed if in degrees they move by the same amounts.
+5. Zero and sign: taken as `degrees` or as `degrees_v1`, every joint has to stay within the arm's reach
    (REACH) in both columns; names may not contradict. If both fit, nothing decides.
    Radians are `radians` only if the joints are called by their names, and the folded arm, in which recordings
    start and end, is seen where it has to be: lift and elbow at their ends.
@@ -19,27 +22,35 @@ What is left is `unknown`: no library's default is evidence (LeRobot's changed f
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from depi.datasets.recording.encoder import DEGREES_PER_STEP, calibrated_steps, read_levels
-from depi.datasets.recording.joints import JOINTS, REACH, Detection, to_degrees
+from depi.datasets.recording.encoder import DEGREES_PER_STEP, calibrated_steps
+from depi.datasets.recording.joints import JOINTS, Detection, to_degrees
+from depi.datasets.recording.odd_episodes import Columns, detect_agreeing
+from depi.datasets.recording.units import (
+    CONTRADICTORY,
+    ends,
+    is_small,
+    joint_ends,
+    judge_radians,
+    judge_zero,
+    outside_reach,
+    unit_of,
+)
 from depi.errors import DatasetError
 
-_GRIPPER_SLACK = 30.0
-_RADIANS_LIMIT = 3.5
-_NORMALIZED_LIMIT = 101.0
 _MOST_TICKS = 4095
-# Lift and elbow of the folded arm in degrees: at the ends, about -103 and 97.
-_FOLDED = (-80.0, 70.0)
-_FOLDED_FRAMES = 3
-# Readings that may be glitches: one, and one more for each so many frames, at either end of every joint.
-_FRAMES_PER_GLITCH = 500
-# Amounts of motion in degrees and in -100..100 differ by 11% on the pan and by 70% on the roll.
+# Amounts of motion in degrees and in -100..100 differ by 11% on the pan and by 70% on the roll. Of unlike
+# columns one is converted, where it has to be by the nominal range, which is right to 3%.
 _SAME_AMOUNT = 0.05
+_SAME_AMOUNT_IN_DEGREES = 0.08
 _MOVES = 3.0
-_CONTRADICTORY = "contradictory"
+# Command and state in degrees are not this far apart in the middle: more than sag and an offset.
+_SAME_PLACE = 15.0
 # phosphobot writes this robot_type, with joints motor_1..motor_6: radians with a zero and signs of its own.
 _PHOSPHOBOT = "so-100"
 
@@ -65,7 +76,8 @@ def detect_convention(
 
     Returns:
         `native` for what is no single SO-100 arm; `unknown` where the recording does not show what it is, or
-        contradicts itself, with what was seen as the evidence.
+        contradicts itself, with what was seen as the evidence. Else it is that of most episodes, and `unlike`
+        names the others; where action and state differ, it is `A/S`.
     """
     if action.ndim != 2 or action.shape[1] != len(JOINTS):
         return Detection(
@@ -79,49 +91,75 @@ def detect_convention(
     if state is not None and state.shape[1:] != action.shape[1:]:
         return Detection("unknown", f"an action is six joints, but a state has {state.shape[-1]} numbers")
     columns = {"action": action} if state is None else {"action": action, "state": state}
-    finite = {name: values[np.isfinite(values).all(axis=1)] for name, values in columns.items()}
-    if not all(map(len, finite.values())):
+    length = np.array([len(action)]) if episode_length is None else episode_length
+    return detect_agreeing(columns, length, partial(_detect, names, kind, robot_type))
+
+
+def _detect(
+    names: Sequence[str] | None, kind: str, robot_type: str | None, columns: Columns, length: np.ndarray
+) -> Detection:
+    """The convention of episodes that are all of one."""
+    rows = np.all([np.isfinite(values).all(axis=1) for values in columns.values()], axis=0)
+    if not rows.any():
         return Detection("unknown", "no row of finite numbers to judge by")
-    ends = {name: _ends(values) for name, values in finite.items()}
-    low = np.min([pair[0] for pair in ends.values()], axis=0)
-    high = np.max([pair[1] for pair in ends.values()], axis=0)
+    finite = {name: values[rows] for name, values in columns.items()}
+    length = np.add.reduceat(rows, np.cumsum(length) - length, dtype=int)
+    length = length[length > 0]
+    low, high = joint_ends(finite)
     seen = (
         f"names {_quote(names)}, body joints {low[:5].min():.4g}..{high[:5].max():.4g}, "
         f"gripper {low[5]:.4g}..{high[5]:.4g}"
     )
-    foreign = _foreign(kind, robot_type, columns, low, high, episode_length)
+    foreign = _foreign(robot_type, columns, low, high)
     if foreign is not None:
         return Detection("unknown", f"{seen}: {foreign}")
-    if max(-low.min(), high.max()) <= _RADIANS_LIMIT:
-        found = _judge_radians(kind, finite, low, high)
+    small = {name: is_small(*ends(values)) for name, values in finite.items()}
+    if all(small.values()):
+        found = judge_radians(kind, finite)
+    elif any(small.values()):
+        found = _join_unlike(
+            finite, {name: _judge_one(kind, name, of, length) for name, of in finite.items()}
+        )
     else:
-        found = _judge_unit(kind, finite, low, high)
-    found = Detection(found.convention, f"{seen}: {found.evidence}")
-    return _with_half_ranges(found, state) if found.convention == "normalized" else found
+        found = _judge_unit(kind, finite, length)
+    if found.convention == "normalized":
+        found = _with_half_ranges(found, columns)
+    return replace(found, evidence=f"{seen}: {found.evidence}")
 
 
-def given_convention(convention: str, action: np.ndarray, state: np.ndarray) -> Detection:
+def given_convention(
+    convention: str, action: np.ndarray, state: np.ndarray, episode_length: np.ndarray | None = None
+) -> Detection:
     """The convention that a user gives for a recording, in place of `detect_convention`.
 
+    Episodes in other units than most are `unlike` here too.
+
     Args:
-        convention: one of `joints.GIVEN`.
+        convention: one of `joints.GIVEN`, or two of them for action and state.
         action: float [F, 6], as recorded; of any width for `native`.
         state: float [F, 6], as recorded.
+        episode_length: int64 [E], frames of each episode; None: one episode.
 
     Raises:
         DatasetError: joints would be out of the arm's reach.
     """
-    given = "given with --dataset.conventions"
+    found = Detection(convention, "given with --dataset.conventions")
     if convention == "native":
-        return Detection(convention, given)
+        return found
     for name, values in (("action", action), ("state", state)):
         if values.ndim != 2 or values.shape[1] != len(JOINTS):
-            raise DatasetError(f"{convention} is {given}, but the {name} is not six joints")
-        outside = _outside_reach(*_ends(values), convention)
+            raise DatasetError(f"{convention} is {found.evidence}, but the {name} is not six joints")
+    length = np.array([len(action)]) if episode_length is None else episode_length
+    return detect_agreeing({"action": action, "state": state}, length, partial(_check_given, found))
+
+
+def _check_given(given: Detection, columns: Columns, length: np.ndarray) -> Detection:
+    parts = {"action": given.action.convention, "state": given.state.convention}
+    for name, convention in parts.items():
+        outside = outside_reach(*ends(columns[name]), convention)
         if outside:
-            raise DatasetError(f"{convention} is {given}, but in the {name} {outside}")
-    found = Detection(convention, given)
-    return _with_half_ranges(found, state) if convention == "normalized" else found
+            raise DatasetError(f"{convention} is {given.evidence}, but in the {name} {outside}")
+    return _with_half_ranges(given, columns)
 
 
 def _kind_of_names(names: Sequence[str] | None) -> str:
@@ -141,21 +179,7 @@ def _kind_of_names(names: Sequence[str] | None) -> str:
     return "new" if all(name.endswith(".pos") for name in names) else "plain"
 
 
-def _ends(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest and highest value of each joint (float64 [6]), glitches left out."""
-    skipped = min(len(values) // 20, 1 + len(values) // _FRAMES_PER_GLITCH)
-    ordered = np.partition(values.astype(np.float64), (skipped, len(values) - 1 - skipped), axis=0)
-    return ordered[skipped], ordered[len(values) - 1 - skipped]
-
-
-def _foreign(
-    kind: str,
-    robot_type: str | None,
-    columns: dict[str, np.ndarray],
-    low: np.ndarray,
-    high: np.ndarray,
-    episode_length: np.ndarray | None,
-) -> str | None:
+def _foreign(robot_type: str | None, columns: Columns, low: np.ndarray, high: np.ndarray) -> str | None:
     """The name of numbers that no convention here converts; None where there is none."""
     if low.min() >= 0 and 400 < high.max() <= _MOST_TICKS:
         values = np.concatenate(list(columns.values()))
@@ -163,135 +187,99 @@ def _foreign(
             return (
                 "whole numbers up to 4095: motor ticks, which only the arm's calibration turns into degrees"
             )
-    small = max(-low.min(), high.max()) <= _RADIANS_LIMIT
-    if small and robot_type == _PHOSPHOBOT:
+    if is_small(low, high) and robot_type == _PHOSPHOBOT:
         return "phosphobot's radians have a zero and signs of their own"
-    if not small and episode_length is not None:
-        start = np.cumsum(episode_length) - episode_length
-        largest = np.max([np.abs(values[:, :5]).max(axis=1) for values in columns.values()], axis=0)
-        tiny = np.flatnonzero(np.maximum.reduceat(largest, start) <= _RADIANS_LIMIT)
-        if len(tiny):
-            return f"{len(tiny)} episodes, first number {tiny[0]}, are in another unit than the rest"
     return None
 
 
-def _judge_radians(kind: str, columns: dict[str, np.ndarray], low: np.ndarray, high: np.ndarray) -> Detection:
-    small = f"nothing is beyond ±{_RADIANS_LIMIT}"
-    if kind == "none":
-        return Detection("unknown", f"{small}: radians or scaled, and no names of joints tell zero and signs")
-    if kind == "old":
-        return Detection("unknown", f"{small}: radians or scaled, but names main_* mean degrees")
-    outside = _outside_reach(low, high, "radians")
-    if outside:
-        return Detection("unknown", f"{small}: radians of another zero or sign, since {outside}")
-    for name, values in columns.items():
-        degrees = to_degrees(values.astype(np.float64), "radians")
-        folded = (degrees[:, 1] < _FOLDED[0]) & (degrees[:, 2] > _FOLDED[1])
-        if folded.sum() < _FOLDED_FRAMES:
-            return Detection(
-                "unknown", f"{small}: radians or scaled, and the {name} never shows the folded arm"
-            )
-    return Detection("radians", f"radians, since {small}, and the folded arm is where it has to be")
-
-
-def _judge_unit(kind: str, columns: dict[str, np.ndarray], low: np.ndarray, high: np.ndarray) -> Detection:
+def _judge_unit(kind: str, columns: Columns, length: np.ndarray) -> Detection:
     """Degrees or normalised, then the zero of degrees."""
-    units = {name: _unit(values) for name, values in columns.items()}
+    units = {name: unit_of(values, length) for name, values in columns.items()}
     known = {unit for unit, _ in units.values() if unit}
     why = "; ".join(f"{name}: {reason}" for name, (_, reason) in units.items())
-    if _CONTRADICTORY in known:
+    if CONTRADICTORY in known:
         return Detection("unknown", f"the values contradict each other ({why})")
     if len(known) > 1:
-        return Detection("unknown", f"action and state are in different units ({why})")
+        found = {name: _judge_zero_of(kind, name, values, units[name]) for name, values in columns.items()}
+        return _join_unlike(columns, found)
     if not known:
         return Detection("unknown", f"nothing decides between degrees and normalized ({why})")
     if any(unit is None for unit, _ in units.values()) and not _same_amounts(*columns.values()):
         return Detection("unknown", f"action and state may be in different units ({why})")
     if known == {"normalized"}:
         return Detection("normalized", f"normalized, since {why}")
-    return _judge_zero(kind, low, high, why)
+    return judge_zero(kind, columns, why)
 
 
-def _unit(values: np.ndarray) -> tuple[str | None, str]:
-    """`degrees`, `normalized`, _CONTRADICTORY, or None where nothing decides; and why."""
-    votes = [read_levels(column).unit for column in values[:, :5].T]
-    as_degrees, as_normalized = votes.count("degrees"), votes.count("normalized")
-    text = f"{as_degrees} joints on encoder steps of degrees, {as_normalized} on those of a calibrated range"
-    low, high = _ends(values)
-    beyond = max(-low[:5].min(), high[:5].max()) > _NORMALIZED_LIMIT
-    resting = _resting_at_100(values[:, :5].astype(np.float64), low[:5], high[:5])
-    if beyond and (resting or as_normalized > 1):
-        return _CONTRADICTORY, f"values beyond ±101 beside normalised ones ({text})"
-    if beyond:
-        return "degrees", f"values pass ±101 ({text})"
-    if resting and as_degrees < 2:
-        return "normalized", f"values rest at exactly ±100 ({', '.join(resting)})"
-    if as_degrees >= max(2, 3 * as_normalized) and not resting:
-        return "degrees", text
-    # A joint that was calibrated over 2275 steps has levels like those of degrees.
-    if as_normalized >= max(2, 3 * as_degrees):
-        return "normalized", text
-    return None, text
+def _judge_one(kind: str, name: str, values: np.ndarray, length: np.ndarray) -> Detection:
+    """The convention of a column by itself."""
+    if is_small(*ends(values)):
+        return judge_radians(kind, {name: values})
+    return _judge_zero_of(kind, name, values, unit_of(values, length))
 
 
-def _resting_at_100(body: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[str]:
-    """Joints with an end at ±100 in two samples or more; shoulder_lift's own limit is 100 degrees."""
-    resting = []
-    for joint, name in enumerate(JOINTS[:5]):
-        at_end = (np.abs(high[joint] - 100) < 0.005, np.abs(low[joint] + 100) < 0.005)
-        count = (np.abs(np.abs(body[:, joint]) - 100) < 0.005).sum()
-        if any(at_end) and count >= 2 and name != "shoulder_lift":
-            resting.append(name)
-    return resting
+def _judge_zero_of(kind: str, name: str, values: np.ndarray, unit: tuple[str | None, str]) -> Detection:
+    if unit[0] == "degrees":
+        return judge_zero(kind, {name: values}, unit[1])
+    return Detection("normalized" if unit[0] == "normalized" else "unknown", unit[1])
+
+
+def _join_unlike(columns: Columns, found: Mapping[str, Detection]) -> Detection:
+    """Action and state of unlike units: each shows its own, and in degrees they have to move alike."""
+    why = "; ".join(f"{name}: {each.evidence}" for name, each in found.items())
+    unlike = f"action and state are in different units ({why})"
+    if any(each.convention == "unknown" for each in found.values()):
+        return Detection("unknown", unlike)
+    action, state = (each.convention for each in found.values())
+    both = _with_half_ranges(
+        Detection(f"{action}/{state}", f"{unlike}, and in degrees they move alike"), columns
+    )
+    degrees = to_degrees(columns["action"], both.action), to_degrees(columns["state"], both.state)
+    return (
+        both
+        if _alike_in_degrees(*degrees)
+        else Detection("unknown", f"{unlike}, which move unlike in degrees")
+    )
 
 
 def _same_amounts(action: np.ndarray, state: np.ndarray) -> bool:
     """Whether pan and roll move by the same amounts in both columns; where they rest, at the same place."""
-    pair = [values[:, [0, 4]].astype(np.float64) for values in (action, state)]
-    moved = np.stack([values.std(axis=0) for values in pair])
-    place = np.stack([np.median(values, axis=0) for values in pair])
-    moving = moved.min(axis=0) > _MOVES
-    same_motion = np.abs(moved[0] - moved[1]) < _SAME_AMOUNT * moved[1]
+    action, state = (values[:, [0, 4]].astype(np.float64) for values in (action, state))
+    place = np.median(action, axis=0), np.median(state, axis=0)
     same_place = np.abs(place[0] - place[1]) < np.maximum(_MOVES, _SAME_AMOUNT * np.abs(place[1]))
+    moving, same_motion = _same_motion(action, state, _SAME_AMOUNT)
     return bool(np.where(moving, same_motion, same_place).all())
 
 
-def _judge_zero(kind: str, low: np.ndarray, high: np.ndarray, why: str) -> Detection:
-    """`degrees` or `degrees_v1`: what keeps every joint in reach, if the names allow it."""
-    struck = {name: _outside_reach(low, high, name) for name in ("degrees", "degrees_v1")}
-    left = [name for name, outside in struck.items() if outside is None]
-    if len(left) == 2:
-        return Detection("unknown", f"degrees ({why}), but with the zero of before or of after the change")
-    if not left:
-        reasons = "; ".join(f"not {name}: {outside}" for name, outside in struck.items())
-        return Detection("unknown", f"degrees ({why}), {reasons}")
-    other = next(outside for outside in struck.values() if outside)
-    contradicting = {"old": "degrees", "new": "degrees_v1"}.get(kind)
-    if left[0] == contradicting:
-        return Detection("unknown", f"{left[0]} by its values ({other}), which its names contradict")
-    return Detection(left[0], f"{left[0]}, since {why}; with the other zero {other}")
+def _alike_in_degrees(action: np.ndarray, state: np.ndarray) -> bool:
+    """Whether command and state are at about the same places, and pan and roll move by the same amounts."""
+    apart = np.median(action[:, :5], axis=0) - np.median(state[:, :5], axis=0)
+    moving, same_motion = _same_motion(action[:, [0, 4]], state[:, [0, 4]], _SAME_AMOUNT_IN_DEGREES)
+    return bool((same_motion | ~moving).all() and (np.abs(apart) < _SAME_PLACE).all())
 
 
-def _outside_reach(low: np.ndarray, high: np.ndarray, convention: str) -> str | None:
-    ends = to_degrees(np.stack([low, high]), convention)
-    for joint, reach in enumerate(REACH):
-        far = ends[np.abs(ends[:, joint]).argmax(), joint]
-        if abs(far) > reach:
-            return f"{JOINTS[joint]} would be at {far:.4g} degrees, out of reach"
-    if ends[0, 5] < -_GRIPPER_SLACK or ends[1, 5] > 100 + _GRIPPER_SLACK:
-        return f"the gripper is at {ends[0, 5]:.4g}..{ends[1, 5]:.4g}"
-    return None
+def _same_motion(action: np.ndarray, state: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Which joints move in both columns, and which of them by the same amount, bool [D] each."""
+    moved = np.stack([values.std(axis=0) for values in (action, state)])
+    return moved.min(axis=0) > _MOVES, np.abs(moved[0] - moved[1]) < share * moved[1]
 
 
-def _with_half_ranges(detection: Detection, state: np.ndarray | None) -> Detection:
-    """The same detection with what the state's levels tell about each body joint's calibration."""
-    steps = [None] * 5 if state is None else [calibrated_steps(column) for column in state.T[:5]]
+def _with_half_ranges(found: Detection, columns: Columns) -> Detection:
+    """The same detection with what levels tell about each body joint's calibration, if it is `normalized`.
+
+    A normalised action is a share of the follower's range; of its own, where the state is in other units.
+    """
+    parts = found.action.convention, found.state.convention
+    if "normalized" not in parts:
+        return found
+    values = columns.get("state" if parts[1] == "normalized" else "action")
+    steps = [None] * 5 if values is None else [calibrated_steps(column) for column in values.T[:5]]
     known = ", ".join(f"{JOINTS[joint]} {count}" for joint, count in enumerate(steps) if count)
     nominal = ", ".join(JOINTS[joint] for joint, count in enumerate(steps) if not count)
-    parts = [f"encoder steps over the range: {known}"] if known else []
-    parts += [f"nominal half range for {nominal}"] if nominal else []
+    text = [f"encoder steps over the range: {known}"] if known else []
+    text += [f"nominal half range for {nominal}"] if nominal else []
     half_range = tuple(count / 2 * DEGREES_PER_STEP if count else None for count in steps)
-    return Detection(detection.convention, "; ".join([detection.evidence, *parts]), half_range)
+    return Detection(found.convention, "; ".join([found.evidence, *text]), half_range)
 
 
 def _quote(names: Sequence[str] | None) -> str:

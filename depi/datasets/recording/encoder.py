@@ -19,7 +19,7 @@ DEGREES_PER_STEP = 360 / 4095
 CALIBRATED_STEPS = (1000, 4095)
 """Fewest and most encoder steps over a joint's calibrated range; the widest is the whole turn."""
 
-_DEGREE_STEPS = (360 / 4096, DEGREES_PER_STEP)
+DEGREE_STEPS = (360 / 4096, DEGREES_PER_STEP)
 _READ = 50_000  # values of a column that are looked at
 _FEWEST_LEVELS = 12
 _FEWEST_LEVELS_OF_A_CALIBRATION = 30
@@ -48,7 +48,7 @@ def read_levels(values: np.ndarray) -> Levels:
     levels = _distinct(values)
     if len(levels) < _FEWEST_LEVELS or is_rounded(levels, 1):
         return Levels(None)
-    as_degrees, step = max((_strength(levels, step), step) for step in _DEGREE_STEPS)
+    as_degrees, step = max((_strength(levels, step), step) for step in DEGREE_STEPS)
     if as_degrees > _STRONG and len(levels) * as_degrees**2 > 10 and _is_finest(levels, step):
         return Levels("degrees")
     steps, strength = _best_calibration(levels)

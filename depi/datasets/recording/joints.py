@@ -7,7 +7,7 @@ Which convention a recording is in, `convention.detect_convention` finds.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,7 +16,8 @@ from depi.errors import UserError
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 CONVENTIONS = ("degrees_v1", "degrees", "normalized", "radians", "native", "unknown")
 GIVEN = CONVENTIONS[:-1]
-"""Those that a user may give for a dataset which does not show its own."""
+"""Those that a user may give for a dataset which does not show its own; of SO-100 joints also two of them, as
+`degrees/normalized`, for action and state."""
 
 HALF_RANGE = (110.8, 103.5, 97.4, 101.2, 170.2)
 """Nominal half range of the body joints in degrees: what ±100 means. Single arms differ by about 2%."""
@@ -54,13 +55,32 @@ SPACES = ("degrees", "normalized", "native")
 class Detection:
     """A recording's joint convention and why, in one sentence with the numbers.
 
+    convention: one of CONVENTIONS; `A/S` where the action is in A and the state in S
     half_range: for `normalized`, what ±100 means in degrees on each body joint, where the encoder tells; None
         where the nominal HALF_RANGE has to do.
+    unlike: the episodes that are not in this convention, by position, each with what it is in
     """
 
     convention: str
     evidence: str
     half_range: tuple[float | None, ...] = (None,) * 5
+    unlike: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def action(self) -> "Detection":
+        """What the action is in."""
+        return replace(self, convention=self.convention.partition("/")[0])
+
+    @property
+    def state(self) -> "Detection":
+        """What the state is in."""
+        return replace(self, convention=self.convention.rpartition("/")[2])
+
+
+def may_be_given(convention: object) -> bool:
+    """Whether a user may give this convention for a dataset; see GIVEN."""
+    parts = convention.split("/") if isinstance(convention, str) else []
+    return set(parts) <= set(GIVEN) and (len(parts) == 1 or (len(parts) == 2 and "native" not in parts))
 
 
 def to_degrees(values: np.ndarray, convention: str | Detection) -> np.ndarray:
@@ -68,7 +88,8 @@ def to_degrees(values: np.ndarray, convention: str | Detection) -> np.ndarray:
 
     Args:
         values: float [..., 6] (any width for `native`).
-        convention: one of CONVENTIONS but `unknown`; or a Detection, whose half ranges are then used.
+        convention: one of CONVENTIONS but `unknown`; or a Detection, of action or of state where they differ,
+            whose half ranges are then used.
 
     Returns:
         The same shape and dtype. `native` and `degrees` come back as they are. `normalized` is exact on
@@ -99,7 +120,7 @@ def to_space(values: np.ndarray, detection: Detection, space: str) -> np.ndarray
 
     Args:
         values: float [..., 6] (any width for a recording of no SO-100).
-        detection: the recording's convention.
+        detection: the recording's convention, of action or of state where they differ.
         space: `degrees`; `normalized`, where ±100 is the nominal HALF_RANGE of every arm; or `native`, the
             recorded numbers.
 

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from depi.datasets.recording.joints import GIVEN
+from depi.datasets.recording.joints import GIVEN, may_be_given
 from depi.errors import UserError
 from depi.files import read_json
 
@@ -48,9 +48,10 @@ def read_conventions(conventions: dict[str, str] | Path) -> dict[str, str]:
             f"--dataset.conventions={conventions} must hold a JSON object {{repo_id: convention}}"
         )
     for repo_id, convention in content.items():
-        if convention not in GIVEN:
+        if not may_be_given(convention):
             raise ValueError(
-                f"--dataset.conventions: {convention!r} of {repo_id} is none of {', '.join(GIVEN)}"
+                f"--dataset.conventions: {convention!r} of {repo_id} is none of {', '.join(GIVEN)}, "
+                "nor two of them for action and state, as degrees/normalized"
             )
     return content
 

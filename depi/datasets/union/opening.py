@@ -79,7 +79,7 @@ def open_dataset(
         raise DatasetError(
             f"an action has {columns[ACTION].shape[1]} numbers, the state {columns[STATE].shape[1]}"
         )
-    bad = bad_episodes(examined.faults) if bad is None else dict(bad)
+    bad = {**(bad_episodes(examined.faults) if bad is None else bad), **examined.unlike}
     bad = {index: reason for index, reason in bad.items() if index not in examined.unreadable}
     unreadable, bad = ({k: v for k, v in each.items() if k in wanted} for each in (examined.unreadable, bad))
     index = recording.meta.episodes.episode_index
@@ -92,8 +92,8 @@ def open_dataset(
     return OpenDataset(
         meta=meta,
         detection=detection,
-        state=to_space(columns[STATE], detection, joint_convention),
-        action=to_space(columns[ACTION], detection, joint_convention),
+        state=to_space(columns[STATE], detection.state, joint_convention),
+        action=to_space(columns[ACTION], detection.action, joint_convention),
         timestamp=columns["timestamp"],
         task=task,
         tasks=tasks,
