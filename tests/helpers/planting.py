@@ -118,3 +118,51 @@ def saturate(
     for side in (action, state):
         side[side[:, joint] >= np.quantile(side[:, joint], 1 - share), joint] = end
     return action, state, time
+
+
+def spike(
+    action: np.ndarray,
+    state: np.ndarray,
+    time: np.ndarray,
+    *,
+    degrees: float,
+    count: int = 1,
+    both: bool = False,
+) -> Episode:
+    """Single readings that are off, of one joint each, in the state, or in the action too."""
+    for place in np.linspace(0.2, 0.8, count):
+        frame, joint = int(place * len(state)), int(place * 50) % 5
+        for side in (state, action) if both else (state,):
+            side[frame, joint] += degrees
+    return action, state, time
+
+
+def teleport(action: np.ndarray, state: np.ndarray, time: np.ndarray, *, degrees: float) -> Episode:
+    """From the middle on three joints are elsewhere, in action and state."""
+    for side in (action, state):
+        side[len(side) // 2 :, [0, 2, 3]] += np.array([degrees, -degrees, degrees], np.float32)
+    return action, state, time
+
+
+def shake(
+    action: np.ndarray, state: np.ndarray, time: np.ndarray, *, degrees: float, sides: str = "both"
+) -> Episode:
+    """White noise on all joints of action, state or both."""
+    rng = np.random.default_rng(len(state))
+    noisy = [
+        (side + rng.normal(0, degrees, side.shape)).astype(np.float32) if sides in ("both", name) else side
+        for name, side in (("action", action), ("state", state))
+    ]
+    return noisy[0], noisy[1], time
+
+
+def stagger(action: np.ndarray, state: np.ndarray, time: np.ndarray, *, frames: int) -> Episode:
+    """Each reading repeated for so many frames, then the next: the arm moves in jerks."""
+    shown = np.arange(len(state)) // frames * frames
+    return action[shown], state[shown], time
+
+
+def drop_untold(action: np.ndarray, state: np.ndarray, time: np.ndarray, *, share: float) -> Episode:
+    """Frames missing here and there, and timestamps as if they were not."""
+    kept = np.random.default_rng(len(action)).random(len(action)) >= share
+    return action[kept], state[kept], time[: kept.sum()]

@@ -7,6 +7,11 @@ import numpy as np
 
 PAUSE_SECONDS, PAUSE_MOTION = 0.5, 1.0
 """A frame is idle where no joint has moved by PAUSE_MOTION degrees within PAUSE_SECONDS."""
+ROUGH_MOTION = 30.0
+"""Degrees that an arm moves along its way before its roughness is compared."""
+
+LARGEST_CHANGE = 30.0
+"""Degrees: one wild reading must not make an episode rough."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,32 @@ class Track:
     def size(self) -> np.ndarray:
         """The absolute `step`."""
         return np.abs(self.step)
+
+    @cached_property
+    def speed(self) -> np.ndarray:
+        """The length of the `step` over the joints without the gripper, in degrees, [F]."""
+        body = self.step[:, :5]
+        return np.sqrt(np.einsum("fj,fj->f", body, body))
+
+    @cached_property
+    def excursion(self) -> np.ndarray:
+        """By how much each joint goes away and comes back around a frame, [F, 6]; 0 where it goes on."""
+        away = np.zeros_like(self.step)
+        there, back = self.step[:-1], self.step[1:]
+        np.multiply(np.minimum(self.size[:-1], self.size[1:]), there * back < 0, out=away[:-1])
+        return away
+
+    @cached_property
+    def roughness(self) -> np.ndarray:
+        """How much the `step` of the body changes from frame to frame, against its size; [E]."""
+        change = np.zeros(len(self.step))
+        change[:-1] = np.abs(self.step[1:, :5] - self.step[:-1, :5]).sum(axis=1)
+        np.minimum(change, LARGEST_CHANGE, out=change)
+        change[self.start] = 0
+        change[self.start + self.length - 1] = 0
+        moved = np.add.reduceat(self.speed, self.start)
+        # An arm that hardly moves is not rough for its trembling.
+        return np.add.reduceat(change, self.start) / np.maximum(moved, ROUGH_MOTION)
 
     @cached_property
     def low(self) -> np.ndarray:

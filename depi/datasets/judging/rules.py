@@ -1,6 +1,15 @@
 """The rules about episodes, in the order in which they are asked."""
 
 from depi.datasets.judging.faults import EpisodeRule
+from depi.datasets.judging.jumps import (
+    motion_smooth,
+    no_frames_missing,
+    no_jumps,
+    no_spikes,
+    no_teleports,
+    not_shaken,
+    rows_sound,
+)
 from depi.datasets.judging.numbers import (
     numbers_bounded,
     numbers_finite,
@@ -51,12 +60,19 @@ MOTION = (
     EpisodeRule(joints_not_frozen),
     EpisodeRule(joints_follow),
     EpisodeRule(joints_alive),
+    EpisodeRule(rows_sound),
+    EpisodeRule(no_teleports),
+    EpisodeRule(not_shaken),
     EpisodeRule(length_usual, leaves_out=False),
     EpisodeRule(rate_near_declared, leaves_out=False),
     EpisodeRule(no_frames_dropped, leaves_out=False),
     EpisodeRule(idle_share_usual, leaves_out=False),
     EpisodeRule(head_not_idle, leaves_out=False),
     EpisodeRule(tail_not_idle, leaves_out=False),
+    EpisodeRule(no_spikes, leaves_out=False),
+    EpisodeRule(no_jumps, leaves_out=False),
+    EpisodeRule(no_frames_missing, leaves_out=False),
+    EpisodeRule(motion_smooth, leaves_out=False),
     EpisodeRule(joints_used, leaves_out=False),
     EpisodeRule(joints_within_range, leaves_out=False),
     EpisodeRule(gripper_moves, leaves_out=False),
