@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from depi import engine
-from depi.catalog import deep
+from depi.catalog import video_rules
 from depi.catalog.catalogue import ACCEPTED, CATALOG_FILES, FAILED, REJECTED, Row, read_rows, write_catalog
 from depi.catalog.counts import count_by_rule
 from depi.catalog.deep import look_deep, optional_rules
@@ -90,8 +90,9 @@ class CollectConfig(Thresholds):
     max_requests_per_second: float | None = None
     # The most seconds for all requests about one dataset; one that takes longer is tried again next time.
     max_seconds: float = 900.0
-    # Look at videos too: headers, and a few frames of the first and last file of each camera. Also writes
-    # thumbnails.parquet, one small picture per camera. A refused dataset stays refused until it changes.
+    # Look at videos too: the index and a few frames of each camera in each episode, of 64 episodes at most,
+    # evenly chosen. What lasts less than a tenth of an episode may be missed. Also writes thumbnails.parquet,
+    # one small picture per camera. A refused dataset stays refused until it changes.
     deep: bool = False
     # Datasets whose videos are checked at the same time; 0 for one per CPU.
     deep_workers: int = 0
@@ -333,7 +334,7 @@ def print_rules(console: Console) -> None:
         table.add_row(flag.__name__, "remark only", _first_line(flag))
     for catalogue_flag in CATALOGUE_FLAGS:
         table.add_row(catalogue_flag.__name__, "remark only", _first_line(catalogue_flag))
-    for video_rule in (*deep.NEEDS, *deep.RULES):
+    for video_rule in (*video_rules.NEEDS, *video_rules.RULES):
         table.add_row(video_rule.__name__, "videos (--deep)", _first_line(video_rule))
     console.print(table)
     console.print(f"rules version {RULES_VERSION}; switch rules off with --disable_rules=\\[name,...]")

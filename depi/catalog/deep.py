@@ -1,4 +1,4 @@
-"""The deep tier (`--deep`): rules over the videos of datasets that passed all others.
+"""The deep tier (`--deep`): the videos of datasets that passed all others; see `depi.catalog.video_rules`.
 
 The same functions run on this machine or on a Ray cluster. Work that a lost node had not finished is
 repeated on another one; finished work is kept per commit (see `depi.catalog.videos`).
@@ -7,103 +7,28 @@ repeated on another one; finished work is kept per commit (see `depi.catalog.vid
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
-from functools import wraps
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from depi.catalog.catalogue import ACCEPTED, FAILED, REJECTED, Row
+from depi.catalog.episodes import add_faults
 from depi.catalog.facts import Thresholds
 from depi.catalog.order import settle
 from depi.catalog.text import clean
 from depi.catalog.thumbnails import Thumbnail, read_thumbnails, write_thumbnails
+from depi.catalog.video_rules import RULES, episode_faults
 from depi.catalog.videos import Item, VideoFacts, remembered
+from depi.datasets.judging.faults import Fault
 from depi.engine import Runner
 from depi.errors import DatasetError, UserError, machine_error
 from depi.progress import tracked
 
 logger = logging.getLogger(__name__)
 
-Rule = Callable[[Sequence[VideoFacts], Thresholds], str | None]
-
-BLACK_LUMA = 12.0
-FLAT = 4.0
-# An encoder makes one picture flicker by a few levels; an arm that moves changes its pixels by far more.
-FROZEN = 8.0
-
-
-def _every_video(rule: Callable[[VideoFacts], str | None]) -> Rule:
-    """Make a rule about one video a rule about all; the reason names the first video that breaks it."""
-
-    @wraps(rule)
-    def of_all(videos: Sequence[VideoFacts], limits: Thresholds) -> str | None:
-        found = [(video, reason) for video in videos if (reason := rule(video))]
-        if not found:
-            return None
-        video, reason = found[0]
-        others = f" (and {len(found) - 1} more of {len(videos)})" if len(found) > 1 else ""
-        return f"{reason}: {video.path}{others}"
-
-    return of_all
-
-
-@_every_video
-def videos_decodable(video: VideoFacts) -> str | None:
-    """The sampled videos open as mp4 and give frames."""
-    return video.error
-
-
-@_every_video
-def videos_have_declared_size(video: VideoFacts) -> str | None:
-    """Their pictures are as wide and high as `meta/info.json` declares."""
-    declared = (video.declared_width, video.declared_height)
-    if video.width is None or (video.width, video.height) == declared:
-        return None
-    return f"{video.width}x{video.height} pixels, declared {declared[0]}x{declared[1]}"
-
-
-@_every_video
-def videos_have_declared_fps(video: VideoFacts) -> str | None:
-    """Their frame rate is the declared one, within 2%."""
-    if video.fps is None or abs(video.fps - video.declared_fps) <= 0.02 * video.declared_fps:
-        return None
-    return f"{video.fps:g} fps, declared {video.declared_fps:g}"
-
-
-@_every_video
-def videos_have_declared_frames(video: VideoFacts) -> str | None:
-    """They have as many frames as their episodes; 1% more or fewer is allowed."""
-    slack = max(1, video.declared_frames // 100)
-    if video.frames is None or abs(video.frames - video.declared_frames) <= slack:
-        return None
-    return f"{video.frames} frames, its episodes have {video.declared_frames}"
-
-
-@_every_video
-def videos_not_black(video: VideoFacts) -> str | None:
-    """In each video at least one sampled frame is neither black nor of a single colour."""
-    if video.brightness is None or video.contrast is None or video.contrast >= FLAT:
-        return None
-    what = "black" if video.brightness < BLACK_LUMA else "of one colour"
-    return f"the sampled frames are {what} (luma {video.brightness:.0f} +- {video.contrast:.1f})"
-
-
-@_every_video
-def videos_not_frozen(video: VideoFacts) -> str | None:
-    """In each video the sampled frames differ: a camera that hangs repeats one picture."""
-    if video.change is None or video.change >= FROZEN or video.declared_frames < 10:
-        return None
-    return "the sampled frames are all the same picture"
-
-
-NEEDS: tuple[Rule, ...] = (videos_decodable,)
-RULES: tuple[Rule, ...] = (
-    videos_have_declared_size,
-    videos_have_declared_fps,
-    videos_have_declared_frames,
-    videos_not_black,
-    videos_not_frozen,
-)
+# A fault in more than this share of the episodes looked at is one of the dataset, also where few of many
+# episodes are looked at.
+_MOST = 0.5
 
 
 def optional_rules() -> frozenset[str]:
@@ -111,11 +36,23 @@ def optional_rules() -> frozenset[str]:
     return frozenset(rule.__name__ for rule in RULES)
 
 
-def judge_videos(videos: Sequence[VideoFacts], limits: Thresholds, disabled: frozenset[str]) -> list[str]:
-    """The reasons for refusing, as "rule: reason"."""
-    needed = [(rule, rule(videos, limits)) for rule in NEEDS]
-    asked = [(rule, rule(videos, limits)) for rule in RULES if rule.__name__ not in disabled]
-    return [clean(f"{rule.__name__}: {reason}", 500) for rule, reason in (*needed, *asked) if reason]
+def judge_videos(videos: Sequence[VideoFacts], faults: Sequence[Fault]) -> list[str]:
+    """The reasons for refusing a dataset, as "rule: reason": rules that leave out most of what was looked at.
+
+    Args:
+        videos: of the dataset.
+        faults: of their episodes, see `episode_faults`.
+    """
+    looked = {video.episode for video in videos}
+    by_rule: dict[str, list[Fault]] = {}
+    for fault in faults:
+        if fault.leaves_out:
+            by_rule.setdefault(fault.rule, []).append(fault)
+    return [
+        clean(f"{rule}: {found[0].text} (in {len(bad)} of {len(looked)} episodes looked at)", 500)
+        for rule, found in by_rule.items()
+        if len(bad := {fault.episode for fault in found}) > _MOST * len(looked)
+    ]
 
 
 def inspect_videos(
@@ -156,9 +93,17 @@ def inspect_videos(
             row.verdict, row.reasons = FAILED, [clean(f"videos not inspected: {outcome}", 500)]
             yield row, []
         else:
-            if reasons := judge_videos(outcome, limits, disabled):
-                row.verdict, row.reasons = REJECTED, reasons
+            _judge(row, outcome, limits, disabled)
             yield row, _pictures(item, outcome)
+
+
+def _judge(row: Row, videos: Sequence[VideoFacts], limits: Thresholds, disabled: frozenset[str]) -> None:
+    """Add the faults in the videos to the row's episodes, and refuse it where too few are good."""
+    faults = episode_faults(videos, disabled)
+    too_few = add_faults(row, faults, limits)
+    reasons = judge_videos(videos, faults) or ([f"enough_good_episodes: {too_few}"] if too_few else [])
+    if reasons:
+        row.verdict, row.reasons = REJECTED, reasons
 
 
 def _look_at_each(

@@ -1,8 +1,10 @@
 """The verdict per episode: `episodes.parquet`, beside the catalogue, and what follows for the dataset."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -12,6 +14,7 @@ from depi.catalog.text import clean
 from depi.datasets.judging.faults import Fault
 
 _NAMED = 5
+_OF_EPISODES = re.compile(r"bad_episodes: |\w+: in episodes? \d")
 
 SCHEMA = pa.schema(
     {
@@ -37,6 +40,7 @@ class Judged(Protocol):
     bad_episodes: int | None
     good_frames: int | None
     num_remarks: int | None
+    flags: list[str]
 
 
 def verdicts_of(
@@ -44,7 +48,7 @@ def verdicts_of(
 ) -> list[EpisodeVerdict]:
     """The verdict on each episode, by its number and length, from the faults of all."""
     found: dict[int, list[Fault]] = {}
-    for fault in faults:
+    for fault in map(_printable, faults):
         found.setdefault(fault.episode, []).append(fault)
     return [
         EpisodeVerdict(number, length, tuple(found.get(number, ())))
@@ -67,10 +71,20 @@ def add_faults(row: Judged, faults: Sequence[Fault], limits: Thresholds) -> str 
         The reason for refusing the dataset, where it has too few good episodes now.
     """
     known = verdicts(row)
-    everything = [*(fault for verdict in known for fault in verdict.faults), *faults]
+    everything = [*(fault for verdict in known for fault in verdict.faults), *map(_printable, faults)]
+    # A row of an earlier call has those of its videos already.
+    everything = list(dict.fromkeys(everything))
     changed = verdicts_of([each.episode for each in known], [each.frames for each in known], everything)
     add_verdicts(row, changed)
+    row.flags = [flag for flag in row.flags if not _OF_EPISODES.match(flag)] + episode_flags(changed)
     return too_few_good(changed, limits)
+
+
+def episode_flags(verdicts: Sequence[EpisodeVerdict]) -> list[str]:
+    """What a dataset's flags say of its episodes: which are left out, and the remarks on others."""
+    bad = "; ".join(summaries(verdicts, leaves_out=True))
+    flags = [f"bad_episodes: {bad}"] if bad else []
+    return [clean(flag, 500) for flag in (*flags, *summaries(verdicts, leaves_out=False))]
 
 
 def too_few_good(verdicts: Sequence[EpisodeVerdict], limits: Thresholds) -> str | None:
@@ -97,6 +111,10 @@ def summaries(verdicts: Iterable[EpisodeVerdict], leaves_out: bool) -> list[str]
             if fault.leaves_out == leaves_out:
                 by_rule.setdefault(fault.rule, []).append(fault)
     return [f"{rule}: in {_episodes(faults)}: {faults[0].text}" for rule, faults in by_rule.items()]
+
+
+def _printable(fault: Fault) -> Fault:
+    return replace(fault, text=clean(fault.text, 300))
 
 
 def count_faults(rows: Iterable[Judged]) -> dict[str, int]:
@@ -129,10 +147,7 @@ def _pack(verdicts: Sequence[EpisodeVerdict]) -> str:
         [
             verdict.episode,
             verdict.frames,
-            [
-                [each.rule, clean(each.text, 300), each.leaves_out, each.begin, each.end]
-                for each in verdict.faults
-            ],
+            [[each.rule, each.text, each.leaves_out, each.begin, each.end] for each in verdict.faults],
         ]
         for verdict in verdicts
     ]

@@ -11,7 +11,7 @@ bug of DePi and stays an exception: the dataset is then reported as not inspecte
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from depi.catalog.episodes import summaries
+from depi.catalog.episodes import episode_flags
 from depi.catalog.facts import Facts, Thresholds
 from depi.catalog.order import not_duplicate, not_near_duplicate, shared_episodes
 from depi.catalog.recording_rules import (
@@ -74,12 +74,6 @@ def approximate_joints(facts: Facts, limits: Thresholds) -> str | None:
     return "degrees right to about 2%" if nominal else None
 
 
-def bad_episodes(facts: Facts, limits: Thresholds) -> str | None:
-    """Some of its episodes are bad: training leaves them out."""
-    bad = summaries(facts.episodes, leaves_out=True)
-    return "; ".join(bad) or None
-
-
 @dataclass(frozen=True)
 class Tier:
     """Rules over the same facts: `needs` cannot be switched off, because later rules rely on them."""
@@ -120,7 +114,7 @@ TIERS = (
 CATALOGUE_RULES = (not_duplicate, not_near_duplicate)
 CATALOGUE_FLAGS = (shared_episodes,)
 # Remarks on accepted datasets: recorded, but not a reason to refuse.
-FLAGS: tuple[Rule, ...] = (junk_task_text, approximate_joints, bad_episodes)
+FLAGS: tuple[Rule, ...] = (junk_task_text, approximate_joints)
 
 
 def check_disabled(names: Sequence[str]) -> frozenset[str]:
@@ -153,4 +147,4 @@ def judge(tier: Tier, facts: Facts, limits: Thresholds, disabled: frozenset[str]
 def remarks(facts: Facts, limits: Thresholds) -> list[str]:
     """The flags of a dataset that passed every tier, as "flag: remark", and the remarks on its episodes."""
     flags = [f"{flag.__name__}: {remark}" for flag in FLAGS if (remark := flag(facts, limits))]
-    return [*flags, *summaries(facts.episodes, leaves_out=False)]
+    return [*flags, *episode_flags(facts.episodes)]

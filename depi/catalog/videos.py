@@ -1,11 +1,14 @@
-"""What a few of a dataset's videos are like: their headers, and some frames of each.
+"""What a dataset's videos are like, episode by episode and camera by camera.
 
-Only the parts that are needed are fetched, unless the video is in the cache. Facts are kept per commit, so
-that whoever asks again, with other thresholds or after an interruption, asks no Hub.
+Of each video the index is read, which says when every frame is shown and how many bytes it takes, and a few
+frames are decoded. Only the parts that are needed are fetched, unless the video is in the cache. Facts are
+kept per commit, so that whoever asks again, with other thresholds or after an interruption, asks no Hub.
 """
 
 import base64
 import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,17 @@ import av
 import numpy as np
 from huggingface_hub.file_download import repo_folder_name
 
+from depi.catalog.pace import Still, follow, motion_scale, still_runs, travel
+from depi.catalog.packets import Video
+from depi.catalog.pictures import Sample, describe, shrink
 from depi.catalog.text import clean
 from depi.catalog.thumbnails import to_jpeg
-from depi.datasets.recording.formats import MAX_IMAGE_SIDE, DatasetMeta
+from depi.datasets.recording.formats import DatasetMeta, data_files, select_episodes
 from depi.datasets.recording.hub_files import HubFiles
 from depi.datasets.recording.metadata import read_meta
+from depi.datasets.recording.places import ImagePlace, image_places
 from depi.datasets.recording.sources import DatasetSource, cache_folder
+from depi.datasets.recording.tables import STATE, read_frames
 from depi.errors import DatasetError, UserError
 from depi.files import read_json, write_json
 from depi.hub.client import api as client
@@ -29,29 +37,46 @@ from depi.hub.names import parse_dataset_id
 
 # Raise it when other facts are gathered: those of an older version are not used. Gathering them costs
 # network, too much for every change of any line, and so no `depi.fingerprint`.
-FACTS_VERSION = 1
-FILES_PER_CAMERA = 2
+FACTS_VERSION = 2
+MAX_EPISODES = 64
 SAMPLES = (0.1, 0.5, 0.9)
 MAX_VIDEO_BYTES = 128_000_000
-MAX_DECODED = 2_000
 MAX_CAMERAS = 8
+# A picture that stands still for fewer seconds is no camera that hangs, and one joint must move meanwhile by
+# this share of its range for it to mean anything.
+_STILL_SECONDS = 0.3
+_STILL_MOVED = 0.1
+_CHECKED_STILLS = 2
+# Of two copies of a picture, 64 x 48 pixels, the most that a pixel differs after encoding.
+_SAME_PICTURE = 5
+# A keyframe is sampled in place of another frame that is not farther away than this.
+_NEAR_FRAMES, _NEAR_SHARE = 4, 0.05
+# A keyframe this much smaller than the episode's others is looked at.
+_SMALL = 0.3
 
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """One video file of one camera; numbers are None where it could not be read, and `error` says why.
+    """The video of one camera in one episode; `error` says why it could not be read, and numbers are None.
 
-    frames, fps, width, height: from the header
-    declared_*: what the dataset says of the same
-    brightness: mean luma of the brightest sampled frame, 0..255
-    contrast: largest standard deviation of luma within a sampled frame
-    change: largest difference of luma between two sampled frames, of the one pixel in 500 that changes most
-    thumbnail: JPEG in base64
+    path: the file, which in v3.0 holds other episodes too
+    length: frames of the episode
+    declared_*: what the dataset says of the camera
+    frames: of the file's part that is the episode's
+    fps, width, height: from the file's header
+    samples: at the shares SAMPLES of the episode
+    least: the sample of the smallest keyframe, where it is much smaller than the others
+    least_frames: the first frame with so small a keyframe, the end of the last, and the share that has such
+    still: where the picture stands still while a joint moves, longest first
+    moved: the farthest that a joint goes in the episode, as a share of its range in the dataset
+    follows: see `depi.catalog.pace.follow`
+    thumbnail: JPEG in base64, of the camera's first episode that has a picture
     """
 
     camera: str
     path: str
-    declared_frames: int
+    episode: int
+    length: int
     declared_fps: float
     declared_width: int
     declared_height: int
@@ -61,15 +86,31 @@ class VideoFacts:
     fps: float | None = None
     width: int | None = None
     height: int | None = None
-    brightness: float | None = None
-    contrast: float | None = None
-    change: float | None = None
+    samples: tuple[Sample, ...] = ()
+    least: Sample | None = None
+    least_frames: tuple[int, int, float] | None = None
+    still: tuple[Still, ...] = ()
+    moved: float | None = None
+    follows: tuple[float, ...] | None = None
     thumbnail: str | None = None
 
     @property
     def jpeg(self) -> bytes | None:
         """The thumbnail's bytes."""
         return None if self.thumbnail is None else base64.b64decode(self.thumbnail)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "VideoFacts":
+        """Undo `dataclasses.asdict` after a way through JSON."""
+        least, least_frames, follows = value["least"], value["least_frames"], value["follows"]
+        nested = {
+            "samples": tuple(Sample(**sample) for sample in value["samples"]),
+            "least": None if least is None else Sample(**least),
+            "least_frames": None if least_frames is None else tuple(least_frames),
+            "still": tuple(Still(**still) for still in value["still"]),
+            "follows": None if follows is None else tuple(follows),
+        }
+        return cls(**{**value, **nested})
 
 
 @dataclass(frozen=True)
@@ -117,84 +158,185 @@ def remembered(item: Item) -> list[VideoFacts] | None:
         known = read_json(_memory(item))
         if known["version"] != FACTS_VERSION:
             return None
-        return [VideoFacts(**video) for video in known["videos"]]
+        return [VideoFacts.from_json(video) for video in known["videos"]]
     except (UserError, KeyError, TypeError):
         return None
 
 
 def _look(item: Item) -> list[VideoFacts]:
     files = HubFiles(DatasetSource(item.repo_id, item.revision))
-    return [_video(files, video) for video in _chosen(read_meta(files))]
-
-
-def _chosen(meta: DatasetMeta) -> list[VideoFacts]:
-    """The first and the last file of each camera, with what the dataset declares of them.
-
-    Files are looked at, not frames: where in a shared file an episode lies does not matter here, unlike in
-    `depi.datasets.recording.places`.
-    """
-    chosen = []
-    for camera in sorted(meta.episodes.videos)[:MAX_CAMERAS]:
-        table = meta.episodes.videos[camera]
+    meta = read_meta(files)
+    count = len(meta.episodes)
+    if count > MAX_EPISODES:
+        meta = select_episodes(meta, np.linspace(0, count - 1, MAX_EPISODES).round().astype(int))
+    joints = _joints(files, meta)
+    found = []
+    cameras = sorted(meta.episodes.videos)[:MAX_CAMERAS]
+    for camera, places in image_places(meta, cameras).items():
         height, width = meta.info.features[camera].image_size
-        used = sorted(set(table.file.tolist()), key=lambda number: table.paths[number])
-        for number in dict.fromkeys([used[0], used[-1]][:FILES_PER_CAMERA]):
-            frames = int(meta.episodes.length[table.file == number].sum())
-            chosen.append(VideoFacts(camera, table.paths[number], frames, meta.info.fps, width, height))
-    return chosen
+        by_file = defaultdict(list)
+        for number, place, each in zip(meta.episodes.episode_index.tolist(), places, joints, strict=True):
+            declared = VideoFacts(camera, place.file, number, place.length, meta.info.fps, width, height)
+            by_file[place.file].append((declared, place, each))
+        of_camera: list[VideoFacts] = []
+        for episodes in by_file.values():
+            of_camera += _file(files, episodes, pictured=any(video.thumbnail for video in of_camera))
+        found += of_camera
+    return found
 
 
-def _video(files: HubFiles, declared: VideoFacts) -> VideoFacts:
-    repo_id, filename = files.dataset.repo_id, files.dataset.inside(declared.path)
+Episode = tuple[VideoFacts, ImagePlace, np.ndarray]
+
+
+def _joints(files: HubFiles, meta: DatasetMeta) -> list[np.ndarray]:
+    """The state of each episode as shares of each joint's range, float [L, D]; D is 0 if unread."""
+    length = meta.episodes.length
+    try:
+        files.fetch(data_files(meta))
+        recorded = read_frames(meta, (STATE,))[STATE].astype(np.float64)
+    except DatasetError:
+        recorded = np.zeros((meta.num_frames, 0))
+    state = np.nan_to_num(recorded, posinf=0, neginf=0).reshape(meta.num_frames, -1)
+    if state.size:
+        state = state / motion_scale(state)
+    return np.split(state, np.cumsum(length)[:-1])
+
+
+def _file(files: HubFiles, episodes: Sequence[Episode], pictured: bool) -> list[VideoFacts]:
+    """The facts of the episodes that lie in one file; with a thumbnail of one, if not yet `pictured`."""
+    repo_id, filename = files.dataset.repo_id, files.dataset.inside(episodes[0][0].path)
     try:
         file = RemoteFile(repo_id, filename, revision=files.revision, max_bytes=MAX_VIDEO_BYTES)
-        with file, av.open(file, format="mp4") as container:
-            return _read(container, declared)
-    except (client.FileMissing, client.TooLarge) as error:
-        return dataclasses.replace(declared, error=clean(error, 200))
-    except (DatasetError, av.FFmpegError, ValueError, OSError, MemoryError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return dataclasses.replace(declared, error=clean(f"cannot be decoded: {reason}", 200))
+        with file, Video(file) as video:
+            found: list[VideoFacts] = []
+            for episode in episodes:
+                client.check_time()
+                known = pictured or any(facts.thumbnail for facts in found)
+                found.append(_episode(video, *episode, pictured=known))
+            return found
+    except client.FileMissing as error:
+        return _failed(episodes, error)
+    except (client.TooLarge, *_BROKEN) as error:
+        return _failed(episodes, error, "cannot be decoded: ")
 
 
-def _read(container: Any, declared: VideoFacts) -> VideoFacts:
-    if not container.streams.video:
-        raise DatasetError("there is no picture in it")
-    stream = container.streams.video[0]
-    if not (0 < stream.width <= MAX_IMAGE_SIDE and 0 < stream.height <= MAX_IMAGE_SIDE):
-        raise DatasetError(f"its pictures are {stream.width} x {stream.height}")
-    stream.codec_context.thread_count = 1
-    duration = float((stream.duration or 0) * stream.time_base)
-    images = [_frame_at(container, stream, duration * share) for share in SAMPLES]
-    lumas = [image.astype(np.float32).mean(axis=2) for image in images]
-    pairs = [(lumas[0], lumas[1]), (lumas[1], lumas[2]), (lumas[0], lumas[2])]
-    rate = stream.average_rate
-    return dataclasses.replace(
+_BROKEN = (DatasetError, av.FFmpegError, ValueError, OSError, MemoryError)
+
+
+def _failed(episodes: Sequence[Episode], error: Exception, what: str = "") -> list[VideoFacts]:
+    reason = clean(what + (getattr(error, "strerror", None) or str(error) or type(error).__name__), 200)
+    return [dataclasses.replace(declared, error=reason) for declared, _, _ in episodes]
+
+
+def _episode(
+    video: Video, declared: VideoFacts, place: ImagePlace, joints: np.ndarray, pictured: bool
+) -> VideoFacts:
+    part = _part(video, place)
+    facts = dataclasses.replace(
         declared,
-        codec=clean(stream.codec_context.name, 20),
-        frames=stream.frames or None,
-        fps=None if rate is None else round(float(rate), 4),
-        width=stream.width,
-        height=stream.height,
-        brightness=round(max(float(luma.mean()) for luma in lumas), 2),
-        contrast=round(max(float(luma.std()) for luma in lumas), 2),
-        change=round(max(float(np.quantile(np.abs(a - b), 0.998)) for a, b in pairs), 2),
-        thumbnail=base64.b64encode(to_jpeg(images[1])).decode(),
+        codec=clean(video.codec, 20),
+        frames=part.stop - part.start,
+        fps=None if video.fps is None else round(video.fps, 4),
+        width=video.width,
+        height=video.height,
+        moved=round(travel(joints), 4),
     )
+    if part.start == part.stop:
+        return dataclasses.replace(facts, error="the episode's part of the file has no frame")
+    try:
+        return _Episode(video, part, joints).look(facts, pictured)
+    except _BROKEN as error:
+        return _failed([(facts, place, joints)], error, "cannot be decoded: ")[0]
 
 
-def _frame_at(container: Any, stream: Any, seconds: float) -> np.ndarray:
-    """The last frame that begins at or before a time, uint8 [H, W, 3]; the first where all are later."""
-    start = stream.start_time or 0
-    target = start + int(seconds / stream.time_base)
-    container.seek(target, stream=stream)
-    best = None
-    for number, frame in enumerate(container.decode(stream)):
-        client.check_time()
-        if best is None or (frame.pts is not None and frame.pts <= target):
-            best = frame
-        if number >= MAX_DECODED or frame.pts is None or frame.pts >= target:
-            break
-    if best is None:
-        raise DatasetError("it has no frame")
-    return best.to_ndarray(format="rgb24")
+def _part(video: Video, place: ImagePlace) -> slice:
+    """The episode's frames in the file."""
+    if place.own_file:
+        return slice(0, len(video.packets))
+    half = 0.5 / (video.fps or place.fps)
+    end = min(place.end, place.begin + 2 * place.length / place.fps)
+    edges = np.searchsorted(video.packets.seconds, (place.begin - half, end - half))
+    return slice(int(edges[0]), max(int(edges[0]), int(edges[1])))
+
+
+class _Episode:
+    """One episode's part of an open video, with its joints (float [L, D], as shares of their ranges)."""
+
+    def __init__(self, video: Video, part: slice, joints: np.ndarray) -> None:
+        self._video, self._part, self._joints = video, part, joints
+        self._keys = np.flatnonzero(video.packets.keyframe[part])
+        self._size = video.packets.size[part]
+        self._luma: dict[int, np.ndarray] = {}
+
+    def look(self, facts: VideoFacts, pictured: bool) -> VideoFacts:
+        """The facts with all that the pictures tell; with a thumbnail, if not yet `pictured`."""
+        samples = [self._sample(self._near(share)) for share in SAMPLES]
+        thumbnail = None
+        if not pictured:
+            middle = self._frame(self._near(0.5)).to_ndarray(format="rgb24")
+            thumbnail = base64.b64encode(to_jpeg(middle)).decode()
+        least, least_frames = self._least()
+        follows = follow(self._video.packets, self._part, self._joints)
+        return dataclasses.replace(
+            facts,
+            samples=tuple(samples),
+            least=least,
+            least_frames=least_frames,
+            still=self._stills(facts.declared_fps),
+            follows=None if follows is None else tuple(follows),
+            thumbnail=thumbnail,
+        )
+
+    def _near(self, share: float) -> int:
+        """The frame to sample at a share of the episode: a keyframe, if one is near."""
+        length = self._part.stop - self._part.start
+        wanted = round(share * (length - 1))
+        if len(self._keys):
+            nearest = int(self._keys[np.abs(self._keys - wanted).argmin()])
+            if abs(nearest - wanted) <= max(_NEAR_FRAMES, _NEAR_SHARE * length):
+                return nearest
+        return wanted
+
+    def _frame(self, number: int) -> Any:
+        return self._video.frame(self._part.start + number)
+
+    def _look_at(self, number: int) -> np.ndarray:
+        """A frame's luma, uint8 [H, W]; decoded once."""
+        if number not in self._luma:
+            self._luma[number] = self._frame(number).to_ndarray(format="gray")
+        return self._luma[number]
+
+    def _sample(self, number: int) -> Sample:
+        return describe(number, self._look_at(number))
+
+    def _least(self) -> tuple[Sample | None, tuple[int, int, float] | None]:
+        """The smallest keyframe, if much smaller than the others, and where keyframes are as small."""
+        if len(self._keys) < 2:
+            return None, None
+        size = self._size[self._keys]
+        smallest = int(size.min())
+        if smallest > _SMALL * np.quantile(size, 0.9):
+            return None, None
+        small = self._keys[size <= 1.3 * smallest + 20]
+        share = round(len(small) / len(size), 4)
+        return self._sample(int(self._keys[size.argmin()])), (int(small[0]), int(small[-1]) + 1, share)
+
+    def _stills(self, fps: float) -> tuple[Still, ...]:
+        fewest = max(6, round(_STILL_SECONDS * fps))
+        runs = [
+            Still(begin, end, round(travel(self._joints[begin:end]), 4))
+            for begin, end in still_runs(self._video.packets, self._part, fewest)
+        ]
+        moved = sorted(
+            (run for run in runs if run.moved >= _STILL_MOVED), key=lambda run: run.begin - run.end
+        )
+        return tuple(run for run in moved[:_CHECKED_STILLS] if self._is_still(run))
+
+    def _is_still(self, run: Still) -> bool:
+        """Whether the run's first, middle and last keyframe show the same picture."""
+        keys = self._keys[(self._keys >= run.begin) & (self._keys < run.end)]
+        if len(keys) < 2:
+            keys = np.array([run.begin, run.end - 1])
+        few = {int(keys[0]), int(keys[len(keys) // 2]), int(keys[-1])}
+        views = np.stack([shrink(self._look_at(number)) for number in sorted(few)]).astype(np.int16)
+        return int(np.ptp(views, axis=0).max()) <= _SAME_PICTURE

@@ -1,5 +1,6 @@
 """The deep tier over real mp4 files behind a real Hub: what videos are, not what their dataset says."""
 
+import dataclasses
 import io
 import json
 from concurrent.futures.process import BrokenProcessPool
@@ -13,9 +14,12 @@ from PIL import Image
 from depi.catalog import videos
 from depi.catalog.catalogue import Row, read_rows
 from depi.catalog.collect import CollectConfig, collect, main
-from depi.catalog.deep import inspect_videos, judge_videos, optional_rules
+from depi.catalog.deep import inspect_videos, optional_rules
 from depi.catalog.facts import Thresholds
+from depi.catalog.pace import MAX_SHIFT, Still
+from depi.catalog.pictures import Sample, describe
 from depi.catalog.thumbnails import HEIGHT, read_thumbnails, to_jpeg
+from depi.catalog.video_rules import episode_faults
 from depi.catalog.videos import Item, VideoFacts, look_at_videos
 from depi.errors import UserError
 from depi.hub.client import api as client
@@ -64,15 +68,15 @@ BROKEN = {
     "playlist": lambda: b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n",
 }
 REASONS = {
-    "black": "videos_not_black: the sampled frames are black",
-    "grey": "videos_not_black: the sampled frames are of one colour",
-    "frozen": "videos_not_frozen: the sampled frames are all the same picture",
-    "short": "videos_have_declared_frames: 20 frames, its episodes have 40",
-    "slow": "videos_have_declared_fps: 15 fps, declared 30",
-    "large": "videos_have_declared_size: 96x64 pixels, declared 64x48",
-    "noise": "videos_decodable: cannot be decoded: ",
-    "cut": "videos_decodable: cannot be decoded: ",
-    "playlist": "videos_decodable: cannot be decoded: ",
+    "black": ("videos_not_black", "the sampled frames are black"),
+    "grey": ("videos_not_black", "the sampled frames are of one colour"),
+    "frozen": ("videos_not_frozen", "the picture stands still from frame 0 to 40 of 40"),
+    "short": ("videos_have_declared_frames", "20 frames, the episode has 40"),
+    "slow": ("videos_have_declared_fps", "15 fps, declared 30"),
+    "large": ("videos_have_declared_size", "96x64 pixels, declared 64x48"),
+    "noise": ("videos_decodable", "cannot be decoded: "),
+    "cut": ("videos_decodable", "cannot be decoded: "),
+    "playlist": ("videos_decodable", "cannot be decoded: "),
 }
 
 
@@ -93,10 +97,10 @@ def test_sound_videos_pass_and_each_defect_has_its_reason(hub, cache, tmp_path, 
     summary = collect(CollectConfig(output_dir=out, deep=True, deep_workers=1))
     assert json.loads((out / "dataset_list_valid.json").read_text()) == ["ann/so101_v2", "ann/so101_v3"]
     bad = json.loads((out / "bad_dataset_ids.json").read_text())
-    path = "videos/chunk-000/observation.images.front/episode_000000.mp4"
-    for name, reason in REASONS.items():
-        found = bad[f"bob/so101_{name}"]
-        assert any(text.startswith(reason) and f": {path}" in text for text in found), found
+    for name, (rule, text) in REASONS.items():
+        (found,) = bad[f"bob/so101_{name}"]
+        assert found.startswith(f"{rule}: observation.images.front: {text}")
+        assert found.endswith("(in 2 of 2 episodes looked at)")
     assert summary.failed == 0
 
     pictures = {(picture.repo_id, picture.camera): picture for picture in read_thumbnails(out)}
@@ -198,37 +202,80 @@ def test_facts_are_kept_per_commit(hub, cache, tmp_path, make_dataset, publish, 
         look_at_videos(Item("ann/so101_a", sha))
 
 
-def facts(**changes) -> VideoFacts:
-    sound = {"codec": "h264", "frames": 100, "fps": 30.0, "width": 640, "height": 480}
-    seen = {"brightness": 90.0, "contrast": 40.0, "change": 60.0}
-    return VideoFacts("front", "a.mp4", 100, 30.0, 640, 480, **{**sound, **seen, **changes})
+CAMERA = "observation.images.front"
+
+
+def sample(seed=0, frame=50, **changes) -> Sample:
+    """A sharp frame of a picture of its own."""
+    picture = np.random.default_rng(seed).integers(0, 255, (240, 320)).astype(np.uint8)
+    return dataclasses.replace(describe(frame, picture), **changes)
+
+
+def facts(episode=0, **changes) -> VideoFacts:
+    """A sound video of 100 frames of 640x480."""
+    sound = {"codec": "h264", "frames": 100, "fps": 30.0, "width": 640, "height": 480, "moved": 1.0}
+    sound["samples"] = (sample(contrast=40.0, brightness=90.0, sharpness=0.4),)
+    return VideoFacts(CAMERA, "a.mp4", episode, 100, 30.0, 640, 480, **{**sound, **changes})
+
+
+def flat(brightness: float, contrast: float) -> Sample:
+    return sample(brightness=brightness, contrast=contrast)
+
+
+def peak(shift: int, height: float = 0.7) -> tuple[float, ...]:
+    """The correlations of a video that follows the joints so many frames late."""
+    late = np.arange(-MAX_SHIFT, MAX_SHIFT + 1) - shift
+    return tuple((height * np.exp(-((late / 6) ** 2))).tolist())
 
 
 @pytest.mark.parametrize(
-    ("changes", "rule"),
+    ("changes", "rule", "certain"),
     [
-        ({}, None),
-        ({"frames": 99}, None),
-        ({"frames": 98}, "videos_have_declared_frames"),
-        ({"frames": 101}, None),
-        ({"frames": 130}, "videos_have_declared_frames"),
-        ({"frames": None}, None),
-        ({"fps": 29.97}, None),
-        ({"fps": 25.0}, "videos_have_declared_fps"),
-        ({"width": 480, "height": 640}, "videos_have_declared_size"),
-        ({"brightness": 11.0, "contrast": 3.9}, "videos_not_black"),
-        ({"brightness": 11.0, "contrast": 4.1}, None),
-        ({"brightness": 200.0, "contrast": 3.0}, "videos_not_black"),
-        ({"change": 7.9}, "videos_not_frozen"),
-        ({"change": 8.1}, None),
-        ({"error": "cannot be decoded"}, "videos_decodable"),
+        ({}, None, None),
+        ({"frames": 99}, None, None),
+        ({"frames": 98}, "videos_have_declared_frames", True),
+        ({"frames": 101}, None, None),
+        ({"frames": 105}, "videos_have_declared_frames", False),
+        ({"frames": 130}, "videos_have_declared_frames", True),
+        ({"fps": 29.97}, None, None),
+        ({"fps": None}, None, None),
+        ({"fps": 25.0}, "videos_have_declared_fps", True),
+        ({"width": 480, "height": 640}, "videos_have_declared_size", True),
+        ({"samples": (flat(11.0, 2.9),)}, "videos_not_black", True),
+        ({"samples": (flat(11.0, 3.1),)}, None, None),
+        ({"samples": (flat(200.0, 2.0),)}, "videos_not_black", True),
+        ({"least": flat(1.0, 0.5), "least_frames": (20, 60, 0.4)}, "videos_not_black", True),
+        ({"least": flat(1.0, 0.5), "least_frames": (20, 24, 0.04)}, "videos_not_black", False),
+        ({"least": flat(30.0, 9.0), "least_frames": (20, 60, 0.4)}, None, None),
+        ({"still": (Still(0, 95, 0.12),)}, "videos_not_frozen", True),
+        ({"still": (Still(30, 80, 0.5),)}, "videos_not_frozen", True),
+        ({"still": (Still(30, 80, 0.2),)}, None, None),
+        ({"samples": (sample(sharpness=0.2),)}, "videos_not_blurred", True),
+        ({"samples": (sample(sharpness=0.27),)}, "videos_not_blurred", False),
+        ({"samples": (sample(sharpness=0.35),)}, None, None),
+        ({"samples": (sample(1), sample())}, None, None),
+        ({"samples": (sample(1),)}, "cameras_keep_their_view", True),
+        ({"follows": peak(3)}, None, None),
+        ({"follows": peak(9)}, "videos_in_step_with_joints", True),
+        ({"follows": peak(-9)}, "videos_in_step_with_joints", True),
+        ({"follows": peak(9, 0.3)}, "videos_in_step_with_joints", False),
+        ({"error": "cannot be decoded"}, "videos_decodable", True),
     ],
 )
-def test_each_rule_on_both_sides(changes, rule):
-    reasons = judge_videos([facts(), facts(**changes)], Thresholds(), frozenset())
-    assert [reason.partition(":")[0] for reason in reasons] == ([rule] if rule else [])
+def test_each_rule_on_both_sides(changes, rule, certain):
+    others = [facts(episode, follows=peak(episode % 2)) for episode in range(5)]
+    found = episode_faults([*others, facts(5, **{"follows": peak(0), **changes})])
+    assert [(fault.rule, fault.episode, fault.leaves_out) for fault in found] == (
+        [(rule, 5, certain)] if rule else []
+    )
+    assert all(fault.text.startswith(CAMERA) for fault in found)
     if rule in optional_rules():
-        assert judge_videos([facts(**changes)], Thresholds(), frozenset({rule})) == []
+        assert episode_faults([*others, facts(5, **changes)], frozenset({rule})) == []
+
+
+def test_a_camera_that_never_sees_the_arm_is_not_called_frozen():
+    still = [facts(episode, still=(Still(10, 70, 0.6),)) for episode in range(6)]
+    assert not any(fault.leaves_out for fault in episode_faults(still))
 
 
 @pytest.mark.parametrize("shape", [(480, 640, 3), (640, 480, 3), (8, 8000, 3), (1, 1, 3)])

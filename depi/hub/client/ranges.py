@@ -75,6 +75,14 @@ class RemoteFile(io.RawIOBase):
         self._position += len(data)
         return len(data)
 
+    def fetch(self, start: int, count: int) -> bytes:
+        """Bytes from a place on, as far as the file goes; one request for what is not at hand."""
+        count = max(0, min(count, self.size - start))
+        blocks = range(start // BLOCK, (start + max(count, 1) - 1) // BLOCK + 1)
+        if self._local is not None or count == 0 or all(number in self._blocks for number in blocks):
+            return self._read(start, count)
+        return self._ask(start, start + count)
+
     def _read(self, start: int, count: int) -> bytes:
         if self._local is not None:
             with self._local.open("rb") as file:
@@ -86,13 +94,15 @@ class RemoteFile(io.RawIOBase):
 
     def _block(self, number: int) -> bytes:
         if number not in self._blocks:
-            if self._left <= 0:
-                raise TooLarge(f"{self._target.filename} needs more bytes than may be read of it")
-            start = number * BLOCK
-            data, self.size = retried(lambda: get_range(self._target, start, start + BLOCK), self._target)
-            self._left -= len(data)
-            self._blocks[number] = data
+            self._blocks[number] = self._ask(number * BLOCK, (number + 1) * BLOCK)
             while len(self._blocks) > _KEPT_BLOCKS:
                 self._blocks.popitem(last=False)
         self._blocks.move_to_end(number)
         return self._blocks[number]
+
+    def _ask(self, start: int, end: int) -> bytes:
+        if self._left <= 0 or end - start > self._left + BLOCK:
+            raise TooLarge(f"{self._target.filename} needs more bytes than may be read of it")
+        data, self.size = retried(lambda: get_range(self._target, start, end), self._target)
+        self._left -= len(data)
+        return data
