@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from catalog_facts import JOINTS, good_facts, info_json, recorded, rejudge
+from catalog_facts import JOINTS, good_facts, info_json, later, recorded, rejudge
 
 from depi.catalog import rules
 from depi.catalog.facts import Facts, Thresholds
@@ -79,7 +79,7 @@ def test_old_names_mean_old_degrees(names):
     old = facts.columns["action"].copy()
     old[50:60, 2] = old[49, 2]
     action = old * np.float32([1, 1, 1, 1, 1, 0.5]) + np.float32([0, 110, 90, 0, 0, 0])
-    facts.columns |= {"action": action, "observation.state": np.roll(action, 3, axis=0)}
+    facts.columns |= {"action": action, "observation.state": later(action, 3)}
     rejudge(facts)
     assert judged(facts) == set()
     assert facts.detection.convention == "degrees_v1"
@@ -185,7 +185,7 @@ def moving_between(low: list[float], high: list[float]) -> Facts:
     middle, half = (np.array(high) + low) / 2, (np.array(high) - low) / 2
     phase = np.linspace(0, 9, 200)[:, None] + np.arange(6)
     action = (middle + half * np.clip(1.2 * np.sin(phase), -1, 1)).astype(np.float32)
-    return recorded(action, np.roll(action, 3, axis=0))
+    return recorded(action, later(action, 3))
 
 
 @pytest.mark.parametrize(

@@ -56,13 +56,19 @@ def good_facts(info: dict | None = None) -> Facts:
     facts.columns = {"task_index": np.zeros(200, np.int64)}
     wave = np.sin(np.linspace(0, 9, 200))[:, None] * np.array([30, 50, 40, 20, 10, 40])
     action = (wave + np.array([0, -20, 10, 5, 0, 50])).astype(np.float32)
-    action[30:40, 2] = action[130:140, 2] = 100.0  # at its stop: only normalised values rest there
+    # The elbow gets to its stop, twice: only normalised values rest there.
+    action[:, 2] = np.clip(10 + 2.5 * (action[:, 2] - 10), None, 100)
     facts.columns["action"] = action
-    facts.columns["observation.state"] = np.roll(action, 3, axis=0)  # the arm comes after its leader
+    facts.columns["observation.state"] = later(action, 3)  # the arm comes after its leader
     facts.columns["timestamp"] = np.tile(np.arange(100) / 30, 2).astype(np.float32)
     if "action" in facts.info.features:
         rejudge(facts)
     return facts
+
+
+def later(values: np.ndarray, frames: int) -> np.ndarray:
+    """The values so many frames later: negative ones are earlier."""
+    return values[np.clip(np.arange(len(values)) - frames, 0, len(values) - 1)]
 
 
 def rejudge(facts: Facts) -> Facts:
@@ -77,6 +83,8 @@ def rejudge(facts: Facts) -> Facts:
         videos={},
     )
     facts.meta = DatasetMeta(facts.repo_id, facts.revision, Path(), facts.info, {0: facts.tasks[0]}, episodes)
+    for name in ("good", "motion"):
+        vars(facts).pop(name, None)
     judge_tables(facts)
     gather_joints(facts)
     return facts
@@ -131,10 +139,10 @@ def recorded(action=None, state=None, timestamp=None, length=(100, 100)) -> Fact
 def episodes_bad(number: int, of: int) -> Facts:
     """So many episodes of 50 frames with a number that is none."""
     facts = good_facts()
-    facts.columns = {name: values[: 50 * of].copy() for name, values in facts.columns.items()}
-    facts.columns["action"][np.arange(number) * 50, 0] = np.nan
+    facts.columns = {name: np.concatenate([values[10:60]] * of) for name, values in facts.columns.items()}
     for name in ("action", "observation.state"):
-        facts.columns[name][-10:, 2] = 100.0  # the stop, in an episode that stays
+        facts.columns[name][:, 0] += 5 * np.repeat(np.arange(of), 50)  # no two are the same
+    facts.columns["action"][np.arange(number) * 50, 0] = np.nan
     facts.columns["timestamp"] = np.tile(np.arange(50) / 30, of)
     facts.episode_length = np.full(of, 50)
     facts.info = dataclasses.replace(facts.info, total_episodes=of, total_frames=50 * of)
@@ -143,12 +151,18 @@ def episodes_bad(number: int, of: int) -> Facts:
 
 def late_state(frames: int) -> Facts:
     """The state repeats the action's motion so many frames later: negative ones are earlier."""
-    return recorded(state=np.roll(good_facts().columns["action"], frames, axis=0))
+    return recorded(state=later(good_facts().columns["action"], frames))
 
 
 def unrelated_state() -> Facts:
-    random = np.random.default_rng(0)
-    return recorded(state=random.permutation(good_facts().columns["observation.state"]))
+    other = np.cos(np.arange(200)[:, None] / np.array([7, 11, 13, 17, 19, 23])) * 40
+    other = np.clip(other * np.array([1, 1, 3, 1, 1, 1]) + np.array([0, 0, 0, 0, 0, 50]), -100, 100)
+    return recorded(state=other.astype(np.float32))
+
+
+def some_joints_moving() -> Facts:
+    action = good_facts().columns["action"] * np.float32([0, 0.5, 1, 0, 0, 1])
+    return recorded(action, later(action, 3))
 
 
 def gripper_moving(by: float) -> Facts:
