@@ -166,3 +166,45 @@ def drop_untold(action: np.ndarray, state: np.ndarray, time: np.ndarray, *, shar
     """Frames missing here and there, and timestamps as if they were not."""
     kept = np.random.default_rng(len(action)).random(len(action)) >= share
     return action[kept], state[kept], time[: kept.sum()]
+
+
+def late(action: np.ndarray, state: np.ndarray, time: np.ndarray, *, frames: int) -> Episode:
+    """The state comes so many frames later, or earlier if negative."""
+    count = len(state) - abs(frames)
+    first, second = max(0, frames), max(0, -frames)
+    return action[first : first + count], state[second : second + count], time[:count]
+
+
+def mismatch(
+    action: np.ndarray, state: np.ndarray, time: np.ndarray, *, joints: slice | int = slice(None)
+) -> Episode:
+    """The state of all joints, or of one, is that of quite another time."""
+    state[:, joints] = np.roll(state[:, joints], len(state) // 3, axis=0)
+    return action, state, time
+
+
+def turn(
+    action: np.ndarray,
+    state: np.ndarray,
+    time: np.ndarray,
+    *,
+    joint: int,
+    sign: float = 1.0,
+    zero: float = 0.0,
+    sides: str = "both",
+) -> Episode:
+    """One joint with another sign or zero, in action, state or both."""
+    for name, side in (("action", action), ("state", state)):
+        if sides in ("both", name):
+            side[:, joint] = sign * side[:, joint] + zero
+    return action, state, time
+
+
+def copied(
+    action: np.ndarray, state: np.ndarray, time: np.ndarray, *, of: Episode, cut: int = 0, noise: float = 0.0
+) -> Episode:
+    """Another episode instead, without its first and last frames, with noise."""
+    rng = np.random.default_rng(cut)
+    sides = [side[cut : len(side) - cut] for side in of]
+    noisy = [(side + rng.normal(0, noise, side.shape)).astype(np.float32) for side in sides[:2]]
+    return noisy[0], noisy[1], sides[2] - sides[2][0]

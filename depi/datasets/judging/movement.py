@@ -5,6 +5,8 @@ from functools import cached_property
 
 import numpy as np
 
+from depi.datasets.judging.lags import Following, JointFollowing, measure_following, measure_joints
+
 PAUSE_SECONDS, PAUSE_MOTION = 0.5, 1.0
 """A frame is idle where no joint has moved by PAUSE_MOTION degrees within PAUSE_SECONDS."""
 ROUGH_MOTION = 30.0
@@ -131,6 +133,19 @@ class Movement:
         before = np.arange(len(self.episode)) - np.minimum(self.place, frames)
         moving = self.away_from(before, PAUSE_MOTION)
         return 1 - np.add.reduceat(moving.astype(np.float64), self.start) / self.length
+
+    @cached_property
+    def following(self) -> Following:
+        """How the state follows the action in each episode."""
+        steps = self.commanded.step, self.measured.step
+        return measure_following(*steps, self.start, self.length, self.fps)
+
+    @cached_property
+    def joint_following(self) -> JointFollowing:
+        """How each joint follows its action in each episode, at the usual lag."""
+        lag = round(float(np.median(self.following.lag)) * self.fps)
+        values = self.commanded.values, self.measured.values
+        return measure_joints(*values, self.start, self.length, lag)
 
 
 def runs(holds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,16 @@
 """The rules about episodes, in the order in which they are asked."""
 
+from depi.datasets.judging.alike import not_a_copy
 from depi.datasets.judging.faults import EpisodeRule
+from depi.datasets.judging.following import (
+    joints_not_reversed,
+    joints_obey,
+    lag_usual,
+    offset_usual,
+    state_follows,
+    state_not_early,
+    state_not_late,
+)
 from depi.datasets.judging.jumps import (
     motion_smooth,
     no_frames_missing,
@@ -63,6 +73,13 @@ MOTION = (
     EpisodeRule(rows_sound),
     EpisodeRule(no_teleports),
     EpisodeRule(not_shaken),
+    EpisodeRule(state_follows),
+    EpisodeRule(state_not_early),
+    EpisodeRule(state_not_late),
+    EpisodeRule(joints_not_reversed),
+    EpisodeRule(joints_obey),
+    EpisodeRule(offset_usual),
+    EpisodeRule(not_a_copy),
     EpisodeRule(length_usual, leaves_out=False),
     EpisodeRule(rate_near_declared, leaves_out=False),
     EpisodeRule(no_frames_dropped, leaves_out=False),
@@ -73,6 +90,7 @@ MOTION = (
     EpisodeRule(no_jumps, leaves_out=False),
     EpisodeRule(no_frames_missing, leaves_out=False),
     EpisodeRule(motion_smooth, leaves_out=False),
+    EpisodeRule(lag_usual, leaves_out=False),
     EpisodeRule(joints_used, leaves_out=False),
     EpisodeRule(joints_within_range, leaves_out=False),
     EpisodeRule(gripper_moves, leaves_out=False),

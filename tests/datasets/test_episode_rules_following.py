@@ -1,0 +1,63 @@
+"""Rules about action and state, and about copies: each finds its fault, and nothing harmless."""
+
+from functools import cache
+
+import planting
+import pytest
+import teleoperation
+
+from depi.datasets.judging.faults import Recording, find_faults
+from depi.datasets.judging.rules import MOTION
+
+
+@cache
+def clean(seed: int = 3) -> Recording:
+    return teleoperation.clean_set(seed, "pick_place", 8)
+
+
+def found(recording: Recording) -> dict[str, set[int]]:
+    rules: dict[str, set[int]] = {}
+    for fault in find_faults(recording, MOTION):
+        rules.setdefault(fault.rule, set()).add(fault.episode)
+    return rules
+
+
+CASES = [
+    ("state_follows", planting.mismatch, {}, {"joints": 4}),
+    ("state_not_early", planting.late, {"frames": -10}, {"frames": -1}),
+    ("state_not_late", planting.late, {"frames": 27}, {"frames": 1}),
+    ("lag_usual", planting.late, {"frames": 6}, {"frames": 1}),
+    ("joints_not_reversed", planting.turn, {"joint": 1, "sign": -1, "sides": "state"}, {"joint": 1}),
+    ("joints_not_reversed", planting.turn, {"joint": 5, "sign": -1, "sides": "action"}, {"joint": 5}),
+    ("joints_obey", planting.mismatch, {"joints": 2}, {"joints": slice(0, 0)}),
+    ("offset_usual", planting.turn, {"joint": 3, "zero": 12, "sides": "state"}, {"joint": 3, "zero": 2}),
+]
+
+
+@pytest.mark.parametrize(("rule", "change", "fault", "harmless"), CASES)
+def test_a_fault_is_found_in_the_episode_that_has_it(rule, change, fault, harmless):
+    recording = planting.plant(clean(), 3, change, **fault)
+    assert found(recording)[rule] == {3}
+    assert rule not in found(planting.plant(clean(), 3, change, **harmless))
+
+
+@pytest.mark.parametrize(("cut", "noise"), [(0, 0.0), (40, 0.0), (25, 0.3)])
+def test_the_later_of_two_equal_episodes_is_a_copy(cut, noise):
+    original = planting.episodes_of(clean())[2]
+    recording = planting.plant(clean(), 5, planting.copied, of=original, cut=cut, noise=noise)
+    (fault,) = [fault for fault in find_faults(recording, MOTION) if fault.rule == "not_a_copy"]
+    assert (fault.episode, fault.leaves_out) == (5, True)
+    assert fault.text.startswith("a copy of episode 2")
+
+
+def test_all_but_the_first_of_many_copies_are_copies():
+    episodes = planting.episodes_of(clean())[:2] * 4
+    episodes = [planting.shake(*episode, degrees=0.05) for episode in episodes]
+    assert found(planting.of_episodes(episodes, clean()))["not_a_copy"] == set(range(2, 8))
+
+
+def test_a_second_execution_of_the_same_commands_is_no_copy():
+    action, state, _ = planting.episodes_of(clean())[2]
+    pushed = state + 6 * teleoperation.np.sin(teleoperation.np.arange(len(state)) / 40)[:, None]
+    recording = planting.plant(clean(), 5, lambda *_: (action, pushed, planting.episodes_of(clean())[2][2]))
+    assert "not_a_copy" not in found(recording)
