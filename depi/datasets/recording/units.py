@@ -117,12 +117,9 @@ def unit_of(values: np.ndarray, length: np.ndarray) -> tuple[str | None, str]:
     resting = _resting_at_100(body, low[:5], high[:5])
     if beyond and (resting or as_normalized > 1):
         return CONTRADICTORY, f"values beyond ±101 beside normalised ones ({text})"
-    # Without levels, what a few episodes show says nothing about the others. Where folding takes a joint to
-    # its end, it does so in every episode.
-    if beyond and (as_degrees > 1 or _share(np.abs(body) > NORMALIZED_LIMIT, length) >= 0.5):
-        return "degrees", f"values pass ±101 ({text})"
     if beyond:
-        return None, f"values pass ±101, but in few episodes ({text})"
+        return "degrees", f"values pass ±101 ({text})"
+    # Where folding takes a joint to its end, it does so in every episode.
     at_end = _share(at_100(body[:, [0, 2, 3, 4]]), length) >= 0.9
     if resting and as_degrees < 2 and (as_normalized > 1 or at_end):
         return "normalized", f"values rest at exactly ±100 ({', '.join(resting)})"
