@@ -14,6 +14,7 @@ _GRIPPER_SLACK = 30.0
 # Lift and elbow of the folded arm in degrees: at the ends, about -103 and 97.
 _FOLDED = (-80.0, 70.0)
 _FOLDED_FRAMES = 3
+_NEAR_END = 90.0
 # Readings that may be glitches: one, and one more for each so many frames, at either end of every joint.
 _FRAMES_PER_GLITCH = 500
 
@@ -117,15 +118,11 @@ def unit_of(values: np.ndarray, length: np.ndarray) -> tuple[str | None, str]:
     resting = _resting_at_100(body, low[:5], high[:5])
     if beyond and (resting or as_normalized > 1):
         return CONTRADICTORY, f"values beyond ±101 beside normalised ones ({text})"
-    # Without levels, what a few episodes show says nothing about the others. Where folding takes a joint to
-    # its end, it does so in every episode.
-    if beyond and (as_degrees > 1 or _share(np.abs(body) > NORMALIZED_LIMIT, length) >= 0.5):
-        return "degrees", f"values pass ±101 ({text})"
     if beyond:
-        return None, f"values pass ±101, but in few episodes ({text})"
-    at_end = _share(at_100(body[:, [0, 2, 3, 4]]), length) >= 0.9
-    if resting and as_degrees < 2 and (as_normalized > 1 or at_end):
-        return "normalized", f"values rest at exactly ±100 ({', '.join(resting)})"
+        return "degrees", f"values pass ±101 ({text})"
+    if resting and as_degrees < 2 and (as_normalized > 1 or _always_at_end(body[:, resting], length)):
+        names = ", ".join(JOINTS[joint] for joint in resting)
+        return "normalized", f"values rest at exactly ±100 ({names})"
     if as_degrees >= max(2, 3 * as_normalized) and not resting:
         return "degrees", text
     # A joint that was calibrated over 2275 steps has levels like those of degrees.
@@ -134,21 +131,23 @@ def unit_of(values: np.ndarray, length: np.ndarray) -> tuple[str | None, str]:
     return None, text
 
 
-def _resting_at_100(body: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[str]:
+def _resting_at_100(body: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[int]:
     """Joints with an end at ±100 in two samples or more; shoulder_lift's own limit is 100 degrees."""
     resting = []
     for joint, name in enumerate(JOINTS[:5]):
         at_end = (np.abs(high[joint] - 100) < 0.005, np.abs(low[joint] + 100) < 0.005)
         count = at_100(body[:, joint]).sum()
         if any(at_end) and count >= 2 and name != "shoulder_lift":
-            resting.append(name)
+            resting.append(joint)
     return resting
 
 
-def _share(seen: np.ndarray, length: np.ndarray) -> float:
-    """The share of episodes with two frames or more in which something is seen of a joint, bool [F, D]."""
-    frames = np.add.reduceat(seen.any(axis=1), np.cumsum(length) - length, dtype=int)
-    return float(np.mean(frames >= 2))
+def _always_at_end(values: np.ndarray, length: np.ndarray) -> bool:
+    """Whether joints [F, J] that come near ±100 in an episode rest there: in degrees they may end at 97."""
+    start = np.cumsum(length) - length
+    near = np.maximum.reduceat(np.abs(values), start) > _NEAR_END
+    at_end = np.add.reduceat(at_100(values), start, dtype=int) >= 2
+    return bool(at_end[near].mean() >= 0.9)
 
 
 def at_100(values: np.ndarray) -> np.ndarray:
