@@ -31,13 +31,17 @@ class Recording:
     size: tuple[int, int] = (48, 64)
 
     def joints(self, episode: int) -> tuple[np.ndarray, np.ndarray]:
-        """Action and state float32 [n, dim]; the first episode's wrist_roll passes 100 degrees."""
+        """Action and state float32 [n, dim]: slow waves, as an arm moves; wrist_roll beyond 100 degrees."""
         rng = np.random.default_rng((self.seed, episode))
-        action = rng.uniform(-60, 60, (self.lengths[episode], self.dim)).astype(np.float32)
+        size, rate, phase = (
+            rng.uniform(*span, self.dim) for span in ((20, 55), (0.05, 0.12), (0, 2 * np.pi))
+        )
+        action = size * np.sin(phase + rate * np.arange(self.lengths[episode])[:, None])
         if self.dim == 6:
             action[:, 5] = np.abs(action[:, 5])
-            action[0, 4] = 130
-        return action, (action * 0.9).astype(np.float32)
+            action[:, 1] = action[:, 1] / 3 - 50  # no pose of before the zeros were changed
+            action[:, 4] = action[:, 4] / 4 + 120
+        return action.astype(np.float32), (action * 0.98).astype(np.float32)
 
     def task(self, episode: int) -> str:
         return self.tasks[episode % len(self.tasks)]

@@ -26,8 +26,10 @@ MANY_UNEVEN, SOME_UNEVEN = 0.05, 0.01
 
 
 def long_enough(recording: Recording) -> Iterator[Finding]:
-    """The episode lasts half a second and has five frames at least."""
+    """The episode lasts half a second and has five frames at least, where the others last longer."""
     length = recording.length
+    if np.median(length) < 2 * max(FEWEST, SHORTEST * recording.fps):
+        return
     for position in np.flatnonzero((length < FEWEST) | (length < SHORTEST * recording.fps - 0.5)):
         frames = int(length[position])
         yield Finding(int(position), f"the episode has {frames} frames, {frames / recording.fps:.2g} s")
