@@ -7,6 +7,7 @@ from datetime import datetime
 import numpy as np
 
 from depi.catalog.motion import Motion
+from depi.datasets.judging.faults import Fault
 from depi.datasets.recording.formats import DatasetInfo, DatasetMeta
 from depi.datasets.recording.joints import Detection
 from depi.errors import UserError
@@ -94,6 +95,8 @@ class Facts:
     meta_error: str | None = None
 
     # tables: the parquet columns, F frames in episode order
+    table_rows: int = field(init=False)  # in the data files that are there
+    unread: list[Fault] = field(init=False)  # of the episodes whose files are missing, or cannot be read
     action: np.ndarray = field(init=False)  # float32 [F, 6]
     state: np.ndarray = field(init=False)  # float32 [F, 6]
     timestamp: np.ndarray = field(init=False)  # float [F], seconds

@@ -52,7 +52,7 @@ from depi.catalog.repository_rules import (
     tables_bounded,
     task_known,
 )
-from depi.catalog.text import is_instruction
+from depi.datasets.judging.instructions import is_instruction
 from depi.errors import UserError
 
 # Raise it with every change that can change a verdict: rows of an older version are judged again. That
@@ -98,12 +98,12 @@ TIERS = (
     Tier(
         "metadata",
         (metadata_readable, files_present, tables_bounded),
-        (counts_match, not_evaluation_task, task_known),
+        (not_evaluation_task, task_known),
     ),
     Tier(
         "tables",
         (tables_readable, finite_values),
-        (timestamps_monotonic, timestamps_in_step, timestamps_steady, not_frozen),
+        (counts_match, timestamps_monotonic, timestamps_in_step, timestamps_steady, not_frozen),
     ),
     Tier(
         "joints",

@@ -4,7 +4,7 @@ import math
 import re
 
 from depi.catalog.catalogue import Row
-from depi.catalog.text import is_instruction
+from depi.datasets.judging.instructions import is_instruction
 
 WEIGHTS = {
     "length": 0.30,

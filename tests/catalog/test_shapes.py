@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from catalog_facts import JOINTS, good_facts, info_json, recorded
+from catalog_facts import JOINTS, good_facts, info_json, meta_of, recorded
 
 from depi.catalog import rules
 from depi.catalog.facts import Facts, Thresholds
@@ -221,6 +221,7 @@ def test_published_metadata_without_its_files_says_which_are_missing():
     facts.episode_length[-1] = 448
     facts.data_files = ("data/chunk-000/file-000.parquet",)
     facts.video_files = ("videos/observation.images.top/chunk-000/file-000.mp4",)
+    facts.meta = meta_of(facts, facts.data_files, {"observation.images.top": facts.video_files})
     assert judged(facts) == {"files_present"}
 
 

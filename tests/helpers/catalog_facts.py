@@ -1,12 +1,13 @@
 """Facts of made-up datasets for the rules of the catalogue: a good one, and what can be wrong with it."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 
 from depi.catalog.facts import Facts
 from depi.catalog.inspect import gather_joints
-from depi.datasets.recording.formats import parse_info
+from depi.datasets.recording.formats import DatasetMeta, Episodes, VideoTable, parse_info
 from depi.datasets.recording.joints import JOINTS as JOINT_NAMES
 
 JOINTS = [f"{joint}.pos" for joint in JOINT_NAMES]
@@ -52,6 +53,8 @@ def good_facts(info: dict | None = None) -> Facts:
     facts.tasks = ("Pick up the red cube.",)
     facts.episode_length = np.array([100, 100])
     facts.data_files, facts.video_files = data, video
+    facts.meta = meta_of(facts, data, {"observation.images.front": video})
+    facts.table_rows, facts.unread = 200, []
     wave = np.sin(np.linspace(0, 9, 200))[:, None] * np.array([30, 50, 40, 20, 10, 40])
     facts.action = (wave + np.array([0, -20, 10, 5, 0, 50])).astype(np.float32)
     facts.action[30:40, 2] = 100.0  # at its stop: only normalised values rest there
@@ -60,6 +63,20 @@ def good_facts(info: dict | None = None) -> Facts:
     if "action" in facts.info.features:
         gather_joints(facts)
     return facts
+
+
+def meta_of(facts: Facts, data: tuple[str, ...], videos: dict[str, tuple[str, ...]]) -> DatasetMeta:
+    """Metadata whose episodes lie in these files: in one for each, or all in the same one."""
+    count = len(facts.episode_length)
+
+    def place(paths):
+        return paths, np.arange(count, dtype=np.int32) % len(paths)
+
+    tables = {
+        key: VideoTable(*place(paths), np.zeros(count), np.ones(count)) for key, paths in videos.items()
+    }
+    episodes = Episodes(np.arange(count), facts.episode_length, (facts.tasks,) * count, *place(data), tables)
+    return DatasetMeta(facts.repo_id, facts.revision, Path(), facts.info, {0: facts.tasks[0]}, episodes)
 
 
 def changed(**fields) -> Facts:
@@ -102,6 +119,7 @@ def recorded(action: np.ndarray | None = None, state: np.ndarray | None = None, 
     facts.state = facts.state if state is None else state
     facts.episode_length = np.array(length)
     facts.info = dataclasses.replace(facts.info, total_episodes=len(length))
+    facts.meta = meta_of(facts, facts.data_files, {"observation.images.front": facts.video_files})
     gather_joints(facts)
     return facts
 
