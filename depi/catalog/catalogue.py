@@ -55,6 +55,9 @@ class Row:
         `depi.catalog.duplicates`
     duplicate_of: repo_id of the accepted original with the same episodes
     near_duplicate_of: the same, where the episodes were trimmed, rounded or converted
+    judged: the verdict on each episode, packed; `episodes.parquet` has the same, a row for each
+    bad_episodes, good_frames, num_remarks: how many episodes training leaves out by default, how many frames
+        the others have, and how many remarks there are on single episodes
     score: 0..1 for accepted datasets, see `depi.catalog.order.score`
     """
 
@@ -98,6 +101,10 @@ class Row:
     landmark_hashes: bytes | None = field(default=None, repr=False)
     duplicate_of: str | None = None
     near_duplicate_of: str | None = None
+    judged: str | None = field(default=None, repr=False)
+    bad_episodes: int | None = None
+    good_frames: int | None = None
+    num_remarks: int | None = None
     score: float | None = None
     reasons: list[str] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)

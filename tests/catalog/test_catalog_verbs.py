@@ -15,6 +15,7 @@ from depi.catalog import collect as collecting
 from depi.catalog.catalogue import CATALOG_FILE, SCHEMA, Row, load_catalog, read_rows, write_catalog
 from depi.catalog.collect import CollectConfig, collect
 from depi.catalog.duplicates import pack
+from depi.catalog.score import WEIGHTS
 from depi.errors import UserError
 
 CREATED = datetime(2025, 6, 1, tzinfo=UTC)
@@ -92,7 +93,7 @@ def test_show_as_json_has_every_column(data_ids, capsys):
     assert set(SCHEMA.names) <= set(known)
     assert (known["created_at"], known["episode_hashes"]) == (CREATED.isoformat(), 50)
     assert known["copies"] == ["cid/copy"]
-    assert set(known["score_parts"]) == {"length", "cameras", "tasks", "smoothness", "success", "downloads"}
+    assert set(known["score_parts"]) == set(WEIGHTS)
     assert depi("show", "dan/two", f"--data_ids={data_ids}", "--json") == 0
     rejected = json.loads(capsys.readouterr().out)
     assert rejected["reasons"] == ROWS[3].reasons
