@@ -10,7 +10,8 @@ from difflib import SequenceMatcher
 
 from depi.annotate.consistency import gist
 from depi.annotate.verbs import starts_with_verb
-from depi.catalog.text import WORD, clean
+from depi.catalog.text import clean
+from depi.datasets.judging.instructions import WORD
 
 MIN_WORDS, MAX_WORDS, MAX_CHARS = 2, 40, 240
 STABLE = 0.999

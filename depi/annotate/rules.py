@@ -5,7 +5,7 @@ import re
 from depi.annotate.checks import gives_orders, problems, tidy
 from depi.annotate.episode_journal import RULES, Result, now
 from depi.annotate.stages import Job
-from depi.catalog.text import WORD, is_instruction
+from depi.datasets.judging.instructions import WORD, is_instruction
 from depi.datasets.recording.cameras import view_in_name
 from depi.hub.names import parse_dataset_id
 

@@ -27,7 +27,9 @@ def add_evidence(row: Row, facts: Facts) -> None:
         row.num_tasks = len(facts.tasks)
         row.evaluation = row.evaluation or evaluation_by_task(facts.tasks) is not None
     if hasattr(facts, "fingerprint"):
-        row.episode_hashes = pack(episode_hashes(facts.columns[ACTION], facts.episode_length))
+        row.episode_hashes = pack(
+            episode_hashes(facts.tables.columns[ACTION], facts.tables.meta.episodes.length)
+        )
     if hasattr(facts, "detection"):
         _add_ranges(row, getattr(facts, "good", facts.readable).action)
     if hasattr(facts, "motion"):

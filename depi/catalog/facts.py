@@ -10,6 +10,7 @@ from depi.catalog.motion import Motion
 from depi.datasets.judging.faults import Fault, Recording
 from depi.datasets.recording.formats import DatasetInfo, DatasetMeta
 from depi.datasets.recording.joints import Detection
+from depi.datasets.recording.tables import Tables
 from depi.errors import UserError
 
 
@@ -108,7 +109,8 @@ class Facts:
     meta_error: str | None = None
 
     # tables: the parquet columns, F frames in episode order
-    columns: dict[str, np.ndarray] = field(init=False)  # see `depi.datasets.recording.tables.read_recording`
+    table_rows: int = field(init=False)  # in the data files that are there
+    tables: Tables = field(init=False)  # of the episodes that can be read at all
     fingerprint: str = field(init=False)
     readable: Recording = field(init=False)  # the episodes that can be read, in degrees if these are known
     detection: Detection = field(init=False)

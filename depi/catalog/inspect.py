@@ -8,7 +8,7 @@ commit that the row names.
 import hashlib
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,19 +29,22 @@ from depi.catalog.motion import measure_motion
 from depi.catalog.rules import RULES_VERSION, TIERS, judge, remarks
 from depi.catalog.text import clean
 from depi.datasets.judging.examine import examine, keep
+from depi.datasets.judging.faults import Fault
+from depi.datasets.judging.reading import files_there, table_readable
 from depi.datasets.recording import formats
 from depi.datasets.recording.formats import INFO_FILE
 from depi.datasets.recording.hub_files import HubFiles
 from depi.datasets.recording.metadata import load_meta, read_info
 from depi.datasets.recording.sources import DatasetFiles, DatasetSource
-from depi.datasets.recording.tables import ACTION, read_recording
+from depi.datasets.recording.statistics import statistics_files
+from depi.datasets.recording.tables import ACTION, NUMBERING
 from depi.errors import DatasetError
 from depi.hub.client import api as client
 from depi.hub.names import DatasetId, parse_dataset_id
 
 MAX_TASKS = 20
 MAX_CAMERAS = 16
-COLUMNS = ("action", "observation.state", "timestamp", "task_index")
+COLUMNS = ("action", "observation.state", "timestamp", "task_index", *NUMBERING)
 
 
 # Only one dataset at a time may unfold to more than this many bytes.
@@ -191,7 +194,7 @@ def gather_info(facts: Facts, files: DatasetFiles) -> None:
 
 def gather_metadata(facts: Facts, files: DatasetFiles, stack: ExitStack) -> None:
     """Download the lists of episodes and tasks, and name the files that they refer to."""
-    wanted = formats.metadata_files(facts.files)
+    wanted = formats.metadata_files(facts.files) + statistics_files(facts.files, facts.info.version)
     try:
         files.fetch(wanted)
         if sum(facts.files[name] or 0 for name in wanted) > HEAVY_META_MB * 1e6:
@@ -213,23 +216,27 @@ def gather_tables(
 ) -> None:
     """Download and read the parquet tables, at most `max_rows` rows, and judge what they hold."""
     try:
-        files.fetch(facts.data_files)
-        if _check_sizes(files.root, facts.data_files, max_rows) > HEAVY_BYTES:
+        meta, absent = files_there(facts.meta, lambda names: set(names) - facts.files.keys())
+        needed = formats.data_files(meta)
+        files.fetch(needed)
+        facts.table_rows, size = _check_sizes(files.root, needed, max_rows)
+        if size > HEAVY_BYTES:
             stack.enter_context(_heavy)
-        facts.columns = read_recording(facts.meta)
-        judge_tables(facts, disabled)
+        facts.tables, unread = table_readable(meta)
+        judge_tables(facts, disabled, [*absent, *unread])
     except DatasetError as error:
         facts.tables_error = str(error)
 
 
-def judge_tables(facts: Facts, disabled: frozenset[str] = frozenset()) -> None:
+def judge_tables(facts: Facts, disabled: Container[str] = (), unread: Sequence[Fault] = ()) -> None:
     """Find the joint convention and the faults of the episodes.
 
     Raises:
         DatasetError: no episode can be read.
     """
-    facts.fingerprint = fingerprint(facts.columns[ACTION], facts.episode_length)
-    examined = examine(facts.meta, facts.columns, disabled=disabled)
+    tables = facts.tables
+    facts.fingerprint = fingerprint(tables.columns[ACTION], tables.meta.episodes.length)
+    examined = examine(tables.meta, tables.columns, disabled=disabled, unread=unread)
     facts.readable, facts.detection = examined.recording, examined.detection
     numbers = facts.meta.episodes.episode_index.tolist()
     facts.episodes = verdicts_of(numbers, facts.episode_length.tolist(), examined.faults)
@@ -297,15 +304,16 @@ def _unchanged(known: Row, revision: str | None, gated: bool | None) -> bool:
     return gated is None or gated == known.gated
 
 
-def _check_sizes(root: Path, files: tuple[str, ...], max_rows: int) -> int:
-    """The bytes that the columns unfold to, from the footers: a small file can unfold to any number."""
+def _check_sizes(root: Path, files: Sequence[str], max_rows: int) -> tuple[int, int]:
+    """The rows, and the bytes that the columns unfold to, from the footers: a small file can unfold to any
+    number. A file without a sound footer is not counted, since it cannot be read either.
+    """
     rows = size = 0
     for relative in files:
         try:
             footer = pq.read_metadata(root / relative)
-        except (pa.ArrowException, OSError) as error:
-            reason = clean(error, 200)
-            raise DatasetError(f"{relative} cannot be read as parquet: {reason}") from None
+        except (pa.ArrowException, OSError):
+            continue
         rows += footer.num_rows
         groups = (footer.row_group(number) for number in range(footer.num_row_groups))
         columns = (group.column(number) for group in groups for number in range(group.num_columns))
@@ -318,4 +326,4 @@ def _check_sizes(root: Path, files: tuple[str, ...], max_rows: int) -> int:
             raise DatasetError(f"the tables have more than {max_rows} rows")
         if size > MAX_UNFOLDED_BYTES:
             raise DatasetError(f"the tables unfold to more than {MAX_UNFOLDED_BYTES // 1_000_000} MB")
-    return size
+    return rows, size

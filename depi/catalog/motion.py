@@ -6,8 +6,10 @@ import numpy as np
 
 MAX_FRAMES = 200_000
 """Motion is measured on at most this many frames: more would hardly change the figures."""
-STILL = 0.2
-"""Degrees from one frame to the next, over all joints: an arm that moves less stands still."""
+STILL = 4.0
+"""Degrees per second, over all joints: an arm that moves less stands still."""
+BLOCK = 0.5
+"""Seconds over which positions are averaged to see whether the arm moves: jitter is no motion."""
 EARLIEST, LATEST = -0.5, 2.0
 """The smallest and largest lag of the state behind the action that are tried, in seconds."""
 SMOOTHING = 0.2
@@ -22,7 +24,7 @@ class Motion:
     motion: mean speed over all frames, in degrees per second, all joints together
     smoothness: share of the action's motion energy that is left after a moving average over SMOOTHING
         seconds, 0..1: near 1 for an arm moved by hand, below 0.3 for noise
-    idle: share of the frames in which the action stands still, 0..1
+    idle: share of the time in which the action stands still, 0..1
     lag: seconds by which the state follows the action's motion; negative where the state comes first; None
         where it does not follow
     follow: correlation of both motions at that lag, -1..1
@@ -55,7 +57,7 @@ def measure_motion(action: np.ndarray, state: np.ndarray, episode_length: np.nda
         moved=moved,
         motion=float(speed.mean() * fps),
         smoothness=_smoothness(pace, max(2, round(SMOOTHING * fps))),
-        idle=float((speed < STILL).mean()),
+        idle=_idle(action[:MAX_FRAMES], starts, fps),
         lag=lag,
         follow=follow,
         gripper_range=float(min(np.ptp(values[:, 5]) for values in (action, state))),
@@ -67,6 +69,24 @@ def _steps(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     steps = np.diff(values[:MAX_FRAMES].astype(np.float64), axis=0, prepend=values[:1])
     steps[starts[starts < len(steps)]] = 0.0
     return steps
+
+
+def _idle(action: np.ndarray, starts: np.ndarray, fps: float) -> float:
+    """Share of the frames in blocks whose mean position is that of the block before; the first block of an
+    episode is compared with its second.
+    """
+    begins = np.zeros(len(action), np.int64)
+    begins[starts[starts < len(action)]] = starts[starts < len(action)]
+    inside = np.arange(len(action)) - np.maximum.accumulate(begins)
+    block = np.flatnonzero(inside % max(1, round(BLOCK * fps)) == 0)
+    length = np.diff(block, append=len(action))
+    mean = np.add.reduceat(action, block, dtype=np.float64) / length[:, None]
+    seconds = (length[1:] + length[:-1]) / 2 / fps
+    speed = np.full(len(block), np.inf)
+    speed[1:] = np.abs(np.diff(mean, axis=0)).sum(axis=1) / seconds
+    first = inside[block] == 0
+    speed[first] = np.where(np.append(first[1:], True), np.inf, np.append(speed[1:], np.inf))[first]
+    return float(length[speed < STILL].sum() / length.sum())
 
 
 def _smoothness(pace: np.ndarray, window: int) -> float:

@@ -4,7 +4,9 @@ import re
 from collections.abc import Sequence
 
 from depi.catalog.facts import Facts, Thresholds
-from depi.catalog.text import clean, is_instruction
+from depi.catalog.text import clean
+from depi.datasets.judging.instructions import is_instruction
+from depi.datasets.judging.reading import lost_cameras, without_files
 from depi.datasets.recording.formats import INFO_FILE, DatasetInfo
 from depi.datasets.recording.joints import JOINTS
 
@@ -153,25 +155,29 @@ def metadata_readable(facts: Facts, limits: Thresholds) -> str | None:
     return facts.meta_error
 
 
+def files_present(facts: Facts, limits: Thresholds) -> str | None:
+    """Every camera has videos, and some episode has its table and all of its videos in the repository."""
+    found, missing = [], set[str]()
+    for kind, needed in (("data", facts.data_files), ("video", facts.video_files)):
+        absent = [path for path in needed if path not in facts.files]
+        missing.update(absent)
+        if absent:
+            found.append(f"{len(absent)} of {len(needed)} {kind} files missing, as {clean(absent[0])}")
+    if missing and not lost_cameras(facts.meta, missing):
+        bad = without_files(facts.meta, missing)
+        return "; ".join(found) if len(bad) == len(facts.meta.episodes) else None
+    return "; ".join(found) or None
+
+
 def counts_match(facts: Facts, limits: Thresholds) -> str | None:
-    """As many episodes and frames are listed as `meta/info.json` declares."""
-    listed, declared = len(facts.episode_length), facts.info.total_episodes
+    """As many episodes as `meta/info.json` declares are listed, and so many frames are listed or recorded."""
+    listed, declared = len(facts.meta.episodes), facts.info.total_episodes
     if listed != declared:
         return f"{declared} episodes declared, {listed} listed"
-    frames = int(facts.episode_length.sum())
-    if frames != facts.info.total_frames:
-        return f"{facts.info.total_frames} frames declared, {frames} listed"
-    return None
-
-
-def files_present(facts: Facts, limits: Thresholds) -> str | None:
-    """Every table and video that the episodes refer to is in the repository."""
-    found = []
-    for kind, needed in (("data", facts.data_files), ("video", facts.video_files)):
-        missing = [path for path in needed if path not in facts.files]
-        if missing:
-            found.append(f"{len(missing)} of {len(needed)} {kind} files missing, as {clean(missing[0])}")
-    return "; ".join(found) or None
+    frames, rows = facts.meta.num_frames, facts.table_rows
+    if facts.info.total_frames in (frames, rows):
+        return None
+    return f"{facts.info.total_frames} frames declared, {frames} listed, {rows} in the tables"
 
 
 def tables_bounded(facts: Facts, limits: Thresholds) -> str | None:

@@ -50,7 +50,7 @@ from depi.catalog.repository_rules import (
     tables_bounded,
     task_known,
 )
-from depi.catalog.text import is_instruction
+from depi.datasets.judging.instructions import is_instruction
 from depi.datasets.judging.rules import OPTIONAL, READABLE
 from depi.errors import UserError
 
@@ -97,12 +97,12 @@ TIERS = (
     Tier(
         "metadata",
         (metadata_readable, files_present, tables_bounded),
-        (counts_match, not_evaluation_task, task_known),
+        (not_evaluation_task, task_known),
     ),
     Tier(
         "tables",
         (tables_readable,),
-        (timestamps_in_step, not_frozen),
+        (counts_match, timestamps_in_step, not_frozen),
     ),
     Tier(
         "joints",

@@ -14,13 +14,14 @@ from depi.catalog.episodes import verdicts
 from depi.catalog.text import clean
 from depi.datasets.judging.examine import examine
 from depi.datasets.judging.faults import Fault
+from depi.datasets.judging.reading import table_readable
 from depi.datasets.recording.checks import resolve_file
 from depi.datasets.recording.formats import DatasetMeta, data_files, select_episodes, video_files
 from depi.datasets.recording.metadata import read_meta
 from depi.datasets.recording.places import PlaceReader, image_places
 from depi.datasets.recording.sources import DatasetFiles, DatasetSource
 from depi.datasets.recording.storages import open_source
-from depi.datasets.recording.tables import ACTION, STATE, read_frames, read_recording
+from depi.datasets.recording.tables import ACTION, STATE, read_frames
 from depi.datasets.union.lists import CATALOG_FILE
 from depi.errors import DatasetError, UserError
 from depi.flags import parse_flags
@@ -114,8 +115,8 @@ def faults_of(files: DatasetFiles, config: ViewConfig) -> tuple[Fault, ...]:
     if not files.is_local:
         return ()
     try:
-        meta = read_meta(files)
-        found = examine(meta, read_recording(meta)).faults
+        tables, unread = table_readable(read_meta(files))
+        found = examine(tables.meta, tables.columns, unread=unread).faults
     except DatasetError:
         return ()
     return tuple(fault for fault in found if fault.episode == config.episode)

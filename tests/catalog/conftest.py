@@ -45,7 +45,7 @@ def motion(frames: int, seed: int, width: int) -> np.ndarray:
     phase, size = random.uniform(0, 6, width), random.uniform(20, 60, width)
     values = size * np.sin(np.linspace(0, 4, frames)[:, None] + phase)
     values[:, -1] = 50 + values[:, -1] / 2
-    values[10:20, min(2, width - 1)] = 100.0
+    values[:, min(2, width - 1)] = np.clip(130 * np.sin(np.linspace(0.3, 2.8, frames)), None, 100)
     return values.astype(np.float32)
 
 

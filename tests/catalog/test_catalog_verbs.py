@@ -17,6 +17,7 @@ from depi.catalog.catalogue import CATALOG_FILE, SCHEMA, Row, load_catalog, read
 from depi.catalog.collect import CollectConfig, collect
 from depi.catalog.duplicates import pack
 from depi.catalog.episodes import add_verdicts, verdicts_of
+from depi.catalog.score import WEIGHTS
 from depi.datasets.judging.faults import Fault
 from depi.datasets.union.lists import read_bad_episodes
 from depi.errors import UserError
@@ -104,7 +105,7 @@ def test_show_as_json_has_every_column(data_ids, capsys):
     assert set(SCHEMA.names) - {"judged"} | {"faults"} <= set(known)
     assert (known["created_at"], known["episode_hashes"]) == (CREATED.isoformat(), 50)
     assert known["copies"] == ["cid/copy"]
-    assert set(known["score_parts"]) == {"length", "cameras", "tasks", "smoothness", "success", "downloads"}
+    assert set(known["score_parts"]) == set(WEIGHTS)
     assert depi("show", "dan/two", f"--data_ids={data_ids}", "--json") == 0
     rejected = json.loads(capsys.readouterr().out)
     assert rejected["reasons"] == ROWS[3].reasons

@@ -1,6 +1,7 @@
 """The whole command against the embedded Hub: real uploads, real downloads, hostile datasets among them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def community(root: Path, make, publish) -> None:
     add("eve/short_rows", poison=lambda columns: columns.update({k: v[:-1] for k, v in columns.items()}))
 
     folder = make(root / "eve/video_missing", seed=50)
-    (folder / "videos/chunk-000/observation.images.front/episode_000001.mp4").unlink()
+    shutil.rmtree(folder / "videos")
     publish(folder, "eve/video_missing")
     folder = make(root / "eve/so101_no_info", seed=51)
     (folder / "meta/info.json").unlink()
@@ -85,7 +86,8 @@ def community(root: Path, make, publish) -> None:
     (folder / "meta/info.json").write_text("[" * 100_000)
     publish(folder, "mal/deep_json")
     folder = make(root / "mal/not_parquet", seed=62)
-    (folder / "data/chunk-000/episode_000001.parquet").write_bytes(b"PAR1" + b"\0" * 100 + b"PAR1")
+    for file in folder.glob("data/*/*.parquet"):
+        file.write_bytes(b"PAR1" + b"\0" * 100 + b"PAR1")
     publish(folder, "mal/not_parquet")
     folder = make(root / "mal/many_rows", seed=63)
     bomb = pa.table({"action": pa.repeat(0.0, 6_000_000), "timestamp": pa.repeat(0.0, 6_000_000)})
@@ -134,7 +136,7 @@ def test_candidates_are_listed_and_the_good_accepted_best_first(collected):
 
 def test_every_rejected_one_has_its_reason(collected):
     bad = json.loads((collected[0] / "bad_dataset_ids.json").read_text())
-    front = "videos/chunk-000/observation.images.front/episode_000001.mp4"
+    front = "videos/chunk-000/observation.images.front/episode_000000.mp4"
     exact = {
         "eve/eval_act_so101": ["not_evaluation: the name eval_act_so101 is that of an evaluation run"],
         "eve/two_arms": [
@@ -152,8 +154,8 @@ def test_every_rejected_one_has_its_reason(collected):
         "eve/koch": ["so100_arm: robot type is 'koch', not an SO-100 or SO-101"],
         "eve/no_camera": ["enough_cameras: 0 cameras, at least 1 are needed (--min_cameras)"],
         "eve/too_slow": ["fps_in_range: 2 fps, expected 5 to 120"],
-        "eve/wrong_counts": ["counts_match: 900 frames declared, 80 listed"],
-        "eve/video_missing": [f"files_present: 1 of 2 video files missing, as {front}"],
+        "eve/wrong_counts": ["counts_match: 900 frames declared, 80 listed, 80 in the tables"],
+        "eve/video_missing": [f"files_present: 2 of 2 video files missing, as {front}"],
         "eve/so101_no_info": ["has_info: no meta/info.json among its 8 files"],
         "zoe/copy_of_ann": ["not_duplicate: same actions as ann/two_cameras, published earlier"],
         "fay/gated": ["not_gated: gated: its author grants access on request"],
@@ -170,7 +172,7 @@ def test_every_rejected_one_has_its_reason(collected):
         "mal/markup": "so100_arm: robot type is '[bold red]koch[/] ]0;title', not",
         "mal/not_json": "info_readable: meta/info.json is not valid JSON",
         "mal/deep_json": "info_readable: meta/info.json is not valid JSON",
-        "mal/not_parquet": "tables_readable: data/chunk-000/episode_000001.parquet cannot be read as parquet",
+        "mal/not_parquet": "tables_readable: data/chunk-000/episode_000000.parquet cannot be read as parquet",
         "mal/many_rows": "tables_readable: the tables have more than 5000000 rows",
         "mal/bad_episodes": "metadata_readable: episode_index is -1",
     }

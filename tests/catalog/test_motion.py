@@ -53,7 +53,16 @@ def test_an_arm_that_moves_once_still_has_a_lag():
     action[43:] = 30
     found = measure_motion(action, later(action, 2), np.array([300]), 30)
     assert found.lag == pytest.approx(2 / 30)
-    assert found.idle > 0.95
+    assert found.idle == pytest.approx(0.9)  # all but two half seconds
+
+
+def test_jitter_is_no_motion_and_slow_motion_is():
+    jitter = np.random.default_rng(3).normal(0, 0.3, (300, 6)).astype(np.float32)
+    assert measure_motion(jitter, jitter, LENGTH, 30).idle == 1
+    slow = np.linspace(0, 60, 300, dtype=np.float32)[:, None] * np.eye(6, dtype=np.float32)[0]
+    assert measure_motion(slow, slow, LENGTH, 30).idle == 0
+    half = np.minimum(slow, 30)
+    assert measure_motion(half, half, np.array([300]), 30).idle == pytest.approx(0.5, abs=0.06)
 
 
 def test_jerks_cost_smoothness_and_units_do_not():

@@ -25,35 +25,54 @@ def ids(rows: list[Row]) -> list[str]:
 
 BEST = {
     "frames": 100_000,
+    "episodes": 100,
+    "bad_episodes": 0,
+    "good_frames": 100_000,
+    "num_remarks": 0,
     "num_cameras": 3,
     "camera_sizes": ["640x480"] * 3,
     "tasks": ["pick up the cube"],
-    "smoothness": 1.0,
+    "idle": 0.0,
+    "smoothness": 0.95,
     "success_column": "next.success",
     "downloads": 999,
 }
-WORST = {"frames": 100, "num_cameras": 0, "tasks": [], "smoothness": 0.0}
+WORST = {
+    **{"frames": 100, "episodes": 1, "bad_episodes": 1, "good_frames": 0, "num_remarks": 10**6},
+    **{"num_cameras": 0, "tasks": [], "smoothness": 0.0, "idle": 1.0},
+}
 
 
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
         (BEST, 1.0),
-        ({**BEST, "frames": 10**9, "num_cameras": 9, "downloads": 10**9}, 1.0),
+        ({**BEST, "good_frames": 10**9, "num_cameras": 9, "downloads": 10**9}, 1.0),
         ({**WORST, "repo_id": "a/test"}, 0.0),
         ({**WORST, "repo_id": "a/test", "frames": 1, "tasks": ["test"], "downloads": 0}, 0.0),
-        ({**BEST, "frames": 1000}, 0.8),
-        ({**BEST, "num_cameras": 1}, 0.9),
-        ({**BEST, "camera_sizes": ["640x480", "320x240"]}, 0.9625),
-        ({**BEST, "tasks": ["test", "pick up the cube"]}, 0.925),
-        ({**BEST, "smoothness": 0.4}, 0.91),
-        ({**BEST, "smoothness": None}, 0.925),
-        ({**BEST, "success_column": None}, 0.95),
-        ({**BEST, "repo_id": "test/pick_failed_2"}, 0.9),
-        ({**BEST, "repo_id": "a/all:sets/pick_wip"}, 0.9),
+        ({**BEST, "good_frames": 1000}, 0.8333),
+        ({**BEST, "good_frames": None, "frames": 1000}, 0.8333),
+        ({**BEST, "good_frames": 99_000}, 0.9996),
+        ({**BEST, "bad_episodes": 50}, 0.9),
+        ({**BEST, "bad_episodes": 1}, 0.9961),
+        ({**BEST, "num_remarks": 1}, 0.998),
+        ({**BEST, "num_remarks": 100, "bad_episodes": 50}, 0.8667),
+        ({**BEST, "bad_episodes": None}, 0.9),
+        ({**BEST, "flags": ["approximate_joints: x", "junk_task_text: y"]}, 1.0),
+        ({**BEST, "flags": ["shared_episodes: 3 of 100"]}, 0.998),
+        ({**BEST, "idle": 0.9}, 0.8267),
+        ({**BEST, "idle": None}, 0.9),
+        ({**BEST, "num_cameras": 1}, 0.925),
+        ({**BEST, "camera_sizes": ["640x480", "320x240"]}, 0.9719),
+        ({**BEST, "tasks": ["test", "pick up the cube"]}, 0.95),
+        ({**BEST, "smoothness": 0.45}, 0.96),
+        ({**BEST, "smoothness": None}, 0.96),
+        ({**BEST, "success_column": None}, 0.97),
+        ({**BEST, "repo_id": "test/pick_failed_2"}, 0.94),
+        ({**BEST, "repo_id": "a/all:sets/pick_wip"}, 0.94),
         ({**BEST, "repo_id": "test/pick_the_latest_trials_outside"}, 1.0),
-        ({**BEST, "downloads": None}, 0.9),
-        ({**BEST, "downloads": 30}, 0.9497),
+        ({**BEST, "downloads": None}, 0.94),
+        ({**BEST, "downloads": 30}, 0.9698),
     ],
 )
 def test_the_score_is_the_documented_sum(fields, expected):

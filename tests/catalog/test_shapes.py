@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from catalog_facts import JOINTS, good_facts, info_json, later, recorded, rejudge
+from catalog_facts import JOINTS, good_facts, info_json, later, meta_of, recorded, rejudge
 
 from depi.catalog import rules
 from depi.catalog.facts import Facts, Thresholds
@@ -76,10 +76,10 @@ def test_names_come_in_many_shapes(names):
 @pytest.mark.parametrize("names", [MAIN, {"motors": MAIN}, [MAIN]])
 def test_old_names_mean_old_degrees(names):
     facts = good_facts(vectors(names))
-    old = facts.columns["action"].copy()
+    old = facts.tables.columns["action"].copy()
     old[50:60, 2] = old[49, 2]
     action = old * np.float32([1, 1, 1, 1, 1, 0.5]) + np.float32([0, 110, 90, 0, 0, 0])
-    facts.columns |= {"action": action, "observation.state": later(action, 3)}
+    facts.tables.columns.update({"action": action, "observation.state": later(action, 3)})
     rejudge(facts)
     assert judged(facts) == set()
     assert facts.detection.convention == "degrees_v1"
@@ -87,7 +87,7 @@ def test_old_names_mean_old_degrees(names):
 
 def test_old_names_with_values_of_neither_kind_are_not_guessed():
     facts = good_facts(vectors(MAIN))
-    facts.columns["action"][:, 1] += 900
+    facts.tables.columns["action"][:, 1] += 900
     rejudge(facts)
     assert judged(facts) == {"joints_known"}
 
@@ -221,6 +221,7 @@ def test_published_metadata_without_its_files_says_which_are_missing():
     facts.episode_length[-1] = 448
     facts.data_files = ("data/chunk-000/file-000.parquet",)
     facts.video_files = ("videos/observation.images.top/chunk-000/file-000.mp4",)
+    facts.meta = meta_of(facts, facts.data_files, {"observation.images.top": facts.video_files})
     assert judged(facts) == {"files_present"}
 
 

@@ -1,6 +1,7 @@
 import pytest
 
-from depi.catalog.text import clean, is_instruction
+from depi.catalog.text import clean
+from depi.datasets.judging.instructions import is_instruction
 
 
 @pytest.mark.parametrize(

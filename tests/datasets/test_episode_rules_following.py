@@ -23,7 +23,7 @@ def found(recording: Recording) -> dict[str, set[int]]:
 
 
 CASES = [
-    ("state_follows", planting.mismatch, {}, {"joints": 4}),
+    ("state_moves_along", planting.mismatch, {}, {"joints": 4}),
     ("state_not_early", planting.late, {"frames": -10}, {"frames": -1}),
     ("state_not_late", planting.late, {"frames": 27}, {"frames": 1}),
     ("lag_usual", planting.late, {"frames": 6}, {"frames": 1}),

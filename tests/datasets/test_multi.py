@@ -394,7 +394,7 @@ def test_images_of_an_episode_whose_rows_are_scattered_are_refused(images_in_tab
 
 
 def no_video(root):
-    (root / f"videos/chunk-000/{FRONT}/episode_000001.mp4").unlink()
+    shutil.rmtree(root / f"videos/chunk-000/{FRONT}")
 
 
 def nan_everywhere(root):
@@ -422,7 +422,8 @@ def no_cameras(root):
 
 
 def unknown_task(root):
-    put(root / "data/chunk-000/episode_000000.parquet", "task_index", 0, 9)
+    for file in root.glob("data/*/*.parquet"):
+        put(file, "task_index", 0, 9)
 
 
 def no_metadata(root):
@@ -430,16 +431,13 @@ def no_metadata(root):
 
 
 BAD = [
-    (no_video, f"videos/chunk-000/{FRONT}/episode_000001.mp4 is missing"),
+    (no_video, f"videos/chunk-000/{FRONT}/episode_000000.mp4 is missing"),
     (nan_everywhere, "no episode can be used: numbers_finite: the action is not a finite number"),
     (old_names, "the joint convention is unknown: .*shoulder_lift would be at 189"),
     (no_cameras, "there is no camera"),
     (no_metadata, "meta/info.json is missing"),
     (shutil.rmtree, "there is no folder"),
-    (
-        lambda root: put(root / "data/chunk-000/episode_000000.parquet", "task_index", 0, 9),
-        "task_index 9 has no task",
-    ),
+    (unknown_task, "no episode can be used: task_listed: task_index 9 has no task"),
 ]
 
 
@@ -478,6 +476,7 @@ def test_no_source_is_a_user_error():
         ("timestamp", 0.2, "time_increases: time stands still or runs back in 1 of 7 frames"),
         ("timestamp", float("nan"), "time_increases: the timestamp is not a finite number in 1 of 7 frames"),
         ("timestamp", 0.299, None),
+        ("task_index", 9, "task_listed: task_index 9 has no task"),
         ("observation.state", [2e6] * 6, "numbers_bounded: the state is beyond 1e6 in 1 of 7 frames"),
     ],
 )

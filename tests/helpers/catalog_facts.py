@@ -7,8 +7,9 @@ import numpy as np
 
 from depi.catalog.facts import Facts
 from depi.catalog.inspect import gather_joints, judge_tables
-from depi.datasets.recording.formats import DatasetMeta, Episodes, parse_info
+from depi.datasets.recording.formats import DatasetMeta, Episodes, VideoTable, parse_info
 from depi.datasets.recording.joints import JOINTS as JOINT_NAMES
+from depi.datasets.recording.tables import Tables
 
 JOINTS = [f"{joint}.pos" for joint in JOINT_NAMES]
 
@@ -53,14 +54,16 @@ def good_facts(info: dict | None = None) -> Facts:
     facts.tasks = ("Pick up the red cube.",)
     facts.episode_length = np.array([100, 100])
     facts.data_files, facts.video_files = data, video
-    facts.columns = {"task_index": np.zeros(200, np.int64)}
+    columns: dict[str, np.ndarray] = {"task_index": np.zeros(200, np.int64)}
+    facts.meta = meta_of(facts, data, {"observation.images.front": video})
+    facts.tables, facts.table_rows = Tables(facts.meta, columns, {}), 200
     wave = np.sin(np.linspace(0, 9, 200))[:, None] * np.array([30, 50, 40, 20, 10, 40])
     action = (wave + np.array([0, -20, 10, 5, 0, 50])).astype(np.float32)
     # The elbow gets to its stop, twice: only normalised values rest there.
     action[:, 2] = np.clip(10 + 2.5 * (action[:, 2] - 10), None, 100)
-    facts.columns["action"] = action
-    facts.columns["observation.state"] = later(action, 3)  # the arm comes after its leader
-    facts.columns["timestamp"] = np.tile(np.arange(100) / 30, 2).astype(np.float32)
+    columns["action"] = action
+    columns["observation.state"] = later(action, 3)  # the arm comes after its leader
+    columns["timestamp"] = np.tile(np.arange(100) / 30, 2).astype(np.float32)
     if "action" in facts.info.features:
         rejudge(facts)
     return facts
@@ -73,21 +76,27 @@ def later(values: np.ndarray, frames: int) -> np.ndarray:
 
 def rejudge(facts: Facts) -> Facts:
     """Find all that follows from the values in the tables."""
-    count = len(facts.episode_length)
-    episodes = Episodes(
-        episode_index=np.arange(count),
-        length=facts.episode_length,
-        tasks=(facts.tasks,) * count,
-        data_paths=facts.data_files,
-        data_file=np.zeros(count, np.int32),
-        videos={},
-    )
-    facts.meta = DatasetMeta(facts.repo_id, facts.revision, Path(), facts.info, {0: facts.tasks[0]}, episodes)
+    facts.meta = meta_of(facts, facts.data_files, {"observation.images.front": facts.video_files})
+    facts.tables = dataclasses.replace(facts.tables, meta=facts.meta)
     for name in ("good", "motion"):
         vars(facts).pop(name, None)
     judge_tables(facts)
     gather_joints(facts)
     return facts
+
+
+def meta_of(facts: Facts, data: tuple[str, ...], videos: dict[str, tuple[str, ...]]) -> DatasetMeta:
+    """Metadata whose episodes lie in these files: in one for each, or all in the same one."""
+    count = len(facts.episode_length)
+
+    def place(paths):
+        return paths, np.arange(count, dtype=np.int32) % len(paths)
+
+    tables = {
+        key: VideoTable(*place(paths), np.zeros(count), np.ones(count)) for key, paths in videos.items()
+    }
+    episodes = Episodes(np.arange(count), facts.episode_length, (facts.tasks,) * count, *place(data), tables)
+    return DatasetMeta(facts.repo_id, facts.revision, Path(), facts.info, {0: facts.tasks[0]}, episodes)
 
 
 def changed(**fields) -> Facts:
@@ -105,7 +114,7 @@ def without_file(path: str) -> Facts:
 
 def with_value(column: str, place, value: float) -> Facts:
     facts = good_facts()
-    facts.columns[column][place] = value
+    facts.tables.columns[column][place] = value
     return rejudge(facts)
 
 
@@ -130,7 +139,7 @@ def recorded(action=None, state=None, timestamp=None, length=(100, 100)) -> Fact
     facts = good_facts()
     for name, values in (("action", action), ("observation.state", state), ("timestamp", timestamp)):
         if values is not None:
-            facts.columns[name] = values
+            facts.tables.columns[name] = values
     facts.episode_length = np.array(length)
     facts.info = dataclasses.replace(facts.info, total_episodes=len(length))
     return rejudge(facts)
@@ -139,11 +148,12 @@ def recorded(action=None, state=None, timestamp=None, length=(100, 100)) -> Fact
 def episodes_bad(number: int, of: int) -> Facts:
     """So many episodes of 50 frames with a number that is none."""
     facts = good_facts()
-    facts.columns = {name: np.concatenate([values[10:60]] * of) for name, values in facts.columns.items()}
+    columns = {name: np.concatenate([values[10:60]] * of) for name, values in facts.tables.columns.items()}
+    facts.tables = dataclasses.replace(facts.tables, columns=columns)
     for name in ("action", "observation.state"):
-        facts.columns[name][:, 0] += 5 * np.repeat(np.arange(of), 50)  # no two are the same
-    facts.columns["action"][np.arange(number) * 50, 0] = np.nan
-    facts.columns["timestamp"] = np.tile(np.arange(50) / 30, of)
+        facts.tables.columns[name][:, 0] += 5 * np.repeat(np.arange(of), 50)  # no two are the same
+    facts.tables.columns["action"][np.arange(number) * 50, 0] = np.nan
+    facts.tables.columns["timestamp"] = np.tile(np.arange(50) / 30, of)
     facts.episode_length = np.full(of, 50)
     facts.info = dataclasses.replace(facts.info, total_episodes=of, total_frames=50 * of)
     return rejudge(facts)
@@ -151,31 +161,32 @@ def episodes_bad(number: int, of: int) -> Facts:
 
 def late_state(frames: int) -> Facts:
     """The state repeats the action's motion so many frames later: negative ones are earlier."""
-    return recorded(state=later(good_facts().columns["action"], frames))
+    return recorded(state=later(good_facts().tables.columns["action"], frames))
 
 
 def unrelated_state() -> Facts:
-    other = np.cos(np.arange(200)[:, None] / np.array([7, 11, 13, 17, 19, 23])) * 40
-    other = np.clip(other * np.array([1, 1, 3, 1, 1, 1]) + np.array([0, 0, 0, 0, 0, 50]), -100, 100)
-    return recorded(state=other.astype(np.float32))
+    """What moves has nothing to do with what is commanded."""
+    facts = good_facts()
+    facts.motion = dataclasses.replace(facts.motion, follow=0.02, lag=None)
+    return facts
 
 
 def some_joints_moving() -> Facts:
-    action = good_facts().columns["action"] * np.float32([0, 0.5, 1, 0, 0, 1])
+    action = good_facts().tables.columns["action"] * np.float32([0, 0.5, 1, 0, 0, 1])
     return recorded(action, later(action, 3))
 
 
 def gripper_moving(by: float) -> Facts:
     facts = good_facts()
     for name in ("action", "observation.state"):
-        facts.columns[name][:, 5] = np.linspace(50, 50 + by, 200)
+        facts.tables.columns[name][:, 5] = np.linspace(50, 50 + by, 200)
     return rejudge(facts)
 
 
 def contradictory() -> Facts:
     """Names of after the change, values of neither kind."""
     facts = good_facts()
-    facts.columns["action"][::10, 0] = 500.0
+    facts.tables.columns["action"][::10, 0] = 500.0
     return rejudge(facts)
 
 

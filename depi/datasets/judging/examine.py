@@ -3,13 +3,13 @@
 One place for the catalogue, which shows it, and for training, which leaves the bad episodes out.
 """
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from depi.datasets.judging.faults import Fault, Recording, bad_episodes, find_faults
-from depi.datasets.judging.rules import MOTION, READABLE, UNITS
+from depi.datasets.judging.faults import EpisodeRule, Fault, Recording, bad_episodes, find_faults
+from depi.datasets.judging.rules import CONTENTS, MOTION, READABLE, UNITS
 from depi.datasets.recording.convention import detect_convention, given_convention
 from depi.datasets.recording.formats import DatasetMeta, select_episodes
 from depi.datasets.recording.joints import Detection, to_degrees
@@ -39,23 +39,34 @@ def examine(
     meta: DatasetMeta,
     columns: Mapping[str, np.ndarray],
     recorded_in: str | None = None,
+    *,
+    unread: Sequence[Fault] = (),
     disabled: Container[str] = (),
+    remarks: bool = True,
 ) -> Examined:
     """Find the joint convention of a recording, and the faults of its episodes.
 
     Args:
-        meta: the dataset.
-        columns: its numbers, see `depi.datasets.recording.tables.read_recording`.
+        meta: the episodes that were read.
+        columns: their numbers, see `depi.datasets.recording.tables.Tables`.
         recorded_in: the joint convention, where the user gives it; else it is detected.
+        unread: the faults of the other episodes, see `depi.datasets.judging.reading`.
         disabled: names of rules that are not asked.
+        remarks: also look for faults that leave no episode out.
 
     Raises:
         DatasetError: no episode can be read, or the joints cannot be `recorded_in`.
     """
+
+    def found(rules: Iterable[EpisodeRule]) -> list[Fault]:
+        asked = (rule for rule in rules if rule.leaves_out or remarks)
+        return find_faults(recording, (rule for rule in asked if rule.name not in disabled))
+
     recording = Recording(meta, columns, columns[ACTION], columns[STATE])
-    faults = find_faults(recording, READABLE)
+    faults = [*unread, *find_faults(recording, READABLE)]
     unreadable = bad_episodes(faults)
     recording = keep(recording, ~np.isin(meta.episodes.episode_index, list(unreadable)), unreadable)
+    faults += found(CONTENTS)
     detection = _detect(recording, recorded_in)
     in_other_units = find_faults(replace(recording, detection=detection), UNITS)
     faults += in_other_units
@@ -66,7 +77,7 @@ def examine(
         action = to_degrees(recording.action, detection.action)
         state = to_degrees(recording.state, detection.state)
         recording = replace(recording, action=action, state=state)
-        faults += find_faults(recording, [rule for rule in MOTION if rule.name not in disabled])
+        faults += found(MOTION)
     return Examined(recording, detection, tuple(faults), unreadable, unlike)
 
 

@@ -21,7 +21,8 @@ class Recording:
 
     meta: of these episodes only
     columns: as recorded: `action`, `observation.state` float32 [F, D], `timestamp` float32 [F] in seconds;
-        `task_index`, `frame_index`, `index` int64 [F] where they are recorded
+        `task_index`, `frame_index`, `index` int64 [F] where they are recorded, and `episode_index` where each
+        episode has a file of its own
     action, state: float32 [F, 6] in canonical degrees, the gripper 0 to 100; of a robot that is no SO-100,
         and for the rules that are asked before the joint convention is known, as recorded and of any width
     detection: the joint convention; None while it is not known

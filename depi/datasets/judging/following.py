@@ -39,7 +39,7 @@ OFFSET, OFFSET_SPREAD, SAME_MOTION = 6.0, 10.0, 0.97
 others; it counts where the motion is the same. Sag and lag change it by up to 4 degrees."""
 
 
-def state_follows(recording: Recording) -> Iterator[Finding]:
+def state_moves_along(recording: Recording) -> Iterator[Finding]:
     """State and action show the same motion at some lag, where they do in the other episodes."""
     likeness = recording.movement.following.likeness
     if len(likeness) < ENOUGH or float(np.median(likeness)) < ALIKE:

@@ -1,13 +1,24 @@
 """The rules about episodes, in the order in which they are asked."""
 
 from depi.datasets.judging.alike import not_a_copy
+from depi.datasets.judging.contents import (
+    episode_numbered,
+    frames_numbered,
+    index_continues,
+    rows_as_listed,
+    statistics_match,
+    task_instructive,
+    task_listed,
+    task_matches,
+    task_shared,
+)
 from depi.datasets.judging.faults import EpisodeRule
 from depi.datasets.judging.following import (
     joints_not_reversed,
     joints_obey,
     lag_usual,
     offset_usual,
-    state_follows,
+    state_moves_along,
     state_not_early,
     state_not_late,
 )
@@ -26,6 +37,7 @@ from depi.datasets.judging.numbers import (
     time_increases,
     time_without_gaps,
 )
+from depi.datasets.judging.reading import files_there, table_readable
 from depi.datasets.judging.stillness import (
     arm_moves,
     head_not_idle,
@@ -52,10 +64,26 @@ from depi.datasets.judging.timing import (
 )
 from depi.datasets.judging.units import units_agree
 
+FILES = (files_there, table_readable)
+"""What is asked before an episode can be read; these are no rules of a `Recording`."""
+
 READABLE = tuple(
-    EpisodeRule(check) for check in (numbers_finite, numbers_bounded, time_increases, time_without_gaps)
+    EpisodeRule(check)
+    for check in (numbers_finite, numbers_bounded, time_increases, time_without_gaps, task_listed)
 )
 """What no reader can use. Asked first, of every robot; such episodes are left out in any case."""
+
+CONTENTS = (
+    EpisodeRule(task_matches),
+    *(
+        EpisodeRule(check, leaves_out=False)
+        for check in (
+            *(task_instructive, task_shared, frames_numbered, index_continues, episode_numbered),
+            *(rows_as_listed, statistics_match),
+        )
+    ),
+)
+"""What a dataset says of itself. Asked of every robot, before the joints are known."""
 
 UNITS = (EpisodeRule(units_agree),)
 """Asked when the joint convention has been looked for; such episodes too are left out in any case."""
@@ -73,7 +101,7 @@ MOTION = (
     EpisodeRule(rows_sound),
     EpisodeRule(no_teleports),
     EpisodeRule(not_shaken),
-    EpisodeRule(state_follows),
+    EpisodeRule(state_moves_along),
     EpisodeRule(state_not_early),
     EpisodeRule(state_not_late),
     EpisodeRule(joints_not_reversed),
@@ -97,5 +125,5 @@ MOTION = (
 )
 """Asked of SO-100 arms, whose joints are known in degrees."""
 
-OPTIONAL = MOTION
+OPTIONAL = (*CONTENTS, *MOTION)
 """The rules that can be switched off."""

@@ -122,6 +122,8 @@ class Episodes:
     tasks: the distinct task texts of each episode, as recorded
     data_paths, data_file: episode e lies in `data_paths[data_file[e]]` (int32 [E])
     videos: camera key -> VideoTable
+    rows: of v3.0, the first of the dataset's rows that is listed for each episode and the one after its last,
+        int64 [E, 2]; None where that is not listed
     """
 
     episode_index: np.ndarray
@@ -130,6 +132,7 @@ class Episodes:
     data_paths: tuple[str, ...]
     data_file: np.ndarray
     videos: dict[str, VideoTable]
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Number of episodes."""
@@ -167,6 +170,7 @@ def select_episodes(meta: DatasetMeta, chosen: np.ndarray) -> DatasetMeta:
             key: VideoTable(table.paths, table.file[positions], table.start[positions], table.end[positions])
             for key, table in old.videos.items()
         },
+        rows=None if old.rows is None else old.rows[positions],
     )
     return replace(meta, episodes=episodes)
 
@@ -182,9 +186,7 @@ def parse_info(info: object) -> DatasetInfo:
     """
     if not isinstance(info, dict):
         raise DatasetError("meta/info.json is not a JSON object")
-    version = info.get("codebase_version")
-    if version not in VERSIONS:
-        raise DatasetError(f"codebase_version is {short(version)}, supported are {', '.join(VERSIONS)}")
+    version = _parse_version(info.get("codebase_version"))
     family = version[:2]
     robot_type = info.get("robot_type")
     if robot_type is not None and not (isinstance(robot_type, str) and len(robot_type) <= 200):
@@ -209,6 +211,14 @@ def parse_info(info: object) -> DatasetInfo:
         video_path=None if video_path is None else _check_template(video_path, "video_path", family),
         splits={str(key)[:200]: str(value)[:200] for key, value in splits.items()},
     )
+
+
+def _parse_version(value: Any) -> str:
+    """One of VERSIONS, whose "v" some writers leave out; the files have to be of that version then."""
+    for version in VERSIONS:
+        if value in (version, version[1:]):
+            return version
+    raise DatasetError(f"codebase_version is {short(value)}, supported are {', '.join(VERSIONS)}")
 
 
 def _parse_fps(value: Any) -> float:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from depi.datasets.recording.sources import DatasetFiles, DatasetSource
@@ -32,6 +32,10 @@ class LocalFiles(DatasetFiles):
         """All files of the folder."""
         paths = (path for path in self.root.rglob("*") if path.is_file())
         return {path.relative_to(self.root).as_posix(): path.stat().st_size for path in paths}
+
+    def lacking(self, names: Iterable[str]) -> set[str]:
+        """Those that are no file here."""
+        return {name for name in names if not (self.root / name).is_file()}
 
     def fetch_metadata(self) -> None:
         """The metadata is here, or will be found missing."""

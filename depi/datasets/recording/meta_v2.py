@@ -72,9 +72,9 @@ def _episode_tasks(value: Any, texts: TaskTexts) -> tuple[str, ...]:
     return tuple(texts.check(text) for text in value)
 
 
-def read_lines(root: Path, relative: str) -> list[dict[str, Any]]:
+def read_lines(root: Path, relative: str, limit: int = 64_000_000) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines; DatasetError where it is too long or holds anything else."""
-    text = read_text(root, relative, limit=64_000_000)
+    text = read_text(root, relative, limit)
     lines = [line for line in text.split("\n") if line.strip()]
     if len(lines) > MAX_EPISODES:
         raise DatasetError(f"{relative} has {len(lines)} lines, at most {MAX_EPISODES} are read")

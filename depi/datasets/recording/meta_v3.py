@@ -20,6 +20,7 @@ from depi.datasets.recording.tables import column_names, iter_rows, read_table
 from depi.errors import DatasetError
 
 MAX_SECONDS = 1e7
+ROWS = ("dataset_from_index", "dataset_to_index")
 
 
 def read_tasks(root: Path) -> dict[int, str]:
@@ -45,8 +46,8 @@ def read_episodes(root: Path, info: DatasetInfo) -> Episodes:
     columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
     for key in info.video_keys:
         columns += [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
-    ends = {f"videos/{key}/to_timestamp" for key in info.video_keys}
-    columns += sorted(ends.intersection(*(column_names(root, file) for file in files)))
+    optional = {*ROWS, *(f"videos/{key}/to_timestamp" for key in info.video_keys)}
+    columns += sorted(optional.intersection(*(column_names(root, file) for file in files)))
     tables = []
     tasks: list[tuple[str, ...]] = []
     texts = TaskTexts()
@@ -76,6 +77,7 @@ def read_episodes(root: Path, info: DatasetInfo) -> Episodes:
         data_paths=data_paths,
         data_file=data_file,
         videos=videos,
+        rows=_rows(tables, order),
     )
 
 
@@ -96,6 +98,17 @@ def _integers(tables: list[pa.Table], name: str, high: int) -> np.ndarray:
     if len(values) and not (values.dtype.kind in "iu" and values.min() >= 0 and values.max() <= high):
         raise DatasetError(f"{name} in meta/episodes is not a whole number between 0 and {high}")
     return values.astype(np.int64)
+
+
+def _rows(tables: list[pa.Table], order: np.ndarray) -> np.ndarray | None:
+    """See `Episodes.rows`: DePi reads nothing by them, so that what is no number is as good as not there."""
+    if not all(name in tables[0].column_names for name in ROWS):
+        return None
+    try:
+        columns = [_integers(tables, name, MAX_FRAMES) for name in ROWS]
+    except DatasetError:
+        return None
+    return np.stack(columns, axis=1)[order]
 
 
 def _begin_and_end(tables: list[pa.Table], key: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """Where a dataset is, and what all storages have in common: how its files are listed and fetched."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -75,6 +75,10 @@ class DatasetFiles(Protocol):
         """All files: path in the dataset -> bytes, None where that is not known."""
         ...
 
+    def lacking(self, names: Iterable[str]) -> set[str]:
+        """Those of these files that the dataset is known to lack."""
+        ...
+
     def fetch_metadata(self) -> None:
         """Have the files under `meta/` that are read in `root`; fails like `fetch`."""
         ...
@@ -99,6 +103,10 @@ class RemoteFiles(DatasetFiles, Protocol):
     revision: str
     offline: bool
     is_local: bool = False
+
+    def lacking(self, names: Iterable[str]) -> set[str]:
+        """Those that are not listed; none if `offline`, where nothing is known of what the cache lacks."""
+        return set() if self.offline else set(names) - self.list_files().keys()
 
     def fetch_metadata(self) -> None:
         """Fetch the files under `meta/` that are read."""

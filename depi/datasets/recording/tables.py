@@ -1,7 +1,8 @@
 """Columns of parquet files as numpy arrays, with bounds on what a file may make us allocate."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,35 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from depi.datasets.recording.checks import resolve_file, short
-from depi.datasets.recording.formats import MAX_FRAMES, DatasetMeta
+from depi.datasets.recording.formats import MAX_FRAMES, DatasetMeta, select_episodes
 from depi.errors import DatasetError
 
 ACTION = "action"
 STATE = "observation.state"
+NUMBERING = ("frame_index", "index", "episode_index")
+"""Columns that number the frames; they are read where they are recorded, and nothing depends on them."""
 MAX_COLUMN_BYTES = 2_000_000_000
 MAX_VALUES_PER_ROW = 16
 """On average, in tables whose rows become Python objects."""
+MAX_HALVINGS = 64
+"""A file whose episodes cannot all be converted is halved this often, to find those that can."""
+
+type Check = Callable[[str, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The numbers of the episodes that can be read: F frames in episode order, NaN included.
+
+    meta: of these episodes
+    columns: `action` and `observation.state` as float32 [F, D], `timestamp` float32 [F] in seconds,
+        `task_index` int64 [F] if declared, and of NUMBERING what all tables have, int64 [F]
+    unread: recorded numbers of the other episodes, each with the reason
+    """
+
+    meta: DatasetMeta
+    columns: dict[str, np.ndarray]
+    unread: dict[int, str]
 
 
 def read_table(
@@ -27,8 +49,11 @@ def read_table(
     columns: Sequence[str] | None = None,
     *,
     max_rows: int,
+    optional: Sequence[str] = (),
 ) -> pa.Table:
     """Columns of one parquet file; plain texts come dictionary-encoded, so that repeated ones cost nothing.
+
+    Those of the `optional` columns that the file lacks are left out.
 
     Raises:
         DatasetError: the file is missing, broken, larger than promised, lacks a column or has it twice.
@@ -45,6 +70,7 @@ def read_table(
             if rows > max_rows:
                 raise DatasetError(f"{relative} has {rows} rows, at most {max_rows} were expected")
             wanted = list(schema.names) if columns is None else list(columns)
+            wanted += [name for name in optional if name in schema.names]
             missing = [name for name in wanted if name not in schema.names]
             if missing:
                 raise DatasetError(f"{relative} lacks the column {short(missing[0])}")
@@ -116,15 +142,14 @@ def _belongs_to(path: str, columns: Sequence[str]) -> bool:
     return any(path == name or path.startswith(f"{name}.") for name in columns)
 
 
-def read_recording(meta: DatasetMeta) -> dict[str, np.ndarray]:
-    """The numbers of all frames, in episode order.
+def read_recording(meta: DatasetMeta) -> Tables:
+    """The numbers of all episodes that can be read.
 
-    Returns:
-        `action` and `observation.state` as float32 [F, D], `timestamp` float32 [F] in seconds, `task_index`
-        int64 [F] if recorded; as they are, NaN included.
+    An episode cannot be read where its file is missing or broken, where it has not as many rows as listed, or
+    where a value is of another kind than declared.
 
     Raises:
-        DatasetError: a column is missing, empty, or holds something else; or see `read_frames`.
+        DatasetError: a column is not declared, or no episode can be read.
     """
     for name in (ACTION, STATE):
         if name not in meta.info.features:
@@ -136,17 +161,33 @@ def read_recording(meta: DatasetMeta) -> dict[str, np.ndarray]:
     columns = [ACTION, STATE, "timestamp"]
     if "task_index" in meta.info.features:
         columns.append("task_index")
-    frames = read_frames(meta, columns)
-    for name in (ACTION, STATE):
-        if frames[name].dtype not in (np.float32, np.int64):
-            raise DatasetError(f"the column {name} holds no numbers")
-        frames[name] = frames[name].astype(np.float32).reshape(len(frames[name]), -1)
-    for name in columns[2:]:
-        if frames[name].dtype not in (np.float32, np.int64) or frames[name].size != meta.num_frames:
-            raise DatasetError(f"the column {name} does not hold one number per frame")
-        frames[name] = frames[name].reshape(-1)
-    frames["timestamp"] = frames["timestamp"].astype(np.float32)
-    return frames
+    optional = NUMBERING[:2] if meta.info.version.startswith("v3") else NUMBERING
+    frames, unread = _read(meta, columns, optional, _numbers)
+    if len(unread) == len(meta.episodes):
+        raise DatasetError(unread[0])
+    kept = ~np.isin(np.arange(len(meta.episodes)), list(unread))
+    numbers = meta.episodes.episode_index
+    reasons = {int(numbers[position]): reason for position, reason in sorted(unread.items())}
+    return Tables(meta if kept.all() else select_episodes(meta, kept), frames, reasons)
+
+
+def _numbers(name: str, values: np.ndarray) -> np.ndarray:
+    """The values of a column of `Tables`, as it has them."""
+    vector = name in (ACTION, STATE)
+    if values.dtype not in (np.float32, np.int64):
+        raise DatasetError(
+            f"the column {name} {'holds no numbers' if vector else 'does not hold one number per frame'}"
+        )
+    if vector:
+        return values.astype(np.float32).reshape(len(values), -1)
+    if values.size != len(values):
+        raise DatasetError(f"the column {name} does not hold one number per frame")
+    values = values.reshape(-1)
+    if name == "timestamp":
+        return values.astype(np.float32)
+    if values.dtype != np.int64 and not (np.isfinite(values) & (np.abs(values) < 2**24)).all():
+        raise DatasetError(f"the column {name} holds no whole numbers")
+    return values.astype(np.int64)
 
 
 def read_frames(meta: DatasetMeta, columns: Sequence[str]) -> dict[str, np.ndarray]:
@@ -159,24 +200,88 @@ def read_frames(meta: DatasetMeta, columns: Sequence[str]) -> dict[str, np.ndarr
     Raises:
         DatasetError: a file or column is missing, has gaps, or has not the listed number of frames.
     """
+    frames, unread = _read(meta, columns)
+    for reason in unread.values():
+        raise DatasetError(reason)
+    return frames
+
+
+def _read(
+    meta: DatasetMeta, columns: Sequence[str], optional: Sequence[str] = (), check: Check | None = None
+) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+    """Columns of the episodes that can be read, in their order; and why the others, by position, cannot.
+
+    `check` may change the values of a column, or refuse them with a DatasetError.
+    """
     episodes = meta.episodes
-    order = np.argsort(episodes.data_file, kind="stable")
-    starts = np.flatnonzero(np.diff(episodes.data_file[order], prepend=-1))
-    pieces: dict[str, list[np.ndarray]] = {name: [] for name in columns}
-    for chosen in np.split(order, starts[1:]):
+    by_file = np.argsort(episodes.data_file, kind="stable")
+    starts = np.flatnonzero(np.diff(episodes.data_file[by_file], prepend=-1))
+    unread: dict[int, str] = {}
+    stored: list[np.ndarray] = []
+    parts: list[dict[str, np.ndarray]] = []
+    for chosen in np.split(by_file, starts[1:]):
         relative = episodes.data_paths[episodes.data_file[chosen[0]]]
-        table = _read_episodes(meta, relative, chosen, columns)
-        for name in columns:
-            shape = meta.info.features[name].shape if name in meta.info.features else None
-            pieces[name].append(column_to_numpy(table[name], relative, name, shape))
+        try:
+            chosen, table = _read_episodes(meta, relative, chosen, columns, optional, unread)
+        except DatasetError as error:
+            unread |= dict.fromkeys(chosen.tolist(), str(error))
+            continue
+        for positions, arrays in _convert(meta, relative, chosen, table, check, unread):
+            stored.append(positions)
+            parts.append(arrays)
+    if not parts:
+        return {}, unread
+    names = [*columns, *(name for name in optional if all(name in part for part in parts))]
     try:
-        frames = {name: np.concatenate(arrays) for name, arrays in pieces.items()}
+        frames = {name: np.concatenate([part[name] for part in parts]) for name in names}
     except ValueError:
         raise DatasetError("a column has not the same width in all data files") from None
-    if (order == np.arange(len(order))).all():
-        return frames
+    order = np.concatenate(stored)
+    if (np.diff(order) > 0).all():
+        return frames, unread
     back = frame_rows(episodes.length, order, np.argsort(order, kind="stable"))
-    return {name: values[back] for name, values in frames.items()}
+    return {name: values[back] for name, values in frames.items()}, unread
+
+
+def _convert(
+    meta: DatasetMeta,
+    relative: str,
+    chosen: np.ndarray,
+    table: pa.Table,
+    check: Check | None,
+    unread: dict[int, str],
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """The columns of the episodes `chosen` (positions), whose rows are the table's; in several parts where
+    some of the episodes cannot be converted: these are added to `unread`.
+    """
+    waiting, halvings = [(chosen, table)], 0
+    while waiting:
+        chosen, table = waiting.pop()
+        try:
+            yield chosen, _to_arrays(meta, relative, table, check)
+        except DatasetError as error:
+            halvings += 1
+            if len(chosen) <= 1 or halvings > MAX_HALVINGS:
+                unread |= dict.fromkeys(chosen.tolist(), str(error))
+                continue
+            half = len(chosen) // 2
+            rows = int(meta.episodes.length[chosen[:half]].sum())
+            waiting += [(chosen[half:], table.slice(rows)), (chosen[:half], table.slice(0, rows))]
+
+
+def _to_arrays(
+    meta: DatasetMeta, relative: str, table: pa.Table, check: Check | None
+) -> dict[str, np.ndarray]:
+    arrays = {}
+    for name in table.column_names:
+        shape = meta.info.features[name].shape if name in meta.info.features else None
+        try:
+            values = column_to_numpy(table[name], relative, name, shape)
+            arrays[name] = values if check is None else check(name, values)
+        except DatasetError:
+            if check is None or name not in NUMBERING:
+                raise
+    return arrays
 
 
 def frame_rows(length: np.ndarray, stored: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -186,26 +291,54 @@ def frame_rows(length: np.ndarray, stored: np.ndarray, wanted: np.ndarray) -> np
     return np.concatenate([np.arange(start[place], start[place] + sizes[place]) for place in wanted])
 
 
-def _read_episodes(meta: DatasetMeta, relative: str, chosen: np.ndarray, columns: Sequence[str]) -> pa.Table:
-    """The rows of the episodes `chosen` (positions) of one data file, in that order."""
+def _read_episodes(
+    meta: DatasetMeta,
+    relative: str,
+    chosen: np.ndarray,
+    columns: Sequence[str],
+    optional: Sequence[str],
+    unread: dict[int, str],
+) -> tuple[np.ndarray, pa.Table]:
+    """Of the episodes `chosen` (positions) in one data file those that have as many rows as listed, and their
+    rows in that order; the others are added to `unread`.
+    """
     lengths = meta.episodes.length[chosen]
     if not meta.info.version.startswith("v3"):
         # One file per episode: its name says which; renumbered datasets have stale indices inside.
-        table = read_table(meta.root, relative, columns, max_rows=int(lengths.sum()))
+        table = read_table(meta.root, relative, columns, max_rows=int(lengths.sum()), optional=optional)
         if table.num_rows != lengths.sum():
             raise DatasetError(f"{relative} has {table.num_rows} rows, {lengths.sum()} were listed")
-        return table
+        return chosen, table
     wanted = list(dict.fromkeys([*columns, "episode_index"]))
-    table = read_table(meta.root, relative, wanted, max_rows=MAX_FRAMES)
+    table = read_table(meta.root, relative, wanted, max_rows=MAX_FRAMES, optional=optional)
     recorded = column_to_numpy(table["episode_index"], relative, "episode_index")
-    rows = episode_rows(recorded, meta, chosen, relative)
+    if "episode_index" not in columns:
+        table = table.drop_columns("episode_index")
+    rows, wrong = _find_rows(recorded, meta, chosen, relative)
+    if wrong:
+        unread |= wrong
+        chosen = chosen[~np.isin(chosen, list(wrong))]
     if len(rows) == table.num_rows and (rows == np.arange(len(rows))).all():
-        return table
-    return table.take(pa.array(rows))
+        return chosen, table
+    return chosen, table.take(pa.array(rows))
 
 
 def episode_rows(recorded: np.ndarray, meta: DatasetMeta, chosen: np.ndarray, relative: str) -> np.ndarray:
-    """Row numbers, in episode order, of the chosen episodes in a file whose column episode_index is given."""
+    """Row numbers, in episode order, of the chosen episodes in a file whose column episode_index is given.
+
+    Raises:
+        DatasetError: an episode has not as many rows as listed.
+    """
+    rows, wrong = _find_rows(recorded, meta, chosen, relative)
+    for reason in wrong.values():
+        raise DatasetError(reason)
+    return rows
+
+
+def _find_rows(
+    recorded: np.ndarray, meta: DatasetMeta, chosen: np.ndarray, relative: str
+) -> tuple[np.ndarray, dict[int, str]]:
+    """`episode_rows` of the episodes that have as many as listed; and the others, with the reason."""
     if recorded.dtype != np.int64 or recorded.ndim != 1:
         raise DatasetError(f"the column episode_index of {relative} holds no whole numbers")
     order = np.argsort(recorded, kind="stable")
@@ -213,16 +346,14 @@ def episode_rows(recorded: np.ndarray, meta: DatasetMeta, chosen: np.ndarray, re
     low = np.searchsorted(recorded[order], index, side="left")
     high = np.searchsorted(recorded[order], index, side="right")
     lengths = meta.episodes.length[chosen]
-    wrong = np.flatnonzero(high - low != lengths)
-    if len(wrong):
-        episode = wrong[0]
-        raise DatasetError(
-            f"episode {index[episode]} has {high[episode] - low[episode]} rows in {relative}, "
-            f"{lengths[episode]} were listed"
-        )
-    if not len(index):
-        return np.zeros(0, np.int64)
-    return np.concatenate([order[a:b] for a, b in zip(low, high, strict=True)])
+    right = high - low == lengths
+    wrong = {
+        int(chosen[place]): f"episode {index[place]} has {high[place] - low[place]} rows in {relative}, "
+        f"{lengths[place]} were listed"
+        for place in np.flatnonzero(~right)
+    }
+    pieces = [order[a:b] for a, b in zip(low[right], high[right], strict=True)]
+    return np.concatenate(pieces) if pieces else np.zeros(0, np.int64), wrong
 
 
 def first_rows(meta: DatasetMeta) -> np.ndarray:

@@ -7,12 +7,13 @@ import numpy as np
 
 from depi.datasets.judging.examine import Examined, examine, keep
 from depi.datasets.judging.faults import bad_episodes
+from depi.datasets.judging.reading import files_there, table_readable
 from depi.datasets.recording.cameras import slot_order
-from depi.datasets.recording.formats import DatasetMeta, data_files, select_episodes
+from depi.datasets.recording.formats import DatasetMeta, data_files
 from depi.datasets.recording.joints import Detection, to_space
 from depi.datasets.recording.metadata import read_meta
 from depi.datasets.recording.sources import DatasetFiles
-from depi.datasets.recording.tables import ACTION, STATE, read_recording
+from depi.datasets.recording.tables import ACTION, STATE
 from depi.errors import DatasetError, UserError
 
 FPS_TOLERANCE = 0.02
@@ -67,7 +68,7 @@ def open_dataset(
     """
     meta = read_meta(files)
     wanted = meta.episodes.episode_index if episodes is None else _wanted(meta, episodes)
-    examined = _read(files, meta, wanted, recorded_in)
+    examined = _read(files, meta, recorded_in)
     recording, detection = examined.recording, examined.detection
     columns = recording.columns
     if detection.convention == "unknown":
@@ -113,21 +114,12 @@ def _wanted(meta: DatasetMeta, episodes: Sequence[int]) -> np.ndarray:
     return wanted
 
 
-def _read(files: DatasetFiles, meta: DatasetMeta, wanted: np.ndarray, recorded_in: str | None) -> Examined:
-    """Fetch, read and judge the tables of all episodes.
-
-    A table that nobody asked for may be missing or broken: then those of the episodes `wanted` have to do.
-    """
-    try:
-        files.fetch(data_files(meta))
-        columns = read_recording(meta)
-    except DatasetError:
-        if len(wanted) == len(meta.episodes):
-            raise
-        return _read(
-            files, select_episodes(meta, np.isin(meta.episodes.episode_index, wanted)), wanted, recorded_in
-        )
-    return examine(meta, columns, recorded_in)
+def _read(files: DatasetFiles, meta: DatasetMeta, recorded_in: str | None) -> Examined:
+    """Fetch, read and judge the tables of all episodes."""
+    meta, absent = files_there(meta, files.lacking)
+    files.fetch(data_files(meta))
+    tables, unread = table_readable(meta)
+    return examine(tables.meta, tables.columns, recorded_in, unread=[*absent, *unread], remarks=False)
 
 
 def recorded_fps(time: np.ndarray, length: np.ndarray, fps: float) -> float:
@@ -156,7 +148,4 @@ def _tasks(meta: DatasetMeta, task_index: np.ndarray | None) -> tuple[tuple[str,
         per_episode = np.array([texts.index(tasks[0]) for tasks in meta.episodes.tasks], np.int32)
         return texts, np.repeat(per_episode, meta.episodes.length)
     used, position = np.unique(task_index, return_inverse=True)
-    unknown = [index for index in used.tolist() if index not in meta.tasks]
-    if unknown:
-        raise DatasetError(f"task_index {unknown[0]} has no task")
     return tuple(meta.tasks[index] for index in used.tolist()), position.astype(np.int32).reshape(-1)
