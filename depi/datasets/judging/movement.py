@@ -9,6 +9,8 @@ from depi.datasets.judging.lags import Following, JointFollowing, measure_follow
 
 PAUSE_SECONDS, PAUSE_MOTION = 0.5, 1.0
 """A frame is idle where no joint has moved by PAUSE_MOTION degrees within PAUSE_SECONDS."""
+SAMPLES = 32
+"""Frames in which an episode's poses are looked at."""
 ROUGH_MOTION = 30.0
 """Degrees that an arm moves along its way before its roughness is compared."""
 
@@ -133,6 +135,13 @@ class Movement:
         before = np.arange(len(self.episode)) - np.minimum(self.place, frames)
         moving = self.away_from(before, PAUSE_MOTION)
         return 1 - np.add.reduceat(moving.astype(np.float64), self.start) / self.length
+
+    @cached_property
+    def samples(self) -> np.ndarray:
+        """The state in SAMPLES frames of each episode, evenly over its length, [E, SAMPLES, 6]."""
+        share = np.linspace(0, 1, SAMPLES)
+        frames = self.start[:, None] + ((self.length - 1)[:, None] * share).astype(np.int64)
+        return self.measured.values[frames]
 
     @cached_property
     def following(self) -> Following:

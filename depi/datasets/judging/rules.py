@@ -1,6 +1,12 @@
 """The rules about episodes, in the order in which they are asked."""
 
 from depi.datasets.judging.alike import not_a_copy
+from depi.datasets.judging.calibration import (
+    joint_signs_agree,
+    joint_signs_even,
+    joint_zeros_agree,
+    joints_move_together,
+)
 from depi.datasets.judging.contents import (
     episode_numbered,
     frames_numbered,
@@ -107,6 +113,8 @@ MOTION = (
     EpisodeRule(joints_not_reversed),
     EpisodeRule(joints_obey),
     EpisodeRule(offset_usual),
+    EpisodeRule(joint_signs_agree),
+    EpisodeRule(joint_zeros_agree),
     EpisodeRule(not_a_copy),
     EpisodeRule(length_usual, leaves_out=False),
     EpisodeRule(rate_near_declared, leaves_out=False),
@@ -119,6 +127,8 @@ MOTION = (
     EpisodeRule(no_frames_missing, leaves_out=False),
     EpisodeRule(motion_smooth, leaves_out=False),
     EpisodeRule(lag_usual, leaves_out=False),
+    EpisodeRule(joint_signs_even, leaves_out=False),
+    EpisodeRule(joints_move_together, leaves_out=False),
     EpisodeRule(joints_used, leaves_out=False),
     EpisodeRule(joints_within_range, leaves_out=False),
     EpisodeRule(gripper_moves, leaves_out=False),
