@@ -13,12 +13,19 @@ from depi.catalog.packets import Packets
 
 MAX_SHIFT = 60
 """Frames by which a video is compared with the joints earlier and later."""
+MAX_CLOSE_SHIFT = 15
+"""The same without what changes slowly, over 2 s, which tells smaller shifts apart."""
+_SLOW = 61
 _FEWEST_CHANGES = 24
+_LEAST_BYTES = 40
 _MOST_FRAMES = 6_000
-# A frame in which nothing changes takes 30 bytes (SVT-AV1) to 70 (x264); a keyframe takes thousands. The
-# keyframes of one picture differ by nothing (SVT-AV1) to 1% (x264).
-_QUIET_BYTES, _QUIET_SHARE = 100, 0.02
-_SAME_SIZE = 0.02
+# A frame in which nothing changes takes 30 bytes (SVT-AV1) to 70 (x264), a keyframe thousands, and one of a
+# slow motion little more than the least.
+_QUIET_BYTES = 100
+# SVT-AV1 gives the same picture as many bytes each time, and never so many to two that differ by noise. x264
+# goes on choosing another quantiser.
+_SAME_SIZE = {"av1": 0.0}
+_SIMILAR_SIZE = 0.012
 # An encoder may tell a picture that stands still anew, and better; so many larger frames end no still run.
 _REFINED = 2
 
@@ -29,20 +36,38 @@ class Still:
 
     begin, end: the frames, counted from the episode's start, `end` not included
     moved: the farthest that a joint goes meanwhile, as a share of its range in the dataset
+    jump: the share of the picture that differs in the next keyframe after it; None where none follows
+    step: the same from that keyframe to the one after it, which is what the motion makes of two frames
     """
 
     begin: int
     end: int
     moved: float
+    jump: float | None = None
+    step: float | None = None
 
 
-def still_runs(packets: Packets, part: slice, fewest: int) -> list[tuple[int, int]]:
+@dataclass(frozen=True)
+class Follows:
+    """The correlation of the picture's change with the joints' speed N frames before.
+
+    far: for N from -MAX_SHIFT to MAX_SHIFT
+    close: of the quick changes alone, for N from -MAX_CLOSE_SHIFT to MAX_CLOSE_SHIFT
+    """
+
+    far: tuple[float, ...]
+    close: tuple[float, ...]
+
+
+def still_runs(packets: Packets, part: slice, codec: str, fewest: int) -> list[tuple[int, int]]:
     """The frames, `fewest` or more in a row, that by their size show one picture, counted from the part's."""
     size, keyframe = packets.size[part], packets.keyframe[part]
-    same = size <= max(_QUIET_BYTES, _QUIET_SHARE * _typical(size[keyframe]))
+    least = np.quantile(size[~keyframe], 0.05) if not keyframe.all() else 0
+    same = size <= min(_QUIET_BYTES, 1.5 * least + 8)
     keys = np.flatnonzero(keyframe)
     same[keys] = False
-    same[keys[1:]] = np.abs(np.diff(size[keys])) <= _SAME_SIZE * size[keys[1:]]
+    tolerance = _SAME_SIZE.get(codec, _SIMILAR_SIZE)
+    same[keys[1:]] = np.abs(np.diff(size[keys])) <= 2 + tolerance * size[keys[1:]]
     # The frame before the first that repeats it is of the run too.
     runs: list[tuple[int, int]] = []
     for begin, end in np.flatnonzero(np.diff(same, prepend=False, append=False)).reshape(-1, 2).tolist():
@@ -51,10 +76,6 @@ def still_runs(packets: Packets, part: slice, fewest: int) -> list[tuple[int, in
         elif begin > 0:
             runs.append((begin - 1, end))
     return [(begin, end) for begin, end in runs if end - begin >= fewest]
-
-
-def _typical(size: np.ndarray) -> float:
-    return float(np.median(size)) if len(size) else 0.0
 
 
 def motion_scale(state: np.ndarray) -> np.ndarray:
@@ -70,9 +91,8 @@ def travel(joints: np.ndarray) -> float:
     return float(np.ptp(joints, axis=0).max(initial=0)) if len(joints) else 0.0
 
 
-def follow(packets: Packets, part: slice, joints: np.ndarray) -> list[float] | None:
-    """The correlation of the picture's change with the joints' speed N frames before, for N = -MAX_SHIFT to
-    MAX_SHIFT; None where the video does not tell.
+def follow(packets: Packets, part: slice, joints: np.ndarray) -> Follows | None:
+    """How the picture's change goes with the joints' speed; None where the video does not tell.
 
     Args:
         packets: of the file.
@@ -85,20 +105,26 @@ def follow(packets: Packets, part: slice, joints: np.ndarray) -> list[float] | N
     at = at[at > 0]
     if len(at) < _FEWEST_CHANGES:
         return None
-    change = np.log(np.maximum(size[at], _QUIET_BYTES / 2))
-    change -= change.mean()
-    speed = np.abs(np.diff(joints[:frames], axis=0, prepend=joints[:1])).mean(axis=1)
-    speed = np.convolve(speed, np.ones(3) / 3, "same")
+    change = np.log(np.maximum(size[at], _LEAST_BYTES))
+    speed = _smooth(np.abs(np.diff(joints[:frames], axis=0, prepend=joints[:1])).mean(axis=1), 3)
     if speed.max() <= 0 or np.ptp(change) <= 0:
         return None
     speed = np.log(speed + 0.1 * speed.mean())
-    speed -= speed.mean()
-    return _correlations(change, speed, at).round(3).tolist()
+    every = np.interp(np.arange(frames), at, change)
+    quick = (every - _smooth(every, _SLOW))[at], speed - _smooth(speed, _SLOW)
+    return Follows(_correlations(change, speed, at, MAX_SHIFT), _correlations(*quick, at, MAX_CLOSE_SHIFT))
 
 
-def _correlations(change: np.ndarray, speed: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Between the change at frames `at` and the speed so many frames before; 0 where too few overlap."""
-    source = at - np.arange(-MAX_SHIFT, MAX_SHIFT + 1)[:, None]
+def _smooth(values: np.ndarray, width: int) -> np.ndarray:
+    """The mean over so many frames around each, fewer at the ends."""
+    kernel = np.ones(min(width, len(values)))
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+
+
+def _correlations(change: np.ndarray, speed: np.ndarray, at: np.ndarray, shifts: int) -> tuple[float, ...]:
+    """Between the change at frames `at` and the speed N frames before; 0 where too few overlap."""
+    change, speed = change - change.mean(), speed - speed.mean()
+    source = at - np.arange(-shifts, shifts + 1)[:, None]
     inside = (source >= 0) & (source < len(speed))
     count = inside.sum(axis=1)
     a = np.where(inside, change, 0.0)
@@ -109,4 +135,5 @@ def _correlations(change: np.ndarray, speed: np.ndarray, at: np.ndarray) -> np.n
         (b * b).sum(axis=1) - sum_b**2 / np.maximum(count, 1)
     )
     known = (count >= max(_FEWEST_CHANGES, len(at) // 2)) & (spread > 1e-9)
-    return np.where(known, covariance / np.sqrt(np.where(known, spread, 1.0)), 0.0)
+    found = np.where(known, covariance / np.sqrt(np.where(known, spread, 1.0)), 0.0)
+    return tuple(found.round(3).tolist())

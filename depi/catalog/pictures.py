@@ -11,6 +11,10 @@ SIDE = 16
 _STEP = 4
 _COARSE = 8
 _VIEW = (64, 48)
+# By how much small copies of one picture differ, encoded twice, by SVT-AV1 and by x264. Noise makes as much
+# of a difference, an arm that moves by its own width 30 and more.
+_SAME, _SIMILAR = {"av1": 6}, 10
+_CHANGED = 12
 
 
 @dataclass(frozen=True)
@@ -19,8 +23,8 @@ class Sample:
 
     frame: its number in the episode
     brightness, contrast: mean and standard deviation of luma, 0..255
-    sharpness: how much of the difference over 8 pixels is there from one pixel to the next; 0.5 to 0.1 in
-        sharp pictures, whatever their brightness, less than half of that out of focus
+    sharpness: how far a pixel is from the mean of its two neighbours, compared with the difference over 8
+        pixels; 0.2 to 0.5 in sharp pictures, a third to a half of that out of focus, whatever the light
     tiny: SIDE x SIDE grey values in base64
     """
 
@@ -49,6 +53,16 @@ def describe(frame: int, luma: np.ndarray) -> Sample:
     )
 
 
+def is_same(a: np.ndarray, b: np.ndarray, codec: str) -> bool:
+    """Whether two decoded frames (luma, uint8 [H, W]) are of one picture."""
+    return int(np.abs(shrink(a).astype(np.int16) - shrink(b)).max()) <= _SAME.get(codec, _SIMILAR)
+
+
+def changed(a: np.ndarray, b: np.ndarray) -> float:
+    """The share of the picture that differs between two frames (luma, uint8 [H, W])."""
+    return round(float((np.abs(shrink(a).astype(np.int16) - shrink(b)) > _CHANGED).mean()), 4)
+
+
 def shrink(luma: np.ndarray, size: tuple[int, int] = _VIEW) -> np.ndarray:
     """A smaller copy of a picture, uint8 [height, width], each pixel the mean of what it covers."""
     return np.asarray(Image.fromarray(luma).resize(size, Image.Resampling.BOX))
@@ -59,7 +73,7 @@ def _sharpness(luma: np.ndarray) -> float:
     for lines in (luma[::_STEP], luma[:, ::_STEP].T):
         if lines.shape[1] > _COARSE:
             values = lines.astype(np.int16)
-            fine += float(np.abs(values[:, 1:] - values[:, :-1]).mean())
+            fine += float(np.abs(values[:, 2:] - 2 * values[:, 1:-1] + values[:, :-2]).mean())
             coarse += float(np.abs(values[:, _COARSE:] - values[:, :-_COARSE]).mean())
     # A picture of one colour is neither sharp nor blurred; noise of compression is about one grey value.
     return fine / (coarse + 1.0)

@@ -7,6 +7,7 @@ kept per commit, so that whoever asks again, with other thresholds or after an i
 
 import base64
 import dataclasses
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +18,9 @@ import av
 import numpy as np
 from huggingface_hub.file_download import repo_folder_name
 
-from depi.catalog.pace import Still, follow, motion_scale, still_runs, travel
+from depi.catalog.pace import Follows, Still, follow, motion_scale, still_runs, travel
 from depi.catalog.packets import Video
-from depi.catalog.pictures import Sample, describe, shrink
+from depi.catalog.pictures import Sample, changed, describe, is_same
 from depi.catalog.text import clean
 from depi.catalog.thumbnails import to_jpeg
 from depi.datasets.recording.formats import DatasetMeta, data_files, select_episodes
@@ -46,9 +47,7 @@ MAX_CAMERAS = 8
 # this share of its range for it to mean anything.
 _STILL_SECONDS = 0.3
 _STILL_MOVED = 0.1
-_CHECKED_STILLS = 2
-# Of two copies of a picture, 64 x 48 pixels, the most that a pixel differs after encoding.
-_SAME_PICTURE = 5
+_CHECKED_STILLS, _LOOKS, _DOUBLING = 2, 5, (0, 1, 3, 7, 15, 31, 63)
 # A keyframe is sampled in place of another frame that is not farther away than this.
 _NEAR_FRAMES, _NEAR_SHARE = 4, 0.05
 # A keyframe this much smaller than the episode's others is looked at.
@@ -69,7 +68,7 @@ class VideoFacts:
     least_frames: the first frame with so small a keyframe, the end of the last, and the share that has such
     still: where the picture stands still while a joint moves, longest first
     moved: the farthest that a joint goes in the episode, as a share of its range in the dataset
-    follows: see `depi.catalog.pace.follow`
+    follows: how late the picture follows the joints
     thumbnail: JPEG in base64, of the camera's first episode that has a picture
     """
 
@@ -91,7 +90,7 @@ class VideoFacts:
     least_frames: tuple[int, int, float] | None = None
     still: tuple[Still, ...] = ()
     moved: float | None = None
-    follows: tuple[float, ...] | None = None
+    follows: Follows | None = None
     thumbnail: str | None = None
 
     @property
@@ -108,7 +107,7 @@ class VideoFacts:
             "least": None if least is None else Sample(**least),
             "least_frames": None if least_frames is None else tuple(least_frames),
             "still": tuple(Still(**still) for still in value["still"]),
-            "follows": None if follows is None else tuple(follows),
+            "follows": None if follows is None else Follows(tuple(follows["far"]), tuple(follows["close"])),
         }
         return cls(**{**value, **nested})
 
@@ -276,14 +275,13 @@ class _Episode:
             middle = self._frame(self._near(0.5)).to_ndarray(format="rgb24")
             thumbnail = base64.b64encode(to_jpeg(middle)).decode()
         least, least_frames = self._least()
-        follows = follow(self._video.packets, self._part, self._joints)
         return dataclasses.replace(
             facts,
             samples=tuple(samples),
             least=least,
             least_frames=least_frames,
             still=self._stills(facts.declared_fps),
-            follows=None if follows is None else tuple(follows),
+            follows=follow(self._video.packets, self._part, self._joints),
             thumbnail=thumbnail,
         )
 
@@ -323,20 +321,51 @@ class _Episode:
 
     def _stills(self, fps: float) -> tuple[Still, ...]:
         fewest = max(6, round(_STILL_SECONDS * fps))
-        runs = [
-            Still(begin, end, round(travel(self._joints[begin:end]), 4))
-            for begin, end in still_runs(self._video.packets, self._part, fewest)
-        ]
-        moved = sorted(
-            (run for run in runs if run.moved >= _STILL_MOVED), key=lambda run: run.begin - run.end
+        runs = still_runs(self._video.packets, self._part, self._video.codec, fewest)
+        moved = sorted((run for run in map(self._still, runs) if run.moved >= _STILL_MOVED), key=_backwards)
+        seen = [self._seen(run) for run in moved[:_CHECKED_STILLS]]
+        return tuple(
+            self._with_end(run) for run in seen if run.end - run.begin >= fewest and run.moved >= _STILL_MOVED
         )
-        return tuple(run for run in moved[:_CHECKED_STILLS] if self._is_still(run))
 
-    def _is_still(self, run: Still) -> bool:
-        """Whether the run's first, middle and last keyframe show the same picture."""
+    def _still(self, run: tuple[int, int]) -> Still:
+        return Still(*run, round(travel(self._joints[slice(*run)]), 4))
+
+    def _seen(self, run: Still) -> Still:
+        """The longest part of the run whose first and last frame, and those between, are seen to be one."""
         keys = self._keys[(self._keys >= run.begin) & (self._keys < run.end)]
-        if len(keys) < 2:
-            keys = np.array([run.begin, run.end - 1])
-        few = {int(keys[0]), int(keys[len(keys) // 2]), int(keys[-1])}
-        views = np.stack([shrink(self._look_at(number)) for number in sorted(few)]).astype(np.int16)
-        return int(np.ptp(views, axis=0).max()) <= _SAME_PICTURE
+        frames = keys if len(keys) > 1 else np.array([run.begin, run.end - 1])
+        few = np.unique(frames[np.linspace(0, len(frames) - 1, _LOOKS).astype(int)])
+        pictures = [self._look_at(int(number)) for number in few]
+        best = begin = 0, 0
+        for number in range(1, len(few)):
+            same = is_same(pictures[number - 1], pictures[number], self._video.codec)
+            begin = (begin[0], number) if same else (number, number)
+            best = max(best, begin, key=lambda each: each[1] - each[0])
+        if best == (0, len(few) - 1):
+            return run
+        return self._still((int(few[best[0]]), int(few[best[1]]) + 1))
+
+    def _with_end(self, run: Still) -> Still:
+        """The run up to where the picture is seen to change, with how much it does."""
+        first = self._look_at(run.begin)
+        # An encoder may tell the first frames several times, each time better.
+        if is_same(first, self._look_at(0), self._video.codec):
+            run = self._still((0, run.end))
+        after = self._keys[self._keys >= run.end].tolist()
+
+        def goes_on(place: int) -> bool:
+            return not is_same(first, self._look_at(after[place]), self._video.codec)
+
+        # In steps that double up to a changed picture, then back by halves.
+        high = next((place for place in _DOUBLING if place < len(after) and goes_on(place)), len(after))
+        place = bisect_left(range(high), True, lo=high // 2, key=goes_on)
+        if place + 1 >= len(after):
+            return run
+        picture, following = self._look_at(after[place]), self._look_at(after[place + 1])
+        longer = self._still((run.begin, after[place]))
+        return dataclasses.replace(longer, jump=changed(first, picture), step=changed(picture, following))
+
+
+def _backwards(run: Still) -> int:
+    return run.begin - run.end

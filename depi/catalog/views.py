@@ -48,9 +48,9 @@ class Views:
             own = self._to(camera, camera)
             for number, video in enumerate(videos):
                 others = np.delete(own, number)
-                usual, worst = float(np.median(others)), float(np.quantile(others, 0.8))
+                usual, worst = float(np.median(others)), float(np.quantile(others, 0.9))
                 far = float(own[number])
-                if id(video) not in known and far > max(0.25, 4 * usual, 2 * worst):
+                if id(video) not in known and far > max(0.4, 4 * usual, 2.5 * worst):
                     yield video, far, usual, far > 0.5 and worst < 0.15
 
     def _compared(self) -> Iterator[tuple[str, list[VideoFacts]]]:

@@ -16,7 +16,7 @@ from depi.catalog.catalogue import Row, read_rows
 from depi.catalog.collect import CollectConfig, collect, main
 from depi.catalog.deep import inspect_videos, optional_rules
 from depi.catalog.facts import Thresholds
-from depi.catalog.pace import MAX_SHIFT, Still
+from depi.catalog.pace import MAX_CLOSE_SHIFT, MAX_SHIFT, Follows, Still
 from depi.catalog.pictures import Sample, describe
 from depi.catalog.thumbnails import HEIGHT, read_thumbnails, to_jpeg
 from depi.catalog.video_rules import episode_faults
@@ -222,10 +222,13 @@ def flat(brightness: float, contrast: float) -> Sample:
     return sample(brightness=brightness, contrast=contrast)
 
 
-def peak(shift: int, height: float = 0.7) -> tuple[float, ...]:
+def peak(shift: int, height: float = 0.7) -> Follows:
     """The correlations of a video that follows the joints so many frames late."""
-    late = np.arange(-MAX_SHIFT, MAX_SHIFT + 1) - shift
-    return tuple((height * np.exp(-((late / 6) ** 2))).tolist())
+
+    def curve(most: int) -> tuple[float, ...]:
+        return tuple((height * np.exp(-(((np.arange(-most, most + 1) - shift) / 6) ** 2))).tolist())
+
+    return Follows(curve(MAX_SHIFT), curve(MAX_CLOSE_SHIFT))
 
 
 @pytest.mark.parametrize(
@@ -241,15 +244,20 @@ def peak(shift: int, height: float = 0.7) -> tuple[float, ...]:
         ({"fps": None}, None, None),
         ({"fps": 25.0}, "videos_have_declared_fps", True),
         ({"width": 480, "height": 640}, "videos_have_declared_size", True),
-        ({"samples": (flat(11.0, 2.9),)}, "videos_not_black", True),
-        ({"samples": (flat(11.0, 3.1),)}, None, None),
-        ({"samples": (flat(200.0, 2.0),)}, "videos_not_black", True),
+        ({"samples": (flat(7.0, 2.9),)}, "videos_not_black", True),
+        ({"samples": (flat(7.0, 3.1),)}, None, None),
+        ({"samples": (flat(14.0, 2.9),)}, None, None),
+        ({"samples": (flat(200.0, 1.9),)}, "videos_not_black", True),
         ({"least": flat(1.0, 0.5), "least_frames": (20, 60, 0.4)}, "videos_not_black", True),
         ({"least": flat(1.0, 0.5), "least_frames": (20, 24, 0.04)}, "videos_not_black", False),
         ({"least": flat(30.0, 9.0), "least_frames": (20, 60, 0.4)}, None, None),
         ({"still": (Still(0, 95, 0.12),)}, "videos_not_frozen", True),
-        ({"still": (Still(30, 80, 0.5),)}, "videos_not_frozen", True),
-        ({"still": (Still(30, 80, 0.2),)}, None, None),
+        ({"still": (Still(30, 80, 0.5, jump=0.03, step=0.01),)}, "videos_not_frozen", True),
+        ({"still": (Still(30, 80, 0.5, jump=0.03, step=0.025),)}, None, None),
+        ({"still": (Still(30, 80, 0.5, jump=0.003, step=0.0),)}, None, None),
+        ({"still": (Still(30, 80, 0.15, jump=0.03, step=0.01),)}, None, None),
+        ({"still": (Still(60, 100, 0.5),)}, "videos_not_frozen", True),
+        ({"still": (Still(80, 100, 0.5),)}, None, None),
         ({"samples": (sample(sharpness=0.2),)}, "videos_not_blurred", True),
         ({"samples": (sample(sharpness=0.27),)}, "videos_not_blurred", False),
         ({"samples": (sample(sharpness=0.35),)}, None, None),
@@ -258,7 +266,7 @@ def peak(shift: int, height: float = 0.7) -> tuple[float, ...]:
         ({"follows": peak(3)}, None, None),
         ({"follows": peak(9)}, "videos_in_step_with_joints", True),
         ({"follows": peak(-9)}, "videos_in_step_with_joints", True),
-        ({"follows": peak(9, 0.3)}, "videos_in_step_with_joints", False),
+        ({"follows": peak(9, 0.4)}, "videos_in_step_with_joints", False),
         ({"error": "cannot be decoded"}, "videos_decodable", True),
     ],
 )
@@ -273,9 +281,12 @@ def test_each_rule_on_both_sides(changes, rule, certain):
         assert episode_faults([*others, facts(5, **changes)], frozenset({rule})) == []
 
 
-def test_a_camera_that_never_sees_the_arm_is_not_called_frozen():
-    still = [facts(episode, still=(Still(10, 70, 0.6),)) for episode in range(6)]
-    assert not any(fault.leaves_out for fault in episode_faults(still))
+def test_a_camera_that_does_not_see_the_arm_is_not_called_frozen():
+    still = (Still(10, 70, 0.6, jump=0.03, step=0.01),)
+    blind = [facts(episode, still=still, follows=peak(episode, height=0.2)) for episode in range(6)]
+    assert not episode_faults(blind)
+    seeing = [facts(episode, still=still, follows=peak(0)) for episode in range(6)]
+    assert len(episode_faults(seeing)) == 6
 
 
 @pytest.mark.parametrize("shape", [(480, 640, 3), (640, 480, 3), (8, 8000, 3), (1, 1, 3)])

@@ -76,7 +76,7 @@ class RemoteFile(io.RawIOBase):
         return len(data)
 
     def fetch(self, start: int, count: int) -> bytes:
-        """Bytes from a place on, as far as the file goes; one request for what is not at hand."""
+        """Bytes from a place on, as far as the file goes; what is not at hand is one request of its own."""
         count = max(0, min(count, self.size - start))
         blocks = range(start // BLOCK, (start + max(count, 1) - 1) // BLOCK + 1)
         if self._local is not None or count == 0 or all(number in self._blocks for number in blocks):
