@@ -78,13 +78,17 @@ class RecordedSet:
 
 @dataclass(frozen=True)
 class Base:
-    """Where a clean set comes from: the simulator (`table` None), or a folder of real tables."""
+    """Where a clean set comes from: the simulator (`table` None), or a folder of real tables.
+
+    offset: added to the simulator's first seed, so that two sets are not of the same episodes
+    """
 
     format: str
     codec: str
     setup: Setup
     table: str | None = None
     task: str | None = None
+    offset: int = 0
 
 
 def _rig(unit: str, **looks: Any) -> Setup:
@@ -98,6 +102,7 @@ BASES = {
         "v2.1",
         "h264",
         _rig("normalized", robot_color="white", table="wood", robot_type="so100", object_color="green"),
+        offset=500,
     ),
     "cube": Base(
         "v3.0", "h264", _rig("normalized", table="white"), "normalized_clean", "lift up the red cube"
@@ -144,7 +149,7 @@ def _record(base: Base, first: tuple[int, int], folder: Path) -> None:
     tables: dict[str, np.ndarray] = {}
     played: Iterable[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]]
     if base.table is None:
-        tries = (play(env, expert, seed) for seed in itertools.count(first[0]))
+        tries = (play(env, expert, seed) for seed in itertools.count(first[0] + base.offset))
         unit = base.setup.convention
         played = (
             (to_convention(episode.actions, unit), to_convention(episode.states, unit), episode.images)
