@@ -151,7 +151,7 @@ def _read_kalanos(report: Any) -> tuple[list[Remark], float | None]:
     remarks = [
         Remark(
             f"{found['metric_id']} {found['source_field']} {found['channel']}",
-            found["source_index"],
+            int(found["episode_id"].rpartition("_")[2]) if found["episode_id"] else None,
             f"{found['severity']}: {found['value']} {found['unit']}",
         )
         for found in report["findings"]
