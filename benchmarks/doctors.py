@@ -48,7 +48,7 @@ class DoctorsConfig:
     Attributes:
         seeds: development or table; who writes rules sees only figures of the first.
         kinds, strengths, bases: which copies to make.
-        tools: depi, and others.
+        tools: depi and others; by default all but rdq-full, which takes longest.
         others_bases: bases whose planted copies the other tools see; they see all clean ones.
         output: a folder for sets, copies, environments and results.
         workers: processes at a time.
@@ -58,7 +58,7 @@ class DoctorsConfig:
     kinds: str = ""
     strengths: str = ""
     bases: str = ""
-    tools: str = ""
+    tools: str = ",".join(("depi", *(name for name in TOOLS if name != "rdq-full")))
     others_bases: str = "simulated"
     output: Path = Path("outputs/doctors")
     workers: int = 2
@@ -135,7 +135,8 @@ def make_copy(folder: Path, seeds: str, wanted: tuple[str, str, str]) -> Planted
     clean = clean_set(folder, seeds, base)
     planted, edits, recorded = Planted(name, base, kind, strength), [], clean
     if kind != CLEAN:
-        copy, episodes = plant(clean, kind, strength, folder / "films" / name, SEEDS[seeds])
+        seed = SEEDS[seeds] + 1000 * list(BASES).index(base)
+        copy, episodes = plant(clean, kind, strength, folder / "films" / name, seed)
         found = load_kinds()[kind]
         says = found.says[STRENGTHS.index(strength)]
         planted = Planted(name, base, kind, strength, tuple(episodes), found.changes == {"files"}, says)
