@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from depi.datasets.judging.offsets import Offsets, measure_offsets
+
 MAX_FRAMES = 200_000
 """Motion is measured on at most this many frames: more would hardly change the figures."""
 STILL = 0.2
@@ -26,6 +28,7 @@ class Motion:
     lag: seconds by which the state follows the action's motion; negative where the state comes first; None
         where it does not follow
     follow: correlation of both motions at that lag, -1..1
+    offsets: by how much commands are off by a constant
     gripper_range: how far the gripper opens and closes, 0..100, the smaller of action and state
     """
 
@@ -35,6 +38,7 @@ class Motion:
     idle: float
     lag: float | None
     follow: float
+    offsets: Offsets
     gripper_range: float
 
 
@@ -58,6 +62,7 @@ def measure_motion(action: np.ndarray, state: np.ndarray, episode_length: np.nda
         idle=float((speed < STILL).mean()),
         lag=lag,
         follow=follow,
+        offsets=measure_offsets(action, state, episode_length, fps),
         gripper_range=float(min(np.ptp(values[:, 5]) for values in (action, state))),
     )
 

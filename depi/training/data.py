@@ -84,6 +84,7 @@ def open_sources(config: TrainConfig, sources: Sequence[DatasetSource], **shape:
         cameras=data.cameras,
         joint_convention=data.joint_convention,
         conventions=data.conventions,
+        correct_offsets=data.correct_offsets,
         max_bad_fraction=data.max_bad_fraction,
         max_bad_datasets=data.max_bad_datasets,
         episodes=data.episodes,

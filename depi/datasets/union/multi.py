@@ -71,6 +71,8 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         prepared: a folder that `depi prepare` wrote, read instead of the videos.
         conventions: repo id -> joint convention of the recording, one of `joints.GIVEN`, for datasets that
             do not show it.
+        correct_offsets: take the constant offsets out of the commands that `depi.datasets.judging.offsets`
+            finds; entries name them.
         video_backend: `torchcodec` or `pyav`; by default the faster one for each video.
 
     Raises:
@@ -94,13 +96,22 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         offline: bool = False,
         prepared: Path | None = None,
         conventions: Mapping[str, str] | None = None,
+        correct_offsets: bool = False,
         video_backend: str | None = None,
     ) -> None:
         _check(sources, max_cameras, cameras, joint_convention, episodes)
         self.chunk_size, self.image_size, self.max_cameras = chunk_size, image_size, max_cameras
         self.action_freq = action_freq
         chosen = None if episodes is None else tuple(sorted(set(episodes)))
-        options = Options(max_cameras, chosen, joint_convention, offline, cameras, conventions or {})
+        options = Options(
+            max_cameras,
+            chosen,
+            joint_convention,
+            offline,
+            cameras,
+            conventions or {},
+            correct_offsets=correct_offsets,
+        )
         collection = open_collection(sources, options, max_bad_datasets=max_bad_datasets)
         self.quarantined = collection.quarantined
         self.roots = collection.roots
