@@ -51,6 +51,8 @@ class Row:
         `JOINTS`; degrees (gripper 0..100) where the convention is known, else as
         recorded
     motion, smoothness, idle, lag, follow, gripper_range: see `depi.catalog.motion.Motion`
+    offsets: 6 numbers, command minus measured position of each joint, in degrees and 0..100, beyond what lag
+        and gravity explain, see `depi.datasets.judging.offsets`; 0 where it could not be measured
     fingerprint: of the action columns; equal actions have equal fingerprints
     episode_hashes, landmark_hashes: packed little-endian, uint64 per episode and uint32 per landmark, see
         `depi.catalog.duplicates`
@@ -97,6 +99,7 @@ class Row:
     lag: float | None = None
     follow: float | None = None
     gripper_range: float | None = None
+    offsets: list[float] | None = None
     fingerprint: str | None = None
     episode_hashes: bytes | None = field(default=None, repr=False)
     landmark_hashes: bytes | None = field(default=None, repr=False)

@@ -47,6 +47,7 @@ def _add_motion(row: Row, facts: Facts) -> None:
     row.motion, row.smoothness = round(motion.motion, 2), round(motion.smoothness, 4)
     row.idle, row.follow = round(motion.idle, 4), round(motion.follow, 4)
     row.lag = None if motion.lag is None else round(motion.lag, 4)
+    row.offsets = _rounded(np.array(motion.offsets.value))
     row.gripper_range = round(motion.gripper_range, 2)
     row.landmark_hashes = pack(landmark_hashes(facts.good.action, facts.good.length))
 

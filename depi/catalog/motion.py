@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from depi.datasets.judging.offsets import Offsets, measure_offsets
+
 MAX_FRAMES = 200_000
 """Motion is measured on at most this many frames: more would hardly change the figures."""
 STILL = 4.0
@@ -28,6 +30,7 @@ class Motion:
     lag: seconds by which the state follows the action's motion; negative where the state comes first; None
         where it does not follow
     follow: correlation of both motions at that lag, -1..1
+    offsets: by how much commands are off by a constant
     gripper_range: how far the gripper opens and closes, 0..100, the smaller of action and state
     """
 
@@ -37,6 +40,7 @@ class Motion:
     idle: float
     lag: float | None
     follow: float
+    offsets: Offsets
     gripper_range: float
 
 
@@ -60,6 +64,7 @@ def measure_motion(action: np.ndarray, state: np.ndarray, episode_length: np.nda
         idle=_idle(action[:MAX_FRAMES], starts, fps),
         lag=lag,
         follow=follow,
+        offsets=measure_offsets(action, state, episode_length, fps),
         gripper_range=float(min(np.ptp(values[:, 5]) for values in (action, state))),
     )
 

@@ -51,13 +51,14 @@ from depi.catalog.repository_rules import (
     task_known,
 )
 from depi.datasets.judging.instructions import is_instruction
+from depi.datasets.judging.offsets import name_offsets
 from depi.datasets.judging.rules import OPTIONAL, READABLE
 from depi.errors import UserError
 
 # Raise it with every change that can change a verdict: rows of an older version are judged again. That
 # asks the Hub for the tables of all datasets, hours of network: too much for every change of any line, and
 # so no `depi.fingerprint`.
-RULES_VERSION = "4"
+RULES_VERSION = "5"
 
 Rule = Callable[[Facts, Thresholds], str | None]
 
@@ -72,6 +73,14 @@ def approximate_joints(facts: Facts, limits: Thresholds) -> str | None:
     """Joints are normalised by a calibration that the values do not show: degrees are right to about 2%."""
     nominal = "normalized" in facts.detection.convention and None in facts.detection.half_range
     return "degrees right to about 2%" if nominal else None
+
+
+def constant_offset(facts: Facts, limits: Thresholds) -> str | None:
+    """Commands are off from where the arm gets, by a constant beyond lag and sag, in most episodes."""
+    found = facts.motion.offsets.constant
+    if not found:
+        return None
+    return f"commands are off by {name_offsets(found)}; --dataset.correct_offsets=true takes that out"
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,7 @@ TIERS = (
 CATALOGUE_RULES = (not_duplicate, not_near_duplicate)
 CATALOGUE_FLAGS = (shared_episodes,)
 # Remarks on accepted datasets: recorded, but not a reason to refuse.
-FLAGS: tuple[Rule, ...] = (junk_task_text, approximate_joints)
+FLAGS: tuple[Rule, ...] = (junk_task_text, approximate_joints, constant_offset)
 
 
 def check_disabled(names: Sequence[str]) -> frozenset[str]:

@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from lerobot.configs import PreTrainedConfig
 
+from depi.datasets.judging.offsets import name_offsets
 from depi.datasets.recording.cameras import camera_order
 from depi.errors import UserError
 from depi.files import read_json
@@ -167,6 +168,22 @@ def _data_lines(datasets: list[dict[str, Any]]) -> list[str]:
             f"| {entry['episodes']} | {entry['frames']} | {entry['fps']:g} | {entry['convention']} |"
             for entry in datasets
         ),
+        "",
+        *_offset_lines(datasets),
+    ]
+
+
+def _offset_lines(datasets: list[dict[str, Any]]) -> list[str]:
+    """What was taken out of the commands; nothing where nothing was, nor of reports of an earlier DePi."""
+    taken_out = {entry["repo_id"]: entry.get("offsets_taken_out") for entry in datasets}
+    lines = [f"- {repo_id}: {name_offsets(offsets)}" for repo_id, offsets in taken_out.items() if offsets]
+    if not lines:
+        return []
+    return [
+        "Constant offsets between command and measured position were taken out of the commands "
+        "(a gripper's as measured while it touches nothing, so that the force of a grip is left):",
+        "",
+        *lines,
         "",
     ]
 

@@ -56,6 +56,9 @@ class DatasetConfig:
     # The units that datasets were recorded in, where they do not show them: a JSON file
     # {repo_id: degrees_v1, degrees, normalized, radians or native}.
     conventions: dict[str, str] | Path = field(default_factory=dict)
+    # Take constant offsets between commands and measured positions out of the commands (leader and follower
+    # calibrated unlike); data_report.json and the model card name them.
+    correct_offsets: bool = False
     # Action steps per second; null keeps each dataset's own rate.
     action_freq: float | None = None
 

@@ -93,6 +93,7 @@ def open_sources(
         conventions=data.conventions,
         use_bad_episodes=_use_bad_episodes(config),
         bad_episodes=read_bad_episodes(data.data_ids) if began is None else _bad_before(began),
+        correct_offsets=data.correct_offsets,
         max_bad_fraction=data.max_bad_fraction,
         max_bad_datasets=data.max_bad_datasets,
         episodes=data.episodes,

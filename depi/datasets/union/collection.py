@@ -73,7 +73,8 @@ def _folder(files: Sequence[DatasetFiles], options: Options) -> Path:
     """Where the common index of these datasets is cached."""
     given = tuple(options.conventions.get(each.repo_id) for each in files)
     chosen = (options.max_cameras, options.episodes, options.cameras, [options.bad(each) for each in files])
-    key = index_key([each.key for each in files], *chosen, options.joint_convention, given)
+    how = (options.joint_convention, given, options.correct_offsets)
+    key = index_key([each.key for each in files], *chosen, *how)
     return cache_folder() / "index" / "sets" / key
 
 

@@ -61,6 +61,7 @@ class Options:
     offline: ask no Hub.
     cameras: which of the cameras, and which first; see `camera_order`.
     conventions: repo id -> joint convention of the recording, where the user gives it.
+    correct_offsets: take constant offsets out of the commands.
     use_bad_episodes: use also the episodes that the rules of `depi.datasets.judging` find bad.
     bad_episodes: those, of datasets that were judged before.
     """
@@ -73,6 +74,7 @@ class Options:
     conventions: Mapping[str, str] = field(default_factory=dict)
     use_bad_episodes: bool = False
     bad_episodes: BadEpisodes = field(default_factory=dict)
+    correct_offsets: bool = False
 
     def bad(self, source: DatasetFiles) -> dict[int, str] | None:
         """The episodes of a dataset to leave out, with the reasons; None where it has to be judged."""
@@ -91,12 +93,12 @@ def open_part(source: DatasetFiles, options: Options) -> Part:
     """
     episodes = options.episodes if source.episodes is None else source.episodes
     recorded_in = options.conventions.get(source.repo_id)
-    bad = options.bad(source)
-    key = index_key(source.key, episodes, options.joint_convention, recorded_in, bad)
+    how = (options.joint_convention, recorded_in, options.bad(source), options.correct_offsets)
+    key = index_key(source.key, episodes, *how)
     folder = cache_folder() / "index" / "datasets" / key
     index = read_index(folder)
     if index is None:
-        dataset = open_dataset(source, episodes, options.joint_convention, recorded_in, bad)
+        dataset = open_dataset(source, episodes, *how)
         _write(folder, dataset, source)
         index = read_index(folder)
     if index is None:
@@ -180,6 +182,7 @@ def _entry(dataset: OpenDataset, source: DatasetFiles) -> dict[str, Any]:
         "depth_cameras_not_read": list(info.depth_keys),
         "episodes_left_out": {str(index): reason for index, reason in dataset.unreadable.items()},
         "bad_episodes": {str(index): reason for index, reason in dataset.bad.items()},
+        "offsets_taken_out": dataset.offsets,
         "licence": source.licence,
         "state_dim": dataset.state.shape[1],
         "action_dim": dataset.action.shape[1],

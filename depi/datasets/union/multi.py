@@ -76,6 +76,8 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
             they do not count as bad for `max_bad_fraction`.
         bad_episodes: (repo id, revision) -> recorded index -> reason: the bad episodes of a dataset, where
             they are known already, as from `depi.datasets.union.lists.read_bad_episodes`.
+        correct_offsets: take the constant offsets out of the commands that `depi.datasets.judging.offsets`
+            finds; entries name them.
         video_backend: `torchcodec` or `pyav`; by default the faster one for each video.
 
     Raises:
@@ -101,6 +103,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         conventions: Mapping[str, str] | None = None,
         use_bad_episodes: bool = False,
         bad_episodes: BadEpisodes | None = None,
+        correct_offsets: bool = False,
         video_backend: str | None = None,
     ) -> None:
         _check(sources, max_cameras, cameras, joint_convention, episodes)
@@ -116,6 +119,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
             conventions or {},
             use_bad_episodes,
             bad_episodes or {},
+            correct_offsets,
         )
         collection = open_collection(sources, options, max_bad_datasets=max_bad_datasets)
         self.quarantined = collection.quarantined

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from depi.datasets.judging.examine import Examined, examine, keep
-from depi.datasets.judging.faults import bad_episodes
+from depi.datasets.judging.faults import Recording, bad_episodes
+from depi.datasets.judging.offsets import measure_offsets, take_out
 from depi.datasets.judging.reading import files_there, table_readable
 from depi.datasets.recording.cameras import slot_order
 from depi.datasets.recording.formats import DatasetMeta, data_files
@@ -30,6 +31,7 @@ class OpenDataset:
     cameras: all camera keys, the one of slot 0 first
     unreadable: recorded episode_index -> why the episode cannot be used
     bad: recorded episode_index -> why the episode is left out, by a rule or by the catalogue
+    offsets: by joint, the constant offset that was taken out of its commands
     """
 
     meta: DatasetMeta
@@ -42,6 +44,7 @@ class OpenDataset:
     cameras: tuple[str, ...]
     unreadable: dict[int, str]
     bad: dict[int, str]
+    offsets: dict[str, float]
 
 
 def open_dataset(
@@ -50,6 +53,7 @@ def open_dataset(
     joint_convention: str = "degrees",
     recorded_in: str | None = None,
     bad: Mapping[int, str] | None = None,
+    correct_offsets: bool = False,
 ) -> OpenDataset:
     """Fetch and read one dataset's metadata and tables; its videos are not touched.
 
@@ -61,6 +65,7 @@ def open_dataset(
         recorded_in: the joint convention of the recording, where the user gives it; else it is detected.
         bad: the episodes to leave out, by recorded index, with the reasons; None: those that the rules of
             `depi.datasets.judging` find bad.
+        correct_offsets: take constant offsets out of the commands, see `depi.datasets.judging.offsets`.
 
     Raises:
         DatasetError: the dataset cannot be used; the message is the reason.
@@ -85,7 +90,10 @@ def open_dataset(
     unreadable, bad = ({k: v for k, v in each.items() if k in wanted} for each in (examined.unreadable, bad))
     index = recording.meta.episodes.episode_index
     recording = keep(recording, np.isin(index, wanted) & ~np.isin(index, list(bad)), {**bad, **unreadable})
-    meta, columns = recording.meta, recording.columns
+    meta, columns, action = recording.meta, recording.columns, recording.columns[ACTION]
+    offsets = _offsets(examined.recording) if correct_offsets else {}
+    if offsets:
+        action = take_out(action, detection, offsets)
     cameras = slot_order(meta.info.camera_keys)
     if not cameras:
         raise DatasetError("there is no camera")
@@ -94,14 +102,24 @@ def open_dataset(
         meta=meta,
         detection=detection,
         state=to_space(columns[STATE], detection.state, joint_convention),
-        action=to_space(columns[ACTION], detection.action, joint_convention),
+        action=to_space(action, detection.action, joint_convention),
         timestamp=columns["timestamp"],
         task=task,
         tasks=tasks,
         cameras=cameras,
         unreadable=unreadable,
         bad=bad,
+        offsets=offsets,
     )
+
+
+def _offsets(recording: Recording) -> dict[str, float]:
+    """The offsets that matter, over all readable episodes; none of a robot that is no SO-100."""
+    assert recording.detection is not None
+    if recording.detection.convention == "native":
+        return {}
+    found = measure_offsets(recording.action, recording.state, recording.length, recording.fps)
+    return {joint: round(value, 2) for joint, value in found.constant.items()}
 
 
 def _wanted(meta: DatasetMeta, episodes: Sequence[int]) -> np.ndarray:
