@@ -12,9 +12,8 @@ from depi.catalog.catalogue import load_catalog
 from depi.catalog.episode_video import Episode, write_video
 from depi.catalog.episodes import verdicts
 from depi.catalog.text import clean
-from depi.datasets.judging.examine import examine
+from depi.datasets.judging.examine import examine_files
 from depi.datasets.judging.faults import Fault
-from depi.datasets.judging.reading import table_readable
 from depi.datasets.recording.checks import resolve_file
 from depi.datasets.recording.formats import DatasetMeta, data_files, select_episodes, video_files
 from depi.datasets.recording.metadata import read_meta
@@ -115,8 +114,7 @@ def faults_of(files: DatasetFiles, config: ViewConfig) -> tuple[Fault, ...]:
     if not files.is_local:
         return ()
     try:
-        tables, unread = table_readable(read_meta(files))
-        found = examine(tables.meta, tables.columns, unread=unread).faults
+        found = examine_files(files, read_meta(files)).faults
     except DatasetError:
         return ()
     return tuple(fault for fault in found if fault.episode == config.episode)

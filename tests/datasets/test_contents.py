@@ -12,9 +12,9 @@ import pytest
 from recordings import REAL, Recording, write_v2, write_v3
 
 from depi.datasets.judging import contents
-from depi.datasets.judging.examine import Examined, examine
+from depi.datasets.judging.examine import Examined, examine, examine_files
 from depi.datasets.judging.faults import find_faults
-from depi.datasets.judging.reading import files_there, table_readable
+from depi.datasets.judging.reading import table_readable
 from depi.datasets.judging.rules import CONTENTS
 from depi.datasets.recording import tables
 from depi.datasets.recording.local_files import LocalFiles
@@ -42,10 +42,7 @@ def copy(root: Path, tmp_path: Path) -> Path:
 
 
 def examined(root: Path) -> Examined:
-    files = LocalFiles(DatasetSource("a/b", root=root))
-    meta, absent = files_there(load_meta(root, "a/b"), files.lacking)
-    read, unread = table_readable(meta)
-    return examine(read.meta, read.columns, unread=[*absent, *unread])
+    return examine_files(LocalFiles(DatasetSource("a/b", root=root)), load_meta(root, "a/b"))
 
 
 def found(root: Path) -> dict[int, list[str]]:

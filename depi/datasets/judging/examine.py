@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from depi.datasets.judging.faults import EpisodeRule, Fault, Recording, bad_episodes, find_faults
+from depi.datasets.judging.reading import files_there, table_readable
 from depi.datasets.judging.rules import CONTENTS, MOTION, READABLE, UNITS
 from depi.datasets.recording.convention import detect_convention, given_convention
-from depi.datasets.recording.formats import DatasetMeta, select_episodes
+from depi.datasets.recording.formats import DatasetMeta, data_files, select_episodes
 from depi.datasets.recording.joints import Detection, to_degrees
+from depi.datasets.recording.sources import DatasetFiles
 from depi.datasets.recording.tables import ACTION, STATE
 from depi.errors import DatasetError
 
@@ -79,6 +81,21 @@ def examine(
         recording = replace(recording, action=action, state=state)
         faults += found(MOTION)
     return Examined(recording, detection, tuple(faults), unreadable, unlike)
+
+
+def examine_files(
+    files: DatasetFiles, meta: DatasetMeta, recorded_in: str | None = None, *, remarks: bool = True
+) -> Examined:
+    """Fetch and read the tables of all episodes that can be read, and `examine` them.
+
+    Raises:
+        DatasetError: no episode can be read, or the joints cannot be `recorded_in`.
+        UserError: the storage does not give a table.
+    """
+    meta, absent = files_there(meta, files.lacking)
+    files.fetch(data_files(meta))
+    tables, unread = table_readable(meta)
+    return examine(tables.meta, tables.columns, recorded_in, unread=[*absent, *unread], remarks=remarks)
 
 
 def keep(recording: Recording, kept: np.ndarray, left_out: Mapping[int, str]) -> Recording:

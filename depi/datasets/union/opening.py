@@ -5,12 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from depi.datasets.judging.examine import Examined, examine, keep
+from depi.datasets.judging.examine import examine_files, keep
 from depi.datasets.judging.faults import Recording, bad_episodes
 from depi.datasets.judging.offsets import measure_offsets, take_out
-from depi.datasets.judging.reading import files_there, table_readable
 from depi.datasets.recording.cameras import slot_order
-from depi.datasets.recording.formats import DatasetMeta, data_files
+from depi.datasets.recording.formats import DatasetMeta
 from depi.datasets.recording.joints import Detection, to_space
 from depi.datasets.recording.metadata import read_meta
 from depi.datasets.recording.sources import DatasetFiles
@@ -73,7 +72,7 @@ def open_dataset(
     """
     meta = read_meta(files)
     wanted = meta.episodes.episode_index if episodes is None else _wanted(meta, episodes)
-    examined = _read(files, meta, recorded_in)
+    examined = examine_files(files, meta, recorded_in, remarks=False)
     recording, detection = examined.recording, examined.detection
     columns = recording.columns
     if detection.convention == "unknown":
@@ -130,14 +129,6 @@ def _wanted(meta: DatasetMeta, episodes: Sequence[int]) -> np.ndarray:
     if len(missing):
         raise UserError(f"dataset {meta.repo_id} has no episode {missing[0]}, it has {len(meta.episodes)}")
     return wanted
-
-
-def _read(files: DatasetFiles, meta: DatasetMeta, recorded_in: str | None) -> Examined:
-    """Fetch, read and judge the tables of all episodes."""
-    meta, absent = files_there(meta, files.lacking)
-    files.fetch(data_files(meta))
-    tables, unread = table_readable(meta)
-    return examine(tables.meta, tables.columns, recorded_in, unread=[*absent, *unread], remarks=False)
 
 
 def recorded_fps(time: np.ndarray, length: np.ndarray, fps: float) -> float:
