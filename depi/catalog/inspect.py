@@ -31,6 +31,7 @@ from depi.catalog.text import clean
 from depi.datasets.judging.examine import examine, keep
 from depi.datasets.judging.faults import Fault
 from depi.datasets.judging.reading import files_there, table_readable
+from depi.datasets.judging.rules import OPTIONAL
 from depi.datasets.recording import formats
 from depi.datasets.recording.formats import INFO_FILE
 from depi.datasets.recording.hub_files import HubFiles
@@ -236,7 +237,8 @@ def judge_tables(facts: Facts, disabled: Container[str] = (), unread: Sequence[F
     """
     tables = facts.tables
     facts.fingerprint = fingerprint(tables.columns[ACTION], tables.meta.episodes.length)
-    examined = examine(tables.meta, tables.columns, disabled=disabled, unread=unread)
+    asked = [rule for rule in OPTIONAL if rule.name not in disabled]
+    examined = examine(tables.meta, tables.columns, unread=unread, asked=asked)
     facts.readable, facts.detection = examined.recording, examined.detection
     numbers = facts.meta.episodes.episode_index.tolist()
     facts.episodes = verdicts_of(numbers, facts.episode_length.tolist(), examined.faults)

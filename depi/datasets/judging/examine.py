@@ -3,14 +3,14 @@
 One place for the catalogue, which shows it, and for training, which leaves the bad episodes out.
 """
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from depi.datasets.judging.faults import EpisodeRule, Fault, Recording, bad_episodes, find_faults
 from depi.datasets.judging.reading import files_there, table_readable
-from depi.datasets.judging.rules import CONTENTS, MOTION, READABLE, UNITS
+from depi.datasets.judging.rules import CONTENTS, MOTION, OPTIONAL, READABLE, UNITS
 from depi.datasets.recording.convention import detect_convention, given_convention
 from depi.datasets.recording.formats import DatasetMeta, data_files, select_episodes
 from depi.datasets.recording.joints import Detection, to_degrees
@@ -43,8 +43,7 @@ def examine(
     recorded_in: str | None = None,
     *,
     unread: Sequence[Fault] = (),
-    disabled: Container[str] = (),
-    remarks: bool = True,
+    asked: Collection[EpisodeRule] = OPTIONAL,
 ) -> Examined:
     """Find the joint convention of a recording, and the faults of its episodes.
 
@@ -53,22 +52,16 @@ def examine(
         columns: their numbers, see `depi.datasets.recording.tables.Tables`.
         recorded_in: the joint convention, where the user gives it; else it is detected.
         unread: the faults of the other episodes, see `depi.datasets.judging.reading`.
-        disabled: names of rules that are not asked.
-        remarks: also look for faults that leave no episode out.
+        asked: which rules are asked beside those without which nothing can be read.
 
     Raises:
         DatasetError: no episode can be read, or the joints cannot be `recorded_in`.
     """
-
-    def found(rules: Iterable[EpisodeRule]) -> list[Fault]:
-        asked = (rule for rule in rules if rule.leaves_out or remarks)
-        return find_faults(recording, (rule for rule in asked if rule.name not in disabled))
-
     recording = Recording(meta, columns, columns[ACTION], columns[STATE])
     faults = [*unread, *find_faults(recording, READABLE)]
     unreadable = bad_episodes(faults)
     recording = keep(recording, ~np.isin(meta.episodes.episode_index, list(unreadable)), unreadable)
-    faults += found(CONTENTS)
+    faults += find_faults(recording, [rule for rule in CONTENTS if rule in asked])
     detection = _detect(recording, recorded_in)
     in_other_units = find_faults(replace(recording, detection=detection), UNITS)
     faults += in_other_units
@@ -79,12 +72,15 @@ def examine(
         action = to_degrees(recording.action, detection.action)
         state = to_degrees(recording.state, detection.state)
         recording = replace(recording, action=action, state=state)
-        faults += found(MOTION)
+        faults += find_faults(recording, [rule for rule in MOTION if rule in asked])
     return Examined(recording, detection, tuple(faults), unreadable, unlike)
 
 
 def examine_files(
-    files: DatasetFiles, meta: DatasetMeta, recorded_in: str | None = None, *, remarks: bool = True
+    files: DatasetFiles,
+    meta: DatasetMeta,
+    recorded_in: str | None = None,
+    asked: Collection[EpisodeRule] = OPTIONAL,
 ) -> Examined:
     """Fetch and read the tables of all episodes that can be read, and `examine` them.
 
@@ -95,7 +91,7 @@ def examine_files(
     meta, absent = files_there(meta, files.lacking)
     files.fetch(data_files(meta))
     tables, unread = table_readable(meta)
-    return examine(tables.meta, tables.columns, recorded_in, unread=[*absent, *unread], remarks=remarks)
+    return examine(tables.meta, tables.columns, recorded_in, unread=[*absent, *unread], asked=asked)
 
 
 def keep(recording: Recording, kept: np.ndarray, left_out: Mapping[int, str]) -> Recording:

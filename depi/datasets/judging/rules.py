@@ -137,3 +137,6 @@ MOTION = (
 
 OPTIONAL = (*CONTENTS, *MOTION)
 """The rules that can be switched off."""
+
+LEAVING_OUT = tuple(rule for rule in OPTIONAL if rule.leaves_out)
+"""Those that find episodes bad: what training asks."""

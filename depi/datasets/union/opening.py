@@ -8,6 +8,7 @@ import numpy as np
 from depi.datasets.judging.examine import examine_files, keep
 from depi.datasets.judging.faults import Recording, bad_episodes
 from depi.datasets.judging.offsets import measure_offsets, take_out
+from depi.datasets.judging.rules import LEAVING_OUT
 from depi.datasets.recording.cameras import slot_order
 from depi.datasets.recording.formats import DatasetMeta
 from depi.datasets.recording.joints import Detection, to_space
@@ -72,7 +73,7 @@ def open_dataset(
     """
     meta = read_meta(files)
     wanted = meta.episodes.episode_index if episodes is None else _wanted(meta, episodes)
-    examined = examine_files(files, meta, recorded_in, remarks=False)
+    examined = examine_files(files, meta, recorded_in, LEAVING_OUT if bad is None else ())
     recording, detection = examined.recording, examined.detection
     columns = recording.columns
     if detection.convention == "unknown":
