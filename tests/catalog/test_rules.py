@@ -9,6 +9,7 @@ from catalog_facts import (
     barely_moving,
     calibrated,
     changed,
+    commands_off_by,
     contradictory,
     episodes_bad,
     frozen_state,
@@ -407,6 +408,12 @@ def test_every_threshold_is_used_by_a_rule():
 
 
 FLAGGED = [
+    ("constant_offset", good_facts(), None),
+    (
+        "constant_offset",
+        commands_off_by(6.0),
+        "commands are off by shoulder_pan +6.0 degrees; --dataset.correct_offsets=true takes that out",
+    ),
     ("junk_task_text", changed(tasks=("test", "Pick up the red cube.")), "task text 'test'"),
     ("junk_task_text", changed(tasks=()), "task text none at all"),
     ("junk_task_text", good_facts(), None),

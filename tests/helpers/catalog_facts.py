@@ -7,6 +7,7 @@ import numpy as np
 
 from depi.catalog.facts import Facts
 from depi.catalog.inspect import gather_joints, judge_tables
+from depi.datasets.judging.offsets import Offsets
 from depi.datasets.recording.formats import DatasetMeta, Episodes, VideoTable, parse_info
 from depi.datasets.recording.joints import JOINTS as JOINT_NAMES
 from depi.datasets.recording.tables import Tables
@@ -168,6 +169,14 @@ def unrelated_state() -> Facts:
     """What moves has nothing to do with what is commanded."""
     facts = good_facts()
     facts.motion = dataclasses.replace(facts.motion, follow=0.02, lag=None)
+    return facts
+
+
+def commands_off_by(degrees: float) -> Facts:
+    """Leader and follower whose pan is calibrated unlike."""
+    facts = good_facts()
+    offsets = Offsets((degrees, 0, 0, 0, 0, 0), matters=(True, *(False,) * 5))
+    facts.motion = dataclasses.replace(facts.motion, offsets=offsets)
     return facts
 
 
