@@ -31,7 +31,7 @@ from depi.catalog.rules import CATALOGUE_FLAGS, CATALOGUE_RULES, FLAGS, RULES_VE
 from depi.catalog.rules_file import parse_with_rules
 from depi.catalog.thumbnails import THUMBNAILS_FILE
 from depi.catalog.videos import look_at_videos
-from depi.datasets.judging.rules import OPTIONAL, READABLE
+from depi.datasets.judging.rules import ALWAYS, OPTIONAL
 from depi.engine import ENGINES, RayConfig, make_runner
 from depi.engine.cluster import count_cpus
 from depi.errors import UserError, machine_error
@@ -325,7 +325,9 @@ def print_rules(console: Console) -> None:
             table.add_row(rule.__name__, f"{tier.name}, always", _first_line(rule))
         for rule in tier.rules:
             table.add_row(rule.__name__, tier.name, _first_line(rule))
-    for episode_rule in (*READABLE, *OPTIONAL):
+    for check in ALWAYS:
+        table.add_row(check.__name__, "episode, always", _first_line(check))
+    for episode_rule in OPTIONAL:
         kind = "bad" if episode_rule.leaves_out else "remark"
         table.add_row(episode_rule.name, f"episode, {kind}", _first_line(episode_rule.check))
     for catalogue_rule in CATALOGUE_RULES:

@@ -52,7 +52,7 @@ from depi.catalog.repository_rules import (
 )
 from depi.datasets.judging.instructions import is_instruction
 from depi.datasets.judging.offsets import name_offsets
-from depi.datasets.judging.rules import OPTIONAL, READABLE
+from depi.datasets.judging.rules import ALWAYS, OPTIONAL
 from depi.errors import UserError
 
 # Raise it with every change that can change a verdict: rows of an older version are judged again. That
@@ -135,7 +135,7 @@ def check_disabled(names: Sequence[str]) -> frozenset[str]:
     optional = {rule.__name__ for rule in CATALOGUE_RULES}
     optional |= {rule.__name__ for tier in TIERS for rule in tier.rules}
     optional |= {rule.name for rule in OPTIONAL}
-    needed = {rule.__name__ for tier in TIERS for rule in tier.needs} | {rule.name for rule in READABLE}
+    needed = {rule.__name__ for tier in TIERS for rule in tier.needs} | {check.__name__ for check in ALWAYS}
     for name in names:
         if name in needed:
             raise UserError(f"rule {name} cannot be switched off: later rules rely on it")

@@ -1,5 +1,7 @@
 """The rules about episodes, in the order in which they are asked."""
 
+from collections.abc import Callable
+
 from depi.datasets.judging.alike import not_a_copy
 from depi.datasets.judging.calibration import (
     joint_signs_agree,
@@ -140,3 +142,6 @@ OPTIONAL = (*CONTENTS, *MOTION)
 
 LEAVING_OUT = tuple(rule for rule in OPTIONAL if rule.leaves_out)
 """Those that find episodes bad: what training asks."""
+
+ALWAYS: tuple[Callable[..., object], ...] = (*FILES, *(rule.check for rule in (*READABLE, *UNITS)))
+"""What is asked in any case; none of it can be switched off."""
