@@ -41,14 +41,15 @@ ones of several tasks."""
 TREMBLE, TREMBLING = 1.5, 0.25
 """An arm that goes back and forth by so many degrees, in this share of the frames, is shaken; in real
 episodes fewer than one frame in a hundred did by one degree."""
-DOUBLE = 1.7
+DOUBLE = 1.5
 """Where one frame is missing, a step is twice as long as the one before and the one after."""
-SAME_WAY = 0.93
+SAME_WAY = 0.9
 """Cosine between steps in the same direction."""
-SLOW = 0.7
+SLOW = 0.5
 """Degrees over all joints of the body: shorter steps show no direction."""
-FEW_MISSING, MISSING = 4, 0.03
-"""Such steps are told where there are so many, and this share of the steps that move. Real episodes: one."""
+FEW_MISSING, MISSING = 4, 0.015
+"""Such steps are told where there are so many, and this share of the steps that move; in real episodes of
+leader and follower there were fewer than four."""
 
 
 def no_spikes(recording: Recording) -> Iterator[Finding]:

@@ -25,7 +25,7 @@ IDLE_SECONDS, IDLE_SHARE = 3.0, 0.25
 """An end of an episode is idle for longer than usual when it is longer than both."""
 MUCH_IDLE = 0.65
 """Share of idle frames that is unusual in any recording."""
-MORE_IDLE, TIMES_IDLE = 0.45, 2.5
+MORE_IDLE, TIMES_IDLE = 0.45, 2.0
 """Share of idle frames that is unusual where the others of the recording have TIMES_IDLE times less."""
 LONG_IDLE = 4.0
 """Seconds that the arm has to stand still before its share counts: a person may rest so long in any task."""
