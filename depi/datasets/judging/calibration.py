@@ -155,7 +155,8 @@ def _mirrored(recording: Recording) -> Iterator[tuple[int, int, float]]:
             mirrored = np.where(opposite[:, None], -here[:, MIRRORED], here)
             usual, spread = _usual(mirrored)
             same = (np.abs(mirrored - usual) <= SLACK + SLACK_TIMES * spread).all(axis=1)
-            opposite &= same & _elsewhere(here - usual, spread, LEAST, TIMES)
+            limits = (CERTAIN_LEAST, CERTAIN_TIMES) if joint in SIDEWAYS else (LEAST, TIMES)
+            opposite &= same & _elsewhere(here - usual, spread, *limits)
             shares[:, joint] = opposite * share
     # Left and right by turns mirror pan and roll together.
     both = (shares[:, SIDEWAYS] > 0).all(axis=1, keepdims=True)

@@ -20,6 +20,8 @@ UNLIKE, ALIKE = 0.35, 0.6
 other, and at least usual where that can be said."""
 SURE = 0.5
 """Correlation from which a lag is worth anything."""
+TRAVELLED = 30.0
+"""Degrees by which some joint moves before a lag is told: half a move fits many."""
 EARLY = 1.5
 """Frames by which a state may come early: some recorders store the state after the command."""
 LATE = 0.7
@@ -133,7 +135,7 @@ def offset_usual(recording: Recording) -> Iterator[Finding]:
 def _lags(recording: Recording) -> tuple[float, np.ndarray, np.ndarray]:
     """The usual lag in seconds, each episode's, and whether it can be relied on; [E] both."""
     following = recording.movement.following
-    sure = (following.likeness > SURE) & (recording.movement.moved > DRIVEN)
+    sure = (following.likeness > SURE) & (recording.movement.moved > TRAVELLED)
     return float(np.median(following.lag[sure])) if sure.any() else 0.0, following.lag, sure
 
 
