@@ -20,6 +20,8 @@ UNLIKE, ALIKE = 0.35, 0.6
 other, and at least usual where that can be said."""
 SURE = 0.5
 """Correlation from which a lag is worth anything."""
+TRAVELLED = 30.0
+"""Degrees by which some joint moves before a lag is told: half a move fits many."""
 EARLY = 1.5
 """Frames by which a state may come early: some recorders store the state after the command."""
 LATE = 0.7
@@ -37,6 +39,9 @@ DRIVEN = 10.0
 OFFSET, OFFSET_SPREAD, SAME_MOTION = 6.0, 10.0, 0.97
 """Degrees, and times the usual spread, by which the mean difference of action and state is unlike that of the
 others; it counts where the motion is the same. Sag and lag change it by up to 4 degrees."""
+
+FEW = 0.34
+"""Of a larger minority nobody knows whether it is right."""
 
 
 def state_moves_along(recording: Recording) -> Iterator[Finding]:
@@ -118,7 +123,8 @@ def offset_usual(recording: Recording) -> Iterator[Finding]:
     least = np.maximum(OFFSET, OFFSET_SPREAD * np.median(away, axis=0))
     same = (following.likeness > SAME_MOTION) & _driven(recording)
     same[:, GRIPPER] = False
-    for position, joint in np.argwhere((away > least) & same):
+    other = (away > least) & same
+    for position, joint in np.argwhere(other & (other.mean(axis=0) <= FEW)):
         yield Finding(
             int(position),
             f"the action of {JOINTS[joint]} is {following.offset[position, joint]:.0f} degrees "
@@ -129,7 +135,7 @@ def offset_usual(recording: Recording) -> Iterator[Finding]:
 def _lags(recording: Recording) -> tuple[float, np.ndarray, np.ndarray]:
     """The usual lag in seconds, each episode's, and whether it can be relied on; [E] both."""
     following = recording.movement.following
-    sure = (following.likeness > SURE) & (recording.movement.moved > DRIVEN)
+    sure = (following.likeness > SURE) & (recording.movement.moved > TRAVELLED)
     return float(np.median(following.lag[sure])) if sure.any() else 0.0, following.lag, sure
 
 

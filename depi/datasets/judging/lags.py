@@ -8,6 +8,8 @@ EARLIEST, LATEST = -0.5, 1.5
 """The lags of the state behind the action that are tried, in seconds."""
 TRIED_FPS = 30.0
 """Lags are told apart to about 1/30 s."""
+SMOOTHING = 0.1
+"""Seconds over which motion is measured: a hand trembles with 6 to 11 Hz, which has no part in the lag."""
 FASTEST = 400.0
 """Degrees per second: faster steps are cut, so that one wild reading does not outweigh the motion."""
 
@@ -17,7 +19,7 @@ class Following:
     """How state follows action in E episodes.
 
     lag: seconds, float [E]
-    likeness: correlation of the steps of all joints at that lag, -1..1, [E]
+    likeness: correlation of the motion of all joints at that lag, -1..1, [E]
     """
 
     lag: np.ndarray
@@ -25,17 +27,18 @@ class Following:
 
 
 def measure_following(
-    action_step: np.ndarray, state_step: np.ndarray, start: np.ndarray, length: np.ndarray, fps: float
+    action: np.ndarray, state: np.ndarray, start: np.ndarray, length: np.ndarray, fps: float
 ) -> Following:
     """Measure the lag of each episode.
 
     Args:
-        action_step, state_step: float32 [F, 6], from frame to frame; 0 at the start of an episode.
+        action, state: float32 [F, 6], in canonical degrees.
         start, length: int64 [E], frames.
         fps: frames per second.
     """
-    most = FASTEST / fps
-    action, state = (np.clip(step, -most, most) for step in (action_step, state_step))
+    apart = max(1, round(SMOOTHING * fps))
+    most = FASTEST / fps * apart
+    action, state = (np.clip(_motion(side, apart, start), -most, most) for side in (action, state))
     energy = [np.add.reduceat(np.einsum("fj,fj->f", step, step), start) for step in (action, state)]
     scale = np.sqrt(energy[0] * energy[1])
     stride = max(1, round(fps / TRIED_FPS))
@@ -45,6 +48,15 @@ def measure_following(
     # Of equally good lags the one nearest to none.
     best = np.argmax(likeness - 1e-6 * np.abs(lags)[:, None], axis=0)
     return Following(lags[best] / fps, likeness[best, np.arange(len(start))])
+
+
+def _motion(values: np.ndarray, apart: int, start: np.ndarray) -> np.ndarray:
+    """From so many frames before to each frame, [F, 6]; 0 in the first ones of an episode."""
+    motion = np.zeros_like(values)
+    np.subtract(values[apart:], values[:-apart], out=motion[apart:])
+    first = (start[:, None] + np.arange(apart)).reshape(-1)
+    motion[first[first < len(motion)]] = 0
+    return motion
 
 
 def _products(

@@ -146,8 +146,8 @@ class Movement:
     @cached_property
     def following(self) -> Following:
         """How the state follows the action in each episode."""
-        steps = self.commanded.step, self.measured.step
-        return measure_following(*steps, self.start, self.length, self.fps)
+        values = self.commanded.values, self.measured.values
+        return measure_following(*values, self.start, self.length, self.fps)
 
     @cached_property
     def joint_following(self) -> JointFollowing:

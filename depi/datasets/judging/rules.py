@@ -7,6 +7,7 @@ from depi.datasets.judging.calibration import (
     joint_signs_agree,
     joint_signs_even,
     joint_zeros_agree,
+    joint_zeros_near,
     joints_move_together,
 )
 from depi.datasets.judging.contents import (
@@ -129,6 +130,7 @@ MOTION = (
     EpisodeRule(no_frames_missing, leaves_out=False),
     EpisodeRule(motion_smooth, leaves_out=False),
     EpisodeRule(lag_usual, leaves_out=False),
+    EpisodeRule(joint_zeros_near, leaves_out=False),
     EpisodeRule(joint_signs_even, leaves_out=False),
     EpisodeRule(joints_move_together, leaves_out=False),
     EpisodeRule(joints_used, leaves_out=False),

@@ -21,13 +21,13 @@ ENOUGH = 5
 """An episode is compared with the rest of its recording where that has at least so many."""
 AT_REST = 2.0
 """Degrees: an arm so near to where it began, or ends, has not moved; a resting hand trembles by one."""
-IDLE_SECONDS, IDLE_SHARE = 3.0, 0.25
+IDLE_SECONDS, IDLE_SHARE = 3.2, 0.25
 """An end of an episode is idle for longer than usual when it is longer than both."""
 MUCH_IDLE = 0.65
 """Share of idle frames that is unusual in any recording."""
-MORE_IDLE, TIMES_IDLE = 0.45, 2.5
+MORE_IDLE, TIMES_IDLE = 0.5, 2.2
 """Share of idle frames that is unusual where the others of the recording have TIMES_IDLE times less."""
-LONG_IDLE = 4.0
+LONG_IDLE = 5.0
 """Seconds that the arm has to stand still before its share counts: a person may rest so long in any task."""
 ALL_IDLE = 0.9
 """Share of idle frames beyond which an episode teaches to stand still."""
