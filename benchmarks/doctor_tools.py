@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from depi.errors import UserError
 
 TIMEOUT_S = 300
+NO_REPORT = "no report"
 # Several run at a time: their threads would only wait for one another.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"), "1")
 
@@ -115,10 +116,10 @@ def examine(name: str, folder: Path, dataset: Path) -> Report:
         status, output, cpu_s = run_command(command, env)
         try:
             text = report.read_text() if report.exists() else output[output.index("{") :]
-            remarks, score = tool.read(json.loads(text))
+            remarks, score = tool.read(json.JSONDecoder().raw_decode(text)[0])
         except (ValueError, KeyError, TypeError):
             last = (output.strip().splitlines() or [f"status {status}"])[-1]
-            return Report([Remark("no report", None, last[:300])], cpu_s)
+            return Report([Remark(NO_REPORT, None, last[:300])], cpu_s)
     return Report(remarks, cpu_s, score)
 
 

@@ -14,7 +14,8 @@ sentences do not count. DePi must also name a spoilt episode, unless the set as 
 spoilt.
 
 Prints tables. The last line is JSON: for each tool the number found by set and strength, its remarks on the
-clean sets, and seconds of processor time for a dataset; and the copies whose score is above the clean one's.
+clean sets, seconds of processor time for a dataset, the copies whose score is above the clean one's, and the
+number of good episodes that were complained of in copies where others are spoilt.
 """
 
 import json
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from clean_sets import BASES, RecordedSet, make_set, write_set
-from doctor_tools import TOOLS, Remark, Report, examine, examine_by_depi, install, read_reports
+from doctor_tools import NO_REPORT, TOOLS, Remark, Report, examine, examine_by_depi, install, read_reports
 from planting import STRENGTHS, load_kinds, plant
 from rich.progress import track
 
@@ -196,6 +197,14 @@ def is_found(tool: str, copy: Planted, reports: dict[str, Report]) -> bool:
     return any(remark.episode in copy.episodes for remark in remarks)
 
 
+def wrongly_named(copy: Planted, reports: dict[str, Report]) -> int:
+    """How many episodes a tool complains of, newly and by number, that are not spoilt."""
+    if not copy.episodes or copy.files:
+        return 0
+    named = {remark.episode for remark in news(copy, reports)} - {None}
+    return len(named - set(copy.episodes))
+
+
 def summarize(copies: list[Planted], found: dict[str, dict[str, Report]]) -> dict[str, Any]:
     """The last line: for each tool, what it found on which bases, false alarms and costs."""
     summary: dict[str, Any] = {}
@@ -209,11 +218,18 @@ def summarize(copies: list[Planted], found: dict[str, dict[str, Report]]) -> dic
                 strength: sum(is_found(tool, copy, reports) for copy in rows if copy.strength == strength)
                 for strength in dict.fromkeys(copy.strength for copy in rows)
             }
-        clean = {copy.base: len(reports[copy.name].remarks) for copy in seen if copy.kind == CLEAN}
+        clean = {copy.base: _count(reports[copy.name]) for copy in seen if copy.kind == CLEAN}
+        wrong = sum(wrongly_named(copy, reports) for copy in planted)
         cpu_s = sum(report.cpu_s for report in reports.values()) / len(reports)
         summary[tool] = {"found": by_base, "clean_remarks": clean, "cpu_s": round(cpu_s, 3)}
+        summary[tool]["wrong_episodes"] = wrong
         summary[tool]["raised"] = [copy.name for copy in planted if _gain(copy, reports) > 1e-9]
     return summary
+
+
+def _count(report: Report) -> int | None:
+    """The number of remarks; None where the tool could not read the set."""
+    return None if any(remark.key == NO_REPORT for remark in report.remarks) else len(report.remarks)
 
 
 def _gain(copy: Planted, reports: dict[str, Report]) -> float:
@@ -224,15 +240,15 @@ def _gain(copy: Planted, reports: dict[str, Report]) -> float:
 
 def print_summary(summary: dict[str, Any], kinds: int) -> None:
     """Print a row for each tool and base."""
-    print(
-        f"\n| tool | set | {' | '.join(f'{s}, of {kinds}' for s in STRENGTHS)} | on the clean set | CPU s |"
-    )
-    print("|---|---|---|---|---|---|---|")
+    columns = [f"{strength}, of {kinds}" for strength in STRENGTHS]
+    columns = ["tool", "set", *columns, "on the clean set", "good episodes named, all sets", "CPU s"]
+    print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for tool, row in summary.items():
         for base, remarks in row["clean_remarks"].items():
             counts = row["found"].get(base, {})
-            cells = [str(counts.get(strength, "")) for strength in STRENGTHS]
-            print(f"| {tool} | {base} | {' | '.join(cells)} | {remarks} | {row['cpu_s']:.2f} |")
+            cells = [tool, base, *(str(counts.get(strength, "")) for strength in STRENGTHS)]
+            cells += ["does not read it" if remarks is None else str(remarks), str(row["wrong_episodes"])]
+            print(f"| {' | '.join(cells)} | {row['cpu_s']:.2f} |")
 
 
 def print_kinds(copies: list[Planted], found: dict[str, dict[str, Report]]) -> None:

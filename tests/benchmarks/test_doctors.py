@@ -41,7 +41,7 @@ def test_found_is_what_is_said_of_the_copy_alone_and_of_the_right_episode(tool, 
 def test_the_summary_counts_by_strength_and_names_copies_with_a_better_score():
     reports = {
         CLEAN.name: Report(list(ON_ALL), 1.0, 0.5),
-        SPOILT.name: Report([*ON_ALL, Remark("noise", 3, "noise: 5")], 2.0, 0.6),
+        SPOILT.name: Report([*ON_ALL, *(Remark("noise", n, "noise: 5") for n in (3, 4))], 2.0, 0.6),
         FILES.name: Report(list(ON_ALL), 3.0, None),
     }
     summary = doctors.summarize([CLEAN, SPOILT, FILES], {"depi": reports})["depi"]
@@ -49,6 +49,7 @@ def test_the_summary_counts_by_strength_and_names_copies_with_a_better_score():
     assert summary["clean_remarks"] == {"tape": 2}
     assert summary["cpu_s"] == 2.0
     assert summary["raised"] == [SPOILT.name]
+    assert summary["wrong_episodes"] == 1
 
 
 def test_a_tool_that_fails_is_reported_with_its_last_words(tmp_path, monkeypatch):
