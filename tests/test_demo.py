@@ -55,8 +55,8 @@ def test_the_whole_demo(tmp_path):
     steps = read_json(root / demo.MARKER)["steps"]
     assert [step["step"] for step in steps] == [title for title, _, _ in demo.STEPS]
     assert all(command in result.stderr for _, _, command in demo.STEPS)
-    assert len(read_json(root / "data_ids" / "dataset_list_valid.json")) == 8
-    assert len(read_json(root / "data_ids" / "bad_dataset_ids.json")) == 4
+    assert len(read_json(root / "data_ids" / "dataset_list_valid.json")) == 9
+    assert len(read_json(root / "data_ids" / "bad_dataset_ids.json")) == 5
     report = read_json(root / "train" / "data_report.json")["stream"]["annotations"]
     assert report["missing"] == []
     assert report["episodes_with_task"] > 0

@@ -30,8 +30,9 @@ class Contributor:
 
 
 def community(episodes: int = 4) -> list[Contributor]:
-    """Return eight good contributors with this many episodes each, and four bad ones."""
-    return [*_good(episodes), *_bad()]
+    """Return nine contributors to train on, with this many episodes each (one with bad episodes among eight),
+    and five others."""
+    return [*_good(episodes), _partly_good(), *_bad()]
 
 
 def record_community(
@@ -192,15 +193,23 @@ def _good(episodes: int) -> list[Contributor]:
     ]
 
 
+def _partly_good() -> Contributor:
+    """Eight short touches, three of them spoiled: the others are worth training on."""
+    rig = Setup((Camera("front", "front"),), 160, 120, 10, codec="h264", robot_type="so101_follower")
+    return Contributor("mira/so101_touch_first_try", "touch", rig, 8, 19000, "three_bad_episodes")
+
+
 def _bad() -> list[Contributor]:
     """Short touches with one small camera at 10 fps: fast to record, because they are not used."""
     cheap = Setup((Camera("front", "front"),), 160, 120, 10, codec="h264")
+    radians = Setup((Camera("front", "front"),), 160, 120, 10, "radians", codec="h264")
     cheap_v2 = Setup((Camera("laptop", "front"),), 160, 120, 10, "degrees_v1", "v2.1", "h264", "so100")
     rigs = (
         ("ines/so100_touch_dropouts", cheap_v2, "nan_in_actions"),
         ("jakub/five_joint_arm", cheap, "wrong_action_size"),
         ("kaia/eval_act_so101_touch", cheap, None),
         ("liam/so100_touch_upload", cheap_v2, "missing_video"),
+        ("nils/so101_touch_urdf", radians, "another_zero"),
     )
     return [
         Contributor(repo_id, "touch", setup, 4, 20000 + 1000 * index, defect, usable=False)

@@ -76,6 +76,28 @@ def frozen_robot(root: Path) -> None:
         _edit_table(path, _freeze)
 
 
+def another_zero(root: Path) -> None:
+    """Give radians the zeros of an older model: lift and elbow a quarter turn away, lift reversed."""
+    for path in _tables(root):
+        _edit_table(path, _shift_zero)
+
+
+def three_bad_episodes(root: Path) -> None:
+    """Spoil three episodes: nothing moves in one, one's state freezes in its middle, one's arm jumps away."""
+    spoil = {1: _freeze_columns, 3: _freeze_state, 5: _jump}
+    for path in _tables(root):
+        table = pq.read_table(path)
+        episode = table["episode_index"].to_numpy()
+        vectors = {column: _matrix(table[column]) for column in ("action", "observation.state")}
+        for number, change in spoil.items():
+            rows = np.flatnonzero(episode == number)
+            if len(rows):
+                change(*(values[rows[0] : rows[-1] + 1] for values in vectors.values()))
+        for column, values in vectors.items():
+            table = _with_vectors(table, column, values)
+        pq.write_table(table, path)
+
+
 def broken_info(root: Path) -> None:
     """Cut `meta/info.json`, so that it is not valid JSON."""
     path = root / "meta" / "info.json"
@@ -103,6 +125,8 @@ DEFECTS: dict[str, Callable[[Path], None]] = {
         missing_table,
         truncated_table,
         frozen_robot,
+        another_zero,
+        three_bad_episodes,
         broken_info,
         escaping_paths,
         zero_fps,
@@ -133,6 +157,32 @@ def _freeze(table: pa.Table) -> pa.Table:
         vectors = _matrix(table[column])
         table = _with_vectors(table, column, np.repeat(vectors[:1], len(vectors), axis=0))
     return table
+
+
+def _shift_zero(table: pa.Table) -> pa.Table:
+    sign, zero = np.array([1, -1, 1, 1, 1, 1]), np.array([0, np.pi / 2, np.pi / 2, 0, 0, 0])
+    for column in ("action", "observation.state"):
+        table = _with_vectors(table, column, (_matrix(table[column]) * sign + zero).astype(np.float32))
+    return table
+
+
+def _freeze_columns(action: np.ndarray, state: np.ndarray) -> None:
+    action[:], state[:] = action[0], state[0]
+
+
+def _freeze_state(action: np.ndarray, state: np.ndarray) -> None:
+    """The command goes on while the state stays as it was after a fifth of the episode, for most of it."""
+    first, last = len(state) // 5, len(state) * 9 // 10
+    state[first:last] = state[first]
+
+
+def _jump(action: np.ndarray, state: np.ndarray) -> None:
+    """In the middle of an episode the arm is suddenly elsewhere, as if frames were lost."""
+    middle = len(state) // 2
+    for joint in (0, 4):
+        far = np.float32(-80 if state[middle, joint] > 0 else 80) - state[middle, joint]
+        action[middle:, joint] += far
+        state[middle:, joint] += far
 
 
 def _edit_table(path: Path, edit: Callable[[pa.Table], pa.Table]) -> None:

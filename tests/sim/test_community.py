@@ -7,9 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from recordings import NAMES, Recording, write_v2, write_v3
 
+from depi.datasets.recording.convention import detect_convention
+from depi.datasets.recording.joints import from_degrees
 from depi.sim.community import community, record_community
 from depi.sim.defects import DEFECTS
+
+FOLDED = np.array([0.0, -100, 90, 60, 0, 5])
 
 
 def test_the_community_is_as_varied_as_real_ones():
@@ -32,8 +37,10 @@ def test_the_community_is_as_varied_as_real_ones():
         "nan_in_actions",
         "wrong_action_size",
         "missing_video",
+        "another_zero",
         None,
     }
+    assert [contributor.defect for contributor in good if contributor.defect] == ["three_bad_episodes"]
     assert any(contributor.repo_id.split("/")[1].startswith("eval_") for contributor in bad)
 
 
@@ -90,6 +97,50 @@ def test_undeclared_action_size(dataset):
 def test_frozen_robot(dataset):
     DEFECTS["frozen_robot"](dataset)
     assert all(np.ptp(values, axis=0).max() == 0 for values in actions(dataset))
+
+
+def test_another_zero(tmp_path):
+    """As the detection of conventions sees it: the folded arm would be out of reach."""
+    joints = from_degrees(np.tile(FOLDED, (12, 1)).astype(np.float32), "radians")
+    joints[6:, :5] += np.float32(0.3)
+    root = write_v2(tmp_path / "radians", Fixed(joints, lengths=(12,)))
+    before = detect_convention(NAMES, joints, joints)
+    assert before.convention == "radians", before.evidence
+    DEFECTS["another_zero"](root)
+    (values,) = actions(root)
+    found = detect_convention(NAMES, values, values)
+    assert found.convention == "unknown"
+    assert "radians of another zero or sign, since shoulder_lift" in found.evidence
+
+
+@pytest.mark.parametrize("write", [write_v2, write_v3])
+def test_three_bad_episodes(tmp_path, write):
+    steady = np.tile(FOLDED, (10, 1)) + np.arange(10)[:, None]
+    root = write(tmp_path / "touches", Fixed(steady.astype(np.float32), lengths=(10,) * 6))
+    DEFECTS["three_bad_episodes"](root)
+    tables = [pq.read_table(path) for path in sorted((root / "data").rglob("*.parquet"))]
+    action, state = (
+        np.concatenate([np.stack(table[key].to_numpy()) for table in tables]).reshape(6, 10, 6)
+        for key in ("action", "observation.state")
+    )
+    for values in (action, state):
+        for good in (0, 2, 4):
+            np.testing.assert_allclose(values[good], steady, rtol=1e-6)
+        assert not np.ptp(values[1], axis=0).any()
+    np.testing.assert_allclose(action[3], steady, rtol=1e-6)
+    assert [len(np.unique(column)) for column in state[3].T] == [4] * 6
+    assert np.abs(np.diff(state[5], axis=0)).max(axis=0).round().tolist() == [84, 1, 1, 1, 84, 1]
+
+
+class Fixed(Recording):
+    """The same joints in every episode, as action and as state."""
+
+    def __init__(self, values, lengths):
+        super().__init__(lengths=lengths, cameras=("observation.images.front",))
+        self.values = values
+
+    def joints(self, episode):
+        return self.values, self.values
 
 
 @pytest.mark.parametrize(("defect", "suffix"), [("missing_video", ".mp4"), ("missing_table", ".parquet")])

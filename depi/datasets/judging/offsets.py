@@ -27,7 +27,7 @@ medians of lift are -1.8 to -0.2, of elbow -3.3 to 0.4, of wrist_flex -0.2 to 0.
 FEWEST_EPISODES = 3
 
 _MAX_FRAMES = 20_000
-_LAG_FRAMES = 5_000
+_LAG_FRAMES = 2_000
 _LONGEST_LAG = 0.4  # seconds
 _SLOW = 10.0  # degrees, or hundredths of the gripper's opening, per second
 _FEWEST_FRAMES = 10

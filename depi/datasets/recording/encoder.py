@@ -106,9 +106,9 @@ def _best_calibration(levels: np.ndarray) -> tuple[int, float]:
     first, last = CALIBRATED_STEPS
     candidates = np.arange(first, last + 1)
     frequency = np.round(candidates / 200 * _BIN * size).astype(int)
-    likely = candidates[np.argsort(spectrum[frequency])[-8:]]
+    likely = candidates[np.argpartition(spectrum[frequency], -8)[-8:]]
     # Level 0 is at -100, so that the phase is known too.
-    fits = [float(np.exp(1j * np.pi * steps / 100 * (levels + 100)).mean().real) for steps in likely]
+    fits = [float(np.cos(np.pi * steps / 100 * (levels + 100)).mean()) for steps in likely]
     best = int(np.argmax(fits))
     return int(likely[best]), fits[best]
 

@@ -35,7 +35,8 @@ _FRAMES_PER_GLITCH = 100
 _MOVING_FRAMES = 12
 _WIDE = 15.0
 _ON_STEPS, _OFF_STEPS = 0.9, 0.6
-_FRAMES_READ = 20_000
+# So many frames of a usual episode are looked at.
+_FRAMES_READ = 80
 
 
 class Split(NamedTuple):
@@ -200,7 +201,8 @@ def _vote(body: np.ndarray, length: np.ndarray, found: _Classes) -> np.ndarray:
 def _on_steps(body: np.ndarray, start: np.ndarray, found: _Classes) -> tuple[np.ndarray, np.ndarray]:
     """Which joints lie on steps of degrees in each episode, and which do not, bool [E, 5] each."""
     moving = np.diff(body, axis=0, prepend=body[:1]) != 0
-    rows = np.unique(np.concatenate([start, np.arange(0, len(body), -(-len(body) // _FRAMES_READ))]))
+    usual = int(np.median(np.diff(start, append=len(body))))
+    rows = np.unique(np.concatenate([start, np.arange(0, len(body), max(1, usual // _FRAMES_READ))]))
     first = np.searchsorted(rows, start)
     moving, some = moving[rows], body[rows].astype(np.float64)
     count = np.add.reduceat(moving, first, dtype=int)
