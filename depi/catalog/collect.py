@@ -23,7 +23,7 @@ from depi.catalog.counts import count_by_rule
 from depi.catalog.deep import look_deep, optional_rules
 from depi.catalog.episodes import count_faults
 from depi.catalog.facts import Thresholds
-from depi.catalog.find import Candidate, find
+from depi.catalog.find import WIDE, Candidate, contributions, find
 from depi.catalog.inspect import Collection, Inspector, bare_row
 from depi.catalog.journal import Journal
 from depi.catalog.order import settle
@@ -60,7 +60,7 @@ class CollectConfig(Thresholds):
     thumbnails.parquet       with --deep: one small picture per camera
 
     Without --tags, --search, --author and --ids_file, the usual tags and names of SO-100 and SO-101
-    datasets are searched: --wide also finds those without the robot in their tags or name.
+    datasets are searched: --wide also finds those without the robot in their tags, or inside longer words.
     What has not changed since the last call is not inspected again.
 
     Exit status: 0 when every candidate was judged, 3 when some could not be inspected (they are named,
@@ -77,8 +77,9 @@ class CollectConfig(Thresholds):
     author: str | None = None
     # Also the datasets named in this file: a JSON list, or one id per line.
     ids_file: Path | None = None
-    # Also every dataset tagged "LeRobot", as LeRobot tags all; the metadata tells the robot.
-    wide: bool = False
+    # Look farther: tags, or the flag alone, for every dataset tagged "LeRobot", whatever its robot; names for
+    # every name on the Hub with SO-100 or SO-101 in it, which takes about 1,000 requests; all for both.
+    wide: bool | str = False
     # Only datasets whose metadata names one of these robots, as in --robot_types=[so100_follower]. The others
     # are not stored: the next call inspects them again.
     robot_types: list[str] | None = None
@@ -120,6 +121,8 @@ class CollectConfig(Thresholds):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"--{name} must be above 0, not {value}")
+        if isinstance(self.wide, str) and self.wide not in WIDE:
+            raise UserError(f"--wide={self.wide} is none of {', '.join(WIDE)}")
         if self.engine not in ENGINES:
             raise UserError(f"--engine={self.engine} is none of {', '.join(ENGINES)}")
 
@@ -133,6 +136,7 @@ class Summary:
     rejected_by_rule: rule -> datasets that it refused; one dataset may fail several
     bad_episodes: of the accepted datasets, how many episodes training leaves out by default
     episodes_by_rule: rule -> episodes of the accepted datasets in which it found a fault, or made a remark
+    ways: way of finding -> what it contributed, see `depi.catalog.find.contributions`
     """
 
     output_dir: Path
@@ -146,6 +150,7 @@ class Summary:
     rejected_by_rule: dict[str, int]
     bad_episodes: int
     episodes_by_rule: dict[str, int]
+    ways: dict[str, dict[str, int]]
     rows: list[Row] = field(repr=False)
 
     def to_json(self) -> dict[str, object]:
@@ -223,6 +228,7 @@ def collect(config: CollectConfig) -> Summary:
         rejected_by_rule=count_by_rule(rows),
         bad_episodes=sum(row.bad_episodes or 0 for row in accepted),
         episodes_by_rule=count_faults(accepted),
+        ways=contributions(candidates, (row.repo_id for row in rows if row.verdict == ACCEPTED)),
         rows=rows,
     )
 
@@ -240,12 +246,13 @@ def _share(config: CollectConfig) -> session.Settings:
 def _find(config: CollectConfig) -> list[Candidate]:
     named = (config.tags, config.search, config.author, config.ids_file)
     only_robot_types = config.robot_types is not None and all(each is None for each in named)
+    wide = config.wide if isinstance(config.wide, str) else "tags" if config.wide else None
     return find(
         tags=config.tags,
         search=config.search,
         author=config.author,
         ids_file=config.ids_file,
-        wide=config.wide or only_robot_types,
+        wide=wide or ("tags" if only_robot_types else None),
         limit=config.limit,
     )
 
@@ -348,6 +355,11 @@ def print_summary(console: Console, summary: Summary) -> None:
     numbers = (summary.found, summary.accepted, summary.rejected, summary.failed, summary.reused)
     totals.add_row(*map(str, numbers), f"{summary.seconds:.1f}")
     console.print(totals)
+    if summary.ways:
+        by_way = Table("found by", "datasets", "by no other way", "accepted")
+        for way, counts in summary.ways.items():
+            by_way.add_row(escape(way), *map(str, counts.values()))
+        console.print(by_way)
     if summary.rejected_by_rule:
         by_rule = Table("rejected by rule", "datasets")
         for name, count in summary.rejected_by_rule.items():

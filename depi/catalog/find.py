@@ -1,13 +1,15 @@
 """Candidates: which datasets to look at."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from depi import engine
+from depi.catalog.names import matching_names
 from depi.datasets.recording.addresses import is_address
 from depi.errors import UserError
 from depi.files import read_json
@@ -19,14 +21,30 @@ logger = logging.getLogger(__name__)
 # Every LeRobot upload carries the first; recorders add the robot's name, in one of these spellings.
 BASE_TAG = "LeRobot"
 DEFAULT_TAGS = (
-    *("so100", "so101", "so100_follower", "so101_follower", "so-100", "so-101", "SO-ARM100"),
-    *("bi_so100", "bi_so101", "bi_so100_follower", "bi_so101_follower", "so_follower", "bi_so_follower"),
+    *("so100", "so101", "so-100", "so-101", "so 100", "so 101", "SO100", "SO101"),
+    *("so100_follower", "so101_follower", "so_follower"),
+    *(
+        "so-arm",
+        "so_arm",
+        "soarm",
+        "so-arm100",
+        "so-arm101",
+        "so_arm100",
+        "so_arm101",
+        "SO-ARM100",
+        "SO-ARM101",
+    ),
+    *("bi_so100", "bi_so101", "bi_so100_follower", "bi_so101_follower", "bi_so_follower"),
 )
+# phosphobot tags its uploads with its own name instead of LeRobot's.
+RECORDER_TAGS = ("phosphobot",)
 # Many uploads lack the tags and have the robot in their name. The last one names the community's collections.
 DEFAULT_SEARCH = (
-    *("so100", "so101", "so-100", "so-101", "so_100", "so_101", "so-arm", "so_follower"),
+    *("so100", "so101", "so-100", "so-101", "so_100", "so_101", "soarm", "so-arm", "so_arm", "so_follower"),
     "community_dataset",
 )
+# What --wide adds: every dataset with the tag LeRobot, every name with the robot in it, or both.
+WIDE = ("tags", "names", "all")
 LISTINGS_AT_ONCE = 8
 
 
@@ -36,11 +54,13 @@ class Candidate:
 
     repo_id: "user/name", or "user/name:path/inside" for a dataset of a collection
     revision: the newest commit if the listing has it, else None
+    ways: how it was found, as "tag so100"
     """
 
     repo_id: str
     revision: str | None = None
     gated: bool | None = None
+    ways: tuple[str, ...] = field(default=(), compare=False)
 
 
 def find(
@@ -49,31 +69,67 @@ def find(
     search: Sequence[str] | None = None,
     author: str | None = None,
     ids_file: Path | None = None,
-    wide: bool = False,
+    wide: str | None = None,
     limit: int | None = None,
 ) -> list[Candidate]:
     """Candidates sorted by repo_id, each once; the first `limit` of them.
 
     The result is the union of datasets with the tag "LeRobot" and one of `tags`, datasets whose name
     contains one of `search`, datasets in `ids_file`. `author` narrows tags and search to that user or
-    organisation, and alone takes all of their datasets. `wide` adds every dataset with the tag "LeRobot",
-    whatever its robot is. Without any of these, the usual tags and names of SO-100 and SO-101 datasets are
-    searched.
+    organisation, and alone takes all of their datasets. `wide`, one of WIDE, adds every dataset with the tag
+    "LeRobot", whatever its robot is, or every dataset of the Hub in whose name SO-100 or SO-101 occurs, see
+    `depi.catalog.names`. Without any of these, or with wide names alone, the usual tags and names of SO-100
+    and SO-101 datasets are searched.
 
     Raises:
         UserError: the Hub cannot be listed, `ids_file` is malformed, or nothing was found.
     """
-    if tags is None and search is None and author is None and ids_file is None and not wide:
-        tags, search = DEFAULT_TAGS, DEFAULT_SEARCH
+    recorders: Sequence[str] = ()
+    if tags is None and search is None and author is None and ids_file is None and wide in (None, "names"):
+        tags, search, recorders = DEFAULT_TAGS, DEFAULT_SEARCH, RECORDER_TAGS
     found: dict[str, Candidate] = {}
     if ids_file is not None:
-        found.update((repo_id, Candidate(repo_id)) for repo_id in read_ids(ids_file))
-    for candidate in _listed(tags or (), search or (), author, wide):
-        found[candidate.repo_id] = candidate
+        found.update((repo_id, Candidate(repo_id, ways=("ids_file",))) for repo_id in read_ids(ids_file))
+    listings: dict[str, dict[str, Any]] = {f"tag {tag}": {"tags": (BASE_TAG, tag)} for tag in tags or ()}
+    listings |= {f"tag {tag}": {"tags": (tag,)} for tag in recorders}
+    listings |= {f"name {text}": {"search": text} for text in search or ()}
+    if wide in ("tags", "all"):
+        listings[f"tag {BASE_TAG}"] = {"tags": (BASE_TAG,)}
+    if wide in ("names", "all"):
+        listings["all names"] = {"words": tuple(search or ())}
+    if author is not None and not listings:
+        listings[f"author {author}"] = {}
+    for candidate in _listed(listings, author):
+        known = found.get(candidate.repo_id, candidate)
+        # Of two listings at different moments the one that says more of the dataset counts.
+        better = candidate if candidate.gated is not None or known.revision is None else known
+        found[candidate.repo_id] = replace(better, ways=tuple(dict.fromkeys((*known.ways, *candidate.ways))))
     if not found:
         raise UserError("no dataset was found; widen --tags, --search or --author, or name --ids_file")
     candidates = [found[repo_id] for repo_id in sorted(found)]
     return candidates if limit is None else candidates[:limit]
+
+
+def contributions(candidates: Sequence[Candidate], accepted: Iterable[str]) -> dict[str, dict[str, int]]:
+    """What each way of finding contributed, most first.
+
+    That is how many candidates it `found`, how many of these no other way found (`alone`), and how many
+    `accepted` datasets come from them, those of collections one by one.
+
+    Args:
+        candidates: what was found.
+        accepted: the ids of the accepted datasets.
+    """
+    count = Counter(way for candidate in candidates for way in candidate.ways)
+    alone = Counter(candidate.ways[0] for candidate in candidates if len(candidate.ways) == 1)
+    ways = {candidate.repo_id: candidate.ways for candidate in candidates}
+    useful: Counter[str] = Counter()
+    for repo_id in accepted:
+        useful.update(ways.get(repo_id) or ways.get(repo_id.partition(":")[0], ()))
+    return {
+        way: {"found": number, "alone": alone[way], "accepted": useful[way]}
+        for way, number in sorted(count.items(), key=lambda pair: (-pair[1], pair[0]))
+    }
 
 
 def read_ids(path: Path) -> list[str]:
@@ -109,32 +165,32 @@ def read_ids(path: Path) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
-def _listed(
-    tags: Sequence[str], search: Sequence[str], author: str | None, wide: bool
-) -> Iterator[Candidate]:
+def _listed(listings: Mapping[str, dict[str, Any]], author: str | None) -> Iterator[Candidate]:
     """The datasets of several listings of the Hub, in any order; a slow listing does not delay the others."""
-    listings: list[dict[str, Any]] = [{"tags": (BASE_TAG, tag)} for tag in tags]
-    listings += [{"search": text} for text in search]
-    if wide:
-        listings.append({"tags": (BASE_TAG,)})
-    if author is not None and not listings:
-        listings.append({})
-    for _, outcome in engine.run(partial(_one_listing, author=author), listings, workers=LISTINGS_AT_ONCE):
+    ask = partial(_one_listing, author=author)
+    for _, outcome in engine.run(ask, list(listings.items()), workers=LISTINGS_AT_ONCE):
         if isinstance(outcome, Exception):
             raise outcome
         yield from outcome
 
 
-def _one_listing(listing: dict[str, Any], author: str | None) -> list[Candidate]:
+def _one_listing(named: tuple[str, dict[str, Any]], author: str | None) -> list[Candidate]:
+    way, listing = named
+    if "words" in listing:
+        pairs = matching_names(listing["words"], author)
+        found = [Candidate(repo_id, sha, ways=(way,)) for repo_id, sha in pairs]
+    else:
+        found = [
+            Candidate(info.id, info.sha, None if info.gated is None else bool(info.gated), (way,))
+            for info in client.list_datasets(author=author, **listing)
+        ]
     candidates = []
-    for info in client.list_datasets(author=author, **listing):
-        if "/" not in info.id:
+    for candidate in found:
+        if "/" not in candidate.repo_id:
             continue  # names without a user are older than LeRobot
-        if not is_repo_id(info.id):
-            logger.warning(
-                "left out: the Hub lists %s, which is not a valid repository id", ascii(info.id)[:100]
-            )
+        if not is_repo_id(candidate.repo_id):
+            shown = ascii(candidate.repo_id)[:100]
+            logger.warning("left out: the Hub lists %s, which is not a valid repository id", shown)
             continue
-        gated = None if info.gated is None else bool(info.gated)
-        candidates.append(Candidate(info.id, info.sha, gated))
+        candidates.append(candidate)
     return candidates

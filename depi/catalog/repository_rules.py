@@ -12,14 +12,14 @@ from depi.datasets.recording.joints import JOINTS
 
 MAX_INFO_MB = 8
 REQUIRED_COLUMNS = ("action", "observation.state", "timestamp", "frame_index", "episode_index", "task_index")
-# LeRobot 0.6 records "so_follower" or "bi_so_follower", whichever of the arms it is.
-SO_ARM = re.compile(r"so[-_ ]?(arm[-_ ]?)?10[01]|(?<![a-z])so[-_ ]follower", re.IGNORECASE)
+# LeRobot 0.6 records "so_follower" or "bi_so_follower", whichever of the arms it is; phosphobot "so-100".
+SO_ARM = re.compile(r"so[-_ ]?(arm[-_ ]?)?10[01]|(?<![a-z])so[-_ ]?(follower|arm)(?![a-z])", re.IGNORECASE)
 # Arms with six joints too, some with the same joint names: only the robot type tells them apart.
 OTHER_ARMS = re.compile(
     r"aloha|franka|hope|koch|lekiwi|moss|omx|openarm|panda|piper|reachy|stretch|unitree|ur5|ur10|viperx|widowx|xarm",
     re.IGNORECASE,
 )
-TWO_ARMS = re.compile(r"^bi[-_ ]|bimanual|dual[-_ ]?arm", re.IGNORECASE)
+TWO_ARMS = re.compile(r"^bi[-_ ]|bimanual|(?<![a-z])dual(?![a-z])|dual[-_ ]?arm", re.IGNORECASE)
 EVALUATION_TASK = re.compile(
     r"^\W*(eval|evaluation|rollout)(?![^\W_])|(?<![^\W_])(policy|model)[\s_-](eval|evaluation|rollout)(?![^\W_])",
     re.IGNORECASE,

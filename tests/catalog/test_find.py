@@ -46,9 +46,11 @@ def test_the_default_finds_what_lerobot_calls_its_arms_and_every_spelling(monkey
 
     monkeypatch.setattr(client, "list_datasets", listing)
     find()
-    assert {"so_follower", "bi_so_follower", "so100_follower"} <= {tags[1] for tags, _ in asked if tags}
+    assert {"so_follower", "bi_so_follower", "so100_follower"} <= {tags[-1] for tags, _ in asked if tags}
     names = {search for _, search in asked}
     assert {"so100", "so-100", "so_100", "so101", "so-101", "so_101", "so-arm", "so_follower"} <= names
+    assert {"soarm", "so_arm"} <= names
+    assert (("phosphobot",), None) in asked  # which does not tag LeRobot
 
 
 def test_listed_candidates_carry_their_newest_commit(listed):

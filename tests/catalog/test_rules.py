@@ -106,6 +106,10 @@ REFUSED = [
         good_facts(info_json(robot_type="bi_so100_follower")),
         "two arms: action has shape [6], state [6], robot type 'bi_so100_follower'",
     ),
+    *(
+        ("not_bimanual", good_facts(info_json(robot_type=robot)), None)
+        for robot in ("bi_so101_follower", "so101_follower_dual", "so101_bimanual", "bi_so_follower")
+    ),
     (
         "single_arm",
         good_facts(with_features(action=VECTOR_2)),
@@ -236,7 +240,10 @@ PASSED = [
     ("so100_arm", good_facts(info_json(robot_type="unknown"))),
     ("so100_arm", good_facts(info_json(robot_type="SO-ARM101"))),
     ("so100_arm", good_facts(info_json(robot_type="my_own_arm"))),
-    ("so100_arm", good_facts({**with_features(action=UNNAMED), "robot_type": "so_follower"})),
+    *(
+        ("so100_arm", good_facts({**with_features(action=UNNAMED), "robot_type": robot}))
+        for robot in ("so_follower", "so_arm101", "so100_isaaclab", "so-100", "so_arm", "SO-ARM", "soarm")
+    ),
     ("enough_cameras", good_facts()),
     ("fps_in_range", good_facts(info_json(fps=5.0))),
     ("fps_in_range", good_facts(info_json(fps=120))),

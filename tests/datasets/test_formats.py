@@ -87,6 +87,21 @@ def test_what_v2_0_lacks_has_defaults():
     assert (parsed.chunks_size, parsed.robot_type, parsed.splits) == (1000, None, {})
 
 
+@pytest.mark.parametrize("version", ["2.0", "2.1"])
+def test_a_version_may_lack_its_letter(version):
+    info = parse_info(changed("codebase_version", version))
+    assert info.version == f"v{version}"
+
+
+def test_a_version_without_its_letter_is_read_where_the_files_are_of_it(v30, v21, tmp_path):
+    for name, root in (("v30", v30), ("v21", v21)):
+        file = shutil.copytree(root, tmp_path / name) / "meta/info.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"codebase_version": "3.0"}))
+    assert load_meta(tmp_path / "v30", "a/b").info.version == "v3.0"
+    with pytest.raises(DatasetError, match=r"data_path .* has a placeholder that is not known"):
+        load_meta(tmp_path / "v21", "a/b")
+
+
 @pytest.mark.parametrize("flag", ["is_depth_map", "video.is_depth_map"])
 def test_depth_cameras_are_no_cameras(flag):
     info = parse_info(changed(f"features/{FRONT}/info", {flag: True}))
@@ -128,6 +143,8 @@ def test_hostile_path_templates_are_refused(name, template):
     ("path", "value", "reason"),
     [
         ("codebase_version", "v1.6", "codebase_version is 'v1.6'"),
+        ("codebase_version", "1.6", "codebase_version is '1.6'"),
+        ("codebase_version", "vv3.0", "codebase_version is 'vv3.0'"),
         ("codebase_version", ["v2.1"], "codebase_version"),
         ("fps", 0, "fps is 0"),
         ("fps", float("nan"), "fps is nan"),

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from contextvars import copy_context
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,6 +31,7 @@ from depi.hub.client.fetch import (
     check_time,
     fetch_small,
     get_json,
+    get_page,
     snapshot_folder,
     time_limit,
 )
@@ -68,6 +70,7 @@ __all__ = [
     "list_datasets",
     "list_files",
     "list_folders",
+    "list_names",
     "repo_info",
     "require_token",
     "time_limit",
@@ -143,6 +146,47 @@ def list_datasets(
         if found is None:
             return
         yield found
+
+
+_NAMES_PER_PAGE = 1_000
+
+
+@dataclass(frozen=True)
+class Names:
+    """A page of `list_names`: pairs of id and sha, as the Hub has them; and where the next page begins."""
+
+    pairs: list[tuple[str, str | None]]
+    cursor: str | None
+
+
+def list_names(author: str | None = None, cursor: str | None = None) -> Iterator[Names]:
+    """Yield the ids of all datasets, newest first, page by page; of each only what a listing must have.
+
+    A listing that ends early goes on with the `cursor` of its last page, also days later: datasets that came
+    since are before it.
+
+    Raises:
+        HubError: the Hub cannot be reached, refuses, or answers something else.
+    """
+    target = Target(endpoint())
+    params: dict[str, Any] = {"sort": "createdAt", "expand": ["sha"], "limit": _NAMES_PER_PAGE}
+    if author is not None:
+        params["author"] = author
+    while True:
+        asked = params if cursor is None else {**params, "cursor": cursor}
+        found, following = retried(partial(get_page, target, "/api/datasets", asked), target)
+        if not (isinstance(found, list) and all(isinstance(entry, dict) for entry in found)):
+            raise HubError(f"the Hub at {endpoint()} answers a listing with something else")
+        texts = [(entry.get("id"), entry.get("sha")) for entry in found]
+        pairs = [
+            (name, sha if isinstance(sha, str) else None) for name, sha in texts if isinstance(name, str)
+        ]
+        if following == cursor:
+            following = None
+        yield Names(pairs, following)
+        if following is None:
+            return
+        cursor = following
 
 
 def repo_info(

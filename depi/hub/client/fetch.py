@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, urlsplit
 
 import httpx
 from huggingface_hub import constants, get_token
@@ -67,6 +67,11 @@ def get_json(target: Target, path: str, params: dict[str, Any]) -> Any:
         TooLarge, TooSlow: it is larger than MAX_ANSWER, or there is no time left.
         httpx.HTTPError, ValueError: the request failed, the answer is no JSON.
     """
+    return get_page(target, path, params)[0]
+
+
+def get_page(target: Target, path: str, params: dict[str, Any]) -> tuple[Any, str | None]:
+    """The JSON of one page of a list, and the cursor to ask for the next one; fails like `get_json`."""
     with _get(f"{target.endpoint}{path}", params=params) as response:
         text = bytearray()
         for chunk in response.iter_bytes():
@@ -74,7 +79,8 @@ def get_json(target: Target, path: str, params: dict[str, Any]) -> Any:
             check_time()
             if len(text) > MAX_ANSWER:
                 raise TooLarge(f"the Hub's answer is larger than {MAX_ANSWER // 1_000_000} MB")
-    return json.loads(text)
+        following = response.links.get("next", {}).get("url", "")
+    return json.loads(text), next(iter(parse_qs(urlsplit(following).query).get("cursor", [])), None)
 
 
 def snapshot_folder(repo_id: str, repo_type: str, revision: str) -> Path:

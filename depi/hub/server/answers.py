@@ -120,12 +120,14 @@ def _sort_key(sort: str, repo: Repo, date: str) -> str:
 def _listed(repo: Repo, head: tuple[str, str, dict[str, Any], list[str]], request: Request) -> dict[str, Any]:
     query = request.query_params
     expand = query.getlist("expand") or query.getlist("expand[]")
-    if expand:
+    if expand and not {*expand} <= {*_LISTED, "tags"}:
         return choose(describe(repo), expand)
     if flag(query.get("full")):
         return describe(repo)
     sha, date, card, tags = head
     listed = {**_summary(repo, date, tags, card), "sha": sha}
+    if expand:
+        return choose(listed, expand)
     return {**listed, "cardData": card} if flag(query.get("cardData")) else listed
 
 
