@@ -61,3 +61,12 @@ def test_a_second_execution_of_the_same_commands_is_no_copy():
     pushed = state + 6 * teleoperation.np.sin(teleoperation.np.arange(len(state)) / 40)[:, None]
     recording = planting.plant(clean(), 5, lambda *_: (action, pushed, planting.episodes_of(clean())[2][2]))
     assert "not_a_copy" not in found(recording)
+
+
+@pytest.mark.parametrize(("count", "found_in"), [(0, set()), (5, {0, 1, 2, 3, 4})])
+def test_an_offset_in_many_episodes_is_a_remark_on_each(count, found_in):
+    recording = clean()
+    for position in range(count):
+        recording = planting.plant(recording, position, planting.turn, joint=3, zero=12, sides="state")
+    assert found(recording).get("offset_even", set()) == found_in
+    assert "offset_usual" not in found(recording)

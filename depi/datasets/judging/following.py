@@ -115,6 +115,16 @@ def joints_obey(recording: Recording) -> Iterator[Finding]:
 
 def offset_usual(recording: Recording) -> Iterator[Finding]:
     """The difference between action and state of a joint is about that of the other episodes."""
+    yield from _other_offsets(recording, few=True)
+
+
+def offset_even(recording: Recording) -> Iterator[Finding]:
+    """The difference between action and state of a joint is not one in many episodes, another in the rest."""
+    yield from _other_offsets(recording, few=False)
+
+
+def _other_offsets(recording: Recording, few: bool) -> Iterator[Finding]:
+    """Joints with another offset than most episodes have, where that is in few of them, or in many."""
     following = recording.movement.joint_following
     if len(following.offset) < ENOUGH:
         return
@@ -124,7 +134,7 @@ def offset_usual(recording: Recording) -> Iterator[Finding]:
     same = (following.likeness > SAME_MOTION) & _driven(recording)
     same[:, GRIPPER] = False
     other = (away > least) & same
-    for position, joint in np.argwhere(other & (other.mean(axis=0) <= FEW)):
+    for position, joint in np.argwhere(other & ((other.mean(axis=0) <= FEW) == few)):
         yield Finding(
             int(position),
             f"the action of {JOINTS[joint]} is {following.offset[position, joint]:.0f} degrees "
