@@ -79,12 +79,13 @@ def test_an_idle_end_is_told_with_its_frames():
     assert not fault.leaves_out
 
 
-def test_one_short_episode_alone_is_judged_by_itself():
+def test_one_frame_is_too_short_even_alone():
     recording = clean(4, "push", 1)
-    assert found(planting.plant(recording, 0, planting.shorten, frames=3)).keys() == {
+    assert found(planting.plant(recording, 0, planting.shorten, frames=1)).keys() == {
         "long_enough",
         "arm_moves",
     }
+    assert found(planting.plant(recording, 0, planting.shorten, frames=3)).keys() == {"arm_moves"}
 
 
 def test_a_joint_that_never_moves_is_told_in_each_episode_but_not_the_gripper():

@@ -139,7 +139,7 @@ def _spikes(recording: Recording) -> np.ndarray:
     movement = recording.movement
     worst = np.zeros(len(movement.episode))
     for track in (movement.commanded, movement.measured):
-        off = track.excursion.max(axis=1)
+        off = track.wobble
         frames = np.flatnonzero(off > _limit(movement.fps, SPIKE))
         # How far all joints move into the frame before, into this one, out of it, and out of the next.
         steps = np.clip(frames[:, None] + np.arange(-1, 3), 0, len(off) - 1)
@@ -169,7 +169,7 @@ def _alone(recording: Recording, track: Track) -> np.ndarray:
     around = np.zeros_like(track.speed)
     around[1:] = track.speed[:-1]
     np.maximum(around[:-1], track.speed[1:], out=around[:-1])
-    spike = track.excursion.max(axis=1) > _limit(recording.fps, SPIKE)
+    spike = track.wobble > _limit(recording.fps, SPIKE)
     return (around < ABRUPT * track.speed) & ~spike & ~np.roll(spike, 1)
 
 
@@ -182,7 +182,7 @@ def _roughness(recording: Recording) -> tuple[np.ndarray, np.ndarray]:
         return times, shaken
     for track in (movement.commanded, movement.measured):
         times = np.maximum(times, track.roughness / max(float(np.median(track.roughness)), 1e-6))
-        back = track.excursion.max(axis=1) > _limit(movement.fps, TREMBLE)
+        back = track.wobble > _limit(movement.fps, TREMBLE)
         shaken |= np.add.reduceat(back.astype(np.int64), movement.start) > TREMBLING * movement.length
     return times, shaken
 

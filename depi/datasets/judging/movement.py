@@ -60,6 +60,11 @@ class Track:
         return away
 
     @cached_property
+    def wobble(self) -> np.ndarray:
+        """The largest `excursion` of any joint, [F]."""
+        return self.excursion.max(axis=1)
+
+    @cached_property
     def roughness(self) -> np.ndarray:
         """How much the `step` of the body changes from frame to frame, against its size; [E]."""
         change = np.zeros(len(self.step))

@@ -8,8 +8,8 @@ from depi.datasets.judging.faults import Finding, Recording
 
 SHORTEST = 0.5
 """Seconds: less than a hand needs to do anything."""
-FEWEST = 5
-"""Frames: fewer are no motion at any rate."""
+MUCH_SHORTER = 0.5
+"""Share of the usual length: where all episodes are so short, that is a matter of the recording."""
 ENOUGH = 5
 """An episode is compared with the rest of its recording where that has at least so many."""
 LENGTH_FACTOR, LENGTH_SPREAD = 2.5, 6.0
@@ -26,13 +26,12 @@ MANY_UNEVEN, SOME_UNEVEN = 0.05, 0.01
 
 
 def long_enough(recording: Recording) -> Iterator[Finding]:
-    """The episode lasts half a second and has five frames at least, where the others last longer."""
+    """The episode lasts half a second, or as long as the others, and has more than one frame."""
     length = recording.length
-    if np.median(length) < 2 * max(FEWEST, SHORTEST * recording.fps):
-        return
-    for position in np.flatnonzero((length < FEWEST) | (length < SHORTEST * recording.fps - 0.5)):
-        frames = int(length[position])
-        yield Finding(int(position), f"the episode has {frames} frames, {frames / recording.fps:.2g} s")
+    seconds = length * recording.usual_step
+    short = (seconds < SHORTEST - recording.usual_step / 2) & (length < MUCH_SHORTER * np.median(length))
+    for position in np.flatnonzero(short | (length == 1)):
+        yield Finding(int(position), f"the episode has {length[position]} frames, {seconds[position]:.2g} s")
 
 
 def length_usual(recording: Recording) -> Iterator[Finding]:
