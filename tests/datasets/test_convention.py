@@ -278,6 +278,24 @@ def test_phosphobots_radians_are_named():
     assert "phosphobot" in found.evidence
 
 
+@pytest.mark.parametrize(
+    ("shift", "sign", "text"),
+    [
+        pytest.param([0, -1.57, 1.48, 0, 0, 0], [1] * 6, "fit the limits of so101_old_calib.urdf", id="old"),
+        pytest.param(
+            [0, 1.8, -1.4, -0.8, 0, 0], [1, 1, -1, 1, 1, 1], "fit the limits of so100.urdf", id="so100"
+        ),
+        pytest.param([0, 1.5, 1.5, 0, 0, 0], [1] * 6, "out of reach", id="neither"),
+    ],
+)
+def test_radians_of_older_models_are_named(shift, sign, text):
+    values = (RADIANS * sign + shift).astype(np.float32)
+    found = detect_convention(NAMES, values, values)
+    assert found.convention == "unknown"
+    assert "radians of another zero or sign" in found.evidence
+    assert found.evidence.endswith(text), found.evidence
+
+
 def test_decimals_are_no_encoder():
     """Values to 0.1 fit 2,000 steps over 200 on every joint, and mean nothing."""
     assert read_levels(np.round(FOLDED[:, 0], 1)).unit is None

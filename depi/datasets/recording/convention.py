@@ -51,7 +51,9 @@ _SAME_AMOUNT_IN_DEGREES = 0.08
 _MOVES = 3.0
 # Command and state in degrees are not this far apart in the middle: more than sag and an offset.
 _SAME_PLACE = 15.0
-# phosphobot writes this robot_type, with joints motor_1..motor_6: radians with a zero and signs of its own.
+# phosphobot writes this robot_type, with joints motor_1..motor_6. Its radians count from the pose into which
+# the user puts the arm when calibrating, and their signs are measured then (phospho-app/phosphobot,
+# phosphobot/hardware/so100.py, `calibrate`): no two arms have the same zero, and no dataset tells it.
 _PHOSPHOBOT = "so-100"
 
 
@@ -188,7 +190,7 @@ def _foreign(robot_type: str | None, columns: Columns, low: np.ndarray, high: np
                 "whole numbers up to 4095: motor ticks, which only the arm's calibration turns into degrees"
             )
     if is_small(low, high) and robot_type == _PHOSPHOBOT:
-        return "phosphobot's radians have a zero and signs of their own"
+        return "phosphobot's radians, whose zeros and signs are what its user calibrated"
     return None
 
 

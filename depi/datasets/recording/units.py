@@ -15,6 +15,15 @@ _GRIPPER_SLACK = 30.0
 _FOLDED = (-80.0, 70.0)
 _FOLDED_FRAMES = 3
 _NEAR_END = 90.0
+# Lowest and highest lift, elbow and wrist_flex, in radians, of two models with zeros of their own; from
+# TheRobotStudio/SO-ARM100, Simulation/SO101/so101_old_calib.urdf and Simulation/SO100/so100.urdf. Neither is
+# converted: by its limits so101_old_calib's lift is 90 degrees off, but its elbow 83 to 87, and the zeros of
+# so100 are set apart by rounded angles (-1.8, -1) between its links.
+_OTHER_MODELS = {
+    "so101_old_calib.urdf": ((-3.31613, 0.174533), (-0.174533, 3.14159), (-1.65806, 1.65806)),
+    "so100.urdf": ((0.0, 3.5), (-3.14158, 0.0), (-2.5, 1.2)),
+}
+_MODEL_SLACK = 0.1
 # Readings that may be glitches: one, and one more for each so many frames, at either end of every joint.
 _FRAMES_PER_GLITCH = 500
 
@@ -65,7 +74,9 @@ def judge_radians(kind: str, columns: Mapping[str, np.ndarray]) -> Detection:
         return Detection("unknown", f"{small}: radians or scaled, but names main_* mean degrees")
     outside = outside_reach(low, high, "radians")
     if outside:
-        return Detection("unknown", f"{small}: radians of another zero or sign, since {outside}")
+        models = _models_that_fit(low, high)
+        fitting = f"; they fit the limits of {models}" if models else ""
+        return Detection("unknown", f"{small}: radians of another zero or sign, since {outside}{fitting}")
     for name, values in columns.items():
         degrees = to_degrees(values.astype(np.float64), "radians")
         folded = (degrees[:, 1] < _FOLDED[0]) & (degrees[:, 2] > _FOLDED[1])
@@ -74,6 +85,16 @@ def judge_radians(kind: str, columns: Mapping[str, np.ndarray]) -> Detection:
                 "unknown", f"{small}: radians or scaled, and the {name} never shows the folded arm"
             )
     return Detection("radians", f"radians, since {small}, and the folded arm is where it has to be")
+
+
+def _models_that_fit(low: np.ndarray, high: np.ndarray) -> str:
+    """The models with zeros of their own whose limits hold radians with these ends."""
+    return " and ".join(
+        name
+        for name, limits in _OTHER_MODELS.items()
+        if (low[1:4] > np.array(limits)[:, 0] - _MODEL_SLACK).all()
+        and (high[1:4] < np.array(limits)[:, 1] + _MODEL_SLACK).all()
+    )
 
 
 def judge_zero(kind: str, columns: Mapping[str, np.ndarray], why: str) -> Detection:
