@@ -103,5 +103,8 @@ def oracle_server(oracle: Oracle) -> Iterator[str]:
     app = Starlette(
         routes=[Route("/v1/models", models), Route("/v1/chat/completions", complete, methods=["POST"])]
     )
-    with listen("127.0.0.1", 0, "the oracle") as sock, serving(make_server(app), sock, "oracle"):
+    with (
+        listen("127.0.0.1", 0, "the oracle") as sock,
+        serving(make_server(app, ["127.0.0.1"]), sock, "oracle"),
+    ):
         yield f"http://127.0.0.1:{sock.getsockname()[1]}/v1"

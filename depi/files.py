@@ -46,11 +46,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def remove_drafts(path: Path) -> None:
-    """Remove the temporary files of processes that were killed while they wrote `path`.
+    """Remove the temporary files of processes that were killed while they wrote `path`, or files in a folder.
 
-    To be called only where no other process writes `path`.
+    To be called only where no other process writes there.
     """
-    for draft in Path(path).parent.glob(f".{glob.escape(Path(path).name)}.*.tmp"):
+    path = Path(path)
+    drafts = path.glob(".*.tmp") if path.is_dir() else path.parent.glob(f".{glob.escape(path.name)}.*.tmp")
+    for draft in drafts:
         draft.unlink(missing_ok=True)
 
 

@@ -54,6 +54,8 @@ class ReviewConfig:
     serve: bool = False
     # The port for --serve; 0 takes any free one.
     port: int = 0
+    # More names that the browser may call the server by, without ports: '["review.lab.org"]'.
+    allowed_hosts: list[str] = field(default_factory=list)
     # The largest number of episodes: undecided ones first, of these the least confident first.
     max_episodes: int = 300
     # Images are put into the page up to this many megabytes.
@@ -273,12 +275,13 @@ def decide(folder: Path, repo_ids: Iterable[str], decision: Mapping[str, Any]) -
 
 def serve(config: ReviewConfig, chosen: Selection, pictures: Pictures, without: int) -> int:
     """Serve the page until SIGINT or SIGTERM; returns the exit status."""
-    from depi.serving import listen, make_server, stop_on_signals
+    from depi.serving import listen, make_server, own_names, stop_on_signals
 
     with listen("127.0.0.1", config.port, "depi annotate review") as sock:
         token = secrets.token_urlsafe(24)
         port = sock.getsockname()[1]
-        server = make_server(make_app(config.annotations, port, token, chosen, pictures, without))
+        app = make_app(config.annotations, token, chosen, pictures, without)
+        server = make_server(app, [*own_names("127.0.0.1", sock), *config.allowed_hosts])
         stop_on_signals(server)
         print(f"{len(chosen.keys)} episodes at http://127.0.0.1:{port}/?token={token}")
         print("Each decision is saved at once. Press Ctrl-C to stop.", flush=True)
@@ -287,15 +290,12 @@ def serve(config: ReviewConfig, chosen: Selection, pictures: Pictures, without: 
     return 0
 
 
-def make_app(
-    folder: Path, port: int, token: str, chosen: Selection, pictures: Pictures, without: int = 0
-) -> Any:
+def make_app(folder: Path, token: str, chosen: Selection, pictures: Pictures, without: int = 0) -> Any:
     """The application that serves a page and saves what is decided on it; see `review_server.build_app`."""
     from depi.annotate.review_server import build_app
 
     repo_ids = {name for name, _ in chosen.keys}
     return build_app(
-        port,
         token,
         page=lambda: render(folder, chosen, pictures, without=without, token=token),
         save=lambda decision: decide(folder, repo_ids, decision),

@@ -21,7 +21,7 @@ from depi.annotate.episode_journal import (
 )
 from depi.datasets.samples.annotations import EpisodeAnnotation, annotation_path, write_annotations
 from depi.errors import UserError
-from depi.files import read_json
+from depi.files import read_json, remove_drafts
 from depi.journal import LineFile
 
 
@@ -126,6 +126,8 @@ def write_sidecar(folder: Path, repo_id: str, revision: str | None = None) -> Pa
         return None
     # Locked, so that an older state of the journal cannot overwrite a newer one.
     with LineFile(path, wait=True):
+        for suffix in (".parquet", ".json"):
+            remove_drafts(path.with_suffix(suffix))
         journal = read_results(folder, repo_id, revision)
         rows = rows_of(journal)
         if not rows:

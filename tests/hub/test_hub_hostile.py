@@ -26,8 +26,8 @@ def raw(hub: LocalHub, request: str, body: bytes = b"") -> tuple[int, bytes]:
     address = urlsplit(hub.endpoint)
     with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
         head = (
-            f"{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
-            f"Authorization: Bearer {hub.write_token}\r\n\r\n"
+            f"{request} HTTP/1.1\r\nHost: {address.netloc}\r\nConnection: close\r\n"
+            f"Content-Length: {len(body)}\r\nAuthorization: Bearer {hub.write_token}\r\n\r\n"
         )
         connection.sendall(head.encode("latin-1") + body)
         received = b""
@@ -91,6 +91,9 @@ def test_no_repository_has_a_bad_name(module_hub: LocalHub, owner: HfApi, name: 
 
 COMMIT = "POST /api/datasets/ann/pick/commit/main"
 YAML = "POST /api/validate-yaml"
+PREUPLOAD = "POST /api/datasets/ann/pick/preupload/main"
+LFS = "POST /datasets/ann/pick.git/info/lfs/objects/batch"
+SHA_OF_X = hashlib.sha256(b"x").hexdigest().encode()
 
 
 @pytest.mark.parametrize(
@@ -101,8 +104,14 @@ YAML = "POST /api/validate-yaml"
         (COMMIT, b'{"key":' + b"[" * 100_000),
         (COMMIT, b'{"key": "header", "value": {"summary": "\\ud800"}}'),
         (COMMIT, b'{"key": "file", "value": {"path": "a", "content": 3}}'),
-        ("POST /api/datasets/ann/pick/preupload/main", b'{"files": ["a"]}'),
+        (PREUPLOAD, b'{"files": ["a"]}'),
+        (COMMIT, b'{"key": "lfsFile", "value": {"path": "a", "oid": "' + SHA_OF_X + b'", "size": true}}'),
         ("POST /api/repos/create", b'{"name": "ann/\\ud800"}'),
+        (COMMIT, b'{"key": "header", "value": {"summary": "\xed\xa0\x80"}}'),
+        (COMMIT, '{"key": "header", "value": {"summary": "\\ud800"}}'.encode("utf-16")),
+        (LFS, b'{"objects": [{"oid": "' + SHA_OF_X + b'", "size": true}]}'),
+        (LFS, b'{"objects": [{"oid": "' + SHA_OF_X + b'", "size": 1.0}]}'),
+        (PREUPLOAD, b'{"files": [{"path": "a", "size": true, "sample": ""}]}'),
         ("POST /api/repos/create", b'{"name": "ann/x", "type": ["dataset"]}'),
         ("PUT /api/datasets/ann/pick/settings", b'{"gated": []}'),
         (YAML, b'{"content": "---\\n' + b"- " * 50_000 + b'\\n---"}'),
@@ -119,6 +128,20 @@ def test_nonsense_is_refused(module_hub: LocalHub, owner: HfApi, address: str, b
     status, _ = raw(module_hub, address, body)
     assert 400 <= status < 500
     assert owner.dataset_info("ann/pick").sha == before
+
+
+@pytest.mark.parametrize(
+    "value",
+    ['"\\uD800"', "0x" + "f" * 5000, '!!int ""', "!!bool x", "!!timestamp x", "? {a: b}\n: c", "!\ud800 x"],
+)
+def test_a_card_that_cannot_be_sent_is_no_card(module_hub: LocalHub, owner: HfApi, value: str) -> None:
+    card = f"---\nlicense: {value}\n---\n"
+    status, _ = raw(module_hub, YAML, json.dumps({"content": card}).encode())
+    assert status == 400
+    content = base64.b64encode(card.encode(errors="surrogatepass")).decode()
+    line = {"key": "file", "value": {"path": "README.md", "content": content, "encoding": "base64"}}
+    assert raw(module_hub, COMMIT, json.dumps(line).encode())[0] == 200
+    assert [info.id for info in owner.list_datasets(full=True)] == ["ann/pick"]
 
 
 @pytest.mark.parametrize("name", ["..", "a..b", "refs/heads/x", "a b", "-x", "f" * 40, "x.lock", "a\nb", ""])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from depi.errors import UserError
-from depi.files import read_json
+from depi.files import read_json, remove_drafts
 from depi.hub.names import RequestError
 from depi.hub.server.repos import Repo
 
@@ -43,7 +43,8 @@ class Access:
         if not path.exists():
             alphabet = string.ascii_letters + string.digits
             made = {kind: "hf_" + "".join(secrets.choice(alphabet) for _ in range(34)) for kind in _KINDS}
-            draft = root / f".tokens.{secrets.token_hex(8)}"
+            remove_drafts(path)
+            draft = root / f".tokens.json.{secrets.token_hex(8)}.tmp"
             with open(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
                 json.dump(made, file, indent=2)
             draft.replace(path)

@@ -206,13 +206,14 @@ def add_last_commits(repo: Repo, commit: Commit, entries: list[dict[str, Any]]) 
     for step in repo.history(commit):
         before = repo.commit(step.parent).files if step.parent else {}
         changed = [path for path in {**before, **step.files} if before.get(path) != step.files.get(path)]
-        touched = {ancestor for path in changed for ancestor in _with_parents(path)}
+        touched = {ancestor for path in changed for ancestor in with_parents(path)}
         for path in touched & waiting.keys():
             waiting.pop(path)["lastCommit"] = {"id": step.sha, "title": step.title, "date": step.date}
         if not waiting:
             return
 
 
-def _with_parents(path: str) -> list[str]:
+def with_parents(path: str) -> list[str]:
+    """Return a path and the folders above it."""
     steps = path.split("/")
     return ["/".join(steps[:depth]) for depth in range(1, len(steps) + 1)]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, TypeGuard
 
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
@@ -10,6 +10,7 @@ from starlette.requests import Request
 from depi.hub.names import RequestError
 
 MAX_BODY = 16 * 1024 * 1024
+MAX_ANONYMOUS_BODY = 1024 * 1024
 
 
 class _KindConvertor(Convertor[str]):
@@ -30,29 +31,29 @@ def flag(value: str | None) -> bool:
     return value is not None and value.lower() in ("true", "1")
 
 
-async def read_body(request: Request) -> bytes:
+def is_size(value: Any) -> TypeGuard[int]:
+    """Say whether a value of a client's JSON is the size of a file."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+async def read_body(request: Request, limit: int) -> bytes:
     """Return a small body.
 
     Raises:
-        RequestError: it is larger than `MAX_BODY`.
+        RequestError: it is larger than `limit` bytes.
     """
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > MAX_BODY:
-            raise RequestError(413, f"The request is larger than {MAX_BODY} bytes")
+        if len(body) > limit:
+            raise RequestError(413, f"The request is larger than {limit} bytes")
     return bytes(body)
-
-
-async def read_json(request: Request) -> dict[str, Any]:
-    """Return a small JSON object."""
-    return parse_object(await read_body(request))
 
 
 def parse_object(text: bytes) -> dict[str, Any]:
     """Parse a JSON object."""
     try:
-        value = json.loads(text)
+        value = json.loads(text.decode())  # of bytes, json.loads lets half a surrogate pair pass
         if b"\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is not valid text
     except (ValueError, RecursionError):

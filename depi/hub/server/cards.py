@@ -1,11 +1,15 @@
 """A repository's card: the YAML front matter of README.md, and the tags made from it."""
 
+import json
 import math
 from typing import Any
 
 import yaml
 
 MAX_FRONT_MATTER = 256 * 1024
+# A token costs up to 0.1 ms, and on one line as many more as there are open brackets around it.
+MAX_TOKENS = 30_000
+MAX_DEPTH = 64
 
 # The Hub turns these card fields into `field:value` tags, for filters.
 _PREFIXED_FIELDS = ("task_categories", "task_ids", "size_categories", "language", "license", "base_model")
@@ -27,19 +31,44 @@ def parse_card(readme: str) -> dict[str, Any]:
     if len(text) > MAX_FRONT_MATTER:
         raise ValueError(f"the front matter is larger than {MAX_FRONT_MATTER} characters")
     try:
-        # With aliases, a few lines can expand to gigabytes.
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
-            raise ValueError("the front matter uses YAML aliases")
+        _check_tokens(text)
         card = yaml.safe_load(text)
         if card is None:
             return {}
         if not isinstance(card, dict):
             raise ValueError("the front matter is not a mapping")
-        return _plain(card)
-    except yaml.YAMLError as error:
-        raise ValueError(f"the front matter is not valid YAML: {' '.join(str(error).split())}") from None
+        card = _plain(card)
+        # Half a surrogate pair, or a number of 5,000 digits, could not be sent to anybody.
+        json.dumps(card, ensure_ascii=False).encode()
+        return card
+    except UnicodeEncodeError:
+        raise ValueError("the front matter is not valid text") from None
+    except (yaml.YAMLError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
+        # PyYAML's constructors raise all of these, for values such as `!!int ""` and `!!bool x`.
+        text = " ".join(str(error).split()).encode(errors="replace").decode()
+        raise ValueError(f"the front matter is not valid YAML: {text}") from None
     except RecursionError:
         raise ValueError("the front matter is nested too deeply") from None
+
+
+def _check_tokens(text: str) -> None:
+    """Refuse what costs more than it weighs, before anything is built from it."""
+    depth = 0
+    for number, token in enumerate(yaml.scan(text, Loader=yaml.SafeLoader)):
+        depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+        if isinstance(token, yaml.AliasToken):  # with these a few lines can expand to gigabytes
+            raise ValueError("the front matter uses YAML aliases")
+        if number >= MAX_TOKENS:
+            raise ValueError("the front matter has too many entries")
+        if depth > MAX_DEPTH:
+            raise ValueError("the front matter is nested too deeply")
+
+
+_OPENING = (
+    *(yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken),
+    *(yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken),
+)
+_CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 
 
 def _plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from depi.errors import UserError
-from depi.files import write_json
+from depi.files import remove_drafts, write_json
 from depi.hub.names import RequestError, check_path, check_repo_id
 from depi.hub.server.blobs import GITATTRIBUTES, Blobs
 from depi.hub.server.repos import DEFAULT_BRANCH, Commit, Repo, Settings, write_commit
@@ -26,7 +26,7 @@ class Store:
     """All repositories under one folder. Only one process at a time may open it."""
 
     def __init__(self, root: Path):
-        """Open `root`, creating it when it is missing.
+        """Open `root`, creating it when it is missing, and delete what killed processes left half-written.
 
         Raises:
             UserError: it cannot be written, or another process serves it.
@@ -60,6 +60,8 @@ class Store:
         for repo_type in REPO_TYPES:
             for settings in sorted((self.root / "repos" / f"{repo_type}s").glob("*/*/repo.json")):
                 path = settings.parent
+                remove_drafts(path)
+                remove_drafts(path / "commits")
                 yield Repo(self.blobs, path, repo_type, f"{path.parent.name}/{path.name}")
 
     def repos(self, repo_type: str) -> list[Repo]:

@@ -4,8 +4,11 @@ They answer as huggingface_hub 1.x expects: statuses, `X-Error-Code`, ETag and c
 Files are never announced as Xet, so clients fetch them by plain HTTP.
 """
 
+from collections.abc import Awaitable, Callable
+from typing import Any
 from urllib.parse import parse_qs, quote, unquote
 
+from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -31,10 +34,11 @@ from depi.hub.server.answers import (
     page_limit,
     read_cursor,
     tree_entries,
+    with_parents,
 )
-from depi.hub.server.bodies import flag, read_body, read_json
+from depi.hub.server.bodies import MAX_ANONYMOUS_BODY, MAX_BODY, flag, parse_object, read_body
 from depi.hub.server.folder import Store
-from depi.hub.server.repos import Commit, Repo
+from depi.hub.server.repos import Repo
 
 
 def param(request: Request, name: str) -> str:
@@ -102,30 +106,50 @@ def tree(request: Request) -> Response:
     return JSONResponse(page, headers=link(request, more))
 
 
-async def paths_info(request: Request) -> Response:
+def with_body(answer: Callable[[Request, bytes], Response]) -> Callable[[Request], Awaitable[Response]]:
+    """An endpoint that receives a small body, then calls `answer` in a thread, so that others do not wait.
+
+    Callers without a token send smaller bodies, and share the few threads of `app.state.anonymous`.
+    """
+
+    async def endpoint(request: Request) -> Response:
+        known = caller_of(request).user is not None
+        body = await read_body(request, MAX_BODY if known else MAX_ANONYMOUS_BODY)
+        limiter = None if known else request.app.state.anonymous
+        return await to_thread.run_sync(answer, request, body, limiter=limiter)
+
+    return endpoint
+
+
+def with_json(
+    answer: Callable[[Request, dict[str, Any]], Response],
+) -> Callable[[Request], Awaitable[Response]]:
+    """As `with_body`, for a body that must be a JSON object."""
+    return with_body(lambda request, body: answer(request, parse_object(body)))
+
+
+def paths_info(request: Request, content: bytes) -> Response:
     """POST .../paths-info/<revision>: those of the named paths that exist."""
     repo = require_read(repo_of(request), caller_of(request))
     commit = repo.resolve(param(request, "revision"))
     if "json" in request.headers.get("content-type", ""):
-        body = await read_json(request)
+        body = parse_object(content)
         paths, expand = body.get("paths", []), str(body.get("expand", ""))
     else:
-        form = parse_qs((await read_body(request)).decode("utf-8", "replace"))
+        form = parse_qs(content.decode("utf-8", "replace"))
         paths, expand = form.get("paths", []), form.get("expand", [""])[0]
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise RequestError(400, "paths must be a list of strings")
-    found = [described for path in dict.fromkeys(paths) if (described := _describe_path(commit, path))]
+    folders = {parent for path in commit.files for parent in with_parents(path)} - commit.files.keys()
+    wanted = dict.fromkeys(path.strip("/") for path in paths)
+    found = [
+        describe_file(path, commit.files[path]) if path in commit.files else describe_folder(commit, path)
+        for path in wanted
+        if path in commit.files or path in folders
+    ]
     if flag(expand):
         add_last_commits(repo, commit, found)
     return JSONResponse(found)
-
-
-def _describe_path(commit: Commit, path: str) -> dict | None:
-    path = path.strip("/")
-    if path in commit.files:
-        return describe_file(path, commit.files[path])
-    is_folder = any(name.startswith(f"{path}/") for name in commit.files)
-    return describe_folder(commit, path) if is_folder else None
 
 
 def refs(request: Request) -> Response:
@@ -215,7 +239,7 @@ READ_ROUTES = [
     Route(REPO + "/revision/{revision}", info),
     Route(REPO + "/tree/{revision}", tree),
     Route(REPO + "/tree/{revision}/{path:path}", tree),
-    Route(REPO + "/paths-info/{revision}", paths_info, methods=["POST"]),
+    Route(REPO + "/paths-info/{revision}", with_body(paths_info), methods=["POST"]),
     Route(REPO + "/refs", refs),
     Route(REPO + "/commits/{revision}", commits),
     Route(REPO + "/auth-check", auth_check),

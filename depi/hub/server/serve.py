@@ -8,12 +8,13 @@ import logging
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvicorn
+from anyio import CapacityLimiter
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
@@ -28,7 +29,7 @@ from depi.hub.server.folder import Store
 from depi.hub.server.routes import READ_ROUTES
 from depi.hub.server.tokenizer import TOKENIZER_REPO, write_tokenizer
 from depi.hub.server.writes import WRITE_ROUTES
-from depi.serving import listen, make_server, serving, stop_on_signals
+from depi.serving import listen, make_server, own_names, serving, stop_on_signals
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +119,7 @@ def build_app(
     app.state.store = store
     app.state.access = access
     app.state.page_size = page_size
+    app.state.anonymous = CapacityLimiter(2)
     return _Faulty(app, faults, latency)
 
 
@@ -147,7 +149,13 @@ def _endpoint(host: str, sock: socket.socket) -> str:
 
 @contextmanager
 def _prepare(
-    root: Path, host: str, port: int, page_size: int, faults: Faults | None, latency: float = 0.0
+    root: Path,
+    host: str,
+    port: int,
+    page_size: int = PAGE_SIZE,
+    faults: Faults | None = None,
+    latency: float = 0.0,
+    allowed_hosts: Sequence[str] = (),
 ) -> Iterator[tuple[LocalHub, uvicorn.Server, socket.socket]]:
     sock = listen(host, port, "the Hub")
     try:
@@ -155,7 +163,7 @@ def _prepare(
         try:
             app = build_app(store, access, page_size=page_size, faults=faults, latency=latency)
             hub = LocalHub(_endpoint(host, sock), access.write_token, access.read_token, store.root)
-            yield hub, make_server(app), sock
+            yield hub, make_server(app, [*own_names(host, sock), *allowed_hosts]), sock
         finally:
             store.close()
     finally:
@@ -171,18 +179,19 @@ def serve(
     page_size: int = PAGE_SIZE,
     faults: Faults | None = None,
     latency: float = 0.0,
+    allowed_hosts: Sequence[str] = (),
 ) -> Iterator[LocalHub]:
     """Serve the folder `root` from a thread of this process for the length of a `with` block.
 
     Port 0 takes any free one. A new folder is seeded with the tokenizer. `page_size` bounds the pages of
-    listings and trees. `faults` may answer any request instead of the Hub, and each answer is
-    delayed by `latency` seconds, to test clients.
+    listings and trees. `faults` may answer any request instead of the Hub, and each answer is delayed by
+    `latency` seconds, to test clients. It answers to the names of this machine and to `allowed_hosts`.
 
     Raises:
         UserError: the port is taken, or the folder cannot be written or is served already.
     """
     with (
-        _prepare(root, host, port, page_size, faults, latency) as (hub, server, sock),
+        _prepare(root, host, port, page_size, faults, latency, allowed_hosts) as (hub, server, sock),
         serving(server, sock, "embedded-hub"),
     ):
         yield hub
@@ -193,13 +202,16 @@ class HubConfig:
     """Serve an embedded Hub: `depi hub serve --root DIR`.
 
     Programs on this machine find it through the variables that the command prints. `--host 0.0.0.0` opens
-    it to the network, unencrypted: do so on a trusted one only.
+    it to the network, unencrypted: do so on a trusted one only. It answers to the names and addresses of this
+    machine; others, as of a proxy in front of it, are named by `--allowed_hosts`.
     """
 
     action: str = "serve"
     root: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8090
+    # More names that clients may call it by, without ports: '["hub.lab.org"]'.
+    allowed_hosts: list[str] = field(default_factory=list)
 
 
 def main(args: list[str]) -> int:
@@ -209,7 +221,8 @@ def main(args: list[str]) -> int:
         raise UserError(f"depi hub has no action {config.action!r}: use `depi hub serve --root DIR`")
     if config.root is None:
         raise UserError("the Hub needs a folder: add --root DIR")
-    with _prepare(config.root, config.host, config.port, PAGE_SIZE, None) as (hub, server, sock):
+    allowed = config.allowed_hosts
+    with _prepare(config.root, config.host, config.port, allowed_hosts=allowed) as (hub, server, sock):
         stop_on_signals(server)
         print(_greeting(hub), flush=True)
         server.run([sock])

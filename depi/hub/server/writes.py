@@ -24,11 +24,11 @@ from depi.hub.server.access import (
     require_write,
 )
 from depi.hub.server.blobs import MAX_REGULAR_SIZE, BlobWriter, StoredFile, is_lfs
-from depi.hub.server.bodies import flag, parse_object, read_json, read_lines
+from depi.hub.server.bodies import flag, is_size, parse_object, read_lines
 from depi.hub.server.cards import parse_card
 from depi.hub.server.folder import REPO_TYPES, Store
 from depi.hub.server.repos import DEFAULT_BRANCH, Repo
-from depi.hub.server.routes import REPO, caller_of, param, repo_of
+from depi.hub.server.routes import REPO, caller_of, param, repo_of, with_json
 
 MAX_LINE = 2 * MAX_REGULAR_SIZE
 WRITE_SIZE = 1024 * 1024
@@ -43,16 +43,15 @@ def writable_repo(request: Request) -> tuple[Repo, str]:
     return repo, require_write(caller)
 
 
-async def create(request: Request) -> Response:
+def create(request: Request, body: dict[str, Any]) -> Response:
     """POST /api/repos/create."""
     user = require_write(caller_of(request))
-    body = await read_json(request)
     repo_type, repo_id = _named(body, user)
     private = body.get("private") is True or body.get("visibility") == "private"
     store: Store = request.app.state.store
     address = f"{str(request.base_url).rstrip('/')}/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
     try:
-        await run_in_threadpool(store.create, repo_type, repo_id, user, private=private)
+        store.create(repo_type, repo_id, user, private=private)
     except RequestError as error:
         if error.status != 409:
             raise
@@ -69,22 +68,21 @@ def _named(body: dict[str, Any], user: str) -> tuple[str, str]:
     return repo_type, name if "/" in name else f"{owner}/{name}"
 
 
-async def delete(request: Request) -> Response:
+def delete(request: Request, body: dict[str, Any]) -> Response:
     """DELETE /api/repos/delete."""
     caller = caller_of(request)
     user = require_write(caller)
     store: Store = request.app.state.store
-    repo = store.find(*_named(await read_json(request), user))
+    repo = store.find(*_named(body, user))
     if repo is None:
         raise missing_repo(caller)
-    await run_in_threadpool(store.delete, repo)
+    store.delete(repo)
     return JSONResponse({"ok": True})
 
 
-async def settings(request: Request) -> Response:
+def settings(request: Request, body: dict[str, Any]) -> Response:
     """PUT .../settings: visibility and gate."""
     repo, _ = writable_repo(request)
-    body = await read_json(request)
     changes: dict[str, Any] = {}
     if "private" in body or "visibility" in body:
         changes["private"] = body.get("private") is True or body.get("visibility") == "private"
@@ -92,7 +90,7 @@ async def settings(request: Request) -> Response:
         if body["gated"] not in ("auto", "manual", False):
             raise RequestError(400, "gated must be auto, manual or false")
         changes["gated"] = body["gated"]
-    await run_in_threadpool(repo.change_settings, **changes)
+    repo.change_settings(**changes)
     return JSONResponse({"private": repo.settings.private, "gated": repo.settings.gated})
 
 
@@ -103,24 +101,23 @@ def ask(request: Request) -> Response:
     return JSONResponse({"ok": True})
 
 
-async def decide(request: Request) -> Response:
+def decide(request: Request, body: dict[str, Any]) -> Response:
     """POST .../user-access-request/grant and /handle."""
     repo, _ = writable_repo(request)
-    body = await read_json(request)
     if not isinstance(body.get("user"), str):
         raise RequestError(400, "user must be a string")
     accepted = param(request, "action") == "grant" or body.get("status") == "accepted"
-    await run_in_threadpool(decide_access, repo, body["user"], accepted)
+    decide_access(repo, body["user"], accepted)
     return JSONResponse({"ok": True})
 
 
-async def create_tag(request: Request) -> Response:
+def create_tag(request: Request, body: dict[str, Any]) -> Response:
     """POST .../tag/<revision>."""
     repo, _ = writable_repo(request)
-    name = (await read_json(request)).get("tag")
+    name = body.get("tag")
     if not isinstance(name, str):
         raise RequestError(400, "tag must be a string")
-    await run_in_threadpool(repo.set_tag, name, repo.resolve(param(request, "revision")).sha)
+    repo.set_tag(name, repo.resolve(param(request, "revision")).sha)
     return JSONResponse({"ok": True})
 
 
@@ -131,13 +128,13 @@ def delete_tag(request: Request) -> Response:
     return JSONResponse({"ok": True})
 
 
-async def create_branch(request: Request) -> Response:
+def create_branch(request: Request, body: dict[str, Any]) -> Response:
     """POST .../branch/<branch>."""
     repo, _ = writable_repo(request)
-    start = (await read_json(request)).get("startingPoint")
+    start = body.get("startingPoint")
     if start is not None and not isinstance(start, str):
         raise RequestError(400, "startingPoint must be a string")
-    await run_in_threadpool(repo.set_branch, param(request, "branch"), repo.resolve(start).sha)
+    repo.set_branch(param(request, "branch"), repo.resolve(start).sha)
     return JSONResponse({"ok": True})
 
 
@@ -150,9 +147,9 @@ def delete_branch(request: Request) -> Response:
     return JSONResponse({"ok": True})
 
 
-async def validate_yaml(request: Request) -> Response:
+def validate_yaml(request: Request, body: dict[str, Any]) -> Response:
     """POST /api/validate-yaml: clients ask before they upload a card."""
-    content = (await read_json(request)).get("content")
+    content = body.get("content")
     try:
         parse_card(content if isinstance(content, str) else "")
     except ValueError as error:
@@ -160,7 +157,7 @@ async def validate_yaml(request: Request) -> Response:
     return JSONResponse({"errors": [], "warnings": []})
 
 
-async def preupload(request: Request) -> Response:
+def preupload(request: Request, body: dict[str, Any]) -> Response:
     """POST .../preupload/<revision>: which files are large, and which are there already."""
     repo, _ = writable_repo(request)
     commit = repo.resolve(param(request, "revision"))
@@ -170,7 +167,7 @@ async def preupload(request: Request) -> Response:
         content = store.blobs.path(commit.files[".gitattributes"].sha256)
         attributes = content.read_text(encoding="utf-8", errors="replace").splitlines()
     answers = []
-    files = (await read_json(request)).get("files")
+    files = body.get("files")
     for file in files if isinstance(files, list) else []:
         path, size, sample = _announced(file)
         known = commit.files.get(path)
@@ -184,7 +181,7 @@ def _announced(file: Any) -> tuple[str, int, bytes]:
     if not isinstance(file, dict):
         raise RequestError(400, "files must be a list of objects")
     size, sample = file.get("size"), file.get("sample", "")
-    if not isinstance(size, int) or not isinstance(sample, str):
+    if not is_size(size) or not isinstance(sample, str):
         raise RequestError(400, "a file's size must be a number and its sample a string")
     return check_path(file.get("path")), size, _decode(sample)
 
@@ -196,17 +193,17 @@ def _decode(text: str) -> bytes:
         raise RequestError(400, "content must be base64") from None
 
 
-async def lfs_batch(request: Request) -> Response:
+def lfs_batch(request: Request, body: dict[str, Any]) -> Response:
     """POST <repo>.git/info/lfs/objects/batch: where to send large files that are not here yet."""
     writable_repo(request)
     store: Store = request.app.state.store
     access: Access = request.app.state.access
     base = str(request.base_url).rstrip("/")
     answers = []
-    objects = (await read_json(request)).get("objects")
+    objects = body.get("objects")
     for item in objects if isinstance(objects, list) else []:
         oid, size = (item.get("oid"), item.get("size")) if isinstance(item, dict) else (None, None)
-        if not isinstance(oid, str) or not SHA256.fullmatch(oid) or not isinstance(size, int) or size < 0:
+        if not isinstance(oid, str) or not SHA256.fullmatch(oid) or not is_size(size):
             raise RequestError(400, "an LFS object needs a sha256 oid and a size")
         answer: dict[str, Any] = {"oid": oid, "size": size}
         if _stored_size(store, oid) != size:
@@ -246,10 +243,9 @@ async def lfs_put(request: Request) -> Response:
     return Response(status_code=200)
 
 
-async def lfs_verify(request: Request) -> Response:
+def lfs_verify(request: Request, body: dict[str, Any]) -> Response:
     """POST /lfs/<oid>/verify."""
     require_write(caller_of(request))
-    body = await read_json(request)
     if not SHA256.fullmatch(param(request, "oid")):
         raise RequestError(404, "There is no such LFS object")
     if _stored_size(request.app.state.store, param(request, "oid")) != body.get("size"):
@@ -266,7 +262,7 @@ async def commit(request: Request) -> Response:
     header: dict[str, Any] = {}
     steps: list[Callable[[Files], None]] = []
     async for line in read_lines(request, MAX_LINE):
-        item = parse_object(line)
+        item = await run_in_threadpool(parse_object, line)
         value = item.get("value")
         if not isinstance(value, dict):
             raise RequestError(400, "each line of a commit needs a key and a value")
@@ -307,6 +303,8 @@ def _step(store: Store, key: object, value: dict[str, Any]) -> Callable[[Files],
         oid, size = value.get("oid"), value.get("size")
         if not isinstance(oid, str) or not SHA256.fullmatch(oid):
             raise RequestError(400, f"The LFS file {path} has no sha256 oid")
+        if size is not None and not is_size(size):
+            raise RequestError(400, f"The size of the LFS file {path} is not a number")
         stored = store.blobs.lfs_file(oid, size)
     else:
         raise RequestError(400, f"A commit has no lines of kind {key!r}")
@@ -338,21 +336,21 @@ def _delete_folder(files: Files, folder: str) -> None:
 
 _LFS = "/{owner}/{name}.git/info/lfs/objects/batch"
 WRITE_ROUTES = [
-    Route("/api/repos/create", create, methods=["POST"]),
-    Route("/api/repos/delete", delete, methods=["DELETE"]),
-    Route("/api/validate-yaml", validate_yaml, methods=["POST"]),
-    Route(REPO + "/settings", settings, methods=["PUT"]),
-    Route(REPO + "/user-access-request/{action}", decide, methods=["POST"]),
-    Route(REPO + "/tag/{revision}", create_tag, methods=["POST"]),
+    Route("/api/repos/create", with_json(create), methods=["POST"]),
+    Route("/api/repos/delete", with_json(delete), methods=["DELETE"]),
+    Route("/api/validate-yaml", with_json(validate_yaml), methods=["POST"]),
+    Route(REPO + "/settings", with_json(settings), methods=["PUT"]),
+    Route(REPO + "/user-access-request/{action}", with_json(decide), methods=["POST"]),
+    Route(REPO + "/tag/{revision}", with_json(create_tag), methods=["POST"]),
     Route(REPO + "/tag/{revision}", delete_tag, methods=["DELETE"]),
-    Route(REPO + "/branch/{branch}", create_branch, methods=["POST"]),
+    Route(REPO + "/branch/{branch}", with_json(create_branch), methods=["POST"]),
     Route(REPO + "/branch/{branch}", delete_branch, methods=["DELETE"]),
-    Route(REPO + "/preupload/{revision}", preupload, methods=["POST"]),
+    Route(REPO + "/preupload/{revision}", with_json(preupload), methods=["POST"]),
     Route(REPO + "/commit/{revision}", commit, methods=["POST"]),
     Route("/lfs/{oid}", lfs_put, methods=["PUT"]),
-    Route("/lfs/{oid}/verify", lfs_verify, methods=["POST"]),
-    Route("/{kind:kind}" + _LFS, lfs_batch, methods=["POST"]),
-    Route(_LFS, lfs_batch, methods=["POST"]),
+    Route("/lfs/{oid}/verify", with_json(lfs_verify), methods=["POST"]),
+    Route("/{kind:kind}" + _LFS, with_json(lfs_batch), methods=["POST"]),
+    Route(_LFS, with_json(lfs_batch), methods=["POST"]),
     Route("/{kind:kind}/{owner}/{name}/ask-access", ask, methods=["POST"]),
     Route("/{owner}/{name}/ask-access", ask, methods=["POST"]),
 ]
