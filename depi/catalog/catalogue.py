@@ -61,7 +61,7 @@ class Row:
     judged: the verdict on each episode, packed; `episodes.parquet` has the same, a row for each
     bad_episodes, good_frames, num_remarks: how many episodes training leaves out by default, how many frames
         the others have, and how many remarks there are on single episodes
-    score: 0..1 for accepted datasets, see `depi.catalog.order.score`
+    score: 0..1 for accepted datasets, see `depi.catalog.score`
     """
 
     repo_id: str

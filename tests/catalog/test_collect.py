@@ -267,6 +267,8 @@ def test_json_prints_one_machine_readable_line(collected, capsys):
     assert main([f"--output_dir={collected[0]}", "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["accepted"] == 5
+    assert summary["ways"]["tag so101"]["accepted"] == 3
+    assert summary["ways"]["name so101"] == {"found": 3, "alone": 2, "accepted": 1}
     assert summary["rejected_by_rule"]["tables_readable"] >= 2
     assert summary["reasons"]["eve/too_slow"] == ["fps_in_range: 2 fps, expected 5 to 120"]
     assert summary["failures"] == {}

@@ -391,7 +391,9 @@ def test_opening_asks_no_rule_that_only_remarks(v2, tmp_path):
     root = copy(v2, tmp_path)
     edit(file_of(root, 3), "frame_index", add(1))
     read, _ = table_readable(load_meta(root, "a/b"))
-    assert examine(read.meta, read.columns, remarks=False).faults == ()
+    everything, bad = (examine(read.meta, read.columns, remarks=each).faults for each in (True, False))
+    assert "frames_numbered" in {fault.rule for fault in everything}
+    assert bad == tuple(fault for fault in everything if fault.leaves_out)
 
 
 @pytest.mark.parametrize(
