@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from depi.annotate.rules import is_junk
 from depi.annotate.stages import Job
 from depi.annotate.templates import INSTRUCTION, REFINEMENT, VIEWS
 from depi.catalog.text import clean
+from depi.datasets.judging.faults import Fault
+from depi.datasets.judging.reading import files_there, table_readable
 from depi.datasets.recording.cameras import slot_order
 from depi.datasets.recording.formats import DatasetMeta, data_files, metadata_files, select_episodes
 from depi.datasets.recording.metadata import read_meta
@@ -230,17 +232,16 @@ def _jobs(
     """The jobs of the episodes of `meta`, without their stages; puts those without frames into `bad`."""
     cameras = slot_order(meta.info.camera_keys)[:MAX_CAMERAS]
     episodes = meta.episodes
-    clips: Iterable[Clip | None] = [None] * len(episodes)
+    clips: dict[int, Clip] = {}
     if plan.backend != RULES:
         if not cameras:
             raise DatasetError("there is no camera")
         pinned = dataclasses.replace(source, revision=files.revision)
         clips = _clips(pinned, files, meta, state, plan.frames, cameras, bad)
     jobs = []
-    for position, clip in enumerate(clips):
-        episode = int(episodes.episode_index[position])
+    for position, episode in enumerate(episodes.episode_index.tolist()):
         if episode not in bad:
-            text = recorded_text(meta, position)
+            text, clip = recorded_text(meta, position), clips.get(episode)
             jobs.append(Job(source.repo_id, state, episode, text, cameras, frozenset(), clip))
     return jobs
 
@@ -253,27 +254,41 @@ def _clips(
     count: int,
     cameras: Sequence[str],
     bad: dict[int, str],
-) -> list[Clip | None]:
-    """For each episode of `meta` the frames to show."""
-    files.fetch(data_files(meta))
+) -> dict[int, Clip]:
+    """For each episode of `meta` that can be read, by recorded number, the frames to show."""
     column, number = _gripper_column(meta)
-    columns = read_frames(meta, ["timestamp", *([column] if column else [])])
+    meta, columns = _read(files, meta, ["timestamp", *([column] if column else [])], bad)
     time = columns["timestamp"].astype(np.float64).reshape(-1)
     gripper = columns[column].reshape(len(time), -1)[:, number] if column else None
     episodes = meta.episodes
-    clips: list[Clip | None] = []
+    clips: dict[int, Clip] = {}
     ends = np.cumsum(episodes.length)
     places = image_places(meta, cameras)
     for position, (end, length) in enumerate(zip(ends.tolist(), episodes.length.tolist(), strict=True)):
         own, episode = slice(end - length, end), int(episodes.episode_index[position])
         if length == 0 or not np.isfinite(time[own]).all() or (np.diff(time[own]) <= 0).any():
             bad[episode] = "its timestamps do not increase"
-            clips.append(None)
             continue
         chosen = choose_frames(None if gripper is None else gripper[own], length, count)
         of_episode = {camera: places[camera][position] for camera in cameras}
-        clips.append(make_clip(source, state, episode, time[own], chosen, of_episode))
+        clips[episode] = make_clip(source, state, episode, time[own], chosen, of_episode)
     return clips
+
+
+def _read(
+    files: DatasetFiles, meta: DatasetMeta, names: Sequence[str], bad: dict[int, str]
+) -> tuple[DatasetMeta, dict[str, np.ndarray]]:
+    """The episodes of `meta` that can be read, and columns of their frames; the others are put into `bad`."""
+    meta, absent = files_there(meta, files.lacking)
+    files.fetch(data_files(meta))
+    unread: list[Fault] = []
+    try:
+        columns = read_frames(meta, names)
+    except DatasetError:
+        tables, unread = table_readable(meta)
+        meta, columns = tables.meta, read_frames(tables.meta, names)
+    bad.update((fault.episode, fault.text) for fault in (*absent, *unread))
+    return meta, columns
 
 
 def make_clip(

@@ -242,3 +242,30 @@ def test_a_dataset_that_cannot_be_read_costs_only_itself(annotated, tmp_path, vi
         assert "cannot be decoded" in summary.failures["ann/box"][1]
         assert (summary.done, summary.incomplete) == (2, True)
     assert [row.episode_index for row in rows_of(tmp_path)[0]] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("lost", "reason"),
+    [
+        ("videos/chunk-000/observation.images.front/episode_000001.mp4", "mp4 is missing"),
+        ("data/chunk-000/episode_000001.parquet", "parquet is missing"),
+    ],
+)
+def test_an_episode_that_is_lost_costs_only_itself(annotated, tmp_path, lost, reason):
+    path = tmp_path / "lost"
+    write_v2(path, Recording(lengths=(5, 6, 7)))
+    (path / lost).unlink()
+    with serving() as server:
+        summary = annotated(path, server.url)
+    assert reason in summary.failures["ann/box"][1]
+    assert [row.episode_index for row in rows_of(tmp_path)[0]] == [0, 2]
+
+
+def test_a_table_that_cannot_be_read_costs_its_episode(annotated, tmp_path):
+    path = tmp_path / "broken"
+    write_v2(path, Recording(lengths=(5, 6, 7)))
+    (path / "data/chunk-000/episode_000001.parquet").write_bytes(b"PAR1 no table PAR1")
+    with serving() as server:
+        summary = annotated(path, server.url)
+    assert "cannot be read as parquet" in summary.failures["ann/box"][1]
+    assert [row.episode_index for row in rows_of(tmp_path)[0]] == [0, 2]
