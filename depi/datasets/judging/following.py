@@ -15,6 +15,8 @@ from depi.datasets.recording.joints import JOINTS
 GRIPPER = 5
 ENOUGH = 5
 """An episode is compared with the rest of its recording where that has at least so many."""
+FEWEST = 20
+"""Frames: in fewer a correlation may be chance."""
 UNLIKE, ALIKE = 0.35, 0.6
 """Correlation of the motions of action and state: of an episode in which they have nothing to do with each
 other, and at least usual where that can be said."""
@@ -49,7 +51,8 @@ def state_moves_along(recording: Recording) -> Iterator[Finding]:
     likeness = recording.movement.following.likeness
     if len(likeness) < ENOUGH or float(np.median(likeness)) < ALIKE:
         return
-    for position in np.flatnonzero((likeness < UNLIKE) & (recording.movement.moved > DRIVEN)):
+    moving = (recording.movement.moved > DRIVEN) & (recording.length >= FEWEST)
+    for position in np.flatnonzero((likeness < UNLIKE) & moving):
         yield Finding(
             int(position),
             f"the motion of action and state correlates by no more than {likeness[position]:.2f}",
@@ -146,10 +149,11 @@ def _lags(recording: Recording) -> tuple[float, np.ndarray, np.ndarray]:
     """The usual lag in seconds, each episode's, and whether it can be relied on; [E] both."""
     following = recording.movement.following
     sure = (following.likeness > SURE) & (recording.movement.moved > TRAVELLED)
+    sure &= recording.length >= FEWEST
     return float(np.median(following.lag[sure])) if sure.any() else 0.0, following.lag, sure
 
 
 def _driven(recording: Recording) -> np.ndarray:
-    """Joints that move in both action and state, bool [E, 6]."""
+    """Joints that move in both action and state for long enough, bool [E, 6]."""
     reach = np.minimum(recording.movement.commanded.reach, recording.movement.measured.reach)
-    return reach > np.array([DRIVEN] * 5 + [25.0])
+    return (reach > np.array([DRIVEN] * 5 + [25.0])) & (recording.length >= FEWEST)[:, None]
