@@ -22,10 +22,11 @@ _MOST_FRAMES = 6_000
 # A frame in which nothing changes takes 30 bytes (SVT-AV1) to 70 (x264), a keyframe thousands, and one of a
 # slow motion little more than the least.
 _QUIET_BYTES = 100
-# SVT-AV1 gives the same picture as many bytes each time, and never so many to two that differ by noise. x264
-# goes on choosing another quantiser.
-_SAME_SIZE = {"av1": 0.0}
-_SIMILAR_SIZE = 0.012
+# SVT-AV1 gives the same picture as many bytes each time, and hardly ever so many to two that differ by noise.
+# x264 goes on choosing another quantiser.
+_EXACT = ("av1",)
+_EQUAL_BYTES, _SIMILAR_SIZE = 2, 0.012
+_FEWEST_QUIET = 5
 # An encoder may tell a picture that stands still anew, and better; so many larger frames end no still run.
 _REFINED = 2
 
@@ -61,21 +62,46 @@ class Follows:
 
 def still_runs(packets: Packets, part: slice, codec: str, fewest: int) -> list[tuple[int, int]]:
     """The frames, `fewest` or more in a row, that by their size show one picture, counted from the part's."""
-    size, keyframe = packets.size[part], packets.keyframe[part]
-    least = np.quantile(size[~keyframe], 0.05) if not keyframe.all() else 0
-    same = size <= min(_QUIET_BYTES, 1.5 * least + 8)
-    keys = np.flatnonzero(keyframe)
+    same = _is_quiet(packets, part)
+    keys, size = np.flatnonzero(packets.keyframe[part]), packets.size[part]
+    exact = codec in _EXACT
     same[keys] = False
-    tolerance = _SAME_SIZE.get(codec, _SIMILAR_SIZE)
-    same[keys[1:]] = np.abs(np.diff(size[keys])) <= 2 + tolerance * size[keys[1:]]
+    tolerance = 0.0 if exact else _SIMILAR_SIZE
+    same[keys[1:]] = np.abs(np.diff(size[keys])) <= _EQUAL_BYTES + tolerance * size[keys[1:]]
     # The frame before the first that repeats it is of the run too.
     runs: list[tuple[int, int]] = []
     for begin, end in np.flatnonzero(np.diff(same, prepend=False, append=False)).reshape(-1, 2).tolist():
-        if runs and begin - runs[-1][1] <= _REFINED:
+        if runs and not exact and begin - runs[-1][1] <= _REFINED:
             runs[-1] = runs[-1][0], end
         elif begin > 0:
             runs.append((begin - 1, end))
     return [(begin, end) for begin, end in runs if end - begin >= fewest]
+
+
+def noise(packets: Packets, part: slice, codec: str, still: list[tuple[int, int]]) -> float | None:
+    """How often keyframes differ between which nothing moves: by the noise of a camera that does not hang.
+
+    Returns:
+        The share, 0 to 1, outside the runs that are `still`; None where the video does not tell.
+    """
+    if codec not in _EXACT:
+        return None
+    keys, size = np.flatnonzero(packets.keyframe[part]), packets.size[part]
+    moves = np.concatenate([[0], np.cumsum(~(_is_quiet(packets, part) | packets.keyframe[part]))])
+    outside = np.ones(len(size), bool)
+    for begin, end in still:
+        outside[begin:end] = False
+    quiet = (moves[keys[1:]] == moves[keys[:-1]]) & outside[keys[1:]] & outside[keys[:-1]]
+    if quiet.sum() < _FEWEST_QUIET:
+        return None
+    return round(float((np.abs(np.diff(size[keys]))[quiet] > _EQUAL_BYTES).mean()), 3)
+
+
+def _is_quiet(packets: Packets, part: slice) -> np.ndarray:
+    """The frames, of those that are no keyframes, that change nothing, bool [frames]."""
+    size, keyframe = packets.size[part], packets.keyframe[part]
+    least = np.quantile(size[~keyframe], 0.05) if not keyframe.all() else 0
+    return ~keyframe & (size <= min(_QUIET_BYTES, 1.5 * least + 8))
 
 
 def motion_scale(state: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ import av
 import numpy as np
 from huggingface_hub.file_download import repo_folder_name
 
-from depi.catalog.pace import Follows, Still, follow, motion_scale, still_runs, travel
+from depi.catalog.pace import Follows, Still, follow, motion_scale, noise, still_runs, travel
 from depi.catalog.packets import Video
 from depi.catalog.pictures import Sample, changed, describe, is_same
 from depi.catalog.text import clean
@@ -43,11 +43,11 @@ MAX_EPISODES = 64
 SAMPLES = (0.1, 0.5, 0.9)
 MAX_VIDEO_BYTES = 128_000_000
 MAX_CAMERAS = 8
-# A picture that stands still for fewer seconds is no camera that hangs, and one joint must move meanwhile by
-# this share of its range for it to mean anything.
-_STILL_SECONDS = 0.3
-_STILL_MOVED = 0.1
-_CHECKED_STILLS, _LOOKS, _DOUBLING = 2, 5, (0, 1, 3, 7, 15, 31, 63)
+# Real cameras repeat a picture for up to 0.3 s. For a still picture to mean anything, one joint must move
+# meanwhile by this share of its range.
+_STILL_SECONDS = 0.5
+_STILL_MOVED = 0.15
+_CHECKED_STILLS, _LOOKS, _DOUBLING = 2, 3, (0, 1, 3, 7, 15, 31, 63)
 # A keyframe is sampled in place of another frame that is not farther away than this.
 _NEAR_FRAMES, _NEAR_SHARE = 4, 0.05
 # A keyframe this much smaller than the episode's others is looked at.
@@ -67,6 +67,7 @@ class VideoFacts:
     least: the sample of the smallest keyframe, where it is much smaller than the others
     least_frames: the first frame with so small a keyframe, the end of the last, and the share that has such
     still: where the picture stands still while a joint moves, longest first
+    noise: see `depi.catalog.pace.noise`
     moved: the farthest that a joint goes in the episode, as a share of its range in the dataset
     follows: how late the picture follows the joints
     thumbnail: JPEG in base64, of the camera's first episode that has a picture
@@ -89,6 +90,7 @@ class VideoFacts:
     least: Sample | None = None
     least_frames: tuple[int, int, float] | None = None
     still: tuple[Still, ...] = ()
+    noise: float | None = None
     moved: float | None = None
     follows: Follows | None = None
     thumbnail: str | None = None
@@ -275,12 +277,15 @@ class _Episode:
             middle = self._frame(self._near(0.5)).to_ndarray(format="rgb24")
             thumbnail = base64.b64encode(to_jpeg(middle)).decode()
         least, least_frames = self._least()
+        fewest = max(6, round(_STILL_SECONDS * facts.declared_fps))
+        runs = still_runs(self._video.packets, self._part, self._video.codec, fewest)
         return dataclasses.replace(
             facts,
             samples=tuple(samples),
             least=least,
             least_frames=least_frames,
-            still=self._stills(facts.declared_fps),
+            still=self._stills(runs),
+            noise=noise(self._video.packets, self._part, self._video.codec, runs),
             follows=follow(self._video.packets, self._part, self._joints),
             thumbnail=thumbnail,
         )
@@ -319,14 +324,11 @@ class _Episode:
         share = round(len(small) / len(size), 4)
         return self._sample(int(self._keys[size.argmin()])), (int(small[0]), int(small[-1]) + 1, share)
 
-    def _stills(self, fps: float) -> tuple[Still, ...]:
-        fewest = max(6, round(_STILL_SECONDS * fps))
-        runs = still_runs(self._video.packets, self._part, self._video.codec, fewest)
+    def _stills(self, runs: Sequence[tuple[int, int]]) -> tuple[Still, ...]:
+        """The longest of the runs in which a joint moves, as far as their pictures are seen to be one."""
         moved = sorted((run for run in map(self._still, runs) if run.moved >= _STILL_MOVED), key=_backwards)
         seen = [self._seen(run) for run in moved[:_CHECKED_STILLS]]
-        return tuple(
-            self._with_end(run) for run in seen if run.end - run.begin >= fewest and run.moved >= _STILL_MOVED
-        )
+        return tuple(self._with_end(run) for run in seen if run.moved >= _STILL_MOVED)
 
     def _still(self, run: tuple[int, int]) -> Still:
         return Still(*run, round(travel(self._joints[slice(*run)]), 4))

@@ -1,6 +1,6 @@
 """Which views the cameras of a dataset show: compared by tiny copies of sampled frames, not by light."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -28,18 +28,26 @@ class Views:
         for video in videos:
             self._videos.setdefault(video.camera, []).append(video)
         self._images = {camera: _images(each) for camera, each in self._videos.items()}
+        self._known: dict[tuple[str, str, Turn | None], np.ndarray] = {}
 
     def swapped(self) -> Iterator[tuple[VideoFacts, str]]:
         """Videos that show another camera's view, with that camera."""
         for camera, videos in self._compared():
-            far = {other: self._to(camera, other) for other in self._videos if other != camera}
-            yield from _better(videos, self._to(camera, camera), far)
+            for other, _ in self._compared():
+                if other != camera:
+                    usual = float(np.median(self._to(other, other)))
+                    better = _better(self._to(camera, camera), self._to(camera, other), usual)
+                    yield from ((videos[number], other) for number in better)
 
     def turned(self) -> Iterator[tuple[VideoFacts, str]]:
         """Videos that show the own view turned, with how."""
         for camera, videos in self._compared():
+            own = self._to(camera, camera)
             far = {how: self._to(camera, camera, turn) for how, turn in _TURNS.items()}
-            yield from _better(videos, self._to(camera, camera), far)
+            for how, each in far.items():
+                nearest = each <= np.min(list(far.values()), axis=0)
+                better = _better(own, each, float(np.median(own)))
+                yield from ((videos[number], how) for number in better if nearest[number])
 
     def strange(self) -> Iterator[tuple[VideoFacts, float, float, bool]]:
         """Videos that show a view like none of the others, with their distance, the usual, and certainty."""
@@ -59,26 +67,27 @@ class Views:
 
     def _to(self, camera: str, other: str, turn: Turn | None = None) -> np.ndarray:
         """Distance of each episode of a camera, `turn`ed, to the other episodes of another, or the same."""
-        images = self._images[camera]
-        far = _distances(images if turn is None else turn(images), self._images[other])
-        if camera == other:
-            far[np.diag_indices(len(far))] = np.nan
-        return np.nanquantile(far, 0.25, axis=1)
+        key = camera, other, turn
+        if key not in self._known:
+            images = self._images[camera]
+            far = _distances(images if turn is None else turn(images), self._images[other])
+            if camera == other:
+                far[np.diag_indices(len(far))] = np.inf
+            # The nearest quarter, which the episode itself is never in.
+            self._known[key] = np.sort(far, axis=1)[:, (far.shape[1] - 1) // 4]
+        return self._known[key]
 
 
-def _better(
-    videos: Sequence[VideoFacts], own: np.ndarray, far: Mapping[str, np.ndarray]
-) -> Iterator[tuple[VideoFacts, str]]:
-    """Videos that, unlike the others, fit another view far better than their own ([E] distances), with it."""
-    for number, video in enumerate(videos):
-        if not far:
-            return
-        name = min(far, key=lambda name: float(far[name][number]))
-        usual = float(np.median(np.delete(own, number)))
-        distinct = float(np.median(np.delete(far[name], number))) >= 2 * usual
-        fits = float(far[name][number])
-        if distinct and fits <= 0.5 * float(own[number]) and fits <= 3 * usual + 0.05:
-            yield video, name
+def _better(own: np.ndarray, far: np.ndarray, usual: float) -> list[int]:
+    """Which episodes, unlike the others, fit another view much better than their own view.
+
+    own, far: distance to the own and to the other view, [E]
+    usual: distance between episodes that show the other view
+    """
+    distinct = np.array(
+        [np.median(np.delete(far, n)) >= 2 * np.median(np.delete(own, n)) for n in range(len(own))]
+    )
+    return np.flatnonzero(distinct & (far <= 0.5 * own) & (far <= 2 * usual + 0.05)).tolist()
 
 
 def _images(videos: Sequence[VideoFacts]) -> np.ndarray:

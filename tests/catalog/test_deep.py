@@ -3,12 +3,16 @@
 import dataclasses
 import io
 import json
+from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import av
+import filmed_arm
 import numpy as np
 import pytest
+from filmed_arm import Film
+from lerobot.datasets.video_utils import concatenate_video_files
 from PIL import Image
 
 from depi.catalog import videos
@@ -251,7 +255,7 @@ def peak(shift: int, height: float = 0.7) -> Follows:
         ({"least": flat(1.0, 0.5), "least_frames": (20, 60, 0.4)}, "videos_not_black", True),
         ({"least": flat(1.0, 0.5), "least_frames": (20, 24, 0.04)}, "videos_not_black", False),
         ({"least": flat(30.0, 9.0), "least_frames": (20, 60, 0.4)}, None, None),
-        ({"still": (Still(0, 95, 0.12),)}, "videos_not_frozen", True),
+        ({"still": (Still(0, 95, 0.16),)}, "videos_not_frozen", True),
         ({"still": (Still(30, 80, 0.5, jump=0.03, step=0.01),)}, "videos_not_frozen", True),
         ({"still": (Still(30, 80, 0.5, jump=0.03, step=0.025),)}, None, None),
         ({"still": (Still(30, 80, 0.5, jump=0.003, step=0.0),)}, None, None),
@@ -294,6 +298,135 @@ def test_thumbnails_are_small_whatever_the_picture(shape):
     picture = Image.open(io.BytesIO(to_jpeg(np.zeros(shape, np.uint8))))
     assert picture.size[1] == HEIGHT
     assert 1 <= picture.size[0] <= 256
+
+
+EPISODES, LENGTH = 12, 80
+SHORT_ROLLS: dict[str, tuple[tuple[str, int], Callable[[Film], Film]]] = {
+    "videos_have_declared_frames": (("front", 11), lambda film: film[:70]),
+    "videos_not_black": (("front", 1), lambda film: filmed_arm.black(film, 30, 50)),
+    "videos_not_frozen": (("wrist", 3), lambda film: filmed_arm.frozen(film, 30, 60)),
+    "videos_not_blurred": (("front", 5), lambda film: filmed_arm.blurred(film, 2)),
+}
+OTHER_ROLLS: dict[str, tuple[tuple[str, int], Callable[[Film], Film]]] = {
+    "cameras_keep_their_view": (("front", 4), filmed_arm.turned),
+    "videos_in_step_with_joints": (("wrist", 6), lambda film: filmed_arm.late(film, 12)),
+}
+
+
+@pytest.fixture(scope="module")
+def films() -> dict[tuple[str, int], Film]:
+    return {
+        (camera, episode): shoot(filmed_arm.joints(LENGTH, episode), episode)
+        for camera, shoot in filmed_arm.CAMERAS.items()
+        for episode in range(EPISODES)
+    }
+
+
+@pytest.fixture(scope="module")
+def encoded(films, tmp_path_factory) -> dict[tuple[str, int], Path]:
+    folder = tmp_path_factory.mktemp("films")
+    paths = {key: folder / f"{key[0]}-{key[1]}.mp4" for key in films}
+    for key, film in films.items():
+        filmed_arm.encode(film, paths[key])
+    return paths
+
+
+def filmed_set(folder: Path, make_dataset, encoded, version: str = "v2.1") -> Path:
+    """A dataset of the films; in v3.0 the episodes of a camera share a file."""
+    numbers = iter(range(EPISODES))
+
+    def move(columns) -> None:
+        path = filmed_arm.joints(LENGTH, next(numbers))
+        columns["action"], columns["observation.state"] = path, path + np.float32(0.25) * (np.abs(path) < 99)
+
+    shape = {"episodes": EPISODES, "length": LENGTH, "cameras": tuple(filmed_arm.CAMERAS), "poison": move}
+    make_dataset(folder, version=version, **shape)
+    info = json.loads((folder / "meta/info.json").read_text())
+    for feature in info["features"].values():
+        if feature["dtype"] == "video":
+            feature["shape"] = [filmed_arm.HEIGHT, filmed_arm.WIDTH, 3]
+    (folder / "meta/info.json").write_text(json.dumps(info))
+    for path in sorted((folder / "videos").rglob("*.mp4")):
+        camera = "front" if "front" in str(path) else "wrist"
+        if version == "v3.0":
+            path.unlink()
+            concatenate_video_files([encoded[camera, episode] for episode in range(EPISODES)], path)
+        else:
+            path.write_bytes(encoded[camera, int(path.stem[-6:])].read_bytes())
+    return folder
+
+
+def faults_of(folder: Path, name: str, publish) -> set[tuple[str, str, int, bool]]:
+    """(rule, camera, episode, certain) of all that is found."""
+    found = episode_faults(look_at_videos(Item(name, publish(folder, name))))
+    return {
+        (
+            fault.rule,
+            fault.text.partition(":")[0].removeprefix("observation.images."),
+            fault.episode,
+            fault.leaves_out,
+        )
+        for fault in found
+    }
+
+
+def planted(rolls, films, encoded, folder: Path) -> dict[tuple[str, int], Path]:
+    """The same films, some of them spoilt."""
+    spoilt = {}
+    for rule, (key, spoil) in rolls.items():
+        spoilt[key] = folder / f"{rule}.mp4"
+        filmed_arm.encode(spoil(films[key]), spoilt[key])
+    return {**encoded, **spoilt}
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_sound_videos_of_an_arm_have_no_fault(hub, cache, tmp_path, make_dataset, publish, encoded, version):
+    assert (
+        faults_of(filmed_set(tmp_path / "a", make_dataset, encoded, version), "ann/so101_a", publish) == set()
+    )
+
+
+def test_each_fault_is_found_in_its_episode(hub, cache, tmp_path, make_dataset, publish, films, encoded):
+    """Of a dataset with a file per episode, and of one with shared files, cut in the last episode."""
+    spoilt = planted(SHORT_ROLLS, films, encoded, tmp_path)
+    shared = filmed_set(tmp_path / "a", make_dataset, spoilt, "v3.0")
+    expected = {(rule, *key, True) for rule, (key, _) in SHORT_ROLLS.items()}
+    assert faults_of(shared, "ann/so101_shared", publish) == expected
+
+    spoilt = planted(OTHER_ROLLS, films, encoded, tmp_path)
+    spoilt["front", 2], spoilt["wrist", 2] = encoded["wrist", 2], encoded["front", 2]
+    single = filmed_set(tmp_path / "b", make_dataset, spoilt)
+    next(single.rglob("*wrist/episode_000008.mp4")).unlink()
+    next(single.rglob("*wrist/episode_000009.mp4")).write_bytes(encoded["wrist", 9].read_bytes()[:-2000])
+    expected = {(rule, *key, True) for rule, (key, _) in OTHER_ROLLS.items()}
+    expected |= {("cameras_not_swapped", camera, 2, True) for camera in filmed_arm.CAMERAS}
+    expected |= {("videos_decodable", "wrist", episode, True) for episode in (8, 9)}
+    assert faults_of(single, "ann/so101_single", publish) == expected
+
+
+def test_a_few_bad_episodes_do_not_refuse_a_dataset(
+    hub, cache, tmp_path, make_dataset, publish, films, encoded
+):
+    spoilt = planted(SHORT_ROLLS, films, encoded, tmp_path)
+    publish(filmed_set(tmp_path / "few", make_dataset, spoilt), "ann/so101_few")
+    most = {
+        key: spoilt["front", 1] if key[0] == "front" and key[1] < 7 else path for key, path in encoded.items()
+    }
+    publish(filmed_set(tmp_path / "most", make_dataset, most), "bob/so101_most")
+    out = tmp_path / "out"
+    flags = CollectConfig(output_dir=out, deep=True, deep_workers=1, disable_rules=["not_duplicate"])
+    collect(flags)
+    assert json.loads((out / "dataset_list_valid.json").read_text()) == ["ann/so101_few"]
+    (reason,) = json.loads((out / "bad_dataset_ids.json").read_text())["bob/so101_most"]
+    assert reason.startswith("videos_not_black: observation.images.front: 25% of the frames are black")
+    assert reason.endswith("(in 7 of 12 episodes looked at)")
+
+
+def test_of_many_episodes_some_are_looked_at(hub, cache, tmp_path, make_dataset, publish, monkeypatch):
+    monkeypatch.setattr(videos, "MAX_EPISODES", 3)
+    folder = put(make_dataset(tmp_path / "a", seed=1, episodes=9), film())
+    looked = look_at_videos(Item("ann/so101_a", publish(folder, "ann/so101_a")))
+    assert [video.episode for video in looked] == [0, 4, 8]
 
 
 @pytest.mark.slow
