@@ -35,6 +35,7 @@ from planting import STRENGTHS, load_kinds, plant
 from rich.progress import track
 
 from depi.errors import UserError
+from depi.files import write_json
 from depi.flags import parse_flags
 from depi.sim.record import quiet_libraries
 
@@ -146,7 +147,7 @@ def make_copy(folder: Path, seeds: str, wanted: tuple[str, str, str]) -> Planted
     for edit in edits:
         edit(place)
     truth.parent.mkdir(exist_ok=True)
-    truth.write_text(json.dumps(planted.__dict__))
+    write_json(truth, planted.__dict__)
     return planted
 
 

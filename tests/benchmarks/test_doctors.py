@@ -64,6 +64,7 @@ def test_a_tool_that_fails_is_reported_with_its_last_words(tmp_path, monkeypatch
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_depi_is_asked_about_two_kinds_through_its_command(tmp_path):
     command = [sys.executable, doctors.__file__, f"--output={tmp_path}", "--tools=depi", "--bases=simulated"]
     command += ["--kinds=task_empty,video_missing", "--strengths=middle"]
