@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from depi.datasets.union.lists import read_bad_episodes
 from depi.errors import UserError
 from depi.files import read_json, write_json
 from depi.flags import check_ranges, parse_flags
@@ -138,7 +139,8 @@ def collect(demo: Demo) -> str:
     run(depi("collect-ids", f"--output_dir={folder}"))
     accepted = read_json(folder / "dataset_list_valid.json")
     rejected = read_json(folder / "bad_dataset_ids.json")
-    return f"{len(accepted)} accepted, {len(rejected)} rejected with reasons"
+    bad = sum(len(found) for (repo_id, _), found in read_bad_episodes(folder).items() if repo_id in accepted)
+    return f"{len(accepted)} accepted without {bad} bad episodes, {len(rejected)} rejected with reasons"
 
 
 def annotate(demo: Demo) -> str:

@@ -57,6 +57,11 @@ def test_the_whole_demo(tmp_path):
     assert all(command in result.stderr for _, _, command in demo.STEPS)
     assert len(read_json(root / "data_ids" / "dataset_list_valid.json")) == 9
     assert len(read_json(root / "data_ids" / "bad_dataset_ids.json")) == 5
+    data = read_json(root / "train" / "data_report.json")
+    bad = {
+        entry["repo_id"]: set(entry["bad_episodes"]) for entry in data["datasets"] if entry["bad_episodes"]
+    }
+    assert bad == {"mira/so101_touch_first_try": {"1", "3", "5"}}
     report = read_json(root / "train" / "data_report.json")["stream"]["annotations"]
     assert report["missing"] == []
     assert report["episodes_with_task"] > 0
