@@ -15,6 +15,8 @@ from depi.datasets.judging.movement import Movement, Track
 BODY = slice(0, 5)
 ENOUGH = 5
 """An episode is compared with the rest of its recording where that has at least so many."""
+FEWEST = 10
+"""Frames: in fewer nobody can say what is usual around a jump."""
 USUAL_FPS = 20.0
 """Limits that an arm's acceleration sets are for this rate and faster ones; they grow with the square of the
 time between frames."""
@@ -205,6 +207,8 @@ def _found(recording: Recording, size: np.ndarray, text: str) -> Iterator[Findin
     frames = np.flatnonzero(size)
     episode = recording.movement.episode[frames]
     for position in np.unique(episode):
+        if recording.length[position] < FEWEST:
+            continue
         here = frames[episode == position]
         first = int(recording.start[position])
         often = "" if len(here) == 1 else f", {len(here)} times"

@@ -8,7 +8,7 @@ from depi.datasets.judging.faults import Finding, Recording
 
 SHORTEST = 0.5
 """Seconds: less than a hand needs to do anything."""
-MUCH_SHORTER = 0.5
+MUCH_SHORTER = 0.2
 """Share of the usual length: where all episodes are so short, that is a matter of the recording."""
 ENOUGH = 5
 """An episode is compared with the rest of its recording where that has at least so many."""
