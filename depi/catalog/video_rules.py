@@ -258,7 +258,7 @@ def episode_faults(videos: Sequence[VideoFacts], disabled: frozenset[str] = froz
             rule.__name__,
             found.video.episode,
             clean(f"{found.video.camera}: {found.text}", 400),
-            found.certain,
+            bool(found.certain),  # numpy's own cannot be stored
             found.begin,
             found.end,
         )

@@ -7,6 +7,7 @@ kept per commit, so that whoever asks again, with other thresholds or after an i
 
 import base64
 import dataclasses
+import json
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ from depi.datasets.recording.places import ImagePlace, image_places
 from depi.datasets.recording.sources import DatasetSource, cache_folder
 from depi.datasets.recording.tables import STATE, read_frames
 from depi.errors import DatasetError, UserError
-from depi.files import read_json, write_json
+from depi.files import read_json, write_text
 from depi.hub.client import api as client
 from depi.hub.client import session
 from depi.hub.client.ranges import RemoteFile
@@ -141,9 +142,8 @@ def look_at_videos(
     session.use(settings)
     with client.time_limit(max_seconds):
         facts = _look(item)
-    write_json(
-        _memory(item), {"version": FACTS_VERSION, "videos": [dataclasses.asdict(video) for video in facts]}
-    )
+    kept = {"version": FACTS_VERSION, "videos": [dataclasses.asdict(video) for video in facts]}
+    write_text(_memory(item), json.dumps(kept))
     return facts
 
 

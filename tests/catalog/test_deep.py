@@ -281,6 +281,7 @@ def test_each_rule_on_both_sides(changes, rule, certain):
         [(rule, 5, certain)] if rule else []
     )
     assert all(fault.text.startswith(CAMERA) for fault in found)
+    assert json.dumps([dataclasses.astuple(fault) for fault in found])
     if rule in optional_rules():
         assert episode_faults([*others, facts(5, **changes)], frozenset({rule})) == []
 

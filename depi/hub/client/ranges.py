@@ -11,6 +11,8 @@ from depi.hub.client.fetch import TooLarge, get_range, snapshot_folder
 from depi.hub.client.retry import Target, retried
 
 BLOCK = 256 * 1024
+SMALL = 4
+"""A file of so many blocks is fetched whole, once more than its first is needed."""
 _KEPT_BLOCKS = 16
 
 
@@ -94,7 +96,11 @@ class RemoteFile(io.RawIOBase):
 
     def _block(self, number: int) -> bytes:
         if number not in self._blocks:
-            self._blocks[number] = self._ask(number * BLOCK, (number + 1) * BLOCK)
+            # A request costs more than the rest of a small file.
+            rest = range(1, SMALL) if number and self.size <= SMALL * BLOCK else range(number, number + 1)
+            data = self._ask(rest.start * BLOCK, rest.stop * BLOCK)
+            for place, each in enumerate(rest):
+                self._blocks[each] = data[place * BLOCK : (place + 1) * BLOCK]
             while len(self._blocks) > _KEPT_BLOCKS:
                 self._blocks.popitem(last=False)
         self._blocks.move_to_end(number)
