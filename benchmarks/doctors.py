@@ -5,9 +5,9 @@
 Plants 34 kinds of defects at three strengths, one into each copy of a clean set of 12 episodes, into four
 sets: two simulated ones and two cut from real tables, whose pictures are of a simulated arm that gets the
 same commands. Runs `depi collect-ids` on an embedded Hub over all copies, tables only and with `--deep`; and
-rdq, lerobot-lint, lerobot-doctor and kalanos over the clean copies and those of `--others_bases`, in
-environments under `--output`, where everything else is kept too: a second call goes on where the first one
-stopped, but for DePi, which is asked again.
+rdq, lerobot-lint, lerobot-doctor and kalanos over the clean copies and those of `--others_bases` and
+`--others_strengths`, in environments under `--output`, where everything else is kept too: a second call goes
+on where the first one stopped, but for DePi, which is asked again.
 
 A tool has found a defect if it says of the copy what it does not say of the clean one; numbers in its
 sentences do not count. DePi must also name a spoilt episode, unless the set as a whole or its files are
@@ -51,7 +51,7 @@ class DoctorsConfig:
         seeds: development or table; who writes rules sees only figures of the first.
         kinds, strengths, bases: which copies to make.
         tools: depi and others; by default all but rdq-full, which takes longest.
-        others_bases: bases whose planted copies the other tools see; they see all clean ones.
+        others_bases, others_strengths: which planted copies the other tools see; they see all clean ones.
         output: a folder for sets, copies, environments and results.
         workers: processes at a time.
     """
@@ -62,6 +62,7 @@ class DoctorsConfig:
     bases: str = ""
     tools: str = ",".join(("depi", *(name for name in TOOLS if name != "rdq-full")))
     others_bases: str = "simulated"
+    others_strengths: str = "middle"
     output: Path = Path("outputs/doctors")
     workers: int = 2
 
@@ -266,10 +267,8 @@ def _cell(tool: str, rows: list[Planted], reports: dict[str, Report]) -> str:
     parts = []
     for strength in STRENGTHS:
         seen = [copy for copy in rows if copy.strength == strength and copy.name in reports]
-        if seen:
-            parts.append(f"{sum(is_found(tool, copy, reports) for copy in seen)}")
-    bases = len({copy.base for copy in rows if copy.name in reports})
-    return f"{'/'.join(parts)} of {bases}" if parts else ""
+        parts.append(str(sum(is_found(tool, copy, reports) for copy in seen)) if seen else "-")
+    return f"{'/'.join(parts)} of {len({copy.base for copy in rows if copy.name in reports})}"
 
 
 def _change(rows: list[Planted], found: dict[str, dict[str, Report]]) -> str:
@@ -298,10 +297,13 @@ def main() -> None:
     config = parse_flags(DoctorsConfig, sys.argv[1:], "doctors.py")
     quiet_libraries()
     tools = chosen("tools", config.tools, ["depi", *TOOLS])
-    bases = set(chosen("others_bases", config.others_bases, BASES))
+    bases = chosen("others_bases", config.others_bases, BASES)
+    strengths = chosen("others_strengths", config.others_strengths, STRENGTHS)
     copies = make_copies(config)
     found = ask_depi(config, copies) if "depi" in tools else {}
-    others = [copy for copy in copies if copy.base in bases or copy.kind == CLEAN]
+    others = [
+        copy for copy in copies if copy.kind == CLEAN or (copy.base in bases and copy.strength in strengths)
+    ]
     for tool in tools:
         if tool in TOOLS:
             reports = ask_other(config, tool, others)
