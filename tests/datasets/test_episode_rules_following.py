@@ -61,3 +61,16 @@ def test_a_second_execution_of_the_same_commands_is_no_copy():
     pushed = state + 6 * teleoperation.np.sin(teleoperation.np.arange(len(state)) / 40)[:, None]
     recording = planting.plant(clean(), 5, lambda *_: (action, pushed, planting.episodes_of(clean())[2][2]))
     assert "not_a_copy" not in found(recording)
+
+
+def test_the_beginnings_of_two_moves_from_the_same_place_are_no_copies():
+    rng = teleoperation.np.random.default_rng(0)
+    episodes = planting.episodes_of(clean())
+    rest, time = teleoperation.np.zeros((60, 6)), episodes[0][2][:60]
+    rest[:, :5] = -3.3 + 3 * teleoperation.np.sin(
+        teleoperation.np.arange(60)[:, None] / 8 + teleoperation.np.arange(5)
+    )
+    for position in (3, 5):
+        side = rest + rng.normal(0, 0.6, (60, 6))
+        episodes[position] = (side.astype("float32"), side.astype("float32"), time)
+    assert "not_a_copy" not in found(planting.of_episodes(episodes, clean()))
