@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import numpy as np
 import planting
 import pytest
 import teleoperation
@@ -58,7 +59,7 @@ def test_all_but_the_first_of_many_copies_are_copies():
 
 def test_a_second_execution_of_the_same_commands_is_no_copy():
     action, state, _ = planting.episodes_of(clean())[2]
-    pushed = state + 6 * teleoperation.np.sin(teleoperation.np.arange(len(state)) / 40)[:, None]
+    pushed = state + 6 * np.sin(np.arange(len(state)) / 40)[:, None]
     recording = planting.plant(clean(), 5, lambda *_: (action, pushed, planting.episodes_of(clean())[2][2]))
     assert "not_a_copy" not in found(recording)
 
@@ -70,3 +71,14 @@ def test_an_offset_in_many_episodes_is_a_remark_on_each(count, found_in):
         recording = planting.plant(recording, position, planting.turn, joint=3, zero=12, sides="state")
     assert found(recording).get("offset_even", set()) == found_in
     assert "offset_usual" not in found(recording)
+
+
+def test_the_beginnings_of_two_moves_from_the_same_place_are_no_copies():
+    rng = np.random.default_rng(0)
+    episodes = planting.episodes_of(clean())
+    rest, time = np.zeros((60, 6)), episodes[0][2][:60]
+    rest[:, :5] = -3.3 + 3 * np.sin(np.arange(60)[:, None] / 8 + np.arange(5))
+    for position in (3, 5):
+        side = rest + rng.normal(0, 0.6, (60, 6))
+        episodes[position] = (side.astype("float32"), side.astype("float32"), time)
+    assert "not_a_copy" not in found(planting.of_episodes(episodes, clean()))
