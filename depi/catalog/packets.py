@@ -93,7 +93,7 @@ class Video:
         self._view.blank = bool(self.stream.frames)
         rows = []
         for packet in self.container.demux(self.stream):
-            if packet.pts is None or packet.pos is None:
+            if packet.pts is None or packet.pos is None or packet.pos < 0:
                 continue
             rows.append((packet.pts, packet.pos, packet.size, packet.is_keyframe))
             if len(rows) % 1000 == 0:

@@ -87,13 +87,11 @@ def videos_not_black(videos: Sequence[VideoFacts]) -> Iterator[Found]:
 
 
 def videos_not_frozen(videos: Sequence[VideoFacts]) -> Iterator[Found]:
-    """The picture changes while the joints move: a camera that hangs repeats one picture.
-
-    A camera that does not see the arm, or not always, shows one picture too. So a part that is still counts
-    where the noise of the camera would show, or else if the camera sees the arm in the other episodes and the
-    picture jumps when it goes on, by far more than from one frame to the next. Up to the episode's end, it
-    must be rare and last for a second.
-    """
+    """The picture changes while the joints move: a camera that hangs repeats one picture."""
+    # A camera that does not see the arm, or not always, shows one picture too. So a part that is still counts
+    # where the noise of the camera would show, or else if the camera sees the arm in the other episodes and
+    # the picture jumps when it goes on, by far more than from one frame to the next. Up to the episode's end,
+    # it must be rare and last for a second.
     for of_camera in _by_camera(videos):
         most = np.array([max((still.moved for still in video.still), default=0.0) for video in of_camera])
         sees, noisy = _sees_the_arm(of_camera), _is_noisy(of_camera)
