@@ -216,7 +216,7 @@ def _check_flag(
 
 def _decoding_problem(error: DecodingError) -> str:
     flag = f"--{'.'.join(error.key_path)}: " if error.key_path else ""
-    return f"{flag}{' '.join(error.message.split())}"
+    return f"{flag}{' '.join(str(error.message).split())}"
 
 
 def _unknown(

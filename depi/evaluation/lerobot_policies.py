@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from draccus.utils import DecodingError, ParsingError
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.pretrained import PreTrainedPolicy
@@ -23,6 +24,9 @@ from depi.errors import UserError
 from depi.evaluation.actors import Observation, camera_keys, check_cameras, check_dimensions, units
 from depi.evaluation.environments import EnvTable
 from depi.evaluation.pi0_actor import generator
+from depi.policies.checkpoint import WEIGHTS
+from depi.policies.convert import check_finite
+from depi.policies.processors import check_statistics
 from depi.policies.trust import check_checkpoint, never_ask_to_run_code
 
 type Pipelines = tuple[PolicyProcessorPipeline[Any, Any], PolicyProcessorPipeline[Any, Any]]
@@ -62,17 +66,26 @@ def load_lerobot_policy(
         raise UserError(
             f"policies of type {kind} need more: {error}; pip install 'lerobot[{kind}]'"
         ) from None
-    except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+    except _UNFIT as error:
         raise UserError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:500]}") from None
+    check_finite(folder / WEIGHTS, dict(policy.named_parameters()))
     try:
         pipelines = make_pre_post_processors(
             config,
             str(folder),
             preprocessor_overrides={"device_processor": {"device": config.device}},
         )
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except _UNFIT as error:
         raise UserError(f"{folder}: processors cannot be built: {' '.join(str(error).split())}") from None
+    check_statistics(folder, pipelines, config)
     return policy, pipelines
+
+
+# What LeRobot and draccus raise for fields of a wrong type, size or name.
+_UNFIT = (
+    *(RuntimeError, ValueError, OSError, LookupError, TypeError, AttributeError, ArithmeticError),
+    *(AssertionError, ParsingError, DecodingError),
+)
 
 
 class LeRobotActor:

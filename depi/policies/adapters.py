@@ -24,7 +24,7 @@ from depi.errors import UserError
 from depi.files import atomic_write, read_json
 from depi.models.pi0 import Pi0
 from depi.models.scene import SceneReader
-from depi.policies.convert import Layout, lerobot_name, open_weights
+from depi.policies.convert import Layout, check_finite, lerobot_name, open_weights
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -51,6 +51,7 @@ PLAIN_SETTINGS: dict[str, tuple[Any, ...]] = {
     "bias": (None, "none"),
     "lora_bias": (None, False),
 }
+LARGEST_ALPHA = 1_000_000
 
 _NAME = "default"  # PEFT can hold several adapters side by side, each with a name
 _PREFIX = "base_model.model.model."  # what PEFT and the policy put before LeRobot's names
@@ -325,14 +326,18 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if config.get(name) not in plain:
             raise UserError(f"{path}: {name} {config.get(name)!r} is not available; merge the adapter first")
     alpha = config.get("lora_alpha")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise UserError(f"{path}: lora_alpha must be a number, not {alpha!r}")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= LARGEST_ALPHA:
+        raise UserError(
+            f"{path}: lora_alpha must be a number of at most {LARGEST_ALPHA}, not {str(alpha)[:40]!r}"
+        )
     return config
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     with open_weights(path) as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        check_finite(path, tensors)
+        return tensors, file.metadata() or {}
 
 
 def _same_shape(folder: Path, key: str, shape: list[int], target: Tensor) -> None:

@@ -13,6 +13,7 @@ from depi.errors import UserError
 from depi.files import read_json
 from depi.flags import parse_flags
 from depi.policies.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from depi.policies.configuration import check_fields
 from depi.policies.families import TYPES, family
 from depi.policies.foreign import NORM_STATS, present_config
 from depi.policies.trust import CONFIG, POSTPROCESSOR, PREPROCESSOR
@@ -39,12 +40,14 @@ def load_config(folder: Path, overrides: Sequence[str] = ()) -> Any:
         json.dump(content, file)
         file.flush()
         with draccus.config_type("json"):
-            return parse_flags(
+            config: Any = parse_flags(
                 config_class,
                 overrides,
                 str(path),
                 parse=lambda flags: draccus.parse(config_class, file.name, args=flags),
             )
+    check_fields(config, path)
+    return config
 
 
 def policy_type(folder: Path) -> str:

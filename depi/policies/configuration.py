@@ -10,6 +10,14 @@ from depi.errors import UserError
 from depi.models.scene import SceneDimensions, SceneReader
 from depi.policies.families import family_of
 
+COUNTS = (
+    *("n_obs_steps", "chunk_size", "n_action_steps", "max_state_dim", "max_action_dim"),
+    *("num_inference_steps", "tokenizer_max_length"),
+)
+"""Fields of configurations that count something which there must be at least one of."""
+LARGEST = 1 << 20
+"""No honest configuration has larger numbers in it."""
+
 
 def dimensions_of(config: Any) -> SceneDimensions:
     """The network's sizes for any configuration class.
@@ -24,6 +32,36 @@ def dimensions_of(config: Any) -> SceneDimensions:
         return family_of(config).dimensions(config)
     except ValueError as error:
         raise UserError(f"the policy configuration does not fit together: {error}") from None
+
+
+def check_fields(config: Any, what: object) -> None:
+    """Refuse fields that draccus lets pass and that would stop a policy with an error of torch.
+
+    Args:
+        config: of any class.
+        what: the file that it comes from, for the message.
+
+    Raises:
+        UserError: a count is none, features are none or have no size, or torch has no such compile mode.
+    """
+    for name in COUNTS:
+        value = getattr(config, name, 1)
+        if type(value) is not int or not 1 <= value <= LARGEST:
+            raise UserError(f"{what}: {name} must be an integer of 1 to {LARGEST}, not {value!r}")
+    for name in ("input_features", "output_features"):
+        features = getattr(config, name)
+        if not isinstance(features, dict):
+            raise UserError(f"{what}: {name} must be an object, not {features!r}")
+        for key, feature in features.items():
+            sizes = feature.shape
+            if not sizes or not all(type(size) is int and 1 <= size <= LARGEST for size in sizes):
+                raise UserError(
+                    f"{what}: the shape of {key} in {name} is {list(sizes)}, not positive integers"
+                )
+    if config.compile_model:
+        modes = [None, *torch._inductor.list_mode_options()]
+        if config.compile_mode not in modes:
+            raise UserError(f"{what}: compile_mode {config.compile_mode!r} is none of {modes[1:]}")
 
 
 def freeze_parts(model: SceneReader, config: Any) -> None:

@@ -11,8 +11,9 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 
 from depi.models.pi0 import Pi0Dimensions
+from depi.policies.configuration import LARGEST
 
-LARGEST_SIZE, LARGEST_DEPTH = 1 << 20, 1000  # no honest configuration has larger numbers in it
+LARGEST_DEPTH = 1000
 
 
 @PreTrainedConfig.register_subclass("depi_pi0")
@@ -44,8 +45,8 @@ class DepiPi0Config(PI0Config):
         sizes = {field.name for field in dataclasses.fields(Pi0Dimensions)} & set(vars(self))
         for name in sorted(sizes - {"min_period", "max_period"}):
             value = getattr(self, name)
-            if not 0 < value <= LARGEST_SIZE:
-                raise ValueError(f"{name} must be between 1 and {LARGEST_SIZE}, not {value}")
+            if not 0 < value <= LARGEST:
+                raise ValueError(f"{name} must be between 1 and {LARGEST}, not {value}")
         if max(self.depth, self.vision_depth) > LARGEST_DEPTH:
             raise ValueError(
                 f"{max(self.depth, self.vision_depth)} layers are too many: at most {LARGEST_DEPTH}"

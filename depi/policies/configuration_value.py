@@ -13,7 +13,8 @@ from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from depi.errors import UserError
 from depi.models.scene import SceneDimensions
 from depi.models.value import ValueDimensions
-from depi.policies.configuration_depi_pi0 import LARGEST_DEPTH, LARGEST_SIZE
+from depi.policies.configuration import LARGEST
+from depi.policies.configuration_depi_pi0 import LARGEST_DEPTH
 
 SIZES = {"full": ValueDimensions.full(), "tiny": ValueDimensions.tiny()}
 # The sizes that are fields of the same name.
@@ -95,8 +96,8 @@ class ValueConfig(PreTrainedConfig):
         for name in SIZE_NAMES:
             setattr(self, name, getattr(self, name) or sizes[name])
         for name in (*SIZE_NAMES, "max_state_dim", "tokenizer_max_length", "number_of_bins"):
-            if not 0 < getattr(self, name) <= LARGEST_SIZE:
-                raise UserError(f"{name} must be between 1 and {LARGEST_SIZE}, not {getattr(self, name)}")
+            if not 0 < getattr(self, name) <= LARGEST:
+                raise UserError(f"{name} must be between 1 and {LARGEST}, not {getattr(self, name)}")
         if max(self.depth, self.vision_depth) > LARGEST_DEPTH:
             raise UserError(
                 f"{max(self.depth, self.vision_depth)} layers are too many: at most {LARGEST_DEPTH}"

@@ -190,7 +190,7 @@ def load_weights(
 
     Raises:
         UserError: the file is missing, damaged or of another network, a shape or dtype is wrong, two names
-            mean the same parameter, or `strict` and names differ.
+            mean the same parameter, a weight is not finite, or `strict` and names differ.
     """
     with open_weights(path, device=_numbered(device), backend="pread") as file:
         found = _canonical_names(path, file.offset_keys())
@@ -201,8 +201,24 @@ def load_weights(
         weights = {
             sources[name]: file.get_tensor(key).float() for name, key in found.items() if name in sources
         }
+    check_finite(path, weights)
     model.load_state_dict(weights, strict=False, assign=True)
     return leftovers
+
+
+def check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not numbers, with which every answer of a policy would be none either.
+
+    Raises:
+        UserError: one is NaN or infinite; the message names its tensor.
+    """
+    # A sum passes over the memory once and needs no more of it.
+    damaged = [name for name, value in weights.items() if not value.sum(dtype=torch.float32).isfinite()]
+    if damaged:
+        raise UserError(
+            f"{path} has weights that are NaN or infinite, in {len(damaged)} of {len(weights)} "
+            f"tensors, first {damaged[0]}: choose another checkpoint"
+        )
 
 
 def _numbered(device: str | torch.device) -> str:

@@ -11,7 +11,14 @@ import torch
 
 from depi.errors import UserError
 from depi.models.value import ValueNetwork
-from depi.policies.convert import LANGUAGE, READABLE_DTYPES, canonical_name, lerobot_name, open_weights
+from depi.policies.convert import (
+    LANGUAGE,
+    READABLE_DTYPES,
+    canonical_name,
+    check_finite,
+    lerobot_name,
+    open_weights,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +66,7 @@ def take_weights(model: ValueNetwork, path: Path) -> tuple[list[str], list[str]]
             )
         for name, key in sources.items():
             own[name].copy_(file.get_tensor(key))
+    check_finite(path, {sources[name]: own[name] for name in sources})
     fresh = sorted(own.keys() - sources.keys())
     logger.info("%s: taken %s; random %s", path, _parts(list(sources)), _parts(fresh))
     return sorted(sources), fresh

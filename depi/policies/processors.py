@@ -2,12 +2,15 @@
 
 import copy
 import dataclasses
+import logging
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.processor import (
     AbsoluteActionsProcessorStep,
     DeviceProcessorStep,
@@ -15,6 +18,7 @@ from lerobot.processor import (
     PolicyProcessorPipeline,
     RelativeActionsProcessorStep,
     TokenizerProcessorStep,
+    UnnormalizerProcessorStep,
 )
 from lerobot.processor.converters import policy_action_to_transition, transition_to_policy_action
 from safetensors import SafetensorError
@@ -36,6 +40,8 @@ from depi.policies.trust import (
 )
 
 type Pipeline = PolicyProcessorPipeline[Any, Any]
+
+logger = logging.getLogger(__name__)
 
 
 def make_processors(
@@ -83,7 +89,9 @@ def load_processors(
     config = load_config(folder)
     if not (folder / PREPROCESSOR).exists() and not (folder / POSTPROCESSOR).exists():
         config.device = device or config.device
-        return make_processors(config, stored_stats(folder))
+        made = make_processors(config, stored_stats(folder))
+        check_statistics(folder, made, config)
+        return made
     for name in (PREPROCESSOR, POSTPROCESSOR):
         check_steps(folder / name, config.type)
     to_device = {"device_processor": {"device": device or config.device}}
@@ -104,7 +112,65 @@ def load_processors(
         for absolute in (step for step in post.steps if isinstance(step, AbsoluteActionsProcessorStep)):
             absolute.relative_step = relative
     _fit_tokenizer(pre, config)
+    check_statistics(folder, (pre, post), config)
     return pre, post
+
+
+def check_statistics(folder: Path, pipelines: tuple[Pipeline, Pipeline], config: Any) -> None:
+    """Check the statistics by which a checkpoint's pipelines normalise; a spread of zero is a warning.
+
+    Args:
+        folder: the checkpoint, for messages.
+        pipelines: the pre- and the postprocessor.
+        config: says how many numbers state and action have.
+
+    Raises:
+        UserError: a number is NaN or infinite, a spread negative, or there are too few or too many numbers.
+    """
+    features = {**config.input_features, **config.output_features}
+    for name, pipeline in zip((PREPROCESSOR, POSTPROCESSOR), pipelines, strict=True):
+        for step in pipeline.steps:
+            if isinstance(step, NormalizerProcessorStep | UnnormalizerProcessorStep):
+                found = step.state_dict()
+                for key, feature in features.items():
+                    pair = _PAIRS.get(step.norm_map.get(feature.type, NormalizationMode.IDENTITY), ())
+                    values = {each: found[f"{key}.{each}"] for each in pair if f"{key}.{each}" in found}
+                    _check_pair(f"{folder / name}: ", key, feature, values)
+
+
+# What each way of normalising uses.
+_PAIRS = {
+    NormalizationMode.MEAN_STD: ("mean", "std"),
+    NormalizationMode.MIN_MAX: ("min", "max"),
+    NormalizationMode.QUANTILES: ("q01", "q99"),
+    NormalizationMode.QUANTILE10: ("q10", "q90"),
+}
+
+
+def _check_pair(where: str, key: str, feature: PolicyFeature, values: Mapping[str, torch.Tensor]) -> None:
+    """Check the statistics of one feature: its mean and std, or its least and largest."""
+    sizes = feature.shape[:1] if feature.type is FeatureType.VISUAL else feature.shape
+    for name, value in values.items():
+        if value.numel() != math.prod(sizes):
+            raise UserError(
+                f"{where}{name} of {key} has {value.numel()} numbers, and config.json says {math.prod(sizes)}"
+            )
+        if not value.isfinite().all():
+            raise UserError(f"{where}{name} of {key} is NaN or infinite: choose another checkpoint")
+    if len(values) < 2:
+        return
+    low, high = (value.flatten() for value in values.values())
+    spread = high if "std" in values else high - low
+    if (spread < 0).any():
+        raise UserError(f"{where}{' and '.join(values)} of {key} give a negative spread")
+    if (spread == 0).any():
+        logger.warning(
+            "%s%s of %s give no spread in numbers %s: if they vary after all, the policy sees huge ones",
+            where,
+            " and ".join(values),
+            key,
+            spread.eq(0).nonzero().flatten().tolist(),
+        )
 
 
 def save_processors(folder: Path, pre: Pipeline, post: Pipeline) -> None:
@@ -163,7 +229,7 @@ def _with_tokenizer(build: Callable[[], tuple[Pipeline, Pipeline]]) -> tuple[Pip
         raise UserError(
             f"the tokenizer {TOKENIZER} cannot be loaded; {remedy} ({first_line(error)})"
         ) from None
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"the policy's processors cannot be built: {first_line(error)}") from None
 
 

@@ -13,10 +13,14 @@ from pathlib import Path
 
 import lerobot.policies
 import pytest
+import torch
 from huggingface_hub import HfApi
-from lerobot.configs import PreTrainedConfig
+from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
 from lerobot.policies.act.configuration_act import ACTConfig
+from lerobot.policies.act.modeling_act import ACTPolicy
+from lerobot.policies.act.processor_act import make_act_pre_post_processors
 from lerobot.processor.pipeline import ProcessorStepRegistry
+from safetensors.torch import load_file, save_file
 
 from depi.errors import UserError
 from depi.evaluation.lerobot_policies import load_lerobot_policy
@@ -252,3 +256,46 @@ def test_lerobots_own_checkpoints_pass(tmp_path):
     shutil.copy(folder / "config.json", folder / PREPROCESSOR)
     with pytest.raises(UserError, match="no list of steps"):
         check_checkpoint(folder, "act")
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A folder with a small ACT and its processors."""
+    config = ACTConfig(
+        input_features={
+            "observation.image": PolicyFeature(FeatureType.VISUAL, (3, 64, 64)),
+            "observation.state": PolicyFeature(FeatureType.STATE, (2,)),
+        },
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (2,))},
+        **{"dim_model": 32, "n_heads": 2, "dim_feedforward": 32, "n_encoder_layers": 1, "latent_dim": 4},
+        **{"use_vae": False, "pretrained_backbone_weights": None, "device": "cpu"},
+    )
+    stats = {key: {"mean": torch.zeros(2), "std": torch.ones(2)} for key in ("observation.state", "action")}
+    stats["observation.image"] = {"mean": torch.zeros(3, 1, 1), "std": torch.ones(3, 1, 1)}
+    folder = tmp_path / "trained"
+    ACTPolicy(config).save_pretrained(folder)
+    for pipeline in make_act_pre_post_processors(config, stats):
+        pipeline.save_pretrained(folder)
+    return folder
+
+
+def test_wrong_fields_weights_and_statistics_are_refused_of_lerobots_policies_too(trained):
+    load_lerobot_policy(trained, "act", "cpu")
+    config = json.loads((trained / "config.json").read_text())
+    feature = {"type": ["STATE"], "shape": [2]}
+    for change in ({"input_features": {"observation.state": feature}}, {"n_heads": None}, {"dim_model": -1}):
+        (trained / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(UserError, match=r"trained cannot be loaded"):
+            load_lerobot_policy(trained, "act", "cpu")
+    (trained / "config.json").write_text(json.dumps(config))
+    (path,) = trained.glob("policy_postprocessor*.safetensors")
+    good = load_file(path)
+    save_file(good | {"action.std": torch.tensor([1.0, torch.nan])}, path)
+    with pytest.raises(UserError, match=r"policy_postprocessor.json: std of action is NaN or infinite"):
+        load_lerobot_policy(trained, "act", "cpu")
+    save_file(good, path)
+    weights = load_file(trained / "model.safetensors")
+    weights["model.action_head.bias"][0] = torch.nan
+    save_file(weights, trained / "model.safetensors")
+    with pytest.raises(UserError, match=r"NaN or infinite, in 1 of .* first model.action_head.bias"):
+        load_lerobot_policy(trained, "act", "cpu")

@@ -236,6 +236,8 @@ def test_wrong_flags(policy, flags, message):
         ({"peft_type": "MISS"}, "peft_type"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
         ({"lora_alpha": "8"}, "lora_alpha must be a number"),
+        ({"lora_alpha": 10**400}, "lora_alpha must be a number of at most 1000000, not '10000"),
+        ({"lora_alpha": 1e308}, "lora_alpha must be a number"),
         ({"base_model_name_or_path": None}, "does not name the checkpoint"),
         ({"base_model_name_or_path": "/nowhere/at/all"}, "neither a folder nor a Hub repository"),
     ],
@@ -265,6 +267,7 @@ def test_adapter_files_are_checked(adapted, stats, tokenizer, tmp_path, change, 
             lambda tensors, key: tensors.update({"base_model.model.model.x.weight": tensors[key].clone()}),
             "nowhere",
         ),
+        (lambda tensors, key: tensors[key].fill_(torch.nan), "NaN or infinite, in 1 of .*q_proj.lora_B"),
     ],
 )
 def test_damaged_adapters_are_refused(adapted, stats, tokenizer, tmp_path, damage, message):

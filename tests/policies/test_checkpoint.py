@@ -214,6 +214,66 @@ def test_fine_tuning_on_other_data(folder, data):
     assert loaded.config.robot_state_feature.shape == (2,)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"compile_model": True, "compile_mode": "evil"}, "compile_mode 'evil' is none of"),
+        ({"compile_model": True, "compile_mode": {"a": 1}}, "compile_mode .* is none of"),
+        ({"n_action_steps": -1}, "n_action_steps must be an integer of 1 to 1048576, not -1"),
+        ({"max_state_dim": None}, "max_state_dim must be an integer"),
+        ({"max_action_dim": 2**70}, "max_action_dim must be an integer"),
+        ({"input_features": None}, "input_features must be an object, not None"),
+        ({"image_resolution": None}, "image_resolution"),
+        ({"input_features": {"observation.state": {"type": ["STATE"], "shape": [6]}}}, "input_features"),
+        (
+            {"input_features": {"observation.state": {"type": "STATE", "shape": [-1]}}},
+            r"the shape of observation.state in input_features is \[-1\]",
+        ),
+    ],
+)
+def test_fields_of_wrong_types_and_sizes_are_named(folder, change, message):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=message) as caught:
+        load_policy(folder)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_no_numbers_are_refused(folder, number):
+    rewrite_weights(folder, lambda weights: weights["model.action_out_proj.weight"][0, :1].fill_(number))
+    with pytest.raises(UserError, match=r"in 1 of .* tensors, first action_out_proj.weight"):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("observation.state.mean", [torch.nan] * 6, "mean of observation.state is NaN or infinite"),
+        ("action.std", [torch.inf] * 6, "std of action is NaN or infinite"),
+        ("action.std", [1.0] * 5, "std of action has 5 numbers, and config.json says 6"),
+        ("observation.state.std", [-1.0] * 6, "mean and std of observation.state give a negative spread"),
+    ],
+)
+@pytest.mark.parametrize("which", ["pre", "post"])
+def test_statistics_that_cannot_be_are_refused(folder, tokenizer, which, name, value, message):
+    (path,) = folder.glob(f"policy_{which}processor*.safetensors")
+    save_file(load_file(path) | {name: torch.tensor(value)}, path)
+    with pytest.raises(UserError, match=message) as caught:
+        load_processors(folder)
+    assert f"policy_{which}processor.json" in str(caught.value)
+
+
+def test_statistics_without_spread_are_said(folder, tokenizer, caplog):
+    (path,) = folder.glob("policy_preprocessor*.safetensors")
+    stats = load_file(path)
+    stats["observation.state.std"][2:4] = 0
+    save_file(stats, path)
+    load_processors(folder)
+    assert "mean and std of observation.state give no spread in numbers [2, 3]" in caplog.text
+
+
 def test_processor_files_are_checked(folder):
     path = folder / "policy_preprocessor.json"
     content = json.loads(path.read_text())
