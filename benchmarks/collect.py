@@ -45,7 +45,7 @@ DEFECTS = (
     "info_readable",
     "so100_arm",
     "files_present",
-    "finite_values",
+    "tables_readable",
     "not_frozen",
 )
 
@@ -67,8 +67,8 @@ def episode(number: int, salt: int, index: int) -> dict[str, np.ndarray]:
     phase, size = rng.uniform(0, 6, 6), rng.uniform(20, 60, 6)
     action = (size * np.sin(np.linspace(0, 4, FRAMES)[:, None] + phase)).astype(np.float32)
     action[:, 5] = 50 + action[:, 5] / 2
-    action[10:20, 2] = 100.0
-    if defect_of(number) == "finite_values":
+    action[:, 2] = np.clip(130 * np.sin(np.linspace(0.3, 2.8, FRAMES)), None, 100)  # rests at its stop
+    if defect_of(number) == "tables_readable":
         action[7, 1] = np.nan
     if defect_of(number) == "not_frozen":
         action[:] = 3.0

@@ -109,11 +109,10 @@ def write_dataset(root: Path, encoding: dict[str, Any], frames: int) -> None:
         streaming_encoding=True,
         rgb_encoder=RGBEncoderConfig(**encoding),
     )
-    rng = np.random.default_rng(0)
     scenes = {camera: scene(number) for number, camera in enumerate(CAMERAS)}
     for number in range(frames):
-        joints = rng.uniform(-60, 60, 6).astype(np.float32)
-        joints[4:] = 130, abs(joints[5])
+        joints = (40 * np.sin(number / 25 + np.arange(6))).astype(np.float32)
+        joints[1], joints[4:] = joints[1] / 3 - 50, (130, abs(joints[5]))
         row = {"action": joints, "observation.state": joints, "task": "pick the cube"}
         dataset.add_frame(row | {camera: image(number) for camera, image in scenes.items()})
     dataset.save_episode()

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -103,6 +104,15 @@ def features(cameras: list[str], names: list[str]) -> dict:
     }
 
 
+def _from_pose(motion: np.ndarray, pose: Mapping[int, float]) -> np.ndarray:
+    """A motion that begins with some joints in a pose, rests there for three frames, and leaves it slowly."""
+    share = np.clip(1 - (np.arange(len(motion)) - 2) / 40, 0, 1)
+    motion = motion.copy()
+    for joint, angle in pose.items():
+        motion[:, joint] += share * (angle - motion[:, joint])
+    return motion
+
+
 def episode_table(
     rng: np.random.Generator, number: int, episode: int, length: int, fps: int, first: int
 ) -> pa.Table:
@@ -112,17 +122,16 @@ def episode_table(
     motion = np.abs(motion - 100) - 50  # -50 .. 50, without jumps
     motion[:, 5] += 50
     if kind == "normalized":
-        motion = np.round((motion * 1.9 + 100) * 2400 / 200) * 200 / 2400 - 100
-        motion[:2, 2] = 100
+        motion *= 1.9
+        motion = _from_pose(motion, {2: 100})
+        motion = np.round((motion + 100) * 2400 / 200) * 200 / 2400 - 100
         motion[:, 5] = np.clip(motion[:, 5], 0, 100)
     else:
-        motion[:2, 4] = 135
-        if kind == "degrees":
-            motion[:3, 1:3] = -100, 95  # folded
+        motion = _from_pose(motion, {4: 135} | ({1: -100, 2: 95} if kind == "degrees" else {}))  # folded
         motion += np.array([0, 90, 90, 0, 0, 0]) * (kind == "degrees_v1")
         motion = np.round(motion / (360 / 4096)) * (360 / 4096)
     action = motion.astype(np.float32)
-    state = np.roll(action, 1, axis=0)
+    state = np.concatenate([action[:1], action[:-1]])
     vectors = {
         key: pa.FixedSizeListArray.from_arrays(values.reshape(-1), 6).cast(pa.list_(pa.float32()))
         for key, values in (("action", action), ("observation.state", state))

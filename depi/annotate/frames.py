@@ -19,7 +19,8 @@ from torch import Tensor
 
 from depi.datasets.recording.checks import resolve_file
 from depi.datasets.recording.images import encode_jpeg
-from depi.datasets.recording.places import ImagePlace, PlaceReader
+from depi.datasets.recording.place_reader import PlaceReader
+from depi.datasets.recording.places import ImagePlace
 from depi.datasets.recording.sources import DatasetFiles, DatasetSource, cache_folder
 from depi.datasets.recording.storages import open_source
 from depi.errors import DatasetError
@@ -114,7 +115,7 @@ def load_images(clip: Clip, max_pixels: int, keep: bool = True) -> Images:
 def cached_path(clip: Clip, max_pixels: int) -> Path:
     """Where the frames are kept: in DePi's cache, by dataset and state, a file for each choice of frames."""
     dataset = fingerprint(clip.source.repo_id, str(clip.source.root), clip.state)
-    made_by = code("depi.datasets.recording.places", shrink)
+    made_by = code("depi.datasets.recording.place_reader", shrink)
     chosen = fingerprint(made_by, clip.frames, tuple(clip.cameras), max_pixels, QUALITY)
     return cache_folder() / "annotate" / dataset / f"{clip.episode}-{chosen}.arrow"
 

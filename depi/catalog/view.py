@@ -17,7 +17,8 @@ from depi.datasets.judging.faults import Fault
 from depi.datasets.recording.checks import resolve_file
 from depi.datasets.recording.formats import DatasetMeta, data_files, select_episodes, video_files
 from depi.datasets.recording.metadata import read_meta
-from depi.datasets.recording.places import PlaceReader, image_places
+from depi.datasets.recording.place_reader import PlaceReader
+from depi.datasets.recording.places import image_places
 from depi.datasets.recording.sources import DatasetFiles, DatasetSource
 from depi.datasets.recording.storages import open_source
 from depi.datasets.recording.tables import ACTION, STATE, read_frames

@@ -47,8 +47,7 @@ class DatasetConfig:
     max_bad_datasets: float = 0.25
     # or more than this share of the episodes in use cannot be read.
     max_bad_fraction: float = 0.02
-    # Train also on episodes with a fault that `depi collect-ids` found (episodes.parquet), or that opening
-    # finds where it did not judge them. null: only where failures teach, for value functions and advantages.
+    # Train also on episodes with faults. null: only value functions and advantages, which failures teach.
     use_bad_episodes: bool | None = None
 
     # Units of state and action: degrees, normalized (±100 is a nominal range) or native (as recorded).
@@ -56,8 +55,7 @@ class DatasetConfig:
     # The units that datasets were recorded in, where they do not show them: a JSON file
     # {repo_id: degrees_v1, degrees, normalized, radians or native}.
     conventions: dict[str, str] | Path = field(default_factory=dict)
-    # Take constant offsets between commands and measured positions out of the commands (leader and follower
-    # calibrated unlike); data_report.json and the model card name them.
+    # Take constant offsets between leader and follower out of the commands.
     correct_offsets: bool = False
     # Action steps per second; null keeps each dataset's own rate.
     action_freq: float | None = None

@@ -15,7 +15,7 @@ from depi.datasets.judging import contents
 from depi.datasets.judging.examine import Examined, examine, examine_files
 from depi.datasets.judging.faults import find_faults
 from depi.datasets.judging.reading import table_readable
-from depi.datasets.judging.rules import CONTENTS
+from depi.datasets.judging.rules import CONTENTS, LEAVING_OUT, OPTIONAL
 from depi.datasets.recording import tables
 from depi.datasets.recording.local_files import LocalFiles
 from depi.datasets.recording.metadata import load_meta
@@ -391,7 +391,9 @@ def test_opening_asks_no_rule_that_only_remarks(v2, tmp_path):
     root = copy(v2, tmp_path)
     edit(file_of(root, 3), "frame_index", add(1))
     read, _ = table_readable(load_meta(root, "a/b"))
-    everything, bad = (examine(read.meta, read.columns, remarks=each).faults for each in (True, False))
+    everything, bad = (
+        examine(read.meta, read.columns, asked=each).faults for each in (OPTIONAL, LEAVING_OUT)
+    )
     assert "frames_numbered" in {fault.rule for fault in everything}
     assert bad == tuple(fault for fault in everything if fault.leaves_out)
 

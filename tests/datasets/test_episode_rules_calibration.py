@@ -2,8 +2,8 @@
 
 from functools import cache
 
-import planting
 import pytest
+import spoilt_episodes
 import teleoperation
 
 from depi.datasets.judging.faults import Recording, find_faults
@@ -37,16 +37,16 @@ CASES = [
 
 @pytest.mark.parametrize(("rule", "fault", "harmless"), CASES)
 def test_a_fault_is_found_in_the_episode_that_has_it(rule, fault, harmless):
-    recording = planting.plant(clean(), 3, planting.turn, **fault)
+    recording = spoilt_episodes.plant(clean(), 3, spoilt_episodes.turn, **fault)
     assert found(recording)[rule] == {3}
-    assert rule not in found(planting.plant(clean(), 3, planting.turn, **harmless))
+    assert rule not in found(spoilt_episodes.plant(clean(), 3, spoilt_episodes.turn, **harmless))
 
 
 def test_a_sign_that_differs_in_half_of_the_episodes_is_a_remark_on_the_smaller_half():
-    episodes = planting.episodes_of(clean())
+    episodes = spoilt_episodes.episodes_of(clean())
     for position in (1, 2, 5, 8):
-        episodes[position] = planting.turn(*episodes[position], joint=1, sign=-1)
-    rules = found(planting.of_episodes(episodes, clean()))
+        episodes[position] = spoilt_episodes.turn(*episodes[position], joint=1, sign=-1)
+    rules = found(spoilt_episodes.of_episodes(episodes, clean()))
     assert rules["joint_signs_even"] == {1, 2, 5, 8}
     assert not rules.keys() & BAD
 
@@ -58,14 +58,14 @@ def test_going_to_another_side_or_doing_another_task_is_no_other_sign(task, seed
 
 
 def test_a_place_that_is_further_to_the_side_is_no_other_zero():
-    action, state, time = planting.episodes_of(clean())[3]
+    action, state, time = spoilt_episodes.episodes_of(clean())[3]
     turned = [side.copy() for side in (action, state)]
     for side in turned:
         side[:, 0] += 35 * teleoperation.np.sin(teleoperation.np.linspace(0, 3.14, len(side))) ** 0.5
-    rules = found(planting.plant(clean(), 3, lambda *_: (*turned, time)))
+    rules = found(spoilt_episodes.plant(clean(), 3, lambda *_: (*turned, time)))
     assert not rules.keys() & {"joint_zeros_agree", "joint_zeros_near"}
 
 
 def test_few_episodes_are_not_compared():
     recording = teleoperation.clean_set(3, "pick_place", 4)
-    assert found(planting.plant(recording, 1, planting.turn, joint=2, zero=40)) == {}
+    assert found(spoilt_episodes.plant(recording, 1, spoilt_episodes.turn, joint=2, zero=40)) == {}

@@ -2,8 +2,8 @@
 
 from functools import cache
 
-import planting
 import pytest
+import spoilt_episodes
 import teleoperation
 
 from depi.datasets.judging.faults import Recording, find_faults
@@ -25,35 +25,35 @@ def found(recording: Recording) -> dict[str, set[int]]:
 
 
 CASES = [
-    ("no_spikes", planting.spike, {"degrees": 25}, {"degrees": 1.5}),
-    ("no_spikes", planting.spike, {"degrees": -60, "count": 3}, {"degrees": -1.5, "count": 3}),
-    ("rows_sound", planting.spike, {"degrees": 80, "both": True}, {"degrees": 80}),
-    ("rows_sound", planting.spike, {"degrees": 30, "count": 40}, {"degrees": 30, "count": 2}),
-    ("no_teleports", planting.teleport, {"degrees": 30}, {"degrees": 1}),
-    ("no_jumps", planting.teleport, {"degrees": 16}, {"degrees": 2}),
-    ("not_shaken", planting.shake, {"degrees": 2.5}, {"degrees": 0.03}),
-    ("not_shaken", planting.shake, {"degrees": 2.5, "sides": "state"}, {"degrees": 0.03}),
-    ("motion_smooth", planting.shake, {"degrees": 0.6}, {"degrees": 0.03}),
-    ("motion_smooth", planting.stagger, {"frames": 4}, {"frames": 1}),
-    ("no_frames_missing", planting.drop_untold, {"share": 0.15}, {"share": 0}),
+    ("no_spikes", spoilt_episodes.spike, {"degrees": 25}, {"degrees": 1.5}),
+    ("no_spikes", spoilt_episodes.spike, {"degrees": -60, "count": 3}, {"degrees": -1.5, "count": 3}),
+    ("rows_sound", spoilt_episodes.spike, {"degrees": 80, "both": True}, {"degrees": 80}),
+    ("rows_sound", spoilt_episodes.spike, {"degrees": 30, "count": 40}, {"degrees": 30, "count": 2}),
+    ("no_teleports", spoilt_episodes.teleport, {"degrees": 30}, {"degrees": 1}),
+    ("no_jumps", spoilt_episodes.teleport, {"degrees": 16}, {"degrees": 2}),
+    ("not_shaken", spoilt_episodes.shake, {"degrees": 2.5}, {"degrees": 0.03}),
+    ("not_shaken", spoilt_episodes.shake, {"degrees": 2.5, "sides": "state"}, {"degrees": 0.03}),
+    ("motion_smooth", spoilt_episodes.shake, {"degrees": 0.6}, {"degrees": 0.03}),
+    ("motion_smooth", spoilt_episodes.stagger, {"frames": 4}, {"frames": 1}),
+    ("no_frames_missing", spoilt_episodes.drop_untold, {"share": 0.15}, {"share": 0}),
 ]
 
 
 @pytest.mark.parametrize(("rule", "change", "fault", "harmless"), CASES)
 def test_a_fault_is_found_in_the_episode_that_has_it(rule, change, fault, harmless):
-    recording = planting.plant(clean(), 3, change, **fault)
+    recording = spoilt_episodes.plant(clean(), 3, change, **fault)
     assert found(recording)[rule] == {3}
-    assert rule not in found(planting.plant(clean(), 3, change, **harmless))
+    assert rule not in found(spoilt_episodes.plant(clean(), 3, change, **harmless))
 
 
 def test_a_few_wrong_readings_do_not_cost_an_episode():
-    recording = planting.plant(clean(), 3, planting.spike, degrees=80, count=2)
+    recording = spoilt_episodes.plant(clean(), 3, spoilt_episodes.spike, degrees=80, count=2)
     assert found(recording) == {"no_spikes": {3}}
     assert "no_spikes" not in BAD
 
 
 def test_a_jump_is_told_with_its_frame():
-    recording = planting.plant(clean(), 3, planting.teleport, degrees=40)
+    recording = spoilt_episodes.plant(clean(), 3, spoilt_episodes.teleport, degrees=40)
     (fault,) = [fault for fault in find_faults(recording, MOTION) if fault.rule == "no_teleports"]
     middle = int(recording.length[3]) // 2
     assert (fault.begin, fault.end) == (middle, middle + 1)
@@ -64,5 +64,5 @@ def test_frames_that_are_told_to_be_missing_are_no_jump():
         kept = [*range(len(time) // 2), *range(len(time) // 2 + 8, len(time))]
         return action[kept], state[kept], time[kept]
 
-    rules = found(planting.plant(clean(), 3, gap))
+    rules = found(spoilt_episodes.plant(clean(), 3, gap))
     assert not rules.keys() & {"no_teleports", "no_jumps", "no_frames_missing"}

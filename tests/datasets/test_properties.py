@@ -215,7 +215,7 @@ def test_resampled_actions_are_those_of_numpy_at_even_times(tmp_path, fps, actio
     seconds = np.arange(64) / fps
     pan = np.linspace(-50, 50, 64)
     wave = 40 * np.sin(2 * np.pi * seconds)
-    columns = [pan, wave, wave / 2, -wave, np.where(seconds < 0.25, 130, wave), 50 + wave]
+    columns = [pan, wave, wave / 2, -wave, 120 + wave / 4, 50 + wave]
     action = np.column_stack(columns).astype(np.float32)
     arm.joints = lambda episode: (action, action)
     write_v2(tmp_path / "data", arm)

@@ -47,7 +47,7 @@ def test_training_is_the_same_to_the_bit_with_and_without(flags, tmp_path):
         assert [episode["seed"] for episode in result["episodes"]] == [1000, 1001]
         videos = list((run / "eval" / f"{step:06d}" / "videos").iterdir())
         assert [video.name for video in videos] == ["episode_000.mp4"]
-        assert 0 < line["eval/loss"] < 10
+        assert 0 < line["eval/loss"] < 100
 
 
 def test_the_loss_on_held_out_episodes_by_dataset(flags, tmp_path, monkeypatch):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from depi.datasets.recording.cameras import check_slots, letterbox
 from depi.datasets.recording.joints import JOINTS, SPACES
-from depi.datasets.recording.places import ImagePlace, PlaceReader, file_per_episode
+from depi.datasets.recording.place_reader import PlaceReader
+from depi.datasets.recording.places import ImagePlace, file_per_episode
 from depi.datasets.recording.sources import DatasetSource
 from depi.datasets.recording.tables import ACTION, STATE
 from depi.datasets.union.collection import open_collection

@@ -60,7 +60,7 @@ def dataset_folder(root: Path, wanted: Wanted) -> Path:
 
 def made_by() -> str:
     """A digest of the code that decides what prepared images hold, and of the layout of their files."""
-    return fingerprint(LAYOUT, code("depi.datasets.recording.places", letterbox))
+    return fingerprint(LAYOUT, code("depi.datasets.recording.place_reader", letterbox))
 
 
 def write_settings(root: Path, image_size: int, quality: int) -> None:

@@ -1,0 +1,63 @@
+"""Decode the images of a camera by their places."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from depi.datasets.recording.images import ImageReader
+from depi.datasets.recording.places import ImagePlace
+from depi.datasets.recording.video import FrameRequest, VideoReader
+
+
+class PlaceReader:
+    """Decode images by their place; it may be pickled and forked: each process opens its own files.
+
+    Args:
+        max_videos: open decoders at most.
+        max_tables: row groups of tables in memory at most.
+        backend: of the videos, see `VideoReader`.
+    """
+
+    def __init__(self, max_videos: int = 32, max_tables: int = 4, backend: str | None = None) -> None:
+        self.videos = VideoReader(max_videos, backend)
+        self.tables = ImageReader(max_tables)
+
+    def image(self, path: Path, place: ImagePlace, frame: int, seconds: float) -> Tensor:
+        """One image, uint8 [3, H, W], as recorded.
+
+        Args:
+            path: of `place.file`, whose name the caller has checked.
+            place: of the camera in the episode.
+            frame: its number in the episode.
+            seconds: its time since the episode's start.
+
+        Raises:
+            DatasetError: it does not exist or cannot be decoded.
+        """
+        if place.in_table:
+            return self.tables.image(path, place.camera, int(place.begin) + frame)
+        return self.videos.frame(_request(path, place, frame, seconds))
+
+    def run(
+        self, path: Path, place: ImagePlace, frames: Sequence[int], seconds: Sequence[float]
+    ) -> Iterator[Tensor]:
+        """The images at ascending frames, as `image` gives them, in one run through the file.
+
+        Raises:
+            DatasetError: as `image` does, when the iterator comes to that frame.
+        """
+        moments = zip(frames, seconds, strict=True)
+        if place.in_table:
+            yield from (self.image(path, place, frame, time) for frame, time in moments)
+        else:
+            yield from self.videos.episode([_request(path, place, frame, time) for frame, time in moments])
+
+
+def _request(path: Path, place: ImagePlace, frame: int, seconds: float) -> FrameRequest:
+    """What to ask of the video at `path` for a frame of the episode, `seconds` after its start."""
+    # Where the episode's end is known, it can be read by frame number if the declared rate is wrong.
+    end_known = place.own_file or math.isfinite(place.end)
+    number_of = (frame, place.length) if end_known else None
+    return FrameRequest(path, place.begin + seconds, place.fps, number_of, (place.begin, place.end))
