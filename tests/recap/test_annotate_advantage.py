@@ -107,6 +107,7 @@ def test_a_value_is_that_of_its_own_frame(reference, value_checkpoint, roots):
         np.testing.assert_allclose(policy.predict_value(batch).item(), values[index], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_with_other_processes_and_batches_the_numbers_are_the_same(
     flags, reference, tmp_path
 ):

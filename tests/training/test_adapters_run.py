@@ -85,9 +85,8 @@ def test_merged_checkpoint_and_adapters_mean_the_same_policy(tuning, tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    "kind", [LORA, pytest.param(EXPERT_ONLY, marks=pytest.mark.slow)], ids=["lora", "expert-only"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [LORA, EXPERT_ONLY], ids=["lora", "expert-only"])
 def test_two_processes_and_recomputing_train_the_same(tuning, tmp_path, kind):
     steps = ["--steps=2", "--log_freq=1"]
     assert train([*tuning, *kind, *steps]) == 0

@@ -24,7 +24,7 @@ def listed(capsys, *args: str) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_what_is_listed_is_what_was_trained_on(flags, tmp_path, capsys, processes):
     shape = {"steps": 3, "batch_size": 4 // processes, "gradient_accumulation_steps": ACCUMULATION}
     mixed = {"dataset.cameras": "shuffle", "dataset.augment_color": 1.0, "save_freq": 3}

@@ -21,6 +21,7 @@ def close(run, other):
     np.testing.assert_allclose(list(losses(run).values()), list(losses(other).values()), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_sharded_training_is_that_of_one_process_and_either_resumes_the_other(flags, tmp_path):
     assert train(replaced(flags, steps=5, save_freq=3)) == 0
     changes = {"batch_size": 1, "gradient_accumulation_steps": 2, "sharding": "full", "recompute": 0.5}

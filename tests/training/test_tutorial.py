@@ -62,7 +62,7 @@ def one(flags) -> list[str]:
 @pytest.mark.parametrize(
     ("repo_id", "env", "dim"),
     [
-        ("lerobot/pusht", "pusht", 2),
+        pytest.param("lerobot/pusht", "pusht", 2, marks=pytest.mark.slow),
         pytest.param("lerobot/aloha_sim_insertion_human", "aloha", 14, marks=pytest.mark.slow),
     ],
 )
