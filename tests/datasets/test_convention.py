@@ -272,6 +272,17 @@ def test_a_given_convention_leaves_unlike_episodes_out_too():
     assert (found.action.convention, found.state.convention) == ("degrees", "normalized")
 
 
+def test_an_episode_in_which_nothing_moves_says_nothing_of_the_unit():
+    moving = np.minimum(FOLDED * [1, 1, 1.1, 1, 1, 1], 100).astype(np.float32)
+    place = np.abs(moving[:, 2] - 97).argmin()
+    still = np.tile(moving[place], (len(moving), 1))
+    values = np.concatenate([moving, moving + np.float32([2, 0, 0, 0, 0, 0]), still])
+    assert 90 < still[0, 2] < 100
+    found = detect_convention(NAMES, values, values, episode_length=np.full(3, len(moving)))
+    assert found.convention == "normalized"
+    assert found.unlike == ()
+
+
 def test_phosphobots_radians_are_named():
     found = detect_convention(NAMES, RADIANS, RADIANS, robot_type="so-100")
     assert found.convention == "unknown"

@@ -15,6 +15,8 @@ _GRIPPER_SLACK = 30.0
 _FOLDED = (-80.0, 70.0)
 _FOLDED_FRAMES = 3
 _NEAR_END = 90.0
+# Less motion of a joint in an episode shows no end.
+_MOVES = 5.0
 # Lowest and highest lift, elbow and wrist_flex, in radians, of two models with zeros of their own; from
 # TheRobotStudio/SO-ARM100, Simulation/SO101/so101_old_calib.urdf and Simulation/SO100/so100.urdf. Neither is
 # converted: by its limits so101_old_calib's lift is 90 degrees off, but its elbow 83 to 87, and the zeros of
@@ -164,11 +166,12 @@ def _resting_at_100(body: np.ndarray, low: np.ndarray, high: np.ndarray) -> list
 
 
 def _always_at_end(values: np.ndarray, length: np.ndarray) -> bool:
-    """Whether joints [F, J] that come near ±100 in an episode rest there: in degrees they may end at 97."""
+    """Whether joints [F, J] that move near ±100 in an episode rest there: in degrees they may end at 97."""
     start = np.cumsum(length) - length
-    near = np.maximum.reduceat(np.abs(values), start) > _NEAR_END
+    low, high = np.minimum.reduceat(values, start), np.maximum.reduceat(values, start)
+    near = (np.maximum(-low, high) > _NEAR_END) & (high - low > _MOVES)
     at_end = np.add.reduceat(at_100(values), start, dtype=int) >= 2
-    return bool(at_end[near].mean() >= 0.9)
+    return bool(near.any() and at_end[near].mean() >= 0.9)
 
 
 def at_100(values: np.ndarray) -> np.ndarray:
