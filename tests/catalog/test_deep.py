@@ -286,6 +286,15 @@ def test_each_rule_on_both_sides(changes, rule, certain):
         assert episode_faults([*others, facts(5, **changes)], frozenset({rule})) == []
 
 
+def test_a_quarter_of_the_episodes_may_show_another_view():
+    other = [facts(episode, samples=(sample(1),)) for episode in (2, 5, 8)]
+    usual = [facts(episode) for episode in range(12) if episode not in (2, 5, 8)]
+    found = episode_faults([*usual, *other])
+    assert {(fault.rule, fault.episode) for fault in found} == {
+        ("cameras_keep_their_view", episode) for episode in (2, 5, 8)
+    }
+
+
 def test_a_camera_that_does_not_see_the_arm_is_not_called_frozen():
     still = (Still(10, 70, 0.6, jump=0.03, step=0.01),)
     blind = [facts(episode, still=still, follows=peak(episode, height=0.2)) for episode in range(6)]
