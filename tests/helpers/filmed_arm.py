@@ -7,6 +7,8 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from depi.priority import priority_kept
+
 WIDTH, HEIGHT = 160, 120
 Film = np.ndarray
 """uint8 [T, HEIGHT, WIDTH, 3]"""
@@ -56,6 +58,7 @@ def film_wrist(path: np.ndarray, seed: int) -> Film:
     return _noisy(images, random)
 
 
+@priority_kept()
 def encode(film: Film, path: Path, codec: str = "libsvtav1") -> None:
     """Write an mp4 as LeRobot's recorder does."""
     options = {"libsvtav1": {"g": "2", "crf": "30", "preset": "12"}, "libx264": {"g": "2", "crf": "30"}}

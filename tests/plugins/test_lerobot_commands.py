@@ -100,6 +100,7 @@ def eval_flags(policy, folder) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_eval_runs_a_gym_environment(pusher, lerobot, tmp_path):
     lerobot("eval", *eval_flags(pusher, tmp_path))
     info = json.loads((tmp_path / "eval_info.json").read_text())

@@ -70,6 +70,7 @@ def probe(path, dimensions, *more):
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.slow
 def test_memory_stays_near_the_parameters(tmp_path):
     """About 100 M parameters, 400 MB: far more than what a process allocates by the way."""
     sizes = Pi0Dimensions.tiny(vocab_size=40_000, width=1024, mlp_dim=4096, depth=5, expert_width=256)

@@ -109,6 +109,7 @@ def test_too_many_bad_episodes(endless, start, tmp_path):
     assert "carol/torn" in sentence
 
 
+@pytest.mark.slow
 def test_a_defect_in_a_worker(endless, start, tmp_path):
     script = tmp_path / "defect.py"
     script.write_text(DEFECT)
@@ -131,6 +132,7 @@ def test_a_killed_worker(endless, start, tmp_path):
     assert sorted(losses(run)) == list(range(1, saved + 5))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_written(endless, start, tmp_path):
     process = start([sys.executable, SCRIPT, *replaced(endless, save_freq=30)])
     read_until(process, "training depi_pi0")
