@@ -169,9 +169,10 @@ def _always_at_end(values: np.ndarray, length: np.ndarray) -> bool:
     """Whether joints [F, J] that move near ±100 in an episode rest there: in degrees they may end at 97."""
     start = np.cumsum(length) - length
     low, high = np.minimum.reduceat(values, start), np.maximum.reduceat(values, start)
-    near = (np.maximum(-low, high) > _NEAR_END) & (high - low > _MOVES)
+    near = np.maximum(-low, high) > _NEAR_END
+    moving = near & (high - low > _MOVES)
     at_end = np.add.reduceat(at_100(values), start, dtype=int) >= 2
-    return bool(near.any() and at_end[near].mean() >= 0.9)
+    return bool(at_end[moving if moving.any() else near].mean() >= 0.9)
 
 
 def at_100(values: np.ndarray) -> np.ndarray:
