@@ -1,8 +1,10 @@
 """Rules about stillness, stuck joints, time and length: each finds its fault, and nothing in clean ones."""
 
+import time
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 import spoilt_episodes
 import teleoperation
@@ -125,3 +127,22 @@ def test_an_idle_gripper_is_no_fault_where_the_task_is_another():
 
 def test_where_one_joint_moves_at_a_time_another_may_stand_still():
     assert found(teleoperation.clean_set(93, "jog", 12)) == {}
+
+
+def test_the_time_grows_with_the_episodes_and_not_with_their_square():
+    """Thousands of faults of every kind: strangers' recordings may have as many episodes as they like."""
+
+    def seconds(episodes: int) -> float:
+        rng = np.random.default_rng(0)
+        actions = [rng.normal(0, 30, (12, 6)).astype(np.float32) for _ in range(episodes)]
+        for action in actions:
+            action[:, 3] = 1.0
+        recording = teleoperation.recording_of(
+            actions, [np.roll(action, 1, axis=0) for action in actions], 30, tasks=["pick"] * episodes
+        )
+        begun = time.process_time()
+        assert find_faults(recording, MOTION)
+        return time.process_time() - begun
+
+    seconds(100)
+    assert seconds(8_000) < 10 * seconds(2_000)

@@ -23,12 +23,16 @@ SAME = 1.2
 nearest of 760 pairs of real episodes, at their best shift, were 4.4 degrees apart."""
 SAME_SHARE = 0.1
 """And share of how much the episode itself moves: two rests at the same place are no copies."""
+MOST_EPISODES = 2_000
+"""Each is compared with all before it, which takes 1 s of processor time for so many; more are not."""
 OVERLAP = 0.7
 """Share of the shorter one that has to be in both."""
 
 
 def not_a_copy(recording: Recording) -> Iterator[Finding]:
-    """The episode is no copy of an earlier one of the recording, exact, trimmed or with a little noise."""
+    """The episode is no copy of an earlier one of up to 2,000, exact, trimmed or with a little noise."""
+    if len(recording.length) > MOST_EPISODES:
+        return
     movement = recording.movement
     passed = _cells(movement.commanded)
     count = passed.sum(axis=1)

@@ -205,15 +205,14 @@ def _doubled(movement: Movement, track: Track) -> np.ndarray:
 def _found(recording: Recording, size: np.ndarray, text: str) -> Iterator[Finding]:
     """A finding for each episode with a size that is not 0, [F]; `{}` in the text is the largest of them."""
     frames = np.flatnonzero(size)
-    episode = recording.movement.episode[frames]
-    for position in np.unique(episode):
+    for position, own in recording.movement.by_episode(frames):
         if recording.length[position] < FEWEST:
             continue
-        here = frames[episode == position]
+        here = frames[own]
         first = int(recording.start[position])
         often = "" if len(here) == 1 else f", {len(here)} times"
         yield Finding(
-            int(position),
+            position,
             text.format(size[here].max()) + often,
             int(here[0]) - first,
             int(here[-1]) + 1 - first,

@@ -1,5 +1,6 @@
 """Measures of an arm's movement that several rules share: each is taken once per recording."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -128,6 +129,12 @@ class Movement:
     def moved(self) -> np.ndarray:
         """By how much the joint moved that moved most, in action or state, whichever moved less; [E]."""
         return np.minimum(self.commanded.reach.max(axis=1), self.measured.reach.max(axis=1))
+
+    def by_episode(self, frames: np.ndarray) -> Iterator[tuple[int, slice]]:
+        """The episodes of ascending frames, int64 [N]: position, and which of the frames are its own."""
+        positions, first = np.unique(self.episode[frames], return_index=True)
+        bounds = [*first.tolist(), len(frames)]
+        yield from zip(positions.tolist(), map(slice, bounds, bounds[1:]), strict=False)
 
     def away_from(self, frame: np.ndarray, degrees: float) -> np.ndarray:
         """Where some joint of either is farther than that from where it was at another frame; bool [F]."""

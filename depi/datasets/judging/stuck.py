@@ -113,13 +113,13 @@ def joints_alive(recording: Recording) -> Iterator[Finding]:
     if not dead.any() or _jogged(movement):
         return
     reach = np.minimum(movement.commanded.reach, movement.measured.reach)
-    for position, joint in np.argwhere(dead):
-        same = _same_task(recording, int(position))
-        others = reach[same & ~dead[:, joint], joint]
-        if _few(same, others) and others.min() > (USED if joint == GRIPPER else ALIVE):
-            yield Finding(
-                int(position), f"{JOINTS[joint]} stands perfectly still, in the other episodes it moves"
-            )
+    for same in _by_task(recording):
+        for joint in np.flatnonzero(dead[same].any(axis=0)):
+            still = dead[same, joint]
+            others = reach[same[~still], joint]
+            if _few(same, others) and others.min() > (USED if joint == GRIPPER else ALIVE):
+                text = f"{JOINTS[joint]} stands perfectly still, in the other episodes it moves"
+                yield from (Finding(position, text) for position in same[still].tolist())
 
 
 def joints_used(recording: Recording) -> Iterator[Finding]:
@@ -141,14 +141,13 @@ def gripper_moves(recording: Recording) -> Iterator[Finding]:
     inert = (reach < INERT) & (movement.moved >= DRIVEN)
     if not inert.any() or _jogged(movement):
         return
-    for position in np.flatnonzero(inert):
-        same = _same_task(recording, int(position))
-        others = reach[same & ~inert]
+    for same in _by_task(recording):
+        others = reach[same[~inert[same]]]
         if _few(same, others) and others.min() > USED:
-            text = (
-                f"the gripper moves by {reach[position]:.2g} of 100, in the others by {np.median(others):.0f}"
-            )
-            yield Finding(int(position), text)
+            usual = np.median(others)
+            for position in same[inert[same]].tolist():
+                text = f"the gripper moves by {reach[position]:.2g} of 100, in the others by {usual:.0f}"
+                yield Finding(position, text)
 
 
 def joints_within_range(recording: Recording) -> Iterator[Finding]:
@@ -166,14 +165,15 @@ def joints_within_range(recording: Recording) -> Iterator[Finding]:
             held = moving & (np.abs(values[:, joint] - end[joint]) < DEAD)
             held &= movement.commanded.size[:, joint] < DEAD
             share = np.add.reduceat(held.astype(np.int64), movement.start) / frames
-            for position in np.flatnonzero((share > SHARE_AT_END) & (frames > movement.fps)):
-                same = _same_task(recording, int(position))
-                others = share[same & (share <= SHARE_AT_END)]
-                if _few(same, others) and others.max() < USUAL_AT_END:
+            for same in _by_task(recording):
+                others = share[same[share[same] <= SHARE_AT_END]]
+                if not _few(same, others) or others.max() >= USUAL_AT_END:
+                    continue
+                for position in same[(share[same] > SHARE_AT_END) & (frames[same] > movement.fps)].tolist():
                     text = (
                         f"{JOINTS[joint]} is held at {end[joint]:.0f} in {share[position]:.0%} of the motion"
                     )
-                    yield Finding(int(position), text)
+                    yield Finding(position, text)
 
 
 def _dead(movement: Movement) -> np.ndarray:
@@ -181,15 +181,17 @@ def _dead(movement: Movement) -> np.ndarray:
     return (movement.commanded.reach < DEAD) & (movement.measured.reach < DEAD)
 
 
-def _same_task(recording: Recording, position: int) -> np.ndarray:
-    """The episodes with the same task texts, bool [E]."""
-    tasks = recording.meta.episodes.tasks
-    return np.array([task == tasks[position] for task in tasks])
+def _by_task(recording: Recording) -> list[np.ndarray]:
+    """For each task with enough episodes, the positions of those; episodes are compared with these alone."""
+    positions: dict[tuple[str, ...], list[int]] = {}
+    for position, task in enumerate(recording.meta.episodes.tasks):
+        positions.setdefault(task, []).append(position)
+    return [np.array(same) for same in positions.values() if len(same) >= ENOUGH]
 
 
 def _few(same: np.ndarray, others: np.ndarray) -> bool:
-    """Whether there are enough episodes, bool [E], and nearly all of them are among the others."""
-    return int(same.sum()) >= ENOUGH and len(others) >= (1 - FEW) * int(same.sum())
+    """Whether nearly all of the episodes of a task are among the others, which are not told."""
+    return len(others) >= (1 - FEW) * len(same)
 
 
 def _several_move(movement: Movement) -> np.ndarray:
@@ -229,10 +231,8 @@ def _travel(movement: Movement, action: np.ndarray, begin: np.ndarray, end: np.n
 
 def _longest(movement: Movement, begin: np.ndarray, end: np.ndarray, text: str) -> Iterator[Finding]:
     """One finding for each episode with runs: the longest of them; `{}` in the text is its seconds."""
-    episode = movement.episode[begin]
-    for position in np.unique(episode):
-        here = np.flatnonzero(episode == position)
-        run = here[np.argmax(end[here] - begin[here])]
+    for position, own in movement.by_episode(begin):
+        run = own.start + int(np.argmax(end[own] - begin[own]))
         first = int(movement.start[position])
         seconds = (end[run] - begin[run]) / movement.fps
-        yield Finding(int(position), text.format(seconds), int(begin[run]) - first, int(end[run]) - first)
+        yield Finding(position, text.format(seconds), int(begin[run]) - first, int(end[run]) - first)
