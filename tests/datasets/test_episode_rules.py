@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import spoilt_episodes
 import teleoperation
+from spoilt_episodes import found
 
 from depi.datasets.judging.faults import Recording, find_faults
 from depi.datasets.judging.rules import MOTION
@@ -18,13 +19,6 @@ REMARKS = {rule.name for rule in MOTION if not rule.leaves_out}
 @cache
 def clean(seed: int = 4, task: str = "pick_place", episodes: int = 8) -> Recording:
     return teleoperation.clean_set(seed, task, episodes)
-
-
-def found(recording: Recording) -> dict[str, set[int]]:
-    rules: dict[str, set[int]] = {}
-    for fault in find_faults(recording, MOTION):
-        rules.setdefault(fault.rule, set()).add(fault.episode)
-    return rules
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import spoilt_episodes
 import teleoperation
+from spoilt_episodes import found
 
 from depi.datasets.judging.faults import Recording, find_faults
 from depi.datasets.judging.rules import MOTION
@@ -14,13 +15,6 @@ from depi.datasets.judging.rules import MOTION
 @cache
 def clean(seed: int = 3) -> Recording:
     return teleoperation.clean_set(seed, "pick_place", 8)
-
-
-def found(recording: Recording) -> dict[str, set[int]]:
-    rules: dict[str, set[int]] = {}
-    for fault in find_faults(recording, MOTION):
-        rules.setdefault(fault.rule, set()).add(fault.episode)
-    return rules
 
 
 CASES = [

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import numpy as np
 from teleoperation import recording_of
 
-from depi.datasets.judging.faults import Recording
+from depi.datasets.judging.faults import Recording, find_faults
+from depi.datasets.judging.rules import MOTION
 
 Episode = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Action [n, 6], state [n, 6] and time [n]."""
@@ -208,3 +209,11 @@ def copied(
     sides = [side[cut : len(side) - cut] for side in of]
     noisy = [(side + rng.normal(0, noise, side.shape)).astype(np.float32) for side in sides[:2]]
     return noisy[0], noisy[1], sides[2] - sides[2][0]
+
+
+def found(recording: Recording) -> dict[str, set[int]]:
+    """Rule -> the episodes in which the rules about motion find its fault."""
+    rules: dict[str, set[int]] = {}
+    for fault in find_faults(recording, MOTION):
+        rules.setdefault(fault.rule, set()).add(fault.episode)
+    return rules
