@@ -123,10 +123,11 @@ def test_a_killed_worker(endless, start, tmp_path):
     process = start([sys.executable, SCRIPT, *replaced(endless, save_freq=2, keep_last=1)])
     read_until(process, "saved ")
     os.kill(workers(process.pid)[0], signal.SIGKILL)
-    sentence = read_until(process, "error: ")
+    # The line alone: the other worker may print the traceback of a connection that the trainer ended.
+    sentence = read_until(process, "error: ").splitlines()[-1]
     assert process.wait(SOON) == 2
-    assert "is killed by signal: Killed: if memory is short" in sentence
-    assert "Traceback" not in sentence
+    assert sentence.startswith("error: DataLoader worker")
+    assert ": if memory is short, take fewer --num_workers" in sentence
     saved = int(os.readlink(run / "checkpoints" / "last"))
     assert train(["--resume=true", f"--output_dir={run}", f"--steps={saved + 4}", "--num_workers=0"]) == 0
     assert sorted(losses(run)) == list(range(1, saved + 5))
