@@ -2,17 +2,14 @@
 
 Cheap things first: most unusable datasets are refused by the file list or by `meta/info.json`, and no
 table is downloaded that cannot matter. Videos are never downloaded here. Everything is read at the one
-commit that the row names.
+commit that the row names. Lists and tables are read in processes with limits, see `depi.engine.confined`.
 """
 
 import hashlib
 import math
-import threading
-from collections.abc import Callable, Container, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,31 +25,25 @@ from depi.catalog.find import Candidate
 from depi.catalog.motion import measure_motion
 from depi.catalog.rules import RULES_VERSION, TIERS, judge, remarks
 from depi.catalog.text import clean
-from depi.datasets.judging.examine import examine, keep
+from depi.datasets.judging.examine import FetchedTables, examine, fetch_tables, keep
 from depi.datasets.judging.faults import Fault
-from depi.datasets.judging.reading import files_there, table_readable
+from depi.datasets.judging.reading import table_readable
 from depi.datasets.judging.rules import OPTIONAL
 from depi.datasets.recording import formats
-from depi.datasets.recording.formats import INFO_FILE
+from depi.datasets.recording.formats import INFO_FILE, data_files
 from depi.datasets.recording.hub_files import HubFiles
 from depi.datasets.recording.metadata import load_meta, read_info
 from depi.datasets.recording.sources import DatasetFiles, DatasetSource
 from depi.datasets.recording.statistics import statistics_files
-from depi.datasets.recording.tables import ACTION, NUMBERING
+from depi.datasets.recording.tables import ACTION
+from depi.engine.confined import confined
 from depi.errors import DatasetError
 from depi.hub.client import api as client
 from depi.hub.names import DatasetId, parse_dataset_id
 
 MAX_TASKS = 20
 MAX_CAMERAS = 16
-COLUMNS = ("action", "observation.state", "timestamp", "task_index", *NUMBERING)
-
-
-# Only one dataset at a time may unfold to more than this many bytes.
-HEAVY_BYTES = 64_000_000
-MAX_UNFOLDED_BYTES = 1_000_000_000
-HEAVY_META_MB = 8.0
-_heavy = threading.RLock()
+_TIERS = {tier.name: tier for tier in TIERS}
 
 
 @dataclass(frozen=True)
@@ -129,32 +120,21 @@ class Inspector:
             inside = collection.from_file_list(dataset.repo_id, files.revision, listed)
             if inside:
                 return _opened(inside, files.revision, gated)
-        facts = list_facts(files, listed)
-        return make_row(facts, self._reasons(facts, files), self.limits)
+        return self._judge(list_facts(files, listed), files)
 
-    def _reasons(self, facts: Facts, files: DatasetFiles) -> list[str]:
-        with ExitStack() as stack:
-            return self._reasons_of_tiers(facts, files, stack)
-
-    def _reasons_of_tiers(self, facts: Facts, files: DatasetFiles, stack: ExitStack) -> list[str]:
-        gather: dict[str, Callable[[Facts], None]] = {
-            "info": partial(gather_info, files=files),
-            "metadata": partial(gather_metadata, files=files, stack=stack),
-            "tables": partial(
-                gather_tables,
-                files=files,
-                max_rows=self.limits.max_frames,
-                disabled=self.disabled,
-                stack=stack,
-            ),
-            "joints": gather_joints,
-        }
-        for tier in TIERS:
-            if tier.name in gather:
-                gather[tier.name](facts)
-            if reasons := judge(tier, facts, self.limits, self.disabled):
-                return reasons
-        return []
+    def _judge(self, facts: Facts, files: DatasetFiles) -> Row:
+        """Gather what each tier needs, and judge by it as long as the rules pass."""
+        for tier, gather in (("listing", None), ("info", gather_info), ("metadata", gather_metadata)):
+            if gather is not None:
+                gather(facts, files)
+            if reasons := judge(_TIERS[tier], facts, self.limits, self.disabled):
+                return make_row(facts, reasons, self.limits)
+        try:
+            fetched = fetch_tables(files, facts.meta)
+            return confined(judge_recording, facts, fetched, self.limits, self.disabled)
+        except DatasetError as error:
+            facts.tables_error = str(error)
+        return make_row(facts, judge(_TIERS["tables"], facts, self.limits, self.disabled), self.limits)
 
 
 def _opened(inside: Sequence[DatasetId], revision: str | None, gated: bool | None) -> Collection:
@@ -193,40 +173,37 @@ def gather_info(facts: Facts, files: DatasetFiles) -> None:
         facts.info_error = str(error)
 
 
-def gather_metadata(facts: Facts, files: DatasetFiles, stack: ExitStack) -> None:
+def gather_metadata(facts: Facts, files: DatasetFiles) -> None:
     """Download the lists of episodes and tasks, and name the files that they refer to."""
-    wanted = formats.metadata_files(facts.files) + statistics_files(facts.files, facts.info.version)
     try:
-        files.fetch(wanted)
-        if sum(facts.files[name] or 0 for name in wanted) > HEAVY_META_MB * 1e6:
-            stack.enter_context(_heavy)
-        meta = load_meta(files.root, facts.repo_id, facts.revision)
-        facts.data_files = tuple(formats.data_files(meta))
-        facts.video_files = tuple(formats.video_files(meta))
+        files.fetch(formats.metadata_files(facts.files) + statistics_files(facts.files, facts.info.version))
+        meta = confined(load_meta, files.root, facts.repo_id, facts.revision)
     except DatasetError as error:
         facts.meta_error = str(error)
         return
     facts.meta = meta
+    facts.data_files = tuple(formats.data_files(meta))
+    facts.video_files = tuple(formats.video_files(meta))
     facts.episode_length = meta.episodes.length
     texts = [task for tasks in meta.episodes.tasks for task in tasks] or list(meta.tasks.values())
     facts.tasks = tuple(dict.fromkeys(texts))
 
 
-def gather_tables(
-    facts: Facts, files: DatasetFiles, max_rows: int, disabled: frozenset[str], stack: ExitStack
-) -> None:
-    """Download and read the parquet tables, at most `max_rows` rows, and judge what they hold."""
+def judge_recording(
+    facts: Facts, fetched: FetchedTables, limits: Thresholds, disabled: frozenset[str]
+) -> Row:
+    """Read the tables, at most `--max_frames` rows, and judge what they hold: the last two tiers."""
     try:
-        meta, absent = files_there(facts.meta, lambda names: set(names) - facts.files.keys())
-        needed = formats.data_files(meta)
-        files.fetch(needed)
-        facts.table_rows, size = _check_sizes(files.root, needed, max_rows)
-        if size > HEAVY_BYTES:
-            stack.enter_context(_heavy)
-        facts.tables, unread = table_readable(meta)
-        judge_tables(facts, disabled, [*absent, *unread])
+        facts.table_rows = _count_rows(fetched.meta.root, data_files(fetched.meta), limits.max_frames)
+        facts.tables, unread = table_readable(fetched.meta)
+        judge_tables(facts, disabled, [*fetched.absent, *unread])
     except DatasetError as error:
         facts.tables_error = str(error)
+    reasons = judge(_TIERS["tables"], facts, limits, disabled)
+    if not reasons:
+        gather_joints(facts)
+        reasons = judge(_TIERS["joints"], facts, limits, disabled)
+    return make_row(facts, reasons, limits)
 
 
 def judge_tables(facts: Facts, disabled: Container[str] = (), unread: Sequence[Fault] = ()) -> None:
@@ -306,26 +283,14 @@ def _unchanged(known: Row, revision: str | None, gated: bool | None) -> bool:
     return gated is None or gated == known.gated
 
 
-def _check_sizes(root: Path, files: Sequence[str], max_rows: int) -> tuple[int, int]:
-    """The rows, and the bytes that the columns unfold to, from the footers: a small file can unfold to any
-    number. A file without a sound footer is not counted, since it cannot be read either.
-    """
-    rows = size = 0
+def _count_rows(root: Path, files: Sequence[str], max_rows: int) -> int:
+    """The rows, from the footers. A file without a sound footer is not counted: it cannot be read either."""
+    rows = 0
     for relative in files:
         try:
-            footer = pq.read_metadata(root / relative)
+            rows += pq.read_metadata(root / relative).num_rows
         except (pa.ArrowException, OSError):
             continue
-        rows += footer.num_rows
-        groups = (footer.row_group(number) for number in range(footer.num_row_groups))
-        columns = (group.column(number) for group in groups for number in range(group.num_columns))
-        size += sum(
-            max(column.total_uncompressed_size, 8 * column.num_values)
-            for column in columns
-            if column.path_in_schema.partition(".")[0] in COLUMNS or column.path_in_schema in COLUMNS
-        )
         if rows > max_rows:
             raise DatasetError(f"the tables have more than {max_rows} rows")
-        if size > MAX_UNFOLDED_BYTES:
-            raise DatasetError(f"the tables unfold to more than {MAX_UNFOLDED_BYTES // 1_000_000} MB")
-    return rows, size
+    return rows

@@ -12,7 +12,7 @@ from depi.catalog.catalogue import load_catalog
 from depi.catalog.episode_video import Episode, write_video
 from depi.catalog.episodes import verdicts
 from depi.catalog.text import clean
-from depi.datasets.judging.examine import examine_files
+from depi.datasets.judging.examine import examine_tables, fetch_tables
 from depi.datasets.judging.faults import Fault
 from depi.datasets.recording.checks import resolve_file
 from depi.datasets.recording.formats import DatasetMeta, data_files, select_episodes, video_files
@@ -115,7 +115,7 @@ def faults_of(files: DatasetFiles, config: ViewConfig) -> tuple[Fault, ...]:
     if not files.is_local:
         return ()
     try:
-        found = examine_files(files, read_meta(files)).faults
+        found = examine_tables(fetch_tables(files, read_meta(files))).faults
     except DatasetError:
         return ()
     return tuple(fault for fault in found if fault.episode == config.episode)

@@ -66,14 +66,14 @@ def test_a_bug_in_a_rule_is_loud_and_costs_one_dataset(
 ):
     for number, name in enumerate(("one", "two")):
         publish(make_dataset(tmp_path / name, seed=number), f"ann/so101_{name}")
-    detect = collecting.Inspector._reasons
+    detect = collecting.Inspector._judge
 
     def stumble(self, facts, files):
         if facts.repo_id == "ann/so101_two":
             raise KeyError("forgotten")
         return detect(self, facts, files)
 
-    monkeypatch.setattr(collecting.Inspector, "_reasons", stumble)
+    monkeypatch.setattr(collecting.Inspector, "_judge", stumble)
     assert main([f"--output_dir={tmp_path / 'out'}"]) == 3
     (failed,) = [row for row in read_rows(tmp_path / "out") if row.verdict == "failed"]
     assert failed.reasons == ["not inspected: internal error, KeyError: 'forgotten'"]

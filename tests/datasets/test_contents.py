@@ -12,7 +12,7 @@ import pytest
 from recordings import REAL, Recording, write_v2, write_v3
 
 from depi.datasets.judging import contents
-from depi.datasets.judging.examine import Examined, examine, examine_files
+from depi.datasets.judging.examine import Examined, examine, examine_tables, fetch_tables
 from depi.datasets.judging.faults import find_faults
 from depi.datasets.judging.reading import table_readable
 from depi.datasets.judging.rules import CONTENTS, LEAVING_OUT, OPTIONAL
@@ -42,7 +42,8 @@ def copy(root: Path, tmp_path: Path) -> Path:
 
 
 def examined(root: Path) -> Examined:
-    return examine_files(LocalFiles(DatasetSource("a/b", root=root)), load_meta(root, "a/b"))
+    files = LocalFiles(DatasetSource("a/b", root=root))
+    return examine_tables(fetch_tables(files, load_meta(root, "a/b")))
 
 
 def found(root: Path) -> dict[int, list[str]]:

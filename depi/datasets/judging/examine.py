@@ -76,22 +76,43 @@ def examine(
     return Examined(recording, detection, tuple(faults), unreadable, unlike)
 
 
-def examine_files(
-    files: DatasetFiles,
-    meta: DatasetMeta,
-    recorded_in: str | None = None,
-    asked: Collection[EpisodeRule] = OPTIONAL,
+@dataclass(frozen=True)
+class FetchedTables:
+    """A dataset whose tables are on disk.
+
+    listed: its metadata
+    meta: the same with the episodes that have their files
+    absent: a fault for each of the others
+    """
+
+    listed: DatasetMeta
+    meta: DatasetMeta
+    absent: tuple[Fault, ...]
+
+
+def fetch_tables(files: DatasetFiles, meta: DatasetMeta) -> FetchedTables:
+    """Have the tables of all episodes on disk that have their files.
+
+    Raises:
+        DatasetError: no episode has its files.
+        UserError: the storage does not give a table.
+    """
+    there, absent = files_there(meta, files.lacking)
+    files.fetch(data_files(there))
+    return FetchedTables(meta, there, tuple(absent))
+
+
+def examine_tables(
+    fetched: FetchedTables, recorded_in: str | None = None, asked: Collection[EpisodeRule] = OPTIONAL
 ) -> Examined:
-    """Fetch and read the tables of all episodes that can be read, and `examine` them.
+    """Read the tables of all episodes that can be read, and `examine` them.
 
     Raises:
         DatasetError: no episode can be read, or the joints cannot be `recorded_in`.
-        UserError: the storage does not give a table.
     """
-    meta, absent = files_there(meta, files.lacking)
-    files.fetch(data_files(meta))
-    tables, unread = table_readable(meta)
-    return examine(tables.meta, tables.columns, recorded_in, unread=[*absent, *unread], asked=asked)
+    tables, unread = table_readable(fetched.meta)
+    faults = [*fetched.absent, *unread]
+    return examine(tables.meta, tables.columns, recorded_in, unread=faults, asked=asked)
 
 
 def keep(recording: Recording, kept: np.ndarray, left_out: Mapping[int, str]) -> Recording:

@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from depi.datasets.judging.examine import FetchedTables, fetch_tables
 from depi.datasets.recording.cameras import camera_order
 from depi.datasets.recording.checks import resolve_file
 from depi.datasets.recording.joints import Detection
+from depi.datasets.recording.metadata import load_meta
 from depi.datasets.recording.places import image_places
 from depi.datasets.recording.sources import DatasetFiles, cache_folder
 from depi.datasets.recording.tables import ACTION, STATE
 from depi.datasets.union.index import IMAGE, VIDEO, read_index, write_index
 from depi.datasets.union.opening import OpenDataset, open_dataset, recorded_fps
+from depi.engine.confined import confined
 from depi.errors import DatasetError
 from depi.fingerprint import code, fingerprint
 
@@ -98,8 +101,12 @@ def open_part(source: DatasetFiles, options: Options) -> Part:
     folder = cache_folder() / "index" / "datasets" / key
     index = read_index(folder)
     if index is None:
-        dataset = open_dataset(source, episodes, *how)
-        _write(folder, dataset, source)
+        source.fetch_metadata()
+        meta = confined(load_meta, source.root, source.repo_id, source.revision)
+        source.check_complete(meta)
+        fetched = fetch_tables(source, meta)
+        about = {"local": source.is_local, "licence": source.licence}
+        confined(_make_index, folder, fetched, about, episodes, *how)
         index = read_index(folder)
     if index is None:
         raise DatasetError(f"its index {folder} cannot be read back")
@@ -122,7 +129,9 @@ def _choose(keys: list[str], options: Options) -> tuple[int, ...]:
     return tuple(keys.index(key) for key in chosen)
 
 
-def _write(folder: Path, dataset: OpenDataset, source: DatasetFiles) -> None:
+def _make_index(folder: Path, fetched: FetchedTables, about: dict[str, Any], *how: Any) -> None:
+    """Read a dataset as `open_dataset` does, and write its index; `about` is more of its entry."""
+    dataset = open_dataset(fetched, *how)
     cameras, files = _camera_columns(dataset)
     episodes = dataset.meta.episodes
     columns = {
@@ -140,7 +149,7 @@ def _write(folder: Path, dataset: OpenDataset, source: DatasetFiles) -> None:
         files=files,
         file_dataset=np.zeros(len(files), np.int32),
         tasks=dataset.tasks,
-        manifest={"datasets": [_entry(dataset, source)]},
+        manifest={"datasets": [{**_entry(dataset), **about}]},
     )
 
 
@@ -164,12 +173,11 @@ def _camera_columns(dataset: OpenDataset) -> tuple[dict[str, np.ndarray], list[s
     return columns, list(numbers)
 
 
-def _entry(dataset: OpenDataset, source: DatasetFiles) -> dict[str, Any]:
+def _entry(dataset: OpenDataset) -> dict[str, Any]:
     meta, info = dataset.meta, dataset.meta.info
     return {
         "repo_id": meta.repo_id,
         "revision": meta.revision,
-        "local": source.is_local,
         "version": info.version,
         "robot_type": info.robot_type,
         "convention": dataset.detection.convention,
@@ -183,7 +191,6 @@ def _entry(dataset: OpenDataset, source: DatasetFiles) -> dict[str, Any]:
         "episodes_left_out": {str(index): reason for index, reason in dataset.unreadable.items()},
         "bad_episodes": {str(index): reason for index, reason in dataset.bad.items()},
         "offsets_taken_out": dataset.offsets,
-        "licence": source.licence,
         "state_dim": dataset.state.shape[1],
         "action_dim": dataset.action.shape[1],
         "state_names": info.features[STATE].names,

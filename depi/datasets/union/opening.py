@@ -5,15 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from depi.datasets.judging.examine import examine_files, keep
+from depi.datasets.judging.examine import FetchedTables, examine_tables, keep
 from depi.datasets.judging.faults import Recording, bad_episodes
 from depi.datasets.judging.offsets import measure_offsets, take_out
 from depi.datasets.judging.rules import LEAVING_OUT
 from depi.datasets.recording.cameras import slot_order
 from depi.datasets.recording.formats import DatasetMeta
 from depi.datasets.recording.joints import Detection, to_space
-from depi.datasets.recording.metadata import read_meta
-from depi.datasets.recording.sources import DatasetFiles
 from depi.datasets.recording.tables import ACTION, STATE
 from depi.errors import DatasetError, UserError
 
@@ -48,17 +46,17 @@ class OpenDataset:
 
 
 def open_dataset(
-    files: DatasetFiles,
+    fetched: FetchedTables,
     episodes: Sequence[int] | None = None,
     joint_convention: str = "degrees",
     recorded_in: str | None = None,
     bad: Mapping[int, str] | None = None,
     correct_offsets: bool = False,
 ) -> OpenDataset:
-    """Fetch and read one dataset's metadata and tables; its videos are not touched.
+    """Read one dataset's tables; its videos are not touched.
 
     Args:
-        files: where it is.
+        fetched: the dataset.
         episodes: recorded episode indices to use, all by default. The tables of the others are read too: the
             joint convention is the recording's, whichever part of it is used.
         joint_convention: the units of state and action, one of `depi.datasets.recording.joints.SPACES`.
@@ -69,11 +67,11 @@ def open_dataset(
 
     Raises:
         DatasetError: the dataset cannot be used; the message is the reason.
-        UserError: the Hub does not give it, or `episodes` names one that does not exist.
+        UserError: `episodes` names one that does not exist.
     """
-    meta = read_meta(files)
-    wanted = meta.episodes.episode_index if episodes is None else _wanted(meta, episodes)
-    examined = examine_files(files, meta, recorded_in, LEAVING_OUT if bad is None else ())
+    listed = fetched.listed
+    wanted = listed.episodes.episode_index if episodes is None else _wanted(listed, episodes)
+    examined = examine_tables(fetched, recorded_in, LEAVING_OUT if bad is None else ())
     recording, detection = examined.recording, examined.detection
     columns = recording.columns
     if detection.convention == "unknown":
