@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 import os
 import time
 from collections import Counter
@@ -40,8 +39,6 @@ from depi.flags import check_ranges, parse_flags
 from depi.hub.client import session
 from depi.hub.client.api import HubUnreachable
 from depi.progress import progress_bar
-
-logger = logging.getLogger(__name__)
 
 # After this many candidates without a single answer, the Hub is taken to be unreachable.
 GIVE_UP_AFTER = 8
@@ -281,9 +278,6 @@ def inspect_all(
 ) -> list[Row]:
     """Inspect the candidates concurrently; one row each, and one for each dataset of a collection.
 
-    An exception in an inspection is a bug: its traceback is logged and the candidate is marked as failed, so
-    that one dataset does not stop the others and is not taken for judged.
-
     Raises:
         UserError: the Hub answered for none of the candidates.
         MachineError: their files cannot be stored here.
@@ -306,7 +300,8 @@ def inspect_all(
                     silent += 1
                     if silent == len(rows) + 1 and silent >= min(GIVE_UP_AFTER, len(candidates)):
                         raise outcome
-                row = outcome if isinstance(outcome, Row) else _failed(candidate, outcome)
+                failed = f"not inspected: {outcome}"
+                row = outcome if isinstance(outcome, Row) else bare_row(candidate.repo_id, FAILED, failed)
                 rows[row.repo_id] = row
                 if row is not inspector.known.get(row.repo_id):
                     journal.add(row)
@@ -314,14 +309,6 @@ def inspect_all(
             total += len(waiting)
             show(done, total)
     return list(rows.values())
-
-
-def _failed(candidate: Candidate, error: Exception) -> Row:
-    reason = f"not inspected: {error}"
-    if not isinstance(error, HubUnreachable):
-        logger.error("inspecting %s failed", candidate.repo_id, exc_info=error)
-        reason = f"not inspected: internal error, {type(error).__name__}: {error}"
-    return bare_row(candidate.repo_id, FAILED, reason)
 
 
 def print_rules(console: Console) -> None:

@@ -30,6 +30,7 @@ from depi.datasets.judging.faults import Fault
 from depi.datasets.judging.reading import table_readable
 from depi.datasets.judging.rules import OPTIONAL
 from depi.datasets.recording import formats
+from depi.datasets.recording.border import reading
 from depi.datasets.recording.formats import INFO_FILE, data_files
 from depi.datasets.recording.hub_files import HubFiles
 from depi.datasets.recording.metadata import load_meta, read_info
@@ -44,6 +45,7 @@ from depi.hub.names import DatasetId, parse_dataset_id
 MAX_TASKS = 20
 MAX_CAMERAS = 16
 _TIERS = {tier.name: tier for tier in TIERS}
+_REFUSED = (client.RepoMissing, client.RepoGated, client.FileMissing, client.TooLarge, DatasetError)
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,8 @@ class Inspector:
     def __call__(self, candidate: Candidate) -> Row | Collection:
         """Inspect and judge one candidate; a request each for the listing and every file needed.
 
-        A repository that is missing, closed or boundless is rejected. One that cannot be fetched for any
-        other reason is "failed", with a reason "not inspected: ...".
+        A repository that is missing, closed, boundless or unreadable is rejected. One that cannot be fetched
+        for any other reason is "failed", with a reason "not inspected: ...".
 
         Raises:
             HubUnreachable: no answer from the Hub, which may be this repository's fault or not.
@@ -79,18 +81,19 @@ class Inspector:
         if known is not None and _unchanged(known, candidate.revision, candidate.gated):
             return known
         try:
-            with client.time_limit(self.max_seconds):
+            with client.time_limit(self.max_seconds), reading():
                 return self._inspect(candidate, known)
-        except (client.RepoMissing, client.RepoGated, client.FileMissing, client.TooLarge) as error:
-            # Access may be granted without a new commit: only what is too large stays so until there is one.
-            revision = candidate.revision if isinstance(error, client.TooLarge) else None
+        except _REFUSED as error:
+            # Access may be granted without a new commit, what the files are like stays so until there is one.
+            lasts = isinstance(error, client.TooLarge | DatasetError)
+            revision = candidate.revision if lasts else None
             dataset = parse_dataset_id(candidate.repo_id)
             facts = Facts(candidate.repo_id, revision or "", files={}, access_error=str(error))
             facts.path, facts.gated = dataset.path or None, bool(candidate.gated)
             return make_row(facts, judge(TIERS[0], facts, self.limits, self.disabled), self.limits)
         except client.HubUnreachable:
             raise
-        except (client.HubError, DatasetError) as error:
+        except client.HubError as error:
             return bare_row(candidate.repo_id, FAILED, f"not inspected: {error}")
 
     def _inspect(self, candidate: Candidate, known: Row | None) -> Row | Collection:

@@ -1,6 +1,7 @@
 """What goes wrong around the inspections: the Hub, the disk, the flags, and bugs."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -61,24 +62,22 @@ def test_what_cannot_be_fetched_is_failed_whatever_robot_is_wanted(
     }
 
 
-def test_a_bug_in_a_rule_is_loud_and_costs_one_dataset(
-    hub, tmp_path, make_dataset, publish, monkeypatch, caplog
-):
+def test_what_nobody_foresaw_refuses_one_dataset(hub, tmp_path, make_dataset, publish, monkeypatch, caplog):
     for number, name in enumerate(("one", "two")):
         publish(make_dataset(tmp_path / name, seed=number), f"ann/so101_{name}")
-    detect = collecting.Inspector._judge
+    judge = collecting.Inspector._judge
 
     def stumble(self, facts, files):
         if facts.repo_id == "ann/so101_two":
             raise KeyError("forgotten")
-        return detect(self, facts, files)
+        return judge(self, facts, files)
 
     monkeypatch.setattr(collecting.Inspector, "_judge", stumble)
-    assert main([f"--output_dir={tmp_path / 'out'}"]) == 3
-    (failed,) = [row for row in read_rows(tmp_path / "out") if row.verdict == "failed"]
-    assert failed.reasons == ["not inspected: internal error, KeyError: 'forgotten'"]
+    caplog.set_level(logging.DEBUG)
+    assert main([f"--output_dir={tmp_path / 'out'}"]) == 0
+    (refused,) = [row for row in read_rows(tmp_path / "out") if row.verdict == "rejected"]
+    assert refused.reasons == ["reachable: unreadable: KeyError: \"'forgotten'\""]
     assert "Traceback" in caplog.text
-    assert json.loads((tmp_path / "out/bad_dataset_ids.json").read_text()) == {}
 
 
 def test_user_errors_leave_the_files_alone(hub, tmp_path, make_dataset, publish):

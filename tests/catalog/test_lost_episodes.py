@@ -12,7 +12,7 @@ from depi.catalog.find import Candidate
 from depi.catalog.inspect import Inspector
 from depi.datasets.recording.hub_files import HubFiles
 from depi.datasets.recording.sources import DatasetSource
-from depi.datasets.union.opening import open_dataset
+from depi.datasets.union.opening import fetch_dataset, open_dataset
 
 EPISODES, LENGTH = 5, 40
 
@@ -66,7 +66,7 @@ def test_an_episode_that_is_lost_does_not_cost_the_dataset(module_hub, tmp_path,
     commit = publish(root, repo_id)
     row = inspected(repo_id)
     assert (row.verdict, row.reasons) == ("accepted", [])
-    opened = open_dataset(HubFiles(DatasetSource(repo_id, commit)))
+    opened = open_dataset(fetch_dataset(HubFiles(DatasetSource(repo_id, commit))))
     assert opened.meta.episodes.episode_index.tolist() == [0, 1, 3, 4]
     assert list(opened.unreadable) == [2]
 

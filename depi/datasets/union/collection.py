@@ -15,6 +15,7 @@ from huggingface_hub.utils import WeakFileLock
 from rich.console import Console
 from rich.progress import track
 
+from depi.datasets.recording.border import reading
 from depi.datasets.recording.joints import check_native
 from depi.datasets.recording.sources import DatasetFiles, DatasetSource, cache_folder
 from depi.datasets.recording.storages import open_source
@@ -145,7 +146,8 @@ def _in_threads[Item, Result](
 
     def outcome(item: Item) -> Result | Exception:
         try:
-            return function(item)
+            with reading():
+                return function(item)
         except MachineError:
             raise
         except (DatasetError, UserError) as error:

@@ -9,6 +9,7 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
+from depi.datasets.recording.border import reading
 from depi.datasets.recording.cameras import check_slots, letterbox
 from depi.datasets.recording.joints import JOINTS, SPACES
 from depi.datasets.recording.place_reader import PlaceReader
@@ -246,6 +247,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
     def _episode(self, index: int) -> int:
         return int(np.searchsorted(self.episode_start, index, side="right")) - 1
 
+    @reading()
     def _sample(self, index: int) -> dict[str, Any]:
         episode = self._episode(index)
         dataset = int(self.episode_dataset[episode])
