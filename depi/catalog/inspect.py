@@ -134,7 +134,8 @@ class Inspector:
                 return make_row(facts, reasons, self.limits)
         try:
             fetched = fetch_tables(files, facts.meta)
-            return confined(judge_recording, facts, fetched, self.limits, self.disabled)
+            work = (judge_recording, facts, fetched, self.limits, self.disabled)
+            return confined(*work, seconds=fetched.seconds, megabytes=fetched.megabytes)
         except DatasetError as error:
             facts.tables_error = str(error)
         return make_row(facts, judge(_TIERS["tables"], facts, self.limits, self.disabled), self.limits)

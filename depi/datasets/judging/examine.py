@@ -16,6 +16,7 @@ from depi.datasets.recording.formats import DatasetMeta, data_files, select_epis
 from depi.datasets.recording.joints import Detection, to_degrees
 from depi.datasets.recording.sources import DatasetFiles
 from depi.datasets.recording.tables import ACTION, STATE
+from depi.engine.confined import MEGABYTES, SECONDS
 from depi.errors import DatasetError
 
 
@@ -88,6 +89,16 @@ class FetchedTables:
     listed: DatasetMeta
     meta: DatasetMeta
     absent: tuple[Fault, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Processor time to read and judge them at most. Usual are 4 us a frame."""
+        return max(SECONDS, 20e-6 * self.listed.num_frames)
+
+    @property
+    def megabytes(self) -> float:
+        """Memory to read and judge them at most. Usual are 500 bytes a frame."""
+        return max(MEGABYTES, 700e-6 * self.listed.num_frames)
 
 
 def fetch_tables(files: DatasetFiles, meta: DatasetMeta) -> FetchedTables:

@@ -102,7 +102,8 @@ def open_part(source: DatasetFiles, options: Options) -> Part:
     if index is None:
         fetched = fetch_dataset(source)
         about = {"local": source.is_local, "licence": source.licence}
-        confined(_make_index, folder, fetched, about, episodes, *how)
+        limits = {"seconds": fetched.seconds, "megabytes": fetched.megabytes}
+        confined(_make_index, folder, fetched, about, episodes, *how, **limits)
         index = read_index(folder)
     if index is None:
         raise DatasetError(f"its index {folder} cannot be read back")
