@@ -12,7 +12,13 @@ from depi.policies.configuration_depi_pi0 import DepiPi0Config
 from depi.policies.factory import load_policy, make_policy, save_checkpoint
 from depi.policies.families import TYPES, family
 from depi.policies.pi0 import Pi0Policy
-from depi.policies.processors import load_processors, make_processors, on_cpu, preprocess
+from depi.policies.processors import (
+    load_processors,
+    make_processors,
+    on_cpu,
+    preprocess,
+    relative_joints,
+)
 
 # LeRobot's parser knows a policy type from when its configuration class is imported.
 for _kind in TYPES:
@@ -29,6 +35,7 @@ __all__ = [
     "on_cpu",
     "pack_batch",
     "preprocess",
+    "relative_joints",
     "resolve_checkpoint",
     "save_checkpoint",
     "set_features",

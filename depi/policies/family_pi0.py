@@ -56,7 +56,15 @@ def refuse_unsupported(config: PI0Config) -> None:
 
 def _output(config: PI0Config) -> str:
     names = config.action_feature_names or []
-    return f"- Action: chunks of {config.chunk_size} steps of {len(names)} joints: {', '.join(names)}."
+    line = f"- Action: chunks of {config.chunk_size} steps of {len(names)} joints: {', '.join(names)}."
+    if not config.use_relative_actions:
+        return line
+    absolute = ", ".join(config.relative_exclude_joints) or "none"
+    return (
+        f"{line} The network's actions are relative to the state at the chunk's first step (absolute: "
+        f"{absolute}); the saved processors turn whole chunks into absolute ones, single actions of later "
+        "steps they cannot, so do not run it with `lerobot-eval`."
+    )
 
 
 FAMILY = Family(

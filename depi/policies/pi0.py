@@ -246,8 +246,16 @@ class Pi0Policy(OwnPolicy):
         """The next normalised action [B, D]; samples a new chunk every `config.n_action_steps` calls.
 
         Raises:
-            UserError: real-time chunking is on, which needs to know what is left of the previous chunk.
+            UserError: real-time chunking is on, which needs to know what is left of the previous chunk; or
+                actions are relative to the state at a chunk's first step, which a caller of later steps would
+                no longer have.
         """
+        if self.config.use_relative_actions and self.config.n_action_steps > 1:
+            raise UserError(
+                "select_action cannot give relative actions one by one, each would be added to the state of "
+                "its own step: call predict_action_chunk, use depi eval or lerobot-rollout with "
+                "--inference.type=rtc, or set n_action_steps to 1"
+            )
         if rtc_enabled(self.config):
             raise UserError("select_action cannot chunk in real time: set rtc_config to null")
         if not self._queue:

@@ -21,6 +21,7 @@ from lerobot.processor import (
     UnnormalizerProcessorStep,
 )
 from lerobot.processor.converters import policy_action_to_transition, transition_to_policy_action
+from lerobot.utils.constants import ACTION
 from safetensors import SafetensorError
 
 from depi.errors import UserError, first_line
@@ -51,16 +52,13 @@ def make_processors(
 
     Args:
         config: with features set; see `set_features`.
-        stats: `{"observation.state": {"mean": ..., "std": ...}, "action": ...}`, arrays or tensors.
+        stats: `{"observation.state": {"mean": ..., "std": ...}, "action": ...}`, arrays or tensors; those of
+            relative actions where the policy's are, see `relative_joints`.
         indicator: prompts say that the advantage is positive, where they do not say what it is.
 
     Raises:
         UserError: the tokenizer cannot be had, or knows more tokens than the policy.
     """
-    if config.use_relative_actions:
-        raise UserError(
-            "policy configuration: use_relative_actions needs statistics that DePi does not compute yet"
-        )
     tensors = {
         key: {name: torch.as_tensor(np.asarray(value)) for name, value in values.items()}
         for key, values in stats.items()
@@ -73,6 +71,19 @@ def make_processors(
     pre, post = _with_tokenizer(make)
     _fit_tokenizer(pre, config)
     return pre, post
+
+
+def relative_joints(config: Any) -> list[bool] | None:
+    """For each number of the policy's actions, whether it is relative to the state; None where none is.
+
+    Those whose name contains one of `relative_exclude_joints` stay absolute, by LeRobot's own rule.
+    """
+    if not config.use_relative_actions:
+        return None
+    step = RelativeActionsProcessorStep(
+        exclude_joints=config.relative_exclude_joints, action_names=config.action_feature_names
+    )
+    return step._build_mask(config.output_features[ACTION].shape[0])
 
 
 def load_processors(

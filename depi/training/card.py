@@ -133,6 +133,7 @@ def _run_lines(config: TrainConfig, policy: PreTrainedConfig) -> list[str]:
         *plugin,
         "lerobot-rollout --strategy.type=base \\",
         "    --policy.path=THIS_REPOSITORY_OR_FOLDER \\",
+        *(["    --inference.type=rtc \\"] if getattr(policy, "use_relative_actions", False) else []),
         "    --robot.type=so101_follower --robot.port=/dev/ttyACM0 --robot.id=my_arm \\",
         f"    --robot.cameras='{{{cameras}}}' \\",
         '    --task="what the arm shall do" --duration=60',

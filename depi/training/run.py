@@ -17,7 +17,7 @@ from depi.datasets.union.multi import MultiLeRobotDataset
 from depi.errors import UserError
 from depi.files import read_json, write_json
 from depi.hub.client.api import go_offline
-from depi.policies import load_processors, make_policy, make_processors
+from depi.policies import load_processors, make_policy, make_processors, relative_joints
 from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
 from depi.policies.factory import AnyPolicy, load_any_policy
 from depi.policies.processors import is_told_advantages
@@ -209,7 +209,8 @@ def build_processors(
     if config.resume_from:
         return load_processors(config.resume_from, device=policy.config.device)
     indicator = config.advantage.mode != "off"
-    return make_processors(policy.config, stream.samples.stats(), indicator=indicator)
+    stats = stream.samples.stats(relative_joints(policy.config))
+    return make_processors(policy.config, stats, indicator=indicator)
 
 
 def describe(run: Run) -> None:

@@ -68,13 +68,6 @@ def test_vocabulary_must_fit(make_config, data, stats, tokenizer):
         make_processors(config, stats)
 
 
-def test_relative_actions_are_refused(make_config, data, stats):
-    config = make_config(use_relative_actions=True)
-    set_features(config, data)
-    with pytest.raises(UserError, match="use_relative_actions"):
-        make_processors(config, stats)
-
-
 def test_gated_tokenizer(hub, make_config, data, stats, monkeypatch):
     """The way to the published tokenizer, for a user who has not asked for access."""
     HfApi(endpoint=hub.endpoint, token=hub.write_token).update_repo_settings(TOKENIZER, gated="manual")

@@ -1,6 +1,6 @@
 """The endless stream of training samples: each a pure function of (seed, position)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -149,16 +149,22 @@ class TrainingStream(torch.utils.data.Dataset):
                 sample[slot] = before[self.slots[source]]
                 sample[f"{slot}_is_pad"] = before[f"{self.slots[source]}_is_pad"]
 
-    def stats(self) -> dict[str, dict[str, np.ndarray]]:
-        """Statistics of the episodes that are drawn from, as `MultiLeRobotDataset.stats` has them of all."""
+    def stats(self, relative: Sequence[bool] | None = None) -> dict[str, dict[str, np.ndarray]]:
+        """Statistics of the episodes that are drawn from, as `MultiLeRobotDataset.stats` has them of all.
+
+        Args:
+            relative: for each number of an action whether it is relative to the state at its chunk's first
+                frame; None where actions are absolute.
+        """
         dataset, drawn = self.dataset, self.mixture.draws_from(self.episode_start)
-        if drawn.all():
-            return dataset.stats
-        rows = np.repeat(drawn, np.diff(self.episode_start))
-        return {
-            key: compute_stats(values, rows)
-            for key, values in ((STATE, dataset.state), (ACTION, dataset.action))
-        }
+        stats = dict(dataset.stats)
+        if not drawn.all():
+            rows = np.repeat(drawn, np.diff(self.episode_start))
+            columns = ((STATE, dataset.state), (ACTION, dataset.action))
+            stats = {key: compute_stats(values, rows) for key, values in columns}
+        if relative is not None:
+            stats[ACTION] = dataset.relative_stats(relative, drawn)
+        return stats
 
     def report(self) -> dict[str, Any]:
         """What the stream is drawn from, for `data_report.json`."""

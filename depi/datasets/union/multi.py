@@ -1,5 +1,6 @@
 """Many LeRobot datasets as one training set, read in place."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ from depi.datasets.recording.place_reader import PlaceReader
 from depi.datasets.recording.places import ImagePlace, file_per_episode
 from depi.datasets.recording.sources import DatasetSource
 from depi.datasets.recording.tables import ACTION, STATE
+from depi.datasets.union.chunks import ChunkData, chunk_places, relative_stats
 from depi.datasets.union.collection import open_collection
 from depi.datasets.union.dataset_index import BadEpisodes, Options
 from depi.datasets.union.index import IMAGE, NO_CAMERA, map_index
 from depi.datasets.union.quarantine import Quarantine
 from depi.datasets.union.shards import PreparedImages, Wanted
-from depi.datasets.union.statistics import stats_from_json
+from depi.datasets.union.statistics import stats_from_json, stats_to_json
 from depi.errors import DatasetError, UserError
+from depi.files import read_json, write_json
+from depi.fingerprint import code, fingerprint
 
 __all__ = ["DatasetSource", "MultiLeRobotDataset"]
 
@@ -272,17 +276,13 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
 
     def _action_chunk(self, index: int, end: int, fps: float) -> tuple[Tensor, Tensor]:
         """Actions float32 [chunk_size, D] from frame `index` on, and which of them lie past the episode."""
-        steps = np.arange(self.chunk_size)
-        if self.action_freq is None or self.action_freq == fps:
-            rows = index + steps
+        lower, way = chunk_places(self.chunk_size, fps, self.action_freq)
+        rows = index + lower
+        if not way.any():
             return torch.from_numpy(self.action[np.minimum(rows, end - 1)]), torch.from_numpy(rows >= end)
-        # In float64, and multiplied first: whole positions come out whole, and no rounding pattern arises.
-        position = steps * fps / self.action_freq
-        lower = np.floor(position)
-        weight = torch.from_numpy((position - lower).astype(np.float32))[:, None]
-        rows = index + lower.astype(np.int64)
+        weight = torch.from_numpy(way.astype(np.float32))[:, None]
         here, after = (torch.from_numpy(self.action[np.minimum(row, end - 1)]) for row in (rows, rows + 1))
-        return torch.lerp(here, after, weight), torch.from_numpy(index + position > end - 1)
+        return torch.lerp(here, after, weight), torch.from_numpy(rows + way > end - 1)
 
     def _images(self, episode: int, frame: int) -> dict[str, Tensor]:
         found = self.camera_images(episode, frame, self.image_size)
@@ -371,6 +371,39 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         offset = index - int(self.episode_start[episode])
         bounds = [self.episode_start[other : other + 2].tolist() for other in episodes]
         return [start + offset % (end - start) for start, end in bounds]
+
+    def relative_stats(
+        self, relative: Sequence[bool], drawn: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """Statistics of action chunks relative to the state at their first frame; computed once, then cached.
+
+        Args:
+            relative: for each number of an action whether the state is subtracted.
+            drawn: bool [E], the episodes that count; None for all.
+
+        Returns:
+            As `depi.datasets.union.chunks.relative_stats`.
+
+        Raises:
+            UserError: state and action are not of the same joints.
+        """
+        if self.state_dim != self.action_dim or self.state_names != self.action_names:
+            raise UserError(
+                f"actions cannot be relative to the state: a state has {self.state_dim} numbers "
+                f"({self.state_names}), an action {self.action_dim} ({self.action_names})"
+            )
+        drawn = np.ones(self.num_episodes, bool) if drawn is None else drawn
+        how = (tuple(map(bool, relative)), self.chunk_size, self.action_freq)
+        key = fingerprint(code("depi.datasets.union.chunks"), *how, np.packbits(drawn).tobytes())
+        stored = self._index_folder / f"relative-{key}.json"
+        if stored.is_file():
+            return stats_from_json({ACTION: read_json(stored)})[ACTION]
+        fps = np.array([entry["recorded_fps"] for entry in self.entries])[self.episode_dataset]
+        data = ChunkData(self.state, self.action, self.episode_start, fps, drawn)
+        stats = relative_stats(data, *how)
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            write_json(stored, stats_to_json({ACTION: stats})[ACTION])
+        return stats
 
     def decode_failures(self) -> dict[str, dict[int, int]]:
         """Per dataset and recorded episode, how many samples were replaced since opening, all workers."""
