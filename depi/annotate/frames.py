@@ -160,7 +160,7 @@ def _decode(clip: Clip, max_pixels: int) -> Images:
 def _read(root: Path, clip: Clip, camera: str) -> Sequence[Tensor]:
     """The images of one camera at the clip's frames, uint8 [3, H, W] each."""
     if not hasattr(_own, "reader"):
-        _own.reader = PlaceReader(max_videos=4, max_tables=2)
+        _own.reader = PlaceReader(max_videos=4, max_image_bytes=150_000_000)
     place = clip.cameras[camera]
     path = resolve_file(root, place.file)
     moments = zip(clip.frames, clip.seconds, strict=True)

@@ -161,7 +161,7 @@ def _messages(question: Question) -> list[dict[str, Any]]:
     for label, jpeg in question.images:
         content += [
             {"type": "text", "text": label},
-            {"type": "image", "image": Image.open(io.BytesIO(jpeg)).convert("RGB")},
+            {"type": "image", "image": Image.open(io.BytesIO(jpeg), formats=["JPEG"]).convert("RGB")},
         ]
     content.append({"type": "text", "text": question.text})
     system = [{"type": "text", "text": question.system}]

@@ -12,7 +12,8 @@ from typing import Any
 import av
 import numpy as np
 
-from depi.datasets.recording.formats import MAX_IMAGE_SIDE
+from depi.datasets.recording.allowed import CONTAINER_OPTIONS, DECODER_OPTIONS, check_codec, check_size
+from depi.datasets.recording.mp4 import Mp4Index
 from depi.errors import DatasetError
 from depi.hub.client import api as client
 from depi.hub.client.ranges import RemoteFile
@@ -23,6 +24,7 @@ MAX_FORWARD = 60
 """Frames that are decoded at most to reach one after its keyframe."""
 # FFmpeg must not look into packets, of which only the places are asked.
 _AS_INDEXED = {"fflags": "noparse+nofillin", "probesize": "4096", "analyzeduration": "1"}
+_AS_INDEXED |= CONTAINER_OPTIONS | DECODER_OPTIONS
 
 
 @dataclass(frozen=True)
@@ -63,22 +65,33 @@ class Video:
     """An open video of a file of which only parts are fetched.
 
     Raises:
-        DatasetError: it holds no picture, an absurd one, or more frames than are read.
-        av.FFmpegError: it is no mp4.
+        DatasetError: it holds no picture, one of a codec that is not read or of an absurd size, or more
+            frames than are read.
+        Exception: of any kind, over a broken file.
     """
 
-    def __init__(self, file: RemoteFile) -> None:
+    def __init__(self, file: RemoteFile, declared: tuple[int, int] | None = None) -> None:
+        """Read its header and index; `declared` is the (height, width) of the dataset, see `check_size`."""
         self._file, self._view = file, _View(file)
+        index = Mp4Index(self._view)
+        self._view.seek(0)
         self.container = av.open(self._view, format="mp4", options=_AS_INDEXED)
+        try:
+            self._read_header(index, declared)
+        except BaseException:
+            self.container.close()
+            raise
+
+    def _read_header(self, index: Mp4Index, declared: tuple[int, int] | None) -> None:
         if not self.container.streams.video:
             raise DatasetError("there is no picture in it")
         self.stream = self.container.streams.video[0]
+        self.codec = check_codec(self.stream, index)
         self.width, self.height = self.stream.width, self.stream.height
-        if not (0 < self.width <= MAX_IMAGE_SIDE and 0 < self.height <= MAX_IMAGE_SIDE):
-            raise DatasetError(f"its pictures are {self.width} x {self.height}")
+        check_size(self.width, self.height, declared)
         self._decoder = self.stream.codec_context
         self._decoder.thread_count = 1
-        self.codec: str = self._decoder.codec.canonical_name
+        self._decoder.options = dict(DECODER_OPTIONS)
         self.fps = None if self.stream.average_rate is None else float(self.stream.average_rate)
         self.packets = self._read_index()
 
@@ -111,7 +124,8 @@ class Video:
         """A frame by its number; where it is far from its keyframe, an earlier one.
 
         Raises:
-            DatasetError, av.FFmpegError: it cannot be decoded.
+            DatasetError: it is broken, or its size is not that of the header.
+            Exception: of any kind, where it cannot be decoded.
         """
         needed = self.packets.needed(number)[: MAX_FORWARD + 1]
         first, last = self.packets.offset[needed], self.packets.offset[needed] + self.packets.size[needed]

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from huggingface_hub.file_download import repo_folder_name
 
@@ -24,6 +23,7 @@ from depi.catalog.packets import Video
 from depi.catalog.pictures import Sample, changed, describe, is_same
 from depi.catalog.text import clean
 from depi.catalog.thumbnails import to_jpeg
+from depi.datasets.recording.border import reading
 from depi.datasets.recording.formats import DatasetMeta, data_files, select_episodes
 from depi.datasets.recording.hub_files import HubFiles
 from depi.datasets.recording.metadata import read_meta
@@ -208,7 +208,7 @@ def _file(files: HubFiles, episodes: Sequence[Episode], pictured: bool) -> list[
     repo_id, filename = files.dataset.repo_id, files.dataset.inside(episodes[0][0].path)
     try:
         file = RemoteFile(repo_id, filename, revision=files.revision, max_bytes=MAX_VIDEO_BYTES)
-        with file, Video(file) as video:
+        with reading(), file, Video(file, episodes[0][1].size) as video:
             found: list[VideoFacts] = []
             for episode in episodes:
                 client.check_time()
@@ -217,15 +217,12 @@ def _file(files: HubFiles, episodes: Sequence[Episode], pictured: bool) -> list[
             return found
     except client.FileMissing as error:
         return _failed(episodes, error)
-    except (client.TooLarge, *_BROKEN) as error:
+    except (client.TooLarge, DatasetError) as error:
         return _failed(episodes, error, "cannot be decoded: ")
 
 
-_BROKEN = (DatasetError, av.FFmpegError, ValueError, OSError, MemoryError)
-
-
 def _failed(episodes: Sequence[Episode], error: Exception, what: str = "") -> list[VideoFacts]:
-    reason = clean(what + (getattr(error, "strerror", None) or str(error) or type(error).__name__), 200)
+    reason = clean(what + str(error), 200)
     return [dataclasses.replace(declared, error=reason) for declared, _, _ in episodes]
 
 
@@ -245,8 +242,9 @@ def _episode(
     if part.start == part.stop:
         return dataclasses.replace(facts, error="the episode's part of the file has no frame")
     try:
-        return _Episode(video, part, joints).look(facts, pictured)
-    except _BROKEN as error:
+        with reading():
+            return _Episode(video, part, joints).look(facts, pictured)
+    except DatasetError as error:
         return _failed([(facts, place, joints)], error, "cannot be decoded: ")[0]
 
 

@@ -239,7 +239,7 @@ def test_a_dataset_that_cannot_be_read_costs_only_itself(annotated, tmp_path, vi
     with serving() as server:
         summary = annotated(path, server.url)
         assert summary.failures["ann/box"].keys() == {1}
-        assert "cannot be decoded" in summary.failures["ann/box"][1]
+        assert "episode_000001.mp4 at 0.000 s is unreadable" in summary.failures["ann/box"][1]
         assert (summary.done, summary.incomplete) == (2, True)
     assert [row.episode_index for row in rows_of(tmp_path)[0]] == [0, 2]
 

@@ -11,7 +11,6 @@ import functools
 import heapq
 import importlib
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,15 +18,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from depi.datasets.recording.allowed import CONTAINER_OPTIONS, DECODER_OPTIONS, check_codec, check_size
 from depi.datasets.recording.checks import short
-from depi.datasets.recording.formats import MAX_FPS, MAX_IMAGE_SIDE
+from depi.datasets.recording.formats import MAX_FPS
+from depi.datasets.recording.mp4 import Mp4Index
 from depi.errors import DatasetError, first_line
 
 logger = logging.getLogger(__name__)
 
 PYAV_CODECS = ("h264", "hevc")
 """Here PyAV is faster, or right where torchcodec is not."""
-MAX_KEYFRAME_BYTES = 256_000_000
+MAX_KEYFRAME_BYTES, MAX_KEYFRAME_PACKETS = 256_000_000, 100_000
 """How much may lie between a frame and its keyframe."""
 
 
@@ -35,12 +36,14 @@ class OpenVideo(Protocol):
     """An open video: times in seconds from its first frame, `frames` None where the header does not say.
 
     bytes: an estimate of what it holds in memory.
+    size: (width, height) in pixels, of every frame that it gives.
     """
 
     fps: float
     seconds: float
     frames: int | None
     bytes: int
+    size: tuple[int, int]
 
     def frame_at(self, seconds: float) -> Tensor:
         """The frame on display at a time, uint8 [3, H, W]."""
@@ -60,21 +63,16 @@ def open_video(path: Path, backend: str | None = None) -> OpenVideo:
         backend: `torchcodec`, `pyav`, or None for the one that is faster for the file's codec.
 
     Raises:
-        DatasetError: it holds no video, or an absurd one.
-        Exception: one of `decoder_errors()`.
+        DatasetError: it holds no video, one of a codec that is not read, or an absurd one.
+        Exception: of any kind, over a broken file.
     """
     # Opened as mp4 and nothing else first: FFmpeg would take a playlist under that name for its word.
     video = PyavVideo(path)
     if backend == "pyav" or (backend is None and video.codec in PYAV_CODECS) or not _torchcodec_loads():
         return video
-    video.container.close()
-    return TorchcodecVideo(path)
-
-
-def decoder_errors() -> tuple[type[Exception], ...]:
-    """What decoders raise over a broken file; some of PyAV's errors are no other Python error."""
-    builtin = (RuntimeError, ValueError, LookupError, OSError, EOFError)
-    return (*builtin, sys.modules["av"].FFmpegError) if "av" in sys.modules else builtin
+    stream = video.stream.index
+    video.close()
+    return TorchcodecVideo(path, stream)
 
 
 @functools.cache
@@ -89,9 +87,8 @@ def _torchcodec_loads() -> bool:
     return True
 
 
-def _check_header(width: int | None, height: int | None, fps: float | None, seconds: float | None) -> None:
-    if not (width and height and 0 < width <= MAX_IMAGE_SIDE and 0 < height <= MAX_IMAGE_SIDE):
-        raise DatasetError(f"a video is {width} by {height} pixels, at most {MAX_IMAGE_SIDE} are read")
+def _check_header(width: int, height: int, fps: float | None, seconds: float | None) -> None:
+    check_size(width, height)
     if not (fps and 0 < fps <= MAX_FPS and seconds and 0 < seconds < 1e7):
         raise DatasetError(f"a video has {short(fps)} frames per second over {short(seconds)} seconds")
 
@@ -104,21 +101,26 @@ def _memory(width: int, height: int, frames: int) -> int:
 class TorchcodecVideo:
     """A video that torchcodec decodes; see `OpenVideo`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, stream: int) -> None:
         from torchcodec.decoders import VideoDecoder
 
         # "exact" would read the whole file at opening; times are exact without it, frame numbers are not.
-        self.decoder = VideoDecoder(path, seek_mode="approximate", num_ffmpeg_threads=1)
+        self.decoder = VideoDecoder(path, stream_index=stream, seek_mode="approximate", num_ffmpeg_threads=1)
         header = self.decoder.metadata
         self.begin = header.begin_stream_seconds or 0.0
         fps, seconds = header.average_fps, (header.end_stream_seconds or 0.0) - self.begin
-        _check_header(header.width, header.height, fps, seconds)
+        self.size = header.width or 0, header.height or 0
+        _check_header(*self.size, fps, seconds)
         self.fps, self.seconds, self.frames = float(fps or 0), seconds, header.num_frames
-        self.bytes = _memory(header.width or 0, header.height or 0, self.frames or 0)
+        self.bytes = _memory(*self.size, self.frames or 0)
 
     def frame_at(self, seconds: float) -> Tensor:
         """See `OpenVideo`."""
-        return self.decoder.get_frame_played_at(self.begin + seconds).data
+        frame = self.decoder.get_frame_played_at(self.begin + seconds).data
+        # torchcodec turns a frame as the header says.
+        if sorted(frame.shape[-2:]) != sorted(self.size):
+            raise DatasetError(f"its size changes to {frame.shape[-1]} by {frame.shape[-2]} pixels")
+        return frame
 
     def frames_at(self, seconds: Sequence[float]) -> Iterator[Tensor]:
         """See `OpenVideo`; torchcodec goes on where it stands if no keyframe lies between."""
@@ -134,15 +136,24 @@ class PyavVideo:
     def __init__(self, path: Path) -> None:
         import av
 
-        self.container = av.open(str(path), format="mp4")
+        with path.open("rb") as file:
+            index = Mp4Index(file)
+        self.container = av.open(str(path), format="mp4", options=CONTAINER_OPTIONS | DECODER_OPTIONS)
+        try:
+            self._read_header(path, index)
+        except BaseException:
+            self.close()
+            raise
+
+    def _read_header(self, path: Path, index: Mp4Index) -> None:
         if not self.container.streams.video:
             raise DatasetError(f"{path.name} holds no video")
         self.stream = self.container.streams.video[0]
+        self.codec = check_codec(self.stream, index)
         self.decoder = self.stream.codec_context
         self.decoder.thread_count = 1
         # Strict: no H.264 frame is thrown away because an earlier one came out too soon.
-        self.decoder.options = {"strict": "1"}
-        self.codec: str = self.decoder.codec.canonical_name
+        self.decoder.options = {"strict": "1", **DECODER_OPTIONS}
         fps, self.scale = float(self.stream.average_rate or 0), float(self.stream.time_base or 0)
         self.begin = (self.stream.start_time or 0) * self.scale
         seconds = (self.stream.duration or 0) * self.scale
@@ -198,12 +209,13 @@ class PyavVideo:
         """The packets, in decoding order, that showing the frame at a time may take; a keyframe is first."""
         start = time
         while True:
-            packets, size = [], 0
+            packets: list[Any] = []
+            size = 0
             for packet in self._demux_from(start):
                 if packet.dts is None or packet.dts > time:
                     break
                 size += packet.size
-                if packet.pts is None or size > MAX_KEYFRAME_BYTES:
+                if packet.pts is None or size > MAX_KEYFRAME_BYTES or len(packets) > MAX_KEYFRAME_PACKETS:
                     raise DatasetError(
                         "its packets have no time" if packet.pts is None else "no keyframe is near"
                     )

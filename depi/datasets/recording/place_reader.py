@@ -16,13 +16,15 @@ class PlaceReader:
 
     Args:
         max_videos: open decoders at most.
-        max_tables: row groups of tables in memory at most.
+        max_image_bytes: of tables in memory at most, see `ImageReader`.
         backend: of the videos, see `VideoReader`.
     """
 
-    def __init__(self, max_videos: int = 32, max_tables: int = 4, backend: str | None = None) -> None:
+    def __init__(
+        self, max_videos: int = 32, max_image_bytes: int = 300_000_000, backend: str | None = None
+    ) -> None:
         self.videos = VideoReader(max_videos, backend)
-        self.tables = ImageReader(max_tables)
+        self.tables = ImageReader(max_image_bytes)
 
     def image(self, path: Path, place: ImagePlace, frame: int, seconds: float) -> Tensor:
         """One image, uint8 [3, H, W], as recorded.
@@ -34,10 +36,11 @@ class PlaceReader:
             seconds: its time since the episode's start.
 
         Raises:
-            DatasetError: it does not exist or cannot be decoded.
+            DatasetError: it does not exist, cannot be decoded, or is far larger than declared; nothing else
+                is raised over a file.
         """
         if place.in_table:
-            return self.tables.image(path, place.camera, int(place.begin) + frame)
+            return self.tables.image(path, place.camera, int(place.begin) + frame, place.size)
         return self.videos.frame(_request(path, place, frame, seconds))
 
     def run(
@@ -60,4 +63,6 @@ def _request(path: Path, place: ImagePlace, frame: int, seconds: float) -> Frame
     # Where the episode's end is known, it can be read by frame number if the declared rate is wrong.
     end_known = place.own_file or math.isfinite(place.end)
     number_of = (frame, place.length) if end_known else None
-    return FrameRequest(path, place.begin + seconds, place.fps, number_of, (place.begin, place.end))
+    return FrameRequest(
+        path, place.begin + seconds, place.fps, number_of, (place.begin, place.end), place.size
+    )

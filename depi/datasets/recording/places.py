@@ -27,6 +27,7 @@ class ImagePlace:
     own_file: the video holds this episode alone
     fps: frames per second that the dataset declares
     length: frames of the episode
+    size: (height, width) that the dataset declares, in pixels
     """
 
     file: str
@@ -37,6 +38,7 @@ class ImagePlace:
     own_file: bool
     fps: float
     length: int
+    size: tuple[int, int]
 
 
 def image_places(meta: DatasetMeta, cameras: Sequence[str]) -> dict[str, list[ImagePlace]]:
@@ -60,9 +62,18 @@ def image_places(meta: DatasetMeta, cameras: Sequence[str]) -> dict[str, list[Im
     for camera in cameras:
         table = episodes.videos.get(camera, in_table)
         columns = (table.file, table.start.astype(float), table.end, episodes.length)
+        size = meta.info.features[camera].image_size
         places[camera] = [
             ImagePlace(
-                table.paths[file], camera, table is in_table, begin, end, own_file, meta.info.fps, length
+                table.paths[file],
+                camera,
+                table is in_table,
+                begin,
+                end,
+                own_file,
+                meta.info.fps,
+                length,
+                size,
             )
             for file, begin, end, length in zip(*(column.tolist() for column in columns), strict=True)
         ]

@@ -13,13 +13,15 @@ levels.
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from depi.datasets.recording.checks import short
-from depi.datasets.recording.decoders import OpenVideo, decoder_errors, open_video
+from depi.datasets.recording.allowed import check_size
+from depi.datasets.recording.border import reading
+from depi.datasets.recording.decoders import OpenVideo, open_video
 from depi.errors import DatasetError
 
 END_TOLERANCE = 0.1
@@ -36,6 +38,7 @@ class FrameRequest(NamedTuple):
     number_of: where `place` is known, (number of the frame, frames of the episode): if the video has as many
         frames there but runs at another rate, the number decides, not the time.
     place: seconds in the file where the episode begins and ends, by default the whole file.
+    declared: (height, width) that the dataset declares; see `check_size`.
     """
 
     path: Path
@@ -43,6 +46,7 @@ class FrameRequest(NamedTuple):
     fps: float
     number_of: tuple[int, int] | None = None
     place: tuple[float, float] = WHOLE_FILE
+    declared: tuple[int, int] | None = None
 
 
 class VideoReader:
@@ -72,16 +76,12 @@ class VideoReader:
         """One frame, uint8 [3, H, W].
 
         Raises:
-            DatasetError: the video cannot be opened, is absurd, ends before, or the frame cannot be decoded.
+            DatasetError: the video cannot be opened, is absurd, far larger than declared, ends before, or the
+                frame cannot be decoded; nothing else is raised over a file.
         """
-        try:
-            video = self._video(request.path)
+        with self._closed_on_error(request):
+            video = self._video(request)
             return video.frame_at(_frame_time(video, request))
-        except decoder_errors() as error:
-            raise self._give_up(request, error) from None
-        except DatasetError:
-            self._close(request.path)
-            raise
 
     def episode(self, requests: Sequence[FrameRequest]) -> Iterator[Tensor]:
         """The frames of one video at ascending times, in one run through the file; as `frame` gives them.
@@ -94,19 +94,27 @@ class VideoReader:
         if len(requests) == 1:
             yield self.frame(requests[0])
             return
-        try:
-            video = self._video(requests[0].path)
+        with self._closed_on_error(requests[0]):
+            video = self._video(requests[0])
             times = [_frame_time(video, request) for request in requests]
             yield from video.frames_at(times)
-        except decoder_errors() as error:
-            raise self._give_up(requests[0], error) from None
 
-    def _give_up(self, request: FrameRequest, error: Exception) -> DatasetError:
-        self._close(request.path)
-        where = f"{request.path.name} cannot be decoded at {request.seconds:.3f} s"
-        return DatasetError(f"{where}: {short(str(error))}")
+    @contextmanager
+    def _closed_on_error(self, request: FrameRequest) -> Iterator[None]:
+        """Whatever a file does to its decoder is a DatasetError, and nothing of the decoder stays."""
+        try:
+            with reading(f"{request.path.name} at {request.seconds:.3f} s"):
+                yield
+        except DatasetError:
+            self._close(request.path)
+            raise
 
-    def _video(self, path: Path) -> OpenVideo:
+    def _video(self, request: FrameRequest) -> OpenVideo:
+        video = self._opened(request.path)
+        check_size(*video.size, request.declared)
+        return video
+
+    def _opened(self, path: Path) -> OpenVideo:
         if self._process != os.getpid():
             # Forked: the parent's decoders share its file positions.
             self._open, self._bytes, self._process = OrderedDict(), 0, os.getpid()
@@ -131,7 +139,7 @@ class VideoReader:
 
 def _frame_time(video: OpenVideo, request: FrameRequest) -> float:
     """A time when the wanted frame is on display."""
-    _, seconds, fps, number_of, place = request
+    _, seconds, fps, number_of, place, _ = request
     begin, end = place[0], min(place[1], video.seconds)
     if number_of is not None and abs(video.fps / fps - 1) > 0.02:
         number, frames = number_of

@@ -184,6 +184,7 @@ def _entry(dataset: OpenDataset) -> dict[str, Any]:
         "episodes": len(meta.episodes),
         "frames": meta.num_frames,
         "cameras": list(dataset.cameras),
+        "camera_sizes": {key: info.features[key].image_size for key in dataset.cameras},
         "depth_cameras_not_read": list(info.depth_keys),
         "episodes_left_out": {str(index): reason for index, reason in dataset.unreadable.items()},
         "bad_episodes": {str(index): reason for index, reason in dataset.bad.items()},

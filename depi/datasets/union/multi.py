@@ -340,15 +340,18 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         """The file of an episode's images in one slot, which has a camera, and where they lie in it."""
         dataset, file = int(self.episode_dataset[episode]), int(self.camera_file[episode, slot])
         start, end = self.episode_start[episode : episode + 2].tolist()
+        entry = self.entries[dataset]
+        camera = entry["cameras"][slot]
         place = ImagePlace(
             file=self.files[file].as_py(),
-            camera=self.entries[dataset]["cameras"][slot],
+            camera=camera,
             in_table=bool(self.camera_kind[episode, slot] == IMAGE),
             begin=float(self.camera_begin[episode, slot]),
             end=float(self.camera_end[episode, slot]),
             own_file=self.file_per_episode[dataset],
             fps=float(self.fps[dataset]),
             length=end - start,
+            size=tuple(entry["camera_sizes"][camera]),
         )
         return self.roots[dataset] / place.file, place
 
