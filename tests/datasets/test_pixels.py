@@ -230,8 +230,8 @@ def test_a_table_is_opened_once_for_images_in_a_row(tmp_path, monkeypatch):
     values = [encoded("PNG", numbered_image(number, SIZE)) for number in range(40)]
     pq.write_table(pa.table({"camera": values}), path, row_group_size=20)
     opened = []
-    read_footer = images._read_footer
-    monkeypatch.setattr(images, "_read_footer", lambda path: opened.append(path) or read_footer(path))
+    open_table = images._open_table
+    monkeypatch.setattr(images, "_open_table", lambda path: opened.append(path) or open_table(path))
     reader = ImageReader()
     assert [number_in(reader.image(path, "camera", row)) for row in range(40)] == list(range(40))
     assert opened == [path]

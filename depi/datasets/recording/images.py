@@ -15,7 +15,7 @@ from torch import Tensor
 from depi.datasets.recording.allowed import IMAGE_FORMATS, check_size
 from depi.datasets.recording.border import reading
 from depi.datasets.recording.checks import short
-from depi.datasets.recording.pages import Chunk, column_chunks
+from depi.datasets.recording.pages import Chunk, Footer, column_chunks, read_footer
 from depi.errors import DatasetError
 
 FREE_BYTES = 400_000_000
@@ -27,8 +27,10 @@ MAX_PAGE_BYTES = 1_000_000_000
 """Of a page in any case; LeRobot's writer lays up to 1,024 images into the first."""
 MAX_GROUP_BYTES = 2_000_000_000
 """Of all in any case; to come to the last of them takes a second."""
-MAX_FOOTER_BYTES = 20_000_000
-"""Of the table, about itself: 10,000 row groups of 13 columns. It takes 0.2 s to read."""
+MAX_FOOTER_BYTES = 3_000_000
+"""Of a table with images, about itself: 20,000 column chunks. It takes 1.5 s to read, once."""
+MAX_FOOTERS_BYTES = 20_000_000
+"""Of all that are kept."""
 MAX_SCANS = 100
 """Of a JPEG. Each costs as much as a picture; encoders make ten at most."""
 _SHARES, _BATCH_ROWS, _MAX_TABLES = 4, 64, 64
@@ -91,12 +93,12 @@ class ImageReader:
 
     def _table(self, path: Path) -> "_Table":
         if path not in self._tables:
-            table = _read_footer(path)
-            kept = sum(each.bytes for each in self._tables.values())
+            table = _open_table(path)
+            kept = sum(each.footer.bytes for each in self._tables.values())
             while self._tables and (
-                kept + table.bytes > MAX_FOOTER_BYTES or len(self._tables) >= _MAX_TABLES
+                kept + table.footer.bytes > MAX_FOOTERS_BYTES or len(self._tables) >= _MAX_TABLES
             ):
-                kept -= self._tables.popitem(last=False)[1].bytes
+                kept -= self._tables.popitem(last=False)[1].footer.bytes
             self._tables[path] = table
         self._tables.move_to_end(path)
         return self._tables[path]
@@ -106,9 +108,8 @@ class ImageReader:
 class _Table:
     """The footer of a parquet file; where each row group begins, and the number of rows, int64 [G + 1]."""
 
-    footer: pq.FileMetaData
+    footer: Footer
     first_rows: np.ndarray
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -120,32 +121,25 @@ class _Window:
     bytes: int
 
 
-def _read_footer(path: Path) -> _Table:
-    with path.open("rb") as file:
-        file.seek(-8, io.SEEK_END)
-        size = int.from_bytes(file.read(4), "little")
-    if size > MAX_FOOTER_BYTES:
-        raise DatasetError(f"the footer of {path.name} has {size} bytes, at most {MAX_FOOTER_BYTES} are read")
-    footer = pq.read_metadata(path)
-    rows = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
-    return _Table(footer, np.cumsum([0, *rows]), size)
+def _open_table(path: Path) -> _Table:
+    footer = read_footer(path, MAX_FOOTER_BYTES)
+    rows = [footer.metadata.row_group(group).num_rows for group in range(footer.metadata.num_row_groups)]
+    return _Table(footer, np.cumsum([0, *rows]))
 
 
-def _read_window(
-    path: Path, footer: pq.FileMetaData, key: tuple[Path, str, int], place: int, share: int
-) -> _Window:
+def _read_window(path: Path, footer: Footer, key: tuple[Path, str, int], place: int, share: int) -> _Window:
     """The values around the one at `place` in a row group: from the group's begin on as far as they fit into
     `share` bytes, or else from there on.
     """
     _, column, group = key
-    leaf = _image_leaf(footer, column)
+    leaf = _image_leaf(footer.metadata, column)
     (chunk,) = column_chunks(path, footer, [leaf], [group])
     limit = _check_chunk(path, chunk)
     first = end = held = unfolded = 0
     batches: list[pa.Array] = []
     # No value is larger than the page that it is stored in.
     rows = max(1, min(_BATCH_ROWS, share // max(1, chunk.largest)))
-    with pq.ParquetFile(path, metadata=footer, memory_map=True) as file:
+    with pq.ParquetFile(path, metadata=footer.metadata, memory_map=True) as file:
         for batch in file.iter_batches(rows, row_groups=[group], columns=[leaf], use_threads=False):
             size = batch.nbytes
             unfolded += size

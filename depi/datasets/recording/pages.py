@@ -4,21 +4,22 @@ The footer of a file says how many values a column chunk has, but Arrow allocate
 page says: a file of 5 kB whose footer claims 240 values can hold a page of 400 million. Headers are small and
 lie uncompressed before their pages, so the claims of both are compared here without unfolding a page.
 
-The formats: https://parquet.apache.org/docs/file-format/ (parquet.thrift, `PageHeader`) and Thrift's compact
-protocol, https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md. Where Arrow could
-understand a header in another way than this reader, such as a field that comes twice, it is refused.
+The format: https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift, `PageHeader`
+and `FileMetaData`. The footer is read here too, 40 microseconds for each column chunk, because pyarrow's
+`RowGroupMetaData.column` ends the whole process where statistics in the footer are not as they should be.
 """
 
+import io
 import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
 from depi.datasets.recording.border import reading
 from depi.datasets.recording.checks import short
+from depi.datasets.recording.thrift import I32, I64, LIST, STRUCT, Struct, read_struct
 from depi.errors import DatasetError
 
 MAX_PAGES = 100_000
@@ -29,9 +30,23 @@ _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
 _DETAILS = {_DATA: 5, _DICTIONARY: 7, _DATA_V2: 8}
 """Field of a page header with the details of a page of each kind; their first is `num_values`."""
 
-_TRUE, _FALSE, _I32, _I64, _BINARY, _STRUCT = 1, 2, 5, 6, 8, 12
-"""Kinds of fields in Thrift's compact protocol; page headers have no others."""
-_MAX_DEPTH = 3
+MAX_FOOTER_BYTES = 20_000_000
+"""130,000 column chunks; it takes 10 s."""
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What a Parquet file says of itself at its end.
+
+    metadata: as Arrow reads it. Its row groups must not be asked for their columns.
+    places: of each row group the pages of each column, in the order of the schema: number of values, where
+        they begin in the file, and bytes there.
+    bytes: that it has.
+    """
+
+    metadata: pq.FileMetaData
+    places: list[list[tuple[int, int, int]]]
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -59,7 +74,7 @@ def check_pages(
     *,
     max_bytes: int,
     max_values: int,
-    metadata: pq.FileMetaData | None = None,
+    footer: Footer | None = None,
 ) -> None:
     """Refuse a file whose pages hold more than may be read, or other than its footer says.
 
@@ -72,13 +87,13 @@ def check_pages(
         max_bytes: of the pages of these columns, unfolded, in all row groups together. Repeated values of a
             dictionary unfold to more when the column is read as anything but a dictionary.
         max_values: of these columns in all row groups together.
-        metadata: of the file, if it was read already.
+        footer: of the file, if it was read already.
 
     Raises:
         DatasetError: one of these, or the headers cannot be read.
     """
     with reading(path.name):
-        footer = pq.read_metadata(path) if metadata is None else metadata
+        footer = read_footer(path) if footer is None else footer
         found = list(column_chunks(path, footer, columns))
         values, size = sum(chunk.values for chunk in found), sum(chunk.bytes for chunk in found)
         if values > max_values:
@@ -87,31 +102,54 @@ def check_pages(
             raise DatasetError(f"{path.name} unfolds to {size} bytes, at most {max_bytes} are read")
 
 
+def read_footer(path: Path, max_bytes: int = MAX_FOOTER_BYTES) -> Footer:
+    """The footer of a Parquet file.
+
+    Raises:
+        DatasetError: it has more than `max_bytes`, or is no footer.
+    """
+    with reading(path.name), path.open("rb") as file:
+        end = file.seek(-8, io.SEEK_END)
+        size = int.from_bytes(file.read(4), "little")
+        if size > min(end, max_bytes):
+            raise DatasetError(f"the footer of {path.name} has {size} bytes, at most {max_bytes} are read")
+        file.seek(end - size)
+        fields, _ = read_struct(file.read(size), 0, lists=True)
+        metadata = pq.read_metadata(path)
+        columns = [[_place(column) for column in group[1, LIST]] for group in fields[4, LIST]]
+        if any(len(places) != metadata.num_columns for places in columns):
+            raise DatasetError(f"a row group of {path.name} has not all columns")
+        return Footer(metadata, columns, size)
+
+
+def _place(column: Struct) -> tuple[int, int, int]:
+    """Number of values, begin and bytes of a column chunk, found as Arrow finds them."""
+    about = column[3, STRUCT]
+    begin, dictionary = about[9, I64], about.get((11, I64), 0)
+    return about[5, I64], dictionary if 0 < dictionary < begin else begin, about[7, I64]
+
+
 def column_chunks(
-    path: Path, metadata: pq.FileMetaData, columns: Sequence[str] | None, groups: Sequence[int] | None = None
+    path: Path, footer: Footer, columns: Sequence[str] | None, groups: Sequence[int] | None = None
 ) -> Iterator[Chunk]:
     """What the pages of each column chunk hold, group by group.
 
     Args:
         path: a Parquet file.
-        metadata: of the file.
+        footer: of the file.
         columns: as for `check_pages`.
         groups: numbers of the row groups to look at, by default all.
 
     Raises:
         DatasetError: a page holds more than the footer says, or a header is not as it should be.
     """
-    leaves = [
-        leaf
-        for leaf in range(metadata.num_columns)
-        if columns is None or belongs_to(metadata.schema.column(leaf).path, columns)
-    ]
+    names = [footer.metadata.schema.column(leaf).path for leaf in range(footer.metadata.num_columns)]
+    leaves = [leaf for leaf, name in enumerate(names) if columns is None or belongs_to(name, columns)]
     left = MAX_PAGES
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for number in range(metadata.num_row_groups) if groups is None else groups:
-            group = metadata.row_group(number)
+        for group in range(len(footer.places)) if groups is None else groups:
             for leaf in leaves:
-                chunk, pages = _read_chunk(data, group.column(leaf), left)
+                chunk, pages = _read_chunk(data, names[leaf], footer.places[group][leaf], left)
                 left -= pages
                 yield chunk
 
@@ -121,25 +159,22 @@ def belongs_to(path: str, columns: Sequence[str]) -> bool:
     return any(path == name or path.startswith(f"{name}.") for name in columns)
 
 
-def _read_chunk(data: mmap.mmap, column: pq.ColumnChunkMetaData, max_pages: int) -> tuple[Chunk, int]:
+def _read_chunk(data: mmap.mmap, name: str, place: tuple[int, int, int], max_pages: int) -> tuple[Chunk, int]:
     """The pages of a column chunk, and how many headers were read."""
-    name, total = column.path_in_schema, column.num_values
-    position = column.data_page_offset
-    if column.has_dictionary_page and 0 < (column.dictionary_page_offset or 0) < position:
-        position = column.dictionary_page_offset
-    end = min(position + column.total_compressed_size + _PADDING, len(data))
+    total, position, length = place
+    end = min(position + length + _PADDING, len(data))
     values = size = stored = largest = dictionary = pages = 0
     # Arrow stops at the value that the footer calls the last.
     while values < total and 0 <= position < end:
         pages += 1
         if pages > max_pages:
             raise DatasetError(f"column {short(name)} has too many pages, at most {MAX_PAGES} are read")
-        kind, unfolded, length, count, position = _read_header(data, position, end)
-        position += length
+        kind, unfolded, size_in_file, count, position = _read_header(data, position, end)
+        position += size_in_file
         if position > len(data):
             raise DatasetError(f"the file ends within a page of column {short(name)}")
         size += unfolded
-        stored += length
+        stored += size_in_file
         largest = max(largest, unfolded)
         if kind == _DICTIONARY:
             # Arrow makes room for the values before it looks whether they are there. Booleans have none.
@@ -156,53 +191,12 @@ def _read_chunk(data: mmap.mmap, column: pq.ColumnChunkMetaData, max_pages: int)
 def _read_header(data: mmap.mmap, position: int, end: int) -> tuple[int, int, int, int, int]:
     """One page's kind, bytes unfolded and stored, number of values, and where the page begins."""
     try:
-        fields, begin = _read_struct(data, position)
-        kind, unfolded, stored = fields[1], fields[2], fields[3]
-        count = fields[_DETAILS[kind]][1] if kind in _DETAILS else 0
-        if begin > end or min(unfolded, stored, count) < 0:
-            raise ValueError("it holds less than nothing")
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        fields, begin = read_struct(data, position)
+        kind, unfolded, stored = fields[1, I32], fields[2, I32], fields[3, I32]
+        count = fields[_DETAILS[kind], STRUCT][1, I32] if kind in _DETAILS else 0
+        # Thrift cuts off what does not fit into 32 bits.
+        if begin > end or not all(0 <= number < 2**31 for number in (kind, unfolded, stored, count)):
+            raise ValueError("a number is out of range")
+    except (KeyError, ValueError, IndexError) as error:
         raise DatasetError(f"the header of a page cannot be read: {short(str(error))}") from None
     return kind, unfolded, stored, count, begin
-
-
-def _read_struct(data: mmap.mmap, position: int, depth: int = 0) -> tuple[dict[int, Any], int]:
-    """The fields of a struct that are numbers, truth values or structs, and where it ends."""
-    fields: dict[int, Any] = {}
-    field = 0
-    while byte := data[position]:
-        position += 1
-        delta, kind = byte >> 4, byte & 15
-        field += delta
-        if delta == 0:
-            raise ValueError("its fields are not in order")
-        if kind in (_TRUE, _FALSE):
-            fields[field] = kind == _TRUE
-        elif kind in (_I32, _I64):
-            number, position = _read_varint(data, position)
-            fields[field] = (number >> 1) ^ -(number & 1)
-            # Thrift cuts off what does not fit.
-            if not -(2**31) <= fields[field] < 2**31:
-                raise ValueError("a number is too large")
-        elif kind == _BINARY:
-            length, position = _read_varint(data, position)
-            position += length
-        elif kind == _STRUCT and depth < _MAX_DEPTH:
-            fields[field], position = _read_struct(data, position, depth + 1)
-        else:
-            raise ValueError("it has a field of a kind that none should have")
-    return fields, position + 1
-
-
-def _read_varint(data: mmap.mmap, position: int) -> tuple[int, int]:
-    """A number of 7 bits a byte, the least first, and where it ends."""
-    number = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        number |= (byte & 127) << shift
-        if byte < 128:
-            return number, position
-        shift += 7
-        if shift > 63:
-            raise ValueError("a number has no end")
