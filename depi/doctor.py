@@ -17,6 +17,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.text import Text
 
+from depi.addresses import without_credentials
 from depi.engine import RayConfig
 from depi.flags import parse_flags
 
@@ -186,7 +187,8 @@ def check_hub(timeout: float) -> Iterator[Finding]:
     """Who is logged in, and whether PaliGemma's tokenizer, which pi0 needs, is available."""
     found = _probe("hub", timeout, TOKENIZER)
     if "error" in found or not found["reachable"]:
-        where = found.get("endpoint") or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+        named = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+        where = found.get("endpoint") or without_credentials(named)
         problem = found.get("error") or found["problem"]
         remedy = "check the network and HF_ENDPOINT; what is cached trains with --dataset.offline=true"
         yield Finding("hub", "warn", f"{where} cannot be reached: {problem}", remedy)

@@ -6,6 +6,7 @@ import sys
 import av
 import pytest
 from huggingface_hub import HfApi
+from leaks import leaks
 
 from depi import cli, demo
 from depi.errors import UserError
@@ -52,6 +53,9 @@ def test_the_whole_demo(tmp_path):
         check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
+    tokens = root / "hub" / "tokens.json"
+    found = leaks(read_json(tokens).values(), root, result.stdout, result.stderr)
+    assert {place.rpartition(" in ")[2] for place in found} == {str(tokens)}
     steps = read_json(root / demo.MARKER)["steps"]
     assert [step["step"] for step in steps] == [title for title, _, _ in demo.STEPS]
     assert all(command in result.stderr for _, _, command in demo.STEPS)

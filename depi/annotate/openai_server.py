@@ -9,15 +9,16 @@ import json
 import logging
 import os
 import random
-import re
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
+from depi.addresses import credentials, without_credentials
 from depi.annotate.backend import BackendError, HopelessError, Question, Reply, UnreachableError
 from depi.catalog.text import clean
 from depi.errors import UserError
@@ -65,7 +66,9 @@ class OpenAiServer:
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
         self.url = (config.base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL).rstrip("/")
-        self.shown = shown(self.url)
+        # For messages, which are published with the journals.
+        self.shown = clean(without_credentials(self.url))
+        self._secrets: set[str] = set()
         self._client = self._connect()
         self._lock = threading.Lock()
         self._not_before = 0.0
@@ -80,6 +83,7 @@ class OpenAiServer:
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         if key and not (key.isascii() and key.isprintable() and " " not in key):
             raise UserError("OPENAI_API_KEY holds characters that are not allowed in a key")
+        self._secrets = _spelled(key, credentials(self.url))
         limits = httpx.Limits(
             max_connections=self.config.connections, max_keepalive_connections=self.config.connections
         )
@@ -129,10 +133,11 @@ class OpenAiServer:
                     self._remember(without)
                     return _reply(answer)
                 self._refuse_if_hopeless(status, answer)
-                if status in (400, 422) and (less := _refused(_message(answer), without)):
+                message = self._message(answer)
+                if status in (400, 422) and (less := _refused(message, without)):
                     without |= {less}
                     continue
-                said = f"{self.shown} answers with status {status}: {_message(answer)}"
+                said = f"{self.shown} answers with status {status}: {message}"
                 if status not in PASSING_STATUSES:
                     raise BackendError(said)
                 reason = UnreachableError(said)
@@ -188,6 +193,13 @@ class OpenAiServer:
                 f"{self.shown} does not answer ({clean(str(error) or type(error).__name__, 100)})"
             ) from None
 
+    def _message(self, answer: bytes) -> str:
+        """What the server says is wrong, on one short line; some repeat the key that they were sent."""
+        said = _complaint(answer)
+        for secret in self._secrets:
+            said = said.replace(secret, "...")
+        return clean(said, 200) or "nothing more"
+
     def _refuse_if_hopeless(self, status: int, answer: bytes) -> None:
         if status in (401, 403):
             raise HopelessError(f"{self.shown} does not accept the key in OPENAI_API_KEY (status {status})")
@@ -223,11 +235,6 @@ class OpenAiServer:
         return True
 
 
-def shown(url: str) -> str:
-    """The address without password and key, for messages, which are published with the journals."""
-    return clean(re.split(r"[?#]", re.sub(r"//.*@", "//", url), maxsplit=1)[0], 200)
-
-
 def _refused(message: str, without: frozenset[str]) -> str | None:
     """What to leave out of a question that was refused with a message; None where nothing is left to try."""
     for name in (_MAX_TOKENS, _TEMPERATURE):
@@ -236,15 +243,20 @@ def _refused(message: str, without: frozenset[str]) -> str | None:
     return _SCHEMA if _SCHEMA not in without else None
 
 
-def _message(answer: bytes) -> str:
-    """What a server says is wrong, on one short line."""
+def _spelled(key: str, login: tuple[str, str] | None) -> set[str]:
+    """What a server is sent to know who asks, in every form in which it may repeat that."""
+    user, password = login or ("", "")
+    header = base64.b64encode(f"{user}:{password}".encode()).decode()
+    return {text for text in (key, password or user, quote(password, safe=""), login and header) if text}
+
+
+def _complaint(answer: bytes) -> str:
     try:
         value = json.loads(answer)
         error = value.get("error", value.get("message", value)) if isinstance(value, dict) else value
-        text = error.get("message", error) if isinstance(error, dict) else error
+        return str(error.get("message", error) if isinstance(error, dict) else error)
     except (ValueError, RecursionError):
-        text = answer[:400].decode(errors="replace")
-    return clean(text, 200) or "nothing more"
+        return answer.decode(errors="replace")
 
 
 def _reply(answer: bytes) -> Reply:

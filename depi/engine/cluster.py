@@ -1,13 +1,17 @@
 """The pool's `run`, on a Ray cluster."""
 
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+from depi.addresses import credentials
 from depi.engine.pool import IN_FLIGHT_PER_WORKER
 from depi.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # How often Ray restarts the items of a lost node on another one.
 RESTARTS = 3
@@ -35,8 +39,8 @@ def run[Item, Result](
     """Yield `(item, result)` for every item in the order of completion; see `depi.engine.pool.run`.
 
     The nodes need DePi installed, and a file system in common for whatever `function` reads and writes.
-    They get the variables FORWARDED, which name the Hub and its cache, from this process; each needs a token
-    of its own (`hf auth login`).
+    They get the variables FORWARDED, which name the Hub and its cache, from this process, except those that
+    hold a password; each needs a token of its own (`hf auth login`).
 
     Args:
         workers: items at a time, each on one CPU; 0 for as many as the cluster has CPUs.
@@ -84,7 +88,7 @@ def _run[Item, Result](
     room: int,
     progress: Callable[[int], None] | None,
 ) -> Iterator[tuple[Item, Result | Exception]]:
-    environment = {name: os.environ[name] for name in FORWARDED if name in os.environ}
+    environment = _forwarded()
 
     @ray.remote(num_cpus=1, max_retries=RESTARTS, runtime_env={"env_vars": environment})
     def call(item: Item) -> Result:
@@ -107,6 +111,15 @@ def _run[Item, Result](
     finally:
         for reference in in_flight:
             ray.cancel(reference)
+
+
+def _forwarded() -> dict[str, str]:
+    """The variables for the nodes; none with a password, because Ray writes them into its logs."""
+    found = {name: os.environ[name] for name in FORWARDED if name in os.environ}
+    secret = [name for name, value in found.items() if credentials(value)]
+    for name in secret:
+        logger.warning("%s holds a password and is not sent to the nodes: set it on each of them", name)
+    return {name: value for name, value in found.items() if name not in secret}
 
 
 def _outcome(ray: Any, reference: Any) -> Any:

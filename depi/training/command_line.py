@@ -12,7 +12,7 @@ import yaml
 from lerobot.configs import parser
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, TRAINING_STATE_DIR
 
-from depi.datasets.recording.addresses import without_credentials
+from depi.datasets.recording.addresses import storable_name
 from depi.errors import UserError
 from depi.files import read_json
 from depi.flags import parse_flags
@@ -241,9 +241,9 @@ def check_data_source(config: TrainConfig) -> None:
     data = config.dataset
     # Before anything shows or stores the names:
     if data.repo_id is not None:
-        data.repo_id = without_credentials(data.repo_id)
+        data.repo_id = storable_name(data.repo_id)
     for source in mixture_of(data):
-        source.repo_id = without_credentials(source.repo_id)
+        source.repo_id = storable_name(source.repo_id)
     flags = {
         "--num_datasets": config.num_datasets,
         "--dataset.repo_ids": data.repo_ids,

@@ -57,7 +57,7 @@ def check_address(text: str) -> str:
     return f"{scheme}://{path}"
 
 
-def without_credentials(repo_id: str) -> str:
+def storable_name(repo_id: str) -> str:
     """The name of a dataset as it may be shown and stored; UserError for an address that must not be."""
     return check_address(repo_id) if is_address(repo_id) else repo_id
 
@@ -66,7 +66,7 @@ def check_dataset_name(name: str) -> str:
     """The name of a dataset, of the Hub or by an address as `check_address` gives it; UserError otherwise."""
     if not is_address(name) and not is_dataset_id(name):
         raise UserError(f"--repo_id must be USER/NAME or an address s3://BUCKET/FOLDER, got {name[:200]!r}")
-    return without_credentials(name)
+    return storable_name(name)
 
 
 def as_path(repo_id: str) -> str:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from huggingface_hub import constants
 
-from depi.datasets.recording.addresses import without_credentials
+from depi.datasets.recording.addresses import storable_name
 from depi.datasets.recording.formats import INFO_FILE, DatasetMeta, metadata_files
 from depi.errors import DatasetError, UserError
 
@@ -33,7 +33,7 @@ class DatasetSource:
     episodes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "repo_id", without_credentials(self.repo_id))
+        object.__setattr__(self, "repo_id", storable_name(self.repo_id))
         scheme, _, path = self.repo_id.partition("://")
         if scheme == "file" and self.root is None:
             object.__setattr__(self, "root", Path(path))

@@ -23,6 +23,7 @@ from huggingface_hub.utils import validate_repo_id
 from rich.progress import Progress
 
 from depi import __version__
+from depi.addresses import without_credentials
 from depi.errors import DatasetError, UserError
 from depi.hub.client import session
 from depi.hub.client.fetch import (
@@ -88,11 +89,12 @@ session.install()
 
 
 def endpoint() -> str:
-    """Return the address of the Hub in use, without a final slash.
+    """Return the address of the Hub in use, without a final slash, and without user and password.
 
-    huggingface_hub reads HF_ENDPOINT once, when it is imported; here it is read at every call.
+    huggingface_hub reads HF_ENDPOINT once, when it is imported; here it is read at every call. The session
+    sends user and password.
     """
-    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+    return without_credentials(os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
 
 
 def go_offline() -> None:

@@ -1,9 +1,11 @@
-"""The HTTP session that all of huggingface_hub uses in this process: time limits, connections, request rate.
+"""The HTTP session that all of huggingface_hub uses in this process: time limits, connections, request rate,
+and the password of the Hub's address.
 
 huggingface_hub keeps one session and lets its settings be replaced; without that, most of its requests
 wait for an answer without a time limit, and only twenty connections are kept open between requests.
 """
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -11,8 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import httpx
-from huggingface_hub import close_session, set_client_factory
+from huggingface_hub import close_session, constants, hf_api, set_client_factory
 from huggingface_hub.utils._http import hf_request_event_hook
+
+from depi.addresses import credentials, without_credentials
 
 CONNECTIONS = 64
 _SECONDS = {"connect": 15.0, "read": 60.0, "write": 60.0}
@@ -50,8 +54,14 @@ _limiter: _RateLimiter | None = None
 
 
 def install() -> None:
-    """Make huggingface_hub use this session from now on."""
+    """Make huggingface_hub use this session from now on, and know the Hub's address without its password.
+
+    Its warnings and errors name addresses as it knows them.
+    """
     set_client_factory(_new_client)
+    for name in ("ENDPOINT", "HUGGINGFACE_CO_URL_TEMPLATE"):
+        setattr(constants, name, without_credentials(getattr(constants, name)))
+    hf_api.api.endpoint = without_credentials(hf_api.api.endpoint)
 
 
 def use(settings: Settings) -> None:
@@ -81,13 +91,30 @@ def _apply(settings: Settings) -> None:
 
 def _new_client() -> httpx.Client:
     return httpx.Client(
-        event_hooks={"request": [hf_request_event_hook, _before_request]},
+        event_hooks={"request": [_log_in, hf_request_event_hook, _before_request]},
         follow_redirects=True,
         timeout=httpx.Timeout(None, **_SECONDS),
         limits=httpx.Limits(
             max_connections=_settings.connections, max_keepalive_connections=_settings.connections
         ),
     )
+
+
+def _log_in(request: httpx.Request) -> None:
+    """Send the user and password that HF_ENDPOINT holds to that server, in the header instead of the address.
+
+    They take the place of the token: there is one such header, and httpx does the same with an address.
+    """
+    if request.url.userinfo:  # httpx has made the header of it, and errors show the address
+        request.url = request.url.copy_with(userinfo=b"")
+    endpoint = os.environ.get("HF_ENDPOINT", "")
+    found = credentials(endpoint)
+    if found is not None and _origin(request.url) == _origin(httpx.URL(without_credentials(endpoint))):
+        next(httpx.BasicAuth(*found).auth_flow(request))
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port
 
 
 def _before_request(request: httpx.Request) -> None:
