@@ -238,7 +238,7 @@ def test_failures_tell_no_secret(place):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_programs_write_and_print_no_secret(place):
     """In processes of their own, with the trackers, checks and failures that take longer."""
     launch = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes=1", "--num_machines=1")

@@ -9,6 +9,7 @@ from pathlib import Path
 from depi.annotate import episode_journal as store
 from depi.annotate.pull import SUFFIXES, pull
 from depi.annotate.stats import count
+from depi.catalog.text import in_markdown
 from depi.datasets.recording.addresses import is_address
 from depi.datasets.samples.annotations import annotation_path
 from depi.errors import UserError
@@ -138,7 +139,7 @@ def card(repo_id: str, names: Sequence[str], numbers: dict) -> str:
         configs=[{"config_name": "default", "data_files": "*/**/*.parquet"}],
     )
     episodes = numbers["episodes"]
-    models = ", ".join(f"`{_inline(name)}` ({number:,})" for name, number in numbers["models"].items())
+    models = ", ".join(f"{in_markdown(name, 200)} ({number:,})" for name, number in numbers["models"].items())
     lines = [
         *("---", data.to_yaml(), "---", ""),
         f"# {repo_id}",
@@ -163,8 +164,3 @@ def card(repo_id: str, names: Sequence[str], numbers: dict) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _inline(text: str) -> str:
-    """Text that stays inside a code span of Markdown."""
-    return "".join(char for char in text[:200] if char.isprintable() and char != "`")

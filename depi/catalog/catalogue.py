@@ -1,6 +1,7 @@
 """The catalogue on disk: `catalog.parquet`, and beside it the verdicts per episode and three lists of ids."""
 
 import json
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
@@ -11,8 +12,9 @@ from typing import Any, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from depi.catalog.episodes import episodes_table
-from depi.datasets.union.lists import CATALOG_FILE, EPISODES_FILE
+from depi.catalog.episodes import are_verdicts, episodes_table
+from depi.datasets.recording.checks import short
+from depi.datasets.union.lists import CATALOG_FILE, EPISODES_FILE, read_columns
 from depi.errors import UserError, machine_error
 from depi.files import atomic_write
 
@@ -176,7 +178,7 @@ def read_rows(folder: Path, judged_by: dict[str, Any] | None = None) -> list[Row
     path = folder / CATALOG_FILE
     if not path.exists():
         return []
-    table = _read_table(path)
+    table = read_columns(path, SCHEMA, _REMEDY, _LATER)
     metadata = table.schema.metadata or {}
     if judged_by is not None and metadata.get(b"judged_by") != json.dumps(judged_by, sort_keys=True).encode():
         return []
@@ -192,31 +194,39 @@ def load_catalog(path: Path) -> list[Row]:
     file = path / CATALOG_FILE if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"there is no catalogue at {path}: `depi collect-ids` writes one")
-    return _rows(_read_table(file), file)
+    return _rows(read_columns(file, SCHEMA, _REMEDY, _LATER), file)
 
 
-def _read_table(path: Path) -> pa.Table:
-    try:
-        return pq.read_table(path, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); remove it or run `depi collect-ids --refresh`"
-        ) from None
+_REMEDY = "remove it, or run `depi collect-ids --refresh`"
+# Columns that an earlier DePi did not write are None.
+_LATER = set(SCHEMA.names) - {"repo_id", "verdict", "reasons", "flags"}
+_SIZE = re.compile(r"\d{1,6}x\d{1,6}")
 
 
 def _rows(table: pa.Table, path: Path) -> list[Row]:
-    """The rows with today's columns: those that an earlier DePi did not write are None."""
-    strange = UserError(
-        f"{path} does not have the columns of a catalogue; remove it or run `depi collect-ids --refresh`"
-    )
-    if not {"repo_id", "verdict", "reasons", "flags"} <= set(table.column_names):
-        raise strange
-    columns = [
-        table[column.name] if column.name in table.column_names else pa.nulls(len(table), column.type)
-        for column in SCHEMA
-    ]
     try:
-        rows = pa.table(columns, names=SCHEMA.names).cast(SCHEMA).to_pylist()
-    except pa.ArrowException:
-        raise strange from None
-    return [Row(**row) for row in rows]
+        rows = [Row(**values) for values in table.to_pylist()]
+    except (ValueError, OverflowError):  # a time that is no date
+        raise UserError(f"{path} is damaged, it has an impossible time: {_REMEDY}") from None
+    for row in rows:
+        problem = _problem(row)
+        if problem is not None:
+            raise UserError(f"{path} is damaged, {short(row.repo_id)} has {problem}: {_REMEDY}")
+    return rows
+
+
+def _problem(row: Row) -> str | None:
+    """What no DePi has written into a row, where it may be somebody else's."""
+    for name, kind in column_types().items():
+        value = getattr(row, name)
+        if value is None and name not in _LATER:
+            return f"no {name}"
+        if isinstance(value, list) and None in value:
+            return f"a gap in {name}"
+        if kind is int and value is not None and value < 0:
+            return f"a negative {name}"
+    if not all(map(_SIZE.fullmatch, row.camera_sizes or ())):
+        return "sizes of cameras that are none"
+    if len(row.episode_hashes or b"") % 8 or len(row.landmark_hashes or b"") % 4:
+        return "parts of hashes"
+    return None if are_verdicts(row.judged) else "verdicts on episodes that are none"

@@ -141,6 +141,29 @@ def verdicts(row: Judged) -> list[EpisodeVerdict]:
     ]
 
 
+def are_verdicts(judged: str | None) -> bool:
+    """Whether a text of a row is what `add_verdicts` writes, or None."""
+    try:
+        packed = json.loads(judged or "[]")
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(packed, list) and all(map(_is_verdict, packed))
+
+
+def _is_verdict(packed: Any) -> bool:
+    match packed:
+        case [int(number), int(frames), list(faults)] if number >= 0 and frames >= 0:
+            return all(map(_is_fault, faults))
+    return False
+
+
+def _is_fault(packed: Any) -> bool:
+    match packed:
+        case [str(), str(), bool(), int() | None, int() | None]:
+            return True
+    return False
+
+
 def _pack(verdicts: Sequence[EpisodeVerdict]) -> str:
     """As short text, since a catalogue in memory has a hundred thousand episodes."""
     packed = [

@@ -67,7 +67,7 @@ def read_pictures(folder: Path) -> Pictures:
     """
     pictures: Pictures = {}
     for item in read_thumbnails(folder):
-        jpeg = item.jpeg or b""
+        jpeg = item.jpeg
         if not (jpeg.startswith(b"\xff\xd8") and len(jpeg) <= MAX_PICTURE_BYTES):
             raise UserError(
                 f"{folder / THUMBNAILS_FILE} holds something that is not a small JPEG for "

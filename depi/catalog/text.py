@@ -15,3 +15,15 @@ def clean(text: object, limit: int = 200) -> str:
     )
     line = " ".join(kept.split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def in_markdown(text: object, limit: int = 100) -> str:
+    """Untrusted text as a code span of Markdown, also in a table: no markup, HTML or link in it is one.
+
+    What could end the span or the cell of a table is replaced. Nothing for an empty text.
+    """
+    line = clean(text, limit).translate(_ENDS)
+    return f"`{line}`" if line else ""
+
+
+_ENDS = str.maketrans({"`": "'", "|": "/", "\\": "/"})

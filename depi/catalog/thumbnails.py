@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from depi.datasets.union.lists import read_columns
 from depi.errors import UserError, machine_error
 from depi.files import atomic_write
 
@@ -62,8 +63,8 @@ def read_thumbnails(folder: Path) -> list[Thumbnail]:
     path = folder / THUMBNAILS_FILE
     if not path.exists():
         return []
-    try:
-        table = pq.read_table(path, schema=_SCHEMA, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); remove it") from None
-    return [Thumbnail(**item) for item in table.to_pylist()]
+    remedy = "remove it, or write it again with `depi collect-ids --deep`"
+    rows = read_columns(path, _SCHEMA, remedy).to_pylist()
+    if any(None in row.values() for row in rows):
+        raise UserError(f"{path} has a picture without a name: {remedy}")
+    return [Thumbnail(**row) for row in rows]

@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from lerobot.configs import PreTrainedConfig
 
+from depi.catalog.text import in_markdown
 from depi.datasets.judging.offsets import name_offsets
 from depi.datasets.recording.cameras import camera_order
 from depi.errors import UserError
@@ -165,8 +166,9 @@ def _data_lines(datasets: list[dict[str, Any]]) -> list[str]:
         "| dataset | revision | licence | episodes | frames | fps | joints as recorded |",
         "|---|---|---|---|---|---|---|",
         *(
-            f"| {entry['repo_id']} | {entry['revision'] or 'local'} | {entry.get('licence') or 'not stated'} "
-            f"| {entry['episodes']} | {entry['frames']} | {entry['fps']:g} | {entry['convention']} |"
+            f"| {in_markdown(entry['repo_id'], 200)} | {in_markdown(entry['revision'] or 'local')} "
+            f"| {in_markdown(entry.get('licence') or '') or 'not stated'} | {entry['episodes']} "
+            f"| {entry['frames']} | {entry['fps']:g} | {entry['convention']} |"
             for entry in datasets
         ),
         "",
@@ -177,7 +179,11 @@ def _data_lines(datasets: list[dict[str, Any]]) -> list[str]:
 def _offset_lines(datasets: list[dict[str, Any]]) -> list[str]:
     """What was taken out of the commands; nothing where nothing was, nor of reports of an earlier DePi."""
     taken_out = {entry["repo_id"]: entry.get("offsets_taken_out") for entry in datasets}
-    lines = [f"- {repo_id}: {name_offsets(offsets)}" for repo_id, offsets in taken_out.items() if offsets]
+    lines = [
+        f"- {in_markdown(repo_id, 200)}: {name_offsets(offsets)}"
+        for repo_id, offsets in taken_out.items()
+        if offsets
+    ]
     if not lines:
         return []
     return [

@@ -81,7 +81,7 @@ def test_a_push_is_one_commit_with_a_card(hub, folder: Path):
     assert "LeRobot" not in card["tags"], "it is no recording: `depi collect-ids` looks for that tag"
     assert "4 episodes" in readme
     assert "reviewed by a person: 1." in readme
-    assert "`openai:xy` (1)" in readme, "a model's name does not leave its code span"
+    assert "`openai:x'y` (1)" in readme, "a model's name does not leave its code span"
     files = {file.rfilename for file in client.repo_info(REPO).siblings}
     names = ("ann/one", "bob/many:inner/v1.5")
     assert files - {".gitattributes"} == {

@@ -145,10 +145,10 @@ def test_an_empty_list_and_an_empty_part_are_one_sentence(data_ids):
 def test_a_damaged_catalogue_is_one_sentence(data_ids):
     for content in (b"PAR1 and nothing else", b""):
         (data_ids / "catalog.parquet").write_bytes(content)
-        with pytest.raises(UserError, match=r"catalog.parquet is damaged: collect it again with"):
+        with pytest.raises(UserError, match=r"catalog.parquet cannot be read .*: collect it again with"):
             annotate(data_ids, "http://127.0.0.1:9/v1")
     pq.write_table(pa.table({"repo_id": list(NAMES)}), data_ids / "catalog.parquet")
-    with pytest.raises(UserError, match=r"catalog.parquet is damaged"):
+    with pytest.raises(UserError, match=r"catalog.parquet cannot be read .*no column revision"):
         annotate(data_ids, "http://127.0.0.1:9/v1")
 
 

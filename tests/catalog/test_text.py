@@ -1,6 +1,9 @@
-import pytest
+import re
 
-from depi.catalog.text import clean
+import pytest
+from markdown_it import MarkdownIt
+
+from depi.catalog.text import clean, in_markdown
 from depi.datasets.judging.instructions import is_instruction
 
 
@@ -22,6 +25,44 @@ def test_clean_leaves_one_printable_line(text, shown):
 def test_clean_bounds_the_length():
     assert clean("ab" * 10_000, 10) == "abababab" + "a…"
     assert clean("x" * 10, 10) == "x" * 10
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("<script>a()</script>", "<img src=x onerror=a()>", "![a](http://evil.example/x.png)", "a&lt;b>"),
+        *("[a](http://evil.example)", "www.evil.example", "https://evil.example", "x@evil.example"),
+        *(
+            "a | b",
+            "a \\| b",
+            "a\\",
+            "`a` <b>",
+            "``` a",
+            "**a**",
+            "# a\n---\n| x |",
+            "\u202ea`|",
+            "$$a$$",
+            "- a",
+        ),
+    ],
+)
+def test_markdown_shows_a_text_as_it_is(text):
+    shown = in_markdown(text)
+    page = MarkdownIt("commonmark", {"html": True}).enable("table")
+    for source, around in (
+        (f"| a | b |\n|---|---|\n| {shown} | c |", ["<td>", "</td>"]),
+        (f"- {shown}: c", []),
+    ):
+        html = page.render(source)
+        (code,) = re.findall(r"<code>(.*?)</code>", html)
+        assert not re.search(r"[<>]", code)
+        assert html.count("<td>") == len(around)
+        assert not re.search(r"<(?!/?(table|thead|tbody|tr|th|td|code|ul|li)>)", html)
+
+
+def test_markdown_of_nothing_and_of_too_much():
+    assert in_markdown(" \n ") == ""
+    assert len(in_markdown("a" * 1000)) == 102
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,21 @@
 """Publishing checkpoints on the embedded Hub, during training and after, and going on from there."""
 
 import logging
+import re
 import threading
 
 import pytest
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
+from markdown_it import MarkdownIt
 from runs import losses, replaced, weights
-from small_run import SmallRun
+from small_run import REPORT, SmallRun
 
 from depi import cli
 from depi.files import write_json
 from depi.hub.client.api import HubUnreachable
 from depi.train import main as train
 from depi.training import pushing
+from depi.training.card import model_card
 from depi.training.saving import Saver
 
 
@@ -68,8 +71,8 @@ def test_the_card_says_what_it_was_trained_on_and_how_to_run_it(averaged, api, t
     card = ModelCard(read("alice/card", "README.md", "main").decode())
     assert card.data.datasets == ["alice/pick", "lab/collection"]
     for text in (
-        f"| lab/collection:two | {'a' * 40} | cc-by-4.0 | 2 | 200 |",
-        "| lab/collection:one | " + "a" * 40 + " | not stated |",
+        f"| `lab/collection:two` | `{'a' * 40}` | `cc-by-4.0` | 2 | 200 |",
+        f"| `lab/collection:one` | `{'a' * 40}` | not stated |",
         "--robot.use_degrees=true",
         "Camera slots: wrist, front",
         "trained from scratch",
@@ -85,6 +88,36 @@ def test_the_card_says_what_it_was_trained_on_and_how_to_run_it(averaged, api, t
     write_json(tmp_path / "eval.json", {**result, "success_rate": None, "success_interval_95": None})
     assert cli.main([*flags, f"--eval={tmp_path / 'eval.json'}"]) == 2
     assert "has no success rate: all of its episodes ended in an error" in capsys.readouterr().err
+
+
+def test_what_strangers_wrote_is_only_text_in_the_card(averaged):
+    evil = "<img src=x onerror=a()> | [a](http://evil.example)\n# `b` " * 20
+    entry = REPORT["datasets"][0] | {
+        "repo_id": "lab/all:<b>x|`y`",
+        "licence": evil,
+        "offsets_taken_out": {"gripper": 1},
+    }
+    card = model_card(averaged.config, averaged.policy.config, REPORT | {"datasets": [entry]}, 1, {})
+    assert len(card) < 4000
+    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(ModelCard(card).text)
+    assert "&lt;img" in html
+    assert "<code>lab/all:&lt;b&gt;x/'y'</code>" in html
+    tags = set(re.findall(r"<(\w+)", html))
+    assert tags <= {
+        "h1",
+        "h2",
+        "p",
+        "ul",
+        "li",
+        "code",
+        "pre",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+    }, tags
 
 
 def test_a_run_goes_on_from_the_hub(flags, tmp_path, api, capfd):
