@@ -55,7 +55,8 @@ def create(request: Request, body: dict[str, Any]) -> Response:
     except RequestError as error:
         if error.status != 409:
             raise
-        return JSONResponse({"error": error.message, "url": address}, status_code=409)
+        said = {"X-Error-Message": error.message}
+        return JSONResponse({"error": error.message, "url": address}, status_code=409, headers=said)
     return JSONResponse({"url": address, "name": repo_id, "id": repo_id})
 
 
