@@ -76,6 +76,12 @@ def machine_error(
     return MachineError(f"{what} ({os.strerror(number)}); {remedy}, or {instead}")
 
 
+def one_line(text: object, most: int = 500) -> str:
+    """A text on one line, cut where it is longer than `most` characters."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else line[: most - 3] + "..."
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,7 +14,7 @@ import draccus
 import yaml
 from draccus.utils import DecodingError, ParsingError
 
-from depi.errors import UserError
+from depi.errors import UserError, one_line
 from depi.flag_sources import Flag, Flags, read_flags
 
 _SIMPLE_TYPES: dict[str, object] = {
@@ -67,7 +67,7 @@ def parse_flags[Config](
     except (ParsingError, ValueError, TypeError) as error:
         # draccus hides the message of a dataclass's own check behind "could not instantiate".
         said = error.__cause__ if isinstance(error.__cause__, ValueError) else error
-        raise UserError(f"{command}: {' '.join(str(said).split())}") from None
+        raise UserError(f"{command}: {one_line(said)}") from None
     except yaml.YAMLError as error:
         raise UserError(
             f"{command}: a value or file is not valid YAML: {' '.join(str(error).split())}"
@@ -216,7 +216,7 @@ def _check_flag(
 
 def _decoding_problem(error: DecodingError) -> str:
     flag = f"--{'.'.join(error.key_path)}: " if error.key_path else ""
-    return f"{flag}{' '.join(str(error.message).split())}"
+    return f"{flag}{one_line(error.message)}"
 
 
 def _unknown(

@@ -5,11 +5,11 @@ import logging
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from depi.errors import UserError
+from depi.errors import UserError, one_line
 from depi.files import read_json
 from depi.flags import parse_flags
 
@@ -108,14 +108,35 @@ def read_evaluation(path: Path) -> Evaluation:
     found = read_json(file)
     if not isinstance(found, dict) or not found.keys() >= {"env", "episodes"}:
         raise UserError(f"{file} is no result of `depi eval`: it names no environment and episodes")
-    names = [field.name for field in fields(Row)]
-    rows: dict[int, Row] = {}
-    for index, episode in enumerate(found["episodes"]):
-        values = {"index": index, "error": None, **episode}  # results of earlier versions lack these
-        rows[values["seed"]] = Row(**{name: values[name] for name in names})
+    if not isinstance(found["env"], dict) or not isinstance(found["episodes"], list):
+        raise UserError(f"{file}: env must be an object, and episodes a list")
+    rows = {row.seed: row for row in (_row(file, *each) for each in enumerate(found["episodes"]))}
     # Of rigs from a file it matters what they are, not where the file lies.
     env = {**found["env"], "setups": found.get("setups_file") or found["env"].get("setups")}
     return Evaluation(file.parent, str(found.get("policy")), env, rows)
+
+
+def _row(file: Path, index: int, episode: Any) -> Row:
+    """One episode of a file that may come from somebody else: its numbers become names of files."""
+    values: dict[str, Any] = {"index": index, "error": None}  # results of earlier versions lack these
+    values |= episode if isinstance(episode, dict) else {}
+    for name, kinds in _KINDS.items():
+        value = values.get(name)
+        if type(value) not in kinds or (type(value) is int and not -(2**63) <= value < 2**63):
+            raise UserError(f"{file}: {name} of episode {index} is {one_line(repr(value), 40)}")
+    if min(values["index"], values["seed"]) < 0 or not math.isfinite(values["reward"]):
+        raise UserError(f"{file}: episode {index} has a negative number, or a reward that is none")
+    return Row(**{name: values[name] for name in _KINDS})
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "index": (int,),
+    "seed": (int,),
+    "success": (bool,),
+    "length": (int,),
+    "reward": (int, float),
+    "error": (str, type(None)),
+}
 
 
 def compare(a: Evaluation, b: Evaluation) -> Comparison:

@@ -4,14 +4,15 @@ A checkpoint is untrusted data: its weights are safetensors, and `depi.policies.
 name.
 """
 
+import contextlib
 import copy
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from draccus.utils import DecodingError, ParsingError
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.pretrained import PreTrainedPolicy
@@ -20,14 +21,15 @@ from lerobot.utils.constants import OBS_STATE
 from numpy.typing import NDArray
 
 from depi.datasets.recording.joints import from_degrees, to_degrees
-from depi.errors import UserError
+from depi.errors import UserError, one_line
 from depi.evaluation.actors import Observation, camera_keys, check_cameras, check_dimensions, units
 from depi.evaluation.environments import EnvTable
 from depi.evaluation.pi0_actor import generator
 from depi.policies.checkpoint import WEIGHTS
-from depi.policies.convert import check_finite
-from depi.policies.processors import check_statistics
-from depi.policies.trust import check_checkpoint, never_ask_to_run_code
+from depi.policies.configuration import check_fields
+from depi.policies.convert import check_finite, no_larger_than
+from depi.policies.processors import check_processors
+from depi.policies.trust import CONFIG, check_checkpoint, never_ask_to_run_code, refusing
 
 type Pipelines = tuple[PolicyProcessorPipeline[Any, Any], PolicyProcessorPipeline[Any, Any]]
 
@@ -55,37 +57,38 @@ def load_lerobot_policy(
     if not trusted:
         check_checkpoint(folder, kind)
     never_ask_to_run_code()
-    try:
-        policy_class = get_policy_class(kind)
+    with refusing(f"{folder} cannot be loaded"):
         config = PreTrainedConfig.from_pretrained(folder)
         config.device = device or config.device
         if hasattr(config, "pretrained_backbone_weights"):
             config.pretrained_backbone_weights = None  # the checkpoint has them
-        policy = policy_class.from_pretrained(folder, config=config, strict=True).eval()
-    except ImportError as error:
-        raise UserError(
-            f"policies of type {kind} need more: {error}; pip install 'lerobot[{kind}]'"
-        ) from None
-    except _UNFIT as error:
-        raise UserError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:500]}") from None
-    check_finite(folder / WEIGHTS, dict(policy.named_parameters()))
-    try:
+        check_fields(config, folder / CONFIG)
+        policy = _load(folder, config)
+    with refusing(f"{folder}: processors cannot be built"):
         pipelines = make_pre_post_processors(
             config,
             str(folder),
             preprocessor_overrides={"device_processor": {"device": config.device}},
         )
-    except _UNFIT as error:
-        raise UserError(f"{folder}: processors cannot be built: {' '.join(str(error).split())}") from None
-    check_statistics(folder, pipelines, config)
+        check_processors(folder, pipelines, config)
     return policy, pipelines
 
 
-# What LeRobot and draccus raise for fields of a wrong type, size or name.
-_UNFIT = (
-    *(RuntimeError, ValueError, OSError, LookupError, TypeError, AttributeError, ArithmeticError),
-    *(AssertionError, ParsingError, DecodingError),
-)
+def _load(folder: Path, config: Any) -> PreTrainedPolicy:
+    try:
+        policy_class = get_policy_class(config.type)
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), no_larger_than(folder / WEIGHTS):
+            policy = policy_class.from_pretrained(folder, config=config, strict=True).eval()
+    except ImportError as error:
+        raise UserError(
+            f"policies of type {config.type} need more: {error}; pip install 'lerobot[{config.type}]'"
+        ) from None
+    # LeRobot's pi05 prints that weights do not fit, and goes on with random ones.
+    if config.type == "pi05" and "All keys loaded successfully" not in said.getvalue():
+        raise UserError(f"{folder / WEIGHTS} does not fit the policy: {one_line(said.getvalue()[-300:])}")
+    check_finite(folder / WEIGHTS, dict(policy.named_parameters()))
+    return policy
 
 
 class LeRobotActor:

@@ -5,7 +5,7 @@ from typing import Any
 
 from depi.datasets.recording.cameras import camera_order
 from depi.datasets.recording.joints import CONVENTIONS
-from depi.errors import UserError
+from depi.errors import UserError, one_line
 from depi.evaluation.actors import Actor
 from depi.evaluation.config import EvaluateConfig
 from depi.evaluation.pi0_actor import Pi0Actor
@@ -117,10 +117,12 @@ def training_choices(folder: Path) -> tuple[str, str]:
             raise UserError(f"{folder} was trained in recorded units, and its data report names none")
         convention = found.pop() if len(found) == 1 else "native"
     if convention not in CONVENTIONS or convention == "unknown":
-        raise UserError(f"{folder} was trained in unknown units: {convention!r}")
+        raise UserError(f"{folder} was trained in unknown units: {one_line(repr(convention), 80)}")
     cameras = data.get("cameras", "name")
     try:
         camera_order(cameras)
     except (ValueError, TypeError):
-        raise UserError(f"{path}: dataset.cameras is {cameras!r}, which is no order of cameras") from None
+        raise UserError(
+            f"{path}: dataset.cameras is {one_line(repr(cameras), 80)}, which is no order of cameras"
+        ) from None
     return cameras, convention

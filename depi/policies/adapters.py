@@ -20,7 +20,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from depi.errors import UserError
+from depi.errors import UserError, one_line
 from depi.files import atomic_write, read_json
 from depi.models.pi0 import Pi0
 from depi.models.scene import SceneReader
@@ -324,7 +324,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no adapter configuration")
     for name, plain in PLAIN_SETTINGS.items():
         if config.get(name) not in plain:
-            raise UserError(f"{path}: {name} {config.get(name)!r} is not available; merge the adapter first")
+            shown = one_line(repr(config.get(name)), 80)
+            raise UserError(f"{path}: {name} {shown} is not available; merge the adapter first")
     alpha = config.get("lora_alpha")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= LARGEST_ALPHA:
         raise UserError(

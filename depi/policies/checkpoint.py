@@ -9,7 +9,7 @@ from typing import Any
 import draccus
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 
-from depi.errors import UserError
+from depi.errors import UserError, one_line
 from depi.files import read_json
 from depi.flags import parse_flags
 from depi.policies.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -34,18 +34,19 @@ def load_config(folder: Path, overrides: Sequence[str] = ()) -> Any:
     path = folder / CONFIG
     kind, content = _read_config(path)
     if kind not in TYPES:
-        raise UserError(f"{path} is of policy type {kind!r}; DePi knows {', '.join(TYPES)}")
-    config_class = family(kind).configs[kind]
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(content, file)
-        file.flush()
-        with draccus.config_type("json"):
-            config: Any = parse_flags(
-                config_class,
-                overrides,
-                str(path),
-                parse=lambda flags: draccus.parse(config_class, file.name, args=flags),
-            )
+        shown = one_line(repr(kind), 200)
+        raise UserError(f"{path} is of policy type {shown}; DePi knows {', '.join(TYPES)}")
+    config_class: Any = family(kind).configs[kind]
+
+    def parse(flags: list[str]) -> Any:
+        if not flags:  # without draccus's parser of flags, which takes longer than all the rest
+            return draccus.decode(config_class, content)
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file, draccus.config_type("json"):
+            json.dump(content, file)
+            file.flush()
+            return draccus.parse(config_class, file.name, args=flags)
+
+    config = parse_flags(config_class, overrides, str(path), parse=parse)
     check_fields(config, path)
     return config
 

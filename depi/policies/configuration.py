@@ -1,20 +1,24 @@
 """What a configuration of any family says: the network's sizes, what is frozen, what the data looks like."""
 
+import math
 from typing import Any, Protocol
 
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.utils.constants import ACTION, OBS_STATE
 
-from depi.errors import UserError
+from depi.errors import UserError, one_line
 from depi.models.scene import SceneDimensions, SceneReader
 from depi.policies.families import family_of
 
 COUNTS = (
-    *("n_obs_steps", "chunk_size", "n_action_steps", "max_state_dim", "max_action_dim"),
-    *("num_inference_steps", "tokenizer_max_length"),
+    *("n_obs_steps", "chunk_size", "horizon", "action_chunk_size", "n_action_steps", "num_inference_steps"),
+    *("max_state_dim", "max_action_dim", "tokenizer_max_length"),
 )
 """Fields of configurations that count something which there must be at least one of."""
+MOST_COUNTED = 4096
+"""Memory and time grow with these, with some by the square."""
+MOST_PIXELS = 4096 * 2160
 LARGEST = 1 << 20
 """No honest configuration has larger numbers in it."""
 
@@ -42,26 +46,39 @@ def check_fields(config: Any, what: object) -> None:
         what: the file that it comes from, for the message.
 
     Raises:
-        UserError: a count is none, features are none or have no size, or torch has no such compile mode.
+        UserError: a count is none or too large, features are none or have an impossible size, or torch has no
+            such compile mode.
     """
     for name in COUNTS:
         value = getattr(config, name, 1)
-        if type(value) is not int or not 1 <= value <= LARGEST:
-            raise UserError(f"{what}: {name} must be an integer of 1 to {LARGEST}, not {value!r}")
+        left_out = value is None and getattr(type(config), name, 1) is None
+        if not left_out and (type(value) is not int or not 1 <= value <= MOST_COUNTED):
+            raise UserError(
+                f"{what}: {name} must be an integer of 1 to {MOST_COUNTED}, not {one_line(repr(value), 40)}"
+            )
     for name in ("input_features", "output_features"):
         features = getattr(config, name)
         if not isinstance(features, dict):
             raise UserError(f"{what}: {name} must be an object, not {features!r}")
         for key, feature in features.items():
-            sizes = feature.shape
-            if not sizes or not all(type(size) is int and 1 <= size <= LARGEST for size in sizes):
-                raise UserError(
-                    f"{what}: the shape of {key} in {name} is {list(sizes)}, not positive integers"
-                )
-    if config.compile_model:
+            _check_shape(feature, f"{what}: the shape of {one_line(key, 80)} in {name}")
+    if getattr(config, "compile_model", False):
         modes = [None, *torch._inductor.list_mode_options()]
         if config.compile_mode not in modes:
-            raise UserError(f"{what}: compile_mode {config.compile_mode!r} is none of {modes[1:]}")
+            shown = one_line(repr(config.compile_mode), 40)
+            raise UserError(f"{what}: compile_mode {shown} is none of {modes[1:]}")
+
+
+def _check_shape(feature: PolicyFeature, what: str) -> None:
+    sizes, visual = feature.shape, feature.type is FeatureType.VISUAL
+    most = MOST_PIXELS if visual else MOST_COUNTED
+    if not sizes or not all(type(size) is int and 1 <= size <= most for size in sizes):
+        raise UserError(f"{what} is {one_line(list(sizes), 80)}, not integers of 1 to {most}")
+    if visual and (len(sizes) != 3 or sizes[0] > 4 or math.prod(sizes[1:]) > MOST_PIXELS):
+        raise UserError(
+            f"{what} is {one_line(list(sizes), 80)}, not channels, height and width of an image of at most "
+            f"{MOST_PIXELS} pixels"
+        )
 
 
 def freeze_parts(model: SceneReader, config: Any) -> None:

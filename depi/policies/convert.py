@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
 from torch import Tensor
 
-from depi.errors import UserError
+from depi.errors import UserError, one_line
 from depi.files import atomic_write
 from depi.models.pi0 import Pi0Dimensions
 from depi.models.scene import SceneDimensions, SceneReader
@@ -160,7 +160,9 @@ def open_weights(path: Path, framework: str = "pt", **options: Any) -> Iterator[
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file ({error}); fetch it again") from None
+        raise UserError(
+            f"{path} is damaged or no safetensors file ({one_line(error, 300)}); fetch it again"
+        ) from None
 
 
 def load_weights(
@@ -219,6 +221,33 @@ def check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
             f"{path} has weights that are NaN or infinite, in {len(damaged)} of {len(weights)} "
             f"tensors, first {damaged[0]}: choose another checkpoint"
         )
+
+
+@contextmanager
+def no_larger_than(path: Path) -> Iterator[None]:
+    """Let the body build networks about as large as a file's weights, and not larger ones.
+
+    LeRobot builds a network of whatever size a configuration says before it looks into the file: terabytes,
+    or a million layers. A network may hold parameters that the file has once or not at all, so there is room.
+
+    Raises:
+        UserError: it builds a larger one, or the file is missing or damaged.
+    """
+    with open_weights(path) as file:
+        shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118  no mapping
+    room = {"tensors": 4 * len(shapes) + 2000, "numbers": 4 * sum(map(math.prod, shapes)) + (1 << 26)}
+
+    def count(module: torch.nn.Module, name: str, parameter: Tensor | None) -> None:
+        room["tensors"] -= 1
+        room["numbers"] -= 0 if parameter is None else parameter.numel()
+        if min(room.values()) < 0:
+            raise UserError(f"{path} is far smaller than the policy that its config.json describes")
+
+    handle = torch.nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _numbered(device: str | torch.device) -> str:

@@ -13,11 +13,12 @@ from torch import Tensor
 from depi.errors import UserError
 from depi.models.scene import SceneReader, draw_weights
 from depi.policies.adapters import base_of, is_adapter, merge_adapters, save_adapters
-from depi.policies.checkpoint import WEIGHTS, load_config, resolve_checkpoint
+from depi.policies.checkpoint import WEIGHTS, load_config, policy_type, resolve_checkpoint
 from depi.policies.configuration import TrainingData, set_features
 from depi.policies.convert import load_weights
 from depi.policies.families import family_of
 from depi.policies.processors import Pipeline, save_processors
+from depi.policies.trust import check_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -105,10 +106,13 @@ def load_any_policy(
         strict: if False, parameters that the file lacks are drawn at random, with a warning that names them.
 
     Raises:
-        UserError: nothing there, wrong policy type, bad override, or weights that do not fit.
+        UserError: nothing there, wrong policy type, bad override, weights that do not fit, or processors that
+            are not on the lists of `depi.policies.trust`.
     """
     folder = resolve_checkpoint(path_or_repo_id, revision)
     config = config or load_config(folder, config_overrides)
+    # Here, and not only in load_processors: LeRobot's commands build the processors themselves, after this.
+    check_checkpoint(folder, policy_type(folder))
     config.device = device or config.device
     if data is not None:
         set_features(config, data)

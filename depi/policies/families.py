@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from depi.errors import UserError
+from depi.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from depi.models.scene import SceneDimensions, SceneReader
@@ -85,8 +85,9 @@ def family(kind: str) -> Family:
     Raises:
         UserError: there is none.
     """
-    if kind not in TYPES:
-        raise UserError(f"policy type {kind!r} is none that DePi trains: it knows {', '.join(TYPES)}")
+    if not isinstance(kind, str) or kind not in TYPES:
+        shown = one_line(repr(kind), 200)
+        raise UserError(f"policy type {shown} is none that DePi trains: it knows {', '.join(TYPES)}")
     return importlib.import_module(TYPES[kind]).FAMILY
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from lerobot.utils.constants import ACTION, OBS_STATE
 
-from depi.errors import UserError
+from depi.errors import UserError, one_line
 from depi.files import read_json
+from depi.policies.configuration import MOST_COUNTED
 from depi.policies.convert import open_weights
 
 logger = logging.getLogger(__name__)
@@ -64,8 +65,10 @@ def _from_openpi(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
                 f"{path}: {name} {content[name]} has adapters; merge them into the weights first, with openpi"
             )
     for name in OPENPI_FIELDS:
-        if type(content[name]) is not int or not 0 < content[name] <= 4096:
-            raise UserError(f"{path}: {name} must be an integer of 1 to 4096, not {content[name]!r}")
+        if type(content[name]) is not int or not 0 < content[name] <= MOST_COUNTED:
+            raise UserError(
+                f"{path}: {name} must be an integer of 1 to {MOST_COUNTED}, not {one_line(content[name], 40)}"
+            )
     horizon, room = content["action_horizon"], content["action_dim"]
     state_dim, action_dim = _stored_sizes(path.parent, room)
     return {
@@ -101,7 +104,9 @@ def _stored_sizes(folder: Path, room: int) -> tuple[int, int]:
 def _from_old_lerobot(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     for name, value in DROPPED.items():
         if value is not None and content.get(name, value) != value:
-            raise UserError(f"{path}: {name} {content[name]!r} is not available, only {value!r}")
+            raise UserError(
+                f"{path}: {name} {one_line(repr(content[name]), 80)} is not available, only {value!r}"
+            )
     kept = {name: value for name, value in content.items() if name not in DROPPED}
     return {RENAMED.get(name, name): value for name, value in kept.items()}
 

@@ -22,9 +22,8 @@ from lerobot.processor import (
 )
 from lerobot.processor.converters import policy_action_to_transition, transition_to_policy_action
 from lerobot.utils.constants import ACTION
-from safetensors import SafetensorError
 
-from depi.errors import UserError, first_line
+from depi.errors import UserError, first_line, one_line
 from depi.files import read_json
 from depi.policies.checkpoint import load_config, resolve_checkpoint
 from depi.policies.configuration import dimensions_of
@@ -38,6 +37,7 @@ from depi.policies.trust import (
     TOKENIZER,
     check_steps,
     never_ask_to_run_code,
+    refusing,
 )
 
 type Pipeline = PolicyProcessorPipeline[Any, Any]
@@ -101,7 +101,7 @@ def load_processors(
     if not (folder / PREPROCESSOR).exists() and not (folder / POSTPROCESSOR).exists():
         config.device = device or config.device
         made = make_processors(config, stored_stats(folder))
-        check_statistics(folder, made, config)
+        check_processors(folder, made, config)
         return made
     for name in (PREPROCESSOR, POSTPROCESSOR):
         check_steps(folder / name, config.type)
@@ -119,12 +119,43 @@ def load_processors(
         )
 
     pre, post = _with_tokenizer(load)
+    with refusing(f"{folder}: processors cannot be used"):
+        _connect_steps(pre, post)
+        _fit_tokenizer(pre, config)
+        check_processors(folder, (pre, post), config)
+    return pre, post
+
+
+def _connect_steps(pre: Pipeline, post: Pipeline) -> None:
+    """Let actions be made absolute by the state that they were made relative to."""
     for relative in (step for step in pre.steps if isinstance(step, RelativeActionsProcessorStep)):
         for absolute in (step for step in post.steps if isinstance(step, AbsoluteActionsProcessorStep)):
             absolute.relative_step = relative
-    _fit_tokenizer(pre, config)
-    check_statistics(folder, (pre, post), config)
-    return pre, post
+
+
+def check_processors(folder: Path, pipelines: tuple[Pipeline, Pipeline], config: Any) -> None:
+    """Check the statistics of a checkpoint's pipelines, and that they take what the policy is given.
+
+    Args:
+        folder: the checkpoint, for messages.
+        pipelines: the pre- and the postprocessor.
+        config: says what the policy sees and gives.
+
+    Raises:
+        UserError: statistics are impossible (see `check_statistics`), or a made-up sample does not pass.
+    """
+    check_statistics(folder, pipelines, config)
+    pre, post = pipelines
+    with refusing(f"{folder}: processors do not work"):
+        sample = {key: torch.zeros(1, *feature.shape) for key, feature in config.input_features.items()}
+        prepared = pre({**sample, "task": [""]})
+        lost = [key for key, value in sample.items() if value.shape != prepared[key].shape]
+        if lost:
+            raise UserError(f"{folder / PREPROCESSOR} changes the shape of {one_line(lost[0], 80)}")
+        if config.action_feature is not None:
+            actions = torch.zeros(1, *config.action_feature.shape)
+            if (shape := post(actions).shape) != actions.shape:
+                raise UserError(f"{folder / POSTPROCESSOR} makes actions of shape {list(shape)}")
 
 
 def check_statistics(folder: Path, pipelines: tuple[Pipeline, Pipeline], config: Any) -> None:
@@ -228,20 +259,20 @@ def is_told_advantages(folder: Path) -> bool:
 def _with_tokenizer(build: Callable[[], tuple[Pipeline, Pipeline]]) -> tuple[Pipeline, Pipeline]:
     """Call `build`, which fetches the tokenizer, and say what to do when that fails."""
     never_ask_to_run_code()
-    try:
-        return build()
-    except OSError as error:
-        gated = any(word in str(error).lower() for word in ("gated", "401", "403", "restricted"))
-        remedy = (
-            f"ask for access at https://huggingface.co/{TOKENIZER}, then run `hf auth login` or set HF_TOKEN"
-            if gated
-            else "check the network, HF_ENDPOINT and HF_TOKEN"
-        )
-        raise UserError(
-            f"the tokenizer {TOKENIZER} cannot be loaded; {remedy} ({first_line(error)})"
-        ) from None
-    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"the policy's processors cannot be built: {first_line(error)}") from None
+    with refusing("the policy's processors cannot be built"):
+        try:
+            return build()
+        except OSError as error:
+            gated = any(word in str(error).lower() for word in ("gated", "401", "403", "restricted"))
+            login = "then run `hf auth login` or set HF_TOKEN"
+            remedy = (
+                f"ask for access at https://huggingface.co/{TOKENIZER}, {login}"
+                if gated
+                else "check the network, HF_ENDPOINT and HF_TOKEN"
+            )
+            raise UserError(
+                f"the tokenizer {TOKENIZER} cannot be loaded; {remedy} ({first_line(error)})"
+            ) from None
 
 
 def _fit_tokenizer(pre: Pipeline, config: Any) -> None:

@@ -6,12 +6,14 @@ groot, wall_x and the step action_tokenizer_processor of LeRobot 0.6.1). So type
 that their fields may name are lists here, and everything else is refused by its name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from depi.errors import UserError
+from depi.errors import UserError, machine_error, one_line
 from depi.files import read_json
+from depi.policies.configuration import MOST_COUNTED
 from depi.policies.families import TYPES, Allowed, family
 from depi.policies.indicator import AdvantageTokenizerStep
 
@@ -82,7 +84,7 @@ def check_checkpoint(folder: Path, kind: str) -> None:
     allowed = allowed_of(kind)
     if allowed is None:
         raise UserError(
-            f"{folder} is of policy type {kind!r}; without code of strangers DePi builds "
+            f"{folder} is of policy type {one_line(repr(kind), 200)}; without code of strangers DePi builds "
             f"{', '.join([*TYPES, *LEROBOT_TYPES])}. If you trust its author: "
             "--trust_checkpoint=USER/NAME@COMMIT"
         )
@@ -115,23 +117,57 @@ def _check_step(path: Path, step: Mapping[str, Any], kind: str, allowed: Allowed
     name, imported = step.get("registry_name"), step.get("class")
     known = isinstance(name, str) and name in _STEPS | allowed.steps and imported is None
     if not known and (name is not None or imported != OWN_STEP):
-        raise UserError(f"{path} has a step that is not part of {kind}: {name or imported}")
+        raise UserError(f"{path} has a step that is not part of {kind}: {one_line(name or imported, 200)}")
     state = step.get("state_file")
     if state is not None and (not isinstance(state, str) or Path(state).name != state):
-        raise UserError(f"{path}: state file {state!r} is not a plain file name")
+        raise UserError(f"{path}: state file {one_line(repr(state), 200)} is not a plain file name")
+    if state is not None and not (path.parent / state).is_file():
+        raise UserError(f"{path.parent / state} does not exist, and {path.name} names it")
     settings = step.get("config", {})
     if not isinstance(settings, dict):
         raise UserError(f"{path}: the settings of the step {name or imported} are no JSON object")
     if name == "tokenizer_processor" or imported == OWN_STEP:
-        _check_repository(path, "tokenizer_name", settings.get("tokenizer_name"), allowed.tokenizers)
+        _check_tokenizer(path, settings, allowed)
+
+
+def _check_tokenizer(path: Path, settings: Mapping[str, Any], allowed: Allowed) -> None:
+    _check_repository(path, "tokenizer_name", settings.get("tokenizer_name"), allowed.tokenizers)
+    if settings.get("tokenizer") is not None:  # it would count in place of the name
+        raise UserError(f"{path}: a tokenizer step names its tokenizer, and does not hold one")
+    length = settings.get("max_length")
+    if type(length) is not int or not 1 <= length <= MOST_COUNTED:
+        raise UserError(
+            f"{path}: max_length of the tokenizer must be an integer of 1 to {MOST_COUNTED}, "
+            f"not {one_line(repr(length), 40)}"
+        )
 
 
 def _check_repository(path: Path, name: str, value: Any, expected: frozenset[str]) -> None:
     if not isinstance(value, str) or value not in expected:
         raise UserError(
-            f"{path}: {name} is {value!r}, and nothing is loaded from there; expected "
+            f"{path}: {name} is {one_line(repr(value), 200)}, and nothing is loaded from there; expected "
             + (" or ".join(sorted(expected)) or "no such step")
         )
+
+
+@contextmanager
+def refusing(what: object) -> Iterator[None]:
+    """Turn whatever the body raises into a UserError: it builds or tries what a stranger has written.
+
+    LeRobot, draccus, transformers and torch raise errors of every kind for values that they did not foresee.
+
+    Args:
+        what: the beginning of the sentence, such as "FOLDER cannot be loaded".
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if (full := machine_error(error)) is not None:
+            raise full from None
+        said = one_line(error)
+        raise UserError(f"{what} ({type(error).__name__}{f': {said}' if said else ''})") from None
 
 
 def never_ask_to_run_code() -> None:

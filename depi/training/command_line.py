@@ -13,13 +13,14 @@ from lerobot.configs import parser
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, TRAINING_STATE_DIR
 
 from depi.datasets.recording.addresses import storable_name
-from depi.errors import UserError
+from depi.errors import UserError, one_line
 from depi.files import read_json
 from depi.flags import parse_flags
 from depi.hub.client.api import download_file, repo_info, require_token
 from depi.hub.names import is_repo_id
 from depi.policies import load_config, resolve_checkpoint
-from depi.policies.families import family_of
+from depi.policies.families import family, family_of
+from depi.policies.trust import check_checkpoint
 from depi.training.config import TRAIN_CONFIG_NAME, TrainConfig
 from depi.training.data import mixture_of, weighted_mixture
 from depi.training.folders import fetch_checkpoint, last_checkpoint
@@ -45,9 +46,29 @@ def parse_train_config(args: Sequence[str]) -> TrainConfig:
         _name_policy(config, args)
         _name_output_dir(config)
     check_data_source(config)
+    _check_foreign_choices(config, args)
     if config.pushes:
         _check_publishing(config)
     return config
+
+
+def _check_foreign_choices(config: TrainConfig, args: Sequence[str]) -> None:
+    """Refuse what the configuration of a run on the Hub would send away, unless a flag says so too."""
+    source = parser.parse_arg("config_path", args)
+    if source is None or Path(source).exists() or not is_repo_id(source):
+        return
+    typed = {arg.partition("=")[0] for arg in args}
+    assert config.policy is not None
+    if config.pushes and config.policy.repo_id != source and "--policy.repo_id" not in typed:
+        raise UserError(
+            f"the run {source} publishes its checkpoints as {one_line(config.policy.repo_id, 100)}: say with "
+            "--policy.repo_id=USER/NAME where yours shall go, or leave it with --push_to_hub=false "
+            "--save_checkpoint_to_hub=false"
+        )
+    if config.wandb.enable and "--wandb.enable" not in typed:
+        raise UserError(
+            f"the run {source} sends its metrics to Weights & Biases: say --wandb.enable=true or false"
+        )
 
 
 def _with_policy_of_file(args: list[str]) -> list[str]:
@@ -97,6 +118,10 @@ def _parse(args: list[str]) -> TrainConfig:
     content = _read_config_file(_find_config_file(config_path))
     if "path" in (content.get("policy") or {}) or parser.get_path_arg("policy", given):
         content.pop("policy", None)
+    policy = content.get("policy")
+    if isinstance(policy, dict) and "type" in policy:
+        # Before anything is made of it: some configurations of LeRobot read the Hub when they are made.
+        family(policy["type"])
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(content, file)
         file.flush()
@@ -147,6 +172,7 @@ def _name_policy(config: TrainConfig, args: Sequence[str]) -> None:
         overrides = parser.get_cli_overrides("policy", args) or []
         folder = resolve_checkpoint(path, parser.parse_arg("pretrained_revision", overrides))
         config.policy = load_config(folder, overrides)
+        check_checkpoint(folder, config.policy.type)
         config.policy.pretrained_path = folder
     if config.policy is None:
         raise UserError(
@@ -201,6 +227,7 @@ def _check_resumed_policy(config: TrainConfig, args: Sequence[str]) -> None:
     """Refuse flags that would change the policy: a resumed run goes on with the checkpoint's."""
     assert config.resume_from is not None
     saved = load_config(config.resume_from)
+    check_checkpoint(config.resume_from, saved.type)  # it may come from the Hub
     flags = [arg for arg in args if arg.startswith("--policy.")]
     names = {flag.removeprefix("--policy.").partition("=")[0].partition(".")[0]: flag for flag in flags}
     for name, flag in names.items():
@@ -227,6 +254,10 @@ def _name_output_dir(config: TrainConfig) -> None:
     kinds = [part.type for part in (config.env, config.policy) if part is not None]
     config.job_name = config.job_name or "_".join(kinds)
     if config.output_dir is None:
+        if "/" in config.job_name or not config.job_name.isprintable():
+            raise UserError(
+                f"--job_name={one_line(config.job_name, 100)} becomes the name of a folder: without / in it"
+            )
         now = datetime.datetime.now()
         config.output_dir = Path("outputs/train") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}_{config.job_name}"
     if config.output_dir.exists() and (not config.output_dir.is_dir() or any(config.output_dir.iterdir())):

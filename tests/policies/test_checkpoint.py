@@ -219,7 +219,7 @@ def test_fine_tuning_on_other_data(folder, data):
     [
         ({"compile_model": True, "compile_mode": "evil"}, "compile_mode 'evil' is none of"),
         ({"compile_model": True, "compile_mode": {"a": 1}}, "compile_mode .* is none of"),
-        ({"n_action_steps": -1}, "n_action_steps must be an integer of 1 to 1048576, not -1"),
+        ({"n_action_steps": -1}, "n_action_steps must be an integer of 1 to 4096, not -1"),
         ({"max_state_dim": None}, "max_state_dim must be an integer"),
         ({"max_action_dim": 2**70}, "max_action_dim must be an integer"),
         ({"input_features": None}, "input_features must be an object, not None"),
