@@ -40,6 +40,7 @@ from depi.hub.client.retry import (
     LOGIN,
     FileMissing,
     HubError,
+    HubSilent,
     HubUnreachable,
     RepoGated,
     RepoMissing,
@@ -54,6 +55,7 @@ from depi.hub.names import path_problem
 __all__ = [
     "FileMissing",
     "HubError",
+    "HubSilent",
     "HubUnreachable",
     "RepoGated",
     "RepoMissing",
