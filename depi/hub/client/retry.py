@@ -65,7 +65,7 @@ class HubUnreachable(HubError):  # noqa: N818
 
 
 class HubSilent(HubUnreachable):
-    """The Hub has answered nothing for a long time, whatever was asked: more questions are of no use."""
+    """The Hub has answered nothing for a long time, or never: other questions would get no answer either."""
 
 
 class TokenMissing(HubError):  # noqa: N818
@@ -120,6 +120,10 @@ class _Silences:
         self._answered[endpoint] = time.monotonic()
         self._began.pop(endpoint, None)
 
+    def is_unknown(self, endpoint: str) -> bool:
+        """Whether it has never answered this process."""
+        return endpoint not in self._answered
+
     def seconds(self, endpoint: str, since: float) -> float | None:
         """How long it has been silent, now that a request failed; None where the request may be the cause.
 
@@ -161,6 +165,8 @@ def retried[Result](call: Callable[[], Result], target: Target) -> Result:
             if silent is None:
                 failures += 1
             wait = _wait_before_next(error, failures or min(attempt, RETRIES.attempts - 1), RETRIES)
+            if wait is None and _silences.is_unknown(target.endpoint) and _says_nothing(error):
+                raise _given_up(error, target) from error
             if wait is None:
                 raise explain(error, target) from error
             tried = time.monotonic()
