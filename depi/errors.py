@@ -45,6 +45,12 @@ def error_number(error: Exception) -> int | None:
     return None if match is None else int(match[1])
 
 
+def no_room(error: Exception) -> str | None:
+    """The reason where an error means that there is no room for a file; None for all other errors."""
+    number = error_number(error)
+    return "file size limit" if number == errno.EFBIG else NO_ROOM.get(number or 0)
+
+
 def machine_error(
     outcome: object, folder: Path | str | None = None, instead: str = "choose another folder"
 ) -> MachineError | None:

@@ -1,11 +1,13 @@
 """Atomic writing of files: a file appears complete or not at all."""
 
+import fcntl
 import glob
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +26,112 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced and takes the name `path`.
+def atomic_write(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """Yield an empty draft beside `path`; on success it takes the name `path`, synced unless told otherwise.
 
-    Readers see the old content or the new, never a part. If the body raises, `path` is untouched.
+    Readers see the old content or the new, never a part. If the body raises, `path` is untouched. The draft
+    of a process that was killed is removed by the next one that writes `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    temporary.touch(exist_ok=False)
-    mode = temporary.stat().st_mode
+    draft, handle = _new_draft(path, folder=False)
+    mode = draft.stat().st_mode
     try:
         with naming(path):
-            yield temporary
-            temporary.chmod(mode)  # safetensors replaces it by a file that only its owner may read
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            yield draft
+            draft.chmod(mode)  # safetensors replaces it by a file that only its owner may read
+            if sync:
+                with draft.open("rb") as file:
+                    os.fsync(file.fileno())
+            draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+@contextmanager
+def draft_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`, named after it; in the end it is removed, unless it was renamed.
+
+    What a killed process left of it is removed by the next one that asks for it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft, handle = _new_draft(path, folder=True)
+    try:
+        yield draft
+    finally:
+        if _is_open(draft, handle):
+            shutil.rmtree(draft, ignore_errors=True)
+        os.close(handle)
+
+
+def _new_draft(path: Path, *, folder: bool) -> tuple[Path, int]:
+    """Create an empty file or folder beside `path`; it is locked until the returned handle is closed.
+
+    Its name is always the same, so that there are never two leftovers. Only while another process has it, or
+    where there are no locks, is the name a random one.
+    """
+    draft = path.with_name(f".{path.name}.tmp")
+    if (handle := _take(draft, folder)) is None:
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        _create(draft, folder)
+        handle = os.open(draft, os.O_RDONLY)
+        _is_locked(draft, handle)
+    return draft, handle
+
+
+def _take(draft: Path, folder: bool) -> int | None:
+    """Create the draft in place of a leftover, and lock it; None where that cannot be."""
+    with suppress(FileNotFoundError):
+        left = os.open(draft, os.O_RDONLY)
+        try:
+            if not _is_locked(draft, left):
+                return None
+            shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
+        finally:
+            os.close(left)
+    try:
+        _create(draft, folder)
+        handle = os.open(draft, os.O_RDONLY)
+    except (FileExistsError, FileNotFoundError):  # another process was faster
+        return None
+    if _is_locked(draft, handle):
+        return handle
+    os.close(handle)
+    return None
+
+
+def _create(draft: Path, folder: bool) -> None:
+    draft.mkdir() if folder else draft.touch(exist_ok=False)
+
+
+def _is_locked(draft: Path, handle: int) -> bool:
+    """Lock the open draft; false where another process has it, or the name is of another file now."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # BlockingIOError, or a file system without locks
+        return False
+    return _is_open(draft, handle)
+
+
+def _is_open(draft: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(draft.lstat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 def remove_drafts(path: Path) -> None:
-    """Remove the temporary files of processes that were killed while they wrote `path`, or files in a folder.
+    """Remove the drafts of processes that were killed while they wrote `path`, or files in a folder.
 
     To be called only where no other process writes there.
     """
     path = Path(path)
-    drafts = path.glob(".*.tmp") if path.is_dir() else path.parent.glob(f".{glob.escape(path.name)}.*.tmp")
+    folder, name = (path, "") if path.is_dir() else (path.parent, f"{glob.escape(path.name)}.")
+    drafts = {draft for pattern in (f".{name}tmp", f".{name}*.tmp") for draft in folder.glob(pattern)}
     for draft in drafts:
         draft.unlink(missing_ok=True)
 

@@ -5,6 +5,7 @@ file, and `read_lines` skips it.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
@@ -85,6 +86,22 @@ class LineFile:
             end = start
         if end < size:
             self._file.truncate(end)
+
+
+def append_whole(path: Path, lines: bytes) -> None:
+    """Add lines to a file, which is created if needed; where there is no room for all of them, none is added.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with naming(path), path.open("ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            if file.write(lines) < len(lines):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def read_lines(path: Path) -> Iterator[bytes]:

@@ -88,7 +88,7 @@ def ray_cluster() -> Iterator[str]:
 
 @dataclass(frozen=True)
 class SmallDisk:
-    """A file system of 8 MB at `path`."""
+    """A file system of 50 MB at `path`."""
 
     path: Path
 
@@ -107,7 +107,7 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
     """A file system that can really be full; where none may be mounted the test is skipped."""
     path = tmp_path / "small-disk"
     path.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(path)]
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=50m", "tmpfs", str(path)]
     if os.geteuid() != 0 or subprocess.run(mounting, capture_output=True, check=False).returncode != 0:
         pytest.skip("only root, and not in every container, may mount a small file system")
     yield SmallDisk(path)

@@ -10,9 +10,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 
 from depi.engine import make_runner
-from depi.errors import DatasetError, MachineError, UserError, error_number, machine_error
+from depi.errors import DatasetError, MachineError, UserError, error_number, machine_error, no_room
 from depi.files import atomic_write, write_text
-from depi.training.saving import no_room
 
 
 def write_table(path) -> None:

@@ -1,7 +1,6 @@
 """`depi annotate export`: publish a folder of annotations as a dataset repository, or download one."""
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from depi.catalog.text import in_markdown
 from depi.datasets.recording.addresses import is_address
 from depi.datasets.samples.annotations import annotation_path
 from depi.errors import UserError
-from depi.files import write_text
+from depi.files import draft_folder, write_text
 from depi.flags import parse_flags
 from depi.hub.names import is_repo_id
 from depi.journal import LineFile
@@ -89,12 +88,12 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> tuple[str, int
     names = [name for name in names if not is_address(name)]  # of buckets nobody else knows
     if not names:
         raise UserError(f"{folder} holds no sidecars: `depi annotate` writes them")
-    with tempfile.TemporaryDirectory(prefix=".export.", dir=folder) as work:
+    with draft_folder(folder / "export") as work:
         for name in names:
-            _copy_for_push(folder, Path(work), name)
-        write_text(Path(work, "README.md"), card(repo_id, names, numbers))
+            _copy_for_push(folder, work, name)
+        write_text(work / "README.md", card(repo_id, names, numbers))
         commit = client.upload_folder(
-            Path(work),
+            work,
             repo_id,
             repo_type="dataset",
             commit_message=f"Add annotations of {len(names)} datasets",

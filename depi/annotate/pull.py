@@ -4,7 +4,6 @@ What comes from a Hub was written by strangers: only files whose names and sizes
 each is read and checked completely, and the files in the folder are written from the checked values.
 """
 
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -21,6 +20,7 @@ from depi.datasets.samples.annotations import (
     write_annotations,
 )
 from depi.errors import DatasetError, UserError
+from depi.files import draft_folder
 from depi.hub.names import is_dataset_id
 from depi.journal import LineFile, read_lines
 
@@ -63,10 +63,9 @@ def pull(folder: Path, repo_id: str, *, revision: str | None = None, overwrite: 
         raise UserError(f"{repo_id} holds no annotations: expected files USER/NAME.parquet")
     root = client.download_files(repo_id, wanted, revision=info.sha, progress=True)
     names = [name.removesuffix(".parquet") for name in wanted if name.endswith(".parquet")]
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".pull.", dir=folder) as work:
-        checked = _check(root, Path(work), names, refused)
-        same = [name for name in checked if _rows(folder, name) == _rows(Path(work), name)]
+    with draft_folder(folder / "pull") as work:
+        checked = _check(root, work, names, refused)
+        same = [name for name in checked if _rows(folder, name) == _rows(work, name)]
         other = [name for name in checked if name not in set(same)]
         # After a kill a journal may be all that there is.
         there = {
@@ -81,7 +80,7 @@ def pull(folder: Path, repo_id: str, *, revision: str | None = None, overwrite: 
                 f"annotations of {len(reviewed)} datasets were reviewed here and differ from those of "
                 f"{repo_id}: {named}; nothing is changed, --overwrite replaces them"
             )
-        put = [name for name in other if _put(Path(work), folder, name, refused, overwrite)]
+        put = [name for name in other if _put(work, folder, name, refused, overwrite)]
     new = tuple(name for name in put if name not in there)
     replaced = tuple(sorted(there.intersection(put)))
     return Pulled(info.sha, new, replaced, tuple(same), refused)

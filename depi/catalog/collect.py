@@ -40,7 +40,7 @@ from depi.hub.client import session
 from depi.hub.client.api import HubUnreachable
 from depi.progress import progress_bar
 
-# After this many candidates without a single answer, the Hub is taken to be unreachable.
+# After this many candidates in a row without an answer, the Hub is taken to be away.
 GIVE_UP_AFTER = 8
 SHOWN = 10
 
@@ -279,7 +279,7 @@ def inspect_all(
     """Inspect the candidates concurrently; one row each, and one for each dataset of a collection.
 
     Raises:
-        UserError: the Hub answered for none of the candidates.
+        HubUnreachable: the Hub has gone away; what was inspected before is in the journal.
         MachineError: their files cannot be stored here.
     """
     rows: dict[str, Row] = {}
@@ -296,10 +296,9 @@ def inspect_all(
                 if isinstance(outcome, Collection):
                     opened += outcome.candidates
                     continue
-                if isinstance(outcome, HubUnreachable):
-                    silent += 1
-                    if silent == len(rows) + 1 and silent >= min(GIVE_UP_AFTER, len(candidates)):
-                        raise outcome
+                silent = silent + 1 if isinstance(outcome, HubUnreachable) else 0
+                if silent >= min(GIVE_UP_AFTER, len(candidates)):
+                    raise HubUnreachable(f"{outcome}; what was inspected is kept, run the same command again")
                 failed = f"not inspected: {outcome}"
                 row = outcome if isinstance(outcome, Row) else bare_row(candidate.repo_id, FAILED, failed)
                 rows[row.repo_id] = row

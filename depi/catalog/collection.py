@@ -12,7 +12,7 @@ from contextvars import copy_context
 from huggingface_hub.file_download import repo_folder_name
 
 from depi.datasets.recording.formats import INFO_FILE
-from depi.datasets.recording.sources import cache_folder
+from depi.datasets.recording.sources import cache_faults, cache_folder
 from depi.errors import UserError
 from depi.files import read_json, write_json
 from depi.hub.client import api as client
@@ -77,7 +77,8 @@ def _below(repo_id: str, revision: str, folders: list[str]) -> list[str]:
 def _remember(repo_id: str, revision: str, folders: list[str]) -> list[DatasetId]:
     folder = cache_folder() / "collections" / repo_folder_name(repo_id=repo_id, repo_type="dataset")
     if folders:
-        write_json(folder / f"{revision}.json", sorted(folders))
+        with cache_faults(folder):
+            write_json(folder / f"{revision}.json", sorted(folders))
     return _datasets(repo_id, folders)
 
 

@@ -28,7 +28,7 @@ from depi.datasets.recording.formats import DatasetMeta, data_files, select_epis
 from depi.datasets.recording.hub_files import HubFiles
 from depi.datasets.recording.metadata import read_meta
 from depi.datasets.recording.places import ImagePlace, image_places
-from depi.datasets.recording.sources import DatasetSource, cache_folder
+from depi.datasets.recording.sources import DatasetSource, cache_faults, cache_folder
 from depi.datasets.recording.tables import STATE, read_frames
 from depi.errors import DatasetError, UserError
 from depi.files import read_json, write_text
@@ -143,7 +143,9 @@ def look_at_videos(
     with client.time_limit(max_seconds):
         facts = _look(item)
     kept = {"version": FACTS_VERSION, "videos": [dataclasses.asdict(video) for video in facts]}
-    write_text(_memory(item), json.dumps(kept))
+    memory = _memory(item)
+    with cache_faults(memory):
+        write_text(memory, json.dumps(kept))
     return facts
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from depi.errors import UserError
+from depi.errors import UserError, machine_error
 from depi.evaluation.environments import EnvTable, images_of, state_of
 from depi.evaluation.messages import BEAT, Begin, Failed, Open, Play, Played, Refused, Seen, Trajectory
 from depi.evaluation.simulators import Simulator
@@ -108,8 +108,11 @@ class Stage:
     def _ended(self, table: EnvTable, rewards: list[float], terminated: bool) -> Played:
         from depi.evaluation.films import write_video
 
-        if self._request.video is not None:
-            write_video(self._request.video, self._frames, table.fps)
+        if (video := self._request.video) is not None:
+            try:
+                write_video(video, self._frames, table.fps)
+            except OSError as error:  # of this machine, not of the simulator
+                raise machine_error(error, video.parent, "choose another --output_dir") or error from None
         frame = self.simulator.frame()
         if frame is None:
             frame = side_by_side(list(self._last.values()))

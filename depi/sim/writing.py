@@ -1,14 +1,13 @@
 """Shared parts of recordings: a folder that appears complete or not at all, a card, checks of the expert."""
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from depi.errors import UserError
+from depi.files import draft_folder
 
 # Scripted experts fail rarely; one that fails this often is broken.
 MAX_FAILURE_SHARE = 0.8
@@ -103,13 +102,10 @@ def new_folder(root: Path) -> Iterator[Path]:
     """
     if root.exists():
         raise UserError(f"{root} exists already: remove it or choose another --root")
-    try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
-    except OSError as error:
-        raise UserError(f"{root} cannot be written: {error.strerror}") from None
-    try:
-        yield temporary / "dataset"
-        (temporary / "dataset").rename(root)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with ExitStack() as stack:
+        try:
+            draft = stack.enter_context(draft_folder(root))
+        except OSError as error:
+            raise UserError(f"{root} cannot be written: {error.strerror}") from None
+        yield draft / "dataset"
+        (draft / "dataset").rename(root)

@@ -17,6 +17,7 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     InitProcessGroupKwargs,
+    broadcast_object_list,
     send_to_device,
 )
 from torch.distributed.tensor import DTensor
@@ -28,7 +29,7 @@ from depi.training.bad_steps import BadSteps, steps_skipped_before
 from depi.training.config import TrainConfig
 from depi.training.data import STOP_SIGNALS, Collate, batches, lost_workers_named
 from depi.training.meter import Meter
-from depi.training.metrics import MetricsWriter
+from depi.training.metrics import MetricsWriter, is_measured
 from depi.training.profiling import StepProfiler
 from depi.training.run import prepare
 from depi.training.run_state import Run
@@ -139,6 +140,7 @@ def fit(run: Run, stop: list[int]) -> int:
     )
     status = 0
     try:
+        make_up(run, monitors, writer, stop)
         while run.step < config.steps and not status:
             with monitors.profiler.step(run.step + 1):
                 train_step(run, stream, monitors)
@@ -162,6 +164,22 @@ def fit(run: Run, stop: list[int]) -> int:
         if writer:
             writer.close()
     return status
+
+
+def make_up(run: Run, monitors: Monitors, writer: MetricsWriter | None, stop: list[int]) -> None:
+    """Do what a run that goes on did not come to after its last save: evaluate and, at its end, publish."""
+    config = run.config
+    saved = config.resume_from
+    if saved is None or config.output_dir is None:
+        return
+    if saved.parent.parent.resolve() != config.checkpoints_dir.resolve():
+        return  # a run of its own, from a checkpoint of another one
+    missing = [is_due(run) and writer is not None and not is_measured(config, run.step)]
+    if broadcast_object_list(missing)[0]:
+        with monitors.meter.not_training():
+            measure(run, writer, stop)
+    if run.step == config.steps:
+        monitors.saver.publish_again(saved)
 
 
 def log(run: Run, monitors: Monitors, writer: MetricsWriter | None) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from depi.errors import no_room
 from depi.files import write_text
-from depi.journal import read_lines
+from depi.journal import append_whole, read_lines
 from depi.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ class MetricsWriter:
     def __init__(self, config: TrainConfig, start_step: int) -> None:
         assert config.output_dir is not None
         self.path = config.output_dir / METRICS_NAME
+        self._unwritten = b""
         _forget_lines_after(self.path, start_step)
         self.bar = tqdm(
             total=config.steps, initial=start_step, unit="step", desc="train", disable=not sys.stderr.isatty()
@@ -127,12 +129,27 @@ class MetricsWriter:
             logger.info("%s", line)
 
     def _append(self, values: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**values, "time": time.time()}) + "\n")
+        """Add a line; on a full disk it waits in memory for the next one."""
+        waits = bool(self._unwritten)
+        self._unwritten += json.dumps({**values, "time": time.time()}).encode() + b"\n"
+        try:
+            append_whole(self.path, self._unwritten)
+        except OSError as error:
+            if (reason := no_room(error)) is None:
+                raise
+            if not waits:
+                logger.error("%s cannot be written, %s: make room there; training goes on", self.path, reason)
+            return
+        self._unwritten = b""
 
     def close(self) -> None:
-        """End the progress bar and the W&B run."""
+        """End the progress bar and the W&B run; lines that still wait are tried once more, or given up."""
         self.bar.close()
+        if self._unwritten:
+            try:
+                append_whole(self.path, self._unwritten)
+            except OSError as error:
+                logger.error("the last lines of %s are lost: %s", self.path, error.strerror)
         if self.wandb is not None:
             self.wandb.finish()
 
@@ -144,6 +161,13 @@ def last_metrics(config: TrainConfig, step: int) -> dict[str, Any]:
     for line in _lines_until(config.output_dir / METRICS_NAME, step):
         newest.update(json.loads(line))
     return newest
+
+
+def is_measured(config: TrainConfig, step: int) -> bool:
+    """Whether the run's metrics have the evaluation that is made after `step`."""
+    assert config.output_dir is not None
+    lines = map(json.loads, _lines_until(config.output_dir / METRICS_NAME, step))
+    return any(line["step"] == step and any(name.startswith("eval/") for name in line) for line in lines)
 
 
 def _forget_lines_after(path: Path, step: int) -> None:

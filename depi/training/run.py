@@ -88,10 +88,16 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
         run.step = load_training_state(
             config.resume_from, optimizer, scheduler, average, policy, run.global_batch
         )
-        if run.step >= config.steps:
-            raise UserError(f"the run has finished its {run.step} steps: ask for more with --steps")
-    describe(run)
-    logger.info("%s", expected_memory(run).line())
+        if run.step > config.steps:
+            raise UserError(
+                f"the run has taken {run.step} steps, more than --steps={config.steps}: ask for more, or go "
+                "on from an earlier checkpoint with --config_path"
+            )
+    if run.step < config.steps:
+        describe(run)
+        logger.info("%s", expected_memory(run).line())
+    else:
+        logger.info("the run has finished its %s steps: ask for more with --steps", run.step)
     return run
 
 

@@ -1,18 +1,18 @@
 """Saving while training goes on: a copy of the state in the loop, everything else in a thread."""
 
-import errno
 import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 from safetensors import SafetensorError
 
-from depi.errors import NO_ROOM, UserError, error_number
+from depi.errors import UserError, no_room
 from depi.files import write_json
 from depi.training.checkpoint import DATA_REPORT_NAME, write_checkpoint
 from depi.training.folders import remove_old
@@ -68,6 +68,11 @@ class Saver:
         pause = time.perf_counter() - started
         if self.main:
             self._writing = self._thread.submit(self._write, snapshot, pause)
+
+    def publish_again(self, pretrained: Path) -> None:
+        """Publish a checkpoint that is there, as a run that pushes does after saving it."""
+        if self.pusher:
+            self.pusher.push(pretrained)
 
     def wait(self) -> None:
         """Wait until nothing is being written, and raise the error of the write."""
@@ -161,9 +166,3 @@ def added_up(failures: Sequence[dict[str, dict[str, int]]]) -> dict[str, dict[st
         for repo_id, episodes in report.items():
             counts.setdefault(repo_id, Counter()).update(episodes)
     return {repo_id: dict(episodes) for repo_id, episodes in counts.items()}
-
-
-def no_room(error: OSError | SafetensorError) -> str | None:
-    """The reason where an error means that there is no room; None for all other errors."""
-    number = error_number(error)
-    return "file size limit" if number == errno.EFBIG else NO_ROOM.get(number or 0)

@@ -70,7 +70,7 @@ def root(tmp_path_factory) -> Path:
 @pytest.fixture
 def listed(root, desk, tmp_path, monkeypatch) -> Iterator[Desk]:
     """That Hub, three names to a page."""
-    monkeypatch.setattr(retry, "RETRIES", retry.RetryPolicy(attempts=1))
+    monkeypatch.setattr(retry, "RETRIES", retry.RetryPolicy(attempts=1, longest_silence=0))
     with serve(root, page_size=3, faults=desk) as hub:
         for name, value in hub.environment().items():
             monkeypatch.setenv(name, value)

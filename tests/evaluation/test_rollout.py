@@ -115,6 +115,20 @@ def test_a_rerun_goes_on_and_another_configuration_is_refused(tmp_path):
         roll_out(other, Steady(), show_progress=False, resume=True)
 
 
+def test_a_full_disk_ends_it_and_is_no_error_of_an_episode(tmp_path, small_disk):
+    out = small_disk.path / "eval"
+    roll_out(choices(out, 1, batch_size=1, n_videos=2), Steady(), show_progress=False)
+    more = choices(out, 2, batch_size=1, n_videos=2)
+    small_disk.fill()
+    with pytest.raises(UserError, match=f"cannot write {out}/videos: the disk is full .*--output_dir"):
+        roll_out(more, Steady(), show_progress=False, resume=True)
+    small_disk.make_room()
+    result = roll_out(more, Steady(), show_progress=False, resume=True)
+    whole = roll_out(choices(tmp_path / "whole", 2, n_videos=2), Steady(), show_progress=False)
+    assert outcomes(result) == outcomes(whole)
+    assert result["n_errors"] == 0
+
+
 def test_a_command_that_played_nothing_may_be_corrected(tmp_path):
     class Refusing(Steady):
         def act(self, observations):

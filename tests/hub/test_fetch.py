@@ -59,7 +59,7 @@ def sha(script, tmp_path) -> str:
 
 
 def leftovers() -> list[Path]:
-    return list(Path(constants.HF_HUB_CACHE).rglob("*.incomplete"))
+    return [path for name in ("*.incomplete", "*.tmp") for path in Path(constants.HF_HUB_CACHE).rglob(name)]
 
 
 @pytest.mark.parametrize("name", ["a/text.json", "a/table.parquet"])

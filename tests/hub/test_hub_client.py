@@ -1,8 +1,10 @@
 """DePi's own Hub client: retries, pinned downloads, and one sentence for each way to fail."""
 
+import dataclasses
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -129,6 +131,53 @@ def test_lasting_failure_is_one_sentence(faulty_hub: LocalHub, faults: Faults) -
     with pytest.raises(client.HubUnreachable, match="fails with status 500: try again later"):
         client.repo_info("ann/pick")
     assert faults.seen["GET"] == retry.RETRIES.attempts
+
+
+def test_a_hub_that_has_answered_is_waited_for(
+    faulty_hub: LocalHub, faults: Faults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = retry.RetryPolicy(attempts=2, first_wait=0.01, longest_wait=0.02)
+    monkeypatch.setattr(retry, "RETRIES", quick)
+    faults.plan("GET", "/api/datasets", failing(503), failing(503))
+    with pytest.raises(retry.HubSilent):
+        client.repo_info("ann/pick")
+    sha = publish(tmp_path)
+    faults.plan("GET", "/api/datasets", *[failing(503) for _ in range(20)])
+    assert client.repo_info("ann/pick").sha == sha
+    # Away for longer: one request waits, those after it do not.
+    monkeypatch.setattr(retry, "RETRIES", dataclasses.replace(quick, longest_silence=0.2))
+    faults.plan("GET", "/api/datasets", *[failing(503) for _ in range(900)])
+    with pytest.raises(retry.HubSilent, match="fails with status 503: try again later"):
+        client.repo_info("ann/pick")
+    asked = faults.seen["GET"]
+    with pytest.raises(retry.HubSilent):
+        client.repo_info("ann/pick")
+    assert faults.seen["GET"] == asked + 1
+    faults.planned.clear()
+    assert client.repo_info("ann/pick").sha == sha
+
+
+def test_a_request_that_alone_gets_no_answer_is_given_up(
+    faulty_hub: LocalHub, faults: Faults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(tmp_path)
+    publish(tmp_path, "ann/odd")
+    faults.plan("GET", "/ann/odd", *[failing(503) for _ in range(900)])
+    done = threading.Event()
+
+    def ask_on() -> None:
+        while not done.is_set():
+            client.repo_info("ann/pick")
+
+    others = threading.Thread(target=ask_on)
+    others.start()
+    try:
+        with pytest.raises(client.HubUnreachable) as caught:
+            client.repo_info("ann/odd")
+    finally:
+        done.set()
+        others.join()
+    assert not isinstance(caught.value, retry.HubSilent)
 
 
 def test_retry_after_is_honoured(faulty_hub: LocalHub, faults: Faults, tmp_path: Path) -> None:

@@ -2,52 +2,19 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from recordings import Recording, write_v2, write_v3
-
-from depi.policies.configuration_value import ValueConfig
-from depi.policies.factory import make_policy, save_checkpoint
-from depi.policies.processors import make_processors
-
-SMALL_VALUE = {
-    "size": "tiny",
-    "image_resolution": (28, 28),
-    "vision_width": 32,
-    "vision_mlp_dim": 48,
-    "vision_heads": 2,
-    "vision_depth": 1,
-    "width": 48,
-    "mlp_dim": 80,
-    "depth": 2,
-    "num_heads": 4,
-    "num_kv_heads": 2,
-    "head_dim": 16,
-    "c_fail": 50.0,
-    "reward_normalizer": 100.0,
-}
-SLOTS = tuple(f"observation.images.{slot}" for slot in range(3))
+from small_value import save_small_value
 
 
 @pytest.fixture(scope="module")
 def value_checkpoint(module_hub, tmp_path_factory) -> Path:
     """The Hub that the tokenizer comes from must be there."""
-    torch.manual_seed(0)
-    data = SimpleNamespace(state_dim=6, action_dim=6, camera_slots=SLOTS)
-    policy = make_policy(ValueConfig(device="cpu", **SMALL_VALUE), data)
-    # As drawn, the last layer is near zero and all values are alike.
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    stats = {"observation.state": {"mean": np.zeros(6), "std": np.full(6, 30.0)}}
-    folder = tmp_path_factory.mktemp("value") / "pretrained_model"
-    save_checkpoint(folder, policy, *make_processors(policy.config, stats))
-    return folder
+    return save_small_value(tmp_path_factory.mktemp("value") / "pretrained_model")
 
 
 def add_column(root: Path, name: str, values: dict[int, np.ndarray]) -> None:

@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from huggingface_hub import HfApi
 from recordings import Recording, write_v2
-from runs import SCRIPT, losses, replaced, weights
+from runs import SCRIPT, losses, metrics, replaced, weights
 
 from depi.train import main as train
 
@@ -102,3 +103,33 @@ def test_a_run_goes_on_elsewhere_and_needs_nothing_that_it_began_with(flags, tmp
     assert list(losses(other)) == list(range(2, 10))
     assert os.readlink(other / "checkpoints" / "last") == "000009"
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_died_after_its_last_save_makes_up_for_what_came_then(flags, module_hub, tmp_path):
+    """The evaluation, and the upload: as where nothing died."""
+    held_out = {"dataset.eval_split": 0.3, "eval_freq": 3, "steps": 3}
+    publish = {"push_to_hub": "true", "policy.repo_id": "alice/late"}
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert train(replaced(flags, **held_out, output_dir=whole)) == 0
+    script = (
+        "import os, sys; from depi.training import loop; from depi.train import main\n"
+        "def die(run, *_): print('dies', file=sys.stderr); loop.last.saver.wait(); os._exit(9)\n"
+        "made = loop.Monitors.of\n"
+        "def make(run): loop.last = made(run); return loop.last\n"
+        "loop.Monitors.of, loop.measure = make, die\n"
+        "main(sys.argv[1:])"
+    )
+    dying = [sys.executable, "-c", script, *replaced(flags, **held_out)]
+    assert subprocess.run(dying, check=False).returncode == 9
+    assert os.readlink(run / "checkpoints" / "last") == "000003"
+    resume = ["--resume=true", f"--output_dir={run}"]
+    for _ in range(2):
+        assert train([*resume, *(f"--{name}={value}" for name, value in publish.items())]) == 0
+        for name in ("eval/loss", "loss"):
+            values, expected = (
+                [line[name] for line in metrics(each) if name in line] for each in (run, whole)
+            )
+            assert values == expected
+            assert values
+    assert HfApi().repo_exists("alice/late")
+    assert weights(run) == weights(whole)

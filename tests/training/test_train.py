@@ -68,7 +68,7 @@ def test_the_loss_falls(flags, tmp_path):
 def test_resume_goes_on_with_the_same_losses_and_ends_with_the_same_weights(flags, tmp_path, reference):
     assert train(replaced(flags, steps=4)) == 0
     config = tmp_path / "run" / "checkpoints" / "000004" / "pretrained_model" / "train_config.json"
-    assert train(["--resume=true", f"--config_path={config}", "--steps=4"]) == 2
+    assert train(["--resume=true", f"--config_path={config}", "--steps=3"]) == 2
     assert train(["--resume=true", f"--output_dir={tmp_path / 'run'}", "--steps=6"]) == 0
     assert losses(tmp_path / "run") == reference(flags)[0]
     assert weights(tmp_path / "run") == reference(flags)[1]
@@ -81,7 +81,7 @@ def test_kill_9_at_any_moment_and_resume_loses_nothing(flags, tmp_path, referenc
     time.sleep(np.random.default_rng().uniform(0, 0.3))
     process.kill()
     process.wait()
-    assert train(["--resume=true", f"--output_dir={run}"]) in (0, 2)  # 2: it had finished already
+    assert train(["--resume=true", f"--output_dir={run}"]) == 0
     assert losses(run) == reference(flags)[0]
     assert weights(run) == reference(flags)[1]
 

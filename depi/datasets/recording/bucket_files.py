@@ -19,7 +19,7 @@ import fsspec
 
 from depi.datasets.recording.addresses import STORAGES, VERSIONS, Storage
 from depi.datasets.recording.checks import check_relative
-from depi.datasets.recording.sources import DatasetSource, RemoteFiles, cache_folder
+from depi.datasets.recording.sources import DatasetSource, RemoteFiles, cache_faults, cache_folder
 from depi.errors import DatasetError, UserError, machine_error
 from depi.files import atomic_write, read_json, write_json, write_text
 from depi.hub.names import path_problem
@@ -70,11 +70,12 @@ class BucketFiles(RemoteFiles):
                 f"states: leave the revision out to use {revision}"
             )
         listing = self._cache / "listings" / f"{revision}.json"
-        if not listing.is_file():
-            write_json(listing, self._files)
         newest = self._cache / "newest"
-        if not (newest.is_file() and newest.read_text() == revision):
-            write_text(newest, revision)
+        with cache_faults(self._cache):
+            if not listing.is_file():
+                write_json(listing, self._files)
+            if not (newest.is_file() and newest.read_text() == revision):
+                write_text(newest, revision)
         return revision
 
     def _list(self) -> dict[str, _State]:

@@ -10,7 +10,7 @@ from huggingface_hub import DatasetInfo, constants
 from huggingface_hub.file_download import repo_folder_name
 
 from depi.datasets.recording.formats import INFO_FILE, DatasetMeta, metadata_files
-from depi.datasets.recording.sources import DatasetSource, RemoteFiles, cache_folder
+from depi.datasets.recording.sources import DatasetSource, RemoteFiles, cache_faults, cache_folder
 from depi.errors import DatasetError, UserError
 from depi.files import write_text
 from depi.hub.names import parse_dataset_id
@@ -58,7 +58,8 @@ class HubFiles(RemoteFiles):
         if commit is None or not _COMMIT.fullmatch(commit):
             raise DatasetError("the Hub names no commit")
         if not (memory.is_file() and memory.read_text() == commit):
-            write_text(memory, commit)
+            with cache_faults(memory):
+                write_text(memory, commit)
         return commit
 
     def about(self) -> DatasetInfo:

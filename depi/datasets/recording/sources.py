@@ -1,7 +1,8 @@
 """Where a dataset is, and what all storages have in common: how its files are listed and fetched."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +11,8 @@ from huggingface_hub import constants
 
 from depi.datasets.recording.addresses import storable_name
 from depi.datasets.recording.formats import INFO_FILE, DatasetMeta, metadata_files
-from depi.errors import DatasetError, UserError
+from depi.errors import DatasetError, UserError, machine_error
+from depi.files import naming
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,18 @@ class DatasetSource:
 def cache_folder() -> Path:
     """Where DePi keeps what it can build again: DEPI_CACHE, by default `depi` in HF_HOME."""
     return Path(os.environ.get("DEPI_CACHE") or Path(constants.HF_HOME, "depi"))
+
+
+@contextmanager
+def cache_faults(path: Path) -> Iterator[None]:
+    """Raise a MachineError where the body cannot write `path`, which lies in DePi's cache."""
+    try:
+        with naming(path):
+            yield
+    except OSError as error:
+        if (fault := machine_error(error, instead="set DEPI_CACHE to another folder")) is None:
+            raise
+        raise fault from None
 
 
 class DatasetFiles(Protocol):

@@ -23,6 +23,7 @@ from depi.datasets.union.dataset_index import Options, Part, index_key, open_par
 from depi.datasets.union.index import Index, prune, read_index
 from depi.datasets.union.joining import join
 from depi.errors import DatasetError, MachineError, UserError
+from depi.hub.client.retry import HubSilent
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ def open_collection(
         UserError: no source is usable, more than the share `max_bad_datasets` is not, or `offline` and the
             cache lacks something.
         MachineError: a cache cannot be written.
+        HubSilent: the Hub has gone away; what it does not give is no fault of the datasets.
     """
     outcomes = _in_threads(
         lambda source: open_source(source, offline=options.offline), sources, "Finding datasets"
@@ -148,7 +150,7 @@ def _in_threads[Item, Result](
         try:
             with reading():
                 return function(item)
-        except MachineError:
+        except (MachineError, HubSilent):
             raise
         except (DatasetError, UserError) as error:
             return error

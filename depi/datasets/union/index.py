@@ -9,7 +9,6 @@ not at all; what does not match its manifest is not used.
 import json
 import logging
 import os
-import secrets
 import shutil
 import time
 import zlib
@@ -22,8 +21,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from depi.errors import machine_error
-from depi.files import naming
+from depi.datasets.recording.sources import cache_faults
+from depi.files import draft_folder
 
 logger = logging.getLogger(__name__)
 
@@ -107,22 +106,13 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the name `folder` when the body is through, unless that exists."""
-    draft = folder.parent / f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}"
-    try:
-        with naming(folder):
-            draft.mkdir(parents=True)
-            yield draft
-            try:
-                draft.rename(folder)
-            except OSError:
-                if not folder.is_dir():
-                    raise
-    except OSError as error:
-        if (fault := machine_error(error, instead="set DEPI_CACHE to another folder")) is None:
-            raise
-        raise fault from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with cache_faults(folder), draft_folder(folder) as draft:
+        yield draft
+        try:
+            draft.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
 
 
 def read_index(folder: Path) -> Index | None:

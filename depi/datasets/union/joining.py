@@ -3,7 +3,6 @@
 Only the statistics, whose quantiles are exact, hold more: one joint of all frames at a time.
 """
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from depi.datasets.recording.sources import cache_faults
 from depi.datasets.recording.tables import ACTION, STATE
 from depi.datasets.union.dataset_index import Part
 from depi.datasets.union.index import NO_CAMERA, Index, map_index, write_index
 from depi.datasets.union.statistics import compute_stats, stats_to_json
+from depi.files import draft_folder
 
 
 def join(folder: Path, parts: Sequence[Part], max_cameras: int, manifest: Mapping[str, Any]) -> None:
@@ -26,10 +27,10 @@ def join(folder: Path, parts: Sequence[Part], max_cameras: int, manifest: Mappin
         max_cameras: camera slots.
         manifest: what else to store.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".join-", dir=folder.parent) as scratch:
+    frames_folder = folder.with_name(f"{folder.name}.frames")
+    with cache_faults(folder), draft_folder(frames_folder) as scratch:
         episodes = _Episodes(max_cameras)
-        frames = _stream_frames(Path(scratch), parts, episodes)
+        frames = _stream_frames(scratch, parts, episodes)
         joints = {STATE: frames["state"], ACTION: frames["action"]}
         write_index(
             folder,
@@ -58,7 +59,7 @@ def _stream_frames(scratch: Path, parts: Sequence[Part], episodes: "_Episodes") 
             task = episodes.add(index, part.cameras)
             for name, file in raw.items():
                 values = task if name == "task" else getattr(index, name)
-                values.tofile(file)
+                file.write(np.ascontiguousarray(values))  # numpy's `tofile` hides why it fails
                 shapes[name] = values.dtype, values.shape[1:]
     frames = sum(part.entry["frames"] for part in parts)
     return {

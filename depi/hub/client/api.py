@@ -41,6 +41,7 @@ from depi.hub.client.retry import (
     LOGIN,
     FileMissing,
     HubError,
+    HubSilent,
     HubUnreachable,
     RepoGated,
     RepoMissing,
@@ -55,6 +56,7 @@ from depi.hub.names import path_problem
 __all__ = [
     "FileMissing",
     "HubError",
+    "HubSilent",
     "HubUnreachable",
     "RepoGated",
     "RepoMissing",

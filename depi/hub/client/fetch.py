@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from depi import __version__
+from depi.files import atomic_write
 from depi.hub.client.retry import HubError, Target
 
 SMALL = 16 * 1024 * 1024
@@ -179,11 +179,10 @@ def _clean_etag(value: str) -> str:
 
 
 def _store(response: httpx.Response, blob: Path, etag: str, size: int) -> None:
-    blob.parent.mkdir(parents=True, exist_ok=True)
-    draft = blob.with_name(f"{etag}.{secrets.token_hex(8)}.incomplete")
     digest, received = hashlib.sha256(), 0
-    try:
-        with draft.open("xb") as file:
+    # Waiting for the disk after each of thousands of files would take longer than fetching them.
+    with atomic_write(blob, sync=False) as draft:
+        with draft.open("wb") as file:
             for chunk in response.iter_bytes():
                 received += len(chunk)
                 check_time()
@@ -193,9 +192,6 @@ def _store(response: httpx.Response, blob: Path, etag: str, size: int) -> None:
                 digest.update(chunk)
         if received != size or (_SHA256.fullmatch(etag) and digest.hexdigest() != etag):
             raise OSError(f"Consistency check failed: {received} of {size} bytes")
-        draft.replace(blob)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _link(place: Path, blob: Path) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from itertools import count
 
 import httpx
 from huggingface_hub import constants, get_token
@@ -35,6 +36,7 @@ from depi.errors import MachineError, UserError, machine_error
 logger = logging.getLogger(__name__)
 
 PASSING_STATUSES = {408, 429, 500, 502, 503, 504}
+AWAY_STATUSES = {502, 503, 504}
 LOGIN = "`hf auth login` (or set HF_TOKEN)"
 
 
@@ -62,6 +64,10 @@ class HubUnreachable(HubError):  # noqa: N818
     """No network, no Hub at the endpoint, or a Hub that keeps failing."""
 
 
+class HubSilent(HubUnreachable):
+    """The Hub has answered nothing for a long time, or never: other questions would get no answer either."""
+
+
 class TokenMissing(HubError):  # noqa: N818
     """There is no token, or it does not allow this."""
 
@@ -74,6 +80,8 @@ class RetryPolicy:
     first_wait: float = 1.0
     longest_wait: float = 30.0
     longest_retry_after: float = 330.0  # the public Hub counts requests in windows of five minutes
+    # A Hub that has answered before is waited for so long, whatever `attempts` says.
+    longest_silence: float = 120.0
 
 
 RETRIES = RetryPolicy()
@@ -100,25 +108,87 @@ class Target:
         return f"{self.endpoint}/{prefix}{self.repo_id}"
 
 
+class _Silences:
+    """Since when each Hub that has answered this process before answers nothing; safe for threads."""
+
+    def __init__(self) -> None:
+        self._answered: dict[str, float] = {}
+        self._began: dict[str, float] = {}
+
+    def end(self, endpoint: str) -> None:
+        """The Hub has answered."""
+        self._answered[endpoint] = time.monotonic()
+        self._began.pop(endpoint, None)
+
+    def is_unknown(self, endpoint: str) -> bool:
+        """Whether it has never answered this process."""
+        return endpoint not in self._answered
+
+    def seconds(self, endpoint: str, since: float) -> float | None:
+        """How long it has been silent, now that a request failed; None where the request may be the cause.
+
+        Args:
+            endpoint: of the Hub.
+            since: when the request was tried before; an answer that somebody got later is no silence.
+        """
+        answered, now = self._answered.get(endpoint), time.monotonic()
+        if answered is None or answered > since:
+            return None
+        return now - self._began.setdefault(endpoint, now)
+
+
+_silences = _Silences()
+
+
 def retried[Result](call: Callable[[], Result], target: Target) -> Result:
     """Return `call()`, repeated after temporary failures, with growing and random waits.
 
-    A Retry-After of the Hub is obeyed, unless it is longer than RETRIES allows.
+    A Retry-After of the Hub is obeyed, unless it is longer than RETRIES allows. A Hub that goes away after it
+    has answered is waited for.
 
     Raises:
         HubError: it failed for good.
         MachineError: the answer cannot be stored.
     """
-    for attempt in range(1, RETRIES.attempts + 1):
+    failures, tried = 0, time.monotonic()
+    for attempt in count(1):
         try:
-            return call()
+            result = call()
         except EXPECTED as error:
-            wait = _wait_before_next(error, attempt, RETRIES)
+            silent = None
+            if _says_nothing(error):
+                silent = _silences.seconds(target.endpoint, tried)
+            elif isinstance(_cause(error), HfHubHTTPError):
+                _silences.end(target.endpoint)
+            if silent is not None and silent >= RETRIES.longest_silence:
+                raise _given_up(error, target) from error
+            if silent is None:
+                failures += 1
+            wait = _wait_before_next(error, failures or min(attempt, RETRIES.attempts - 1), RETRIES)
+            if wait is None and _silences.is_unknown(target.endpoint) and _says_nothing(error):
+                raise _given_up(error, target) from error
             if wait is None:
                 raise explain(error, target) from error
+            tried = time.monotonic()
             logger.warning("%s; trying again in %.1f s", explain(error, target), wait)
             time.sleep(wait)
+        else:
+            _silences.end(target.endpoint)
+            return result
     raise AssertionError("the last attempt returns or raises")
+
+
+def _says_nothing(error: BaseException) -> bool:
+    """Whether nobody answered, or only what stands in front of a Hub that is away."""
+    cause = _cause(error)
+    if isinstance(cause, HfHubHTTPError):
+        return cause.response.status_code in AWAY_STATUSES
+    return isinstance(cause, httpx.TransportError)
+
+
+def _given_up(error: BaseException, target: Target) -> HubError | MachineError:
+    fault = explain(error, target)
+    return HubSilent(str(fault)) if isinstance(fault, HubUnreachable) else fault
 
 
 def _wait_before_next(error: Exception, attempt: int, policy: RetryPolicy) -> float | None:
