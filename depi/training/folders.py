@@ -56,7 +56,10 @@ def last_checkpoint(checkpoints: Path) -> Path:
     if pretrained.is_dir():
         return pretrained
     if not link.is_symlink() and not link.exists():
-        raise UserError(f"{checkpoints.parent} has no complete checkpoint to resume from")
+        raise UserError(
+            f"{checkpoints.parent} has no complete checkpoint to resume from: if no process trains there, "
+            "remove the folder and start the run again without --resume"
+        )
     raise UserError(f"{link} leads to no checkpoint; {_offer(list_checkpoints(checkpoints))}")
 
 
