@@ -19,6 +19,7 @@ from depi.datasets.samples.annotations import (
     read_annotations,
     write_annotations,
 )
+from depi.engine.confined import confined
 from depi.errors import DatasetError, UserError
 from depi.files import draft_folder
 from depi.hub.names import is_dataset_id
@@ -130,7 +131,7 @@ def _check(root: Path, work: Path, names: Iterable[str], refused: dict[str, str]
     good = []
     for name in names:
         try:
-            _write_anew(root, work, name)
+            confined(_write_anew, root, work, name)
             good.append(name)
         except DatasetError as error:
             refused[name] = str(error)

@@ -13,8 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from depi.catalog import collection
 from depi.catalog.catalogue import ACCEPTED, FAILED, REJECTED, Row
@@ -36,7 +34,7 @@ from depi.datasets.recording.hub_files import HubFiles
 from depi.datasets.recording.metadata import load_meta, read_info
 from depi.datasets.recording.sources import DatasetFiles, DatasetSource
 from depi.datasets.recording.statistics import statistics_files
-from depi.datasets.recording.tables import ACTION
+from depi.datasets.recording.tables import ACTION, columns_and_rows
 from depi.engine.confined import confined
 from depi.errors import DatasetError
 from depi.hub.client import api as client
@@ -292,8 +290,8 @@ def _count_rows(root: Path, files: Sequence[str], max_rows: int) -> int:
     rows = 0
     for relative in files:
         try:
-            rows += pq.read_metadata(root / relative).num_rows
-        except (pa.ArrowException, OSError):
+            rows += columns_and_rows(root, relative)[1]
+        except DatasetError:
             continue
         if rows > max_rows:
             raise DatasetError(f"the tables have more than {max_rows} rows")

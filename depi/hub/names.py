@@ -86,7 +86,7 @@ def check_repo_id(repo_id: str) -> None:
 def path_problem(path: str) -> str | None:
     """Say why a repo-relative file path is not safe to use, or None when it is."""
     parts = path.split("/")
-    if not path or len(path) > 1024 or any(len(part.encode()) > 255 for part in parts):
+    if not path or len(path.encode()) > 1024 or any(len(part.encode()) > 255 for part in parts):
         return "is empty or too long"
     if any(part in ("", ".", "..") for part in parts) or parts[0].endswith(":"):
         return "is not a plain relative path"

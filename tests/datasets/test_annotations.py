@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from forged_parquet import forge
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -106,6 +107,20 @@ def test_hostile_sidecars_are_refused(tmp_path, changes, says):
     pq.write_table(table(**changes), path)
     with pytest.raises(DatasetError, match=says):
         read_annotations(tmp_path, "a")
+
+
+def test_a_footer_that_claims_too_little_is_refused(tmp_path):
+    path = annotation_path(tmp_path, "user/name")
+    path.parent.mkdir(parents=True)
+    long = [[{"camera": "x" * 50, "view": "wrist"}]] * 3
+    table = pa.Table.from_pylist(
+        [{"episode_index": n, "flags": ["y" * 50], "refinements": 0} for n in range(3)], SCHEMA
+    )
+    table = table.set_column(3, SCHEMA.field(3), pa.array(long, SCHEMA.field(3).type))
+    pq.write_table(table, path)
+    forge(path, "flags", 5_000_000)
+    with pytest.raises(DatasetError, match="5000000 values in its pages, 3 by the footer"):
+        read_annotations(tmp_path, "user/name")
 
 
 def test_the_good_row_is_good_and_unknown_columns_are_ignored(tmp_path):

@@ -5,9 +5,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from depi.datasets.judging.faults import Finding, Recording
+from depi.datasets.recording.formats import MIN_FPS
 
 MAX_VALUE = 1e6
 """No joint, in no unit, is beyond this."""
+MIN_STEP = 1e-6
+"""Two frames that are no more seconds apart are at the same time."""
 MAX_STEP = 5.0
 """Two frames of an episode may be this many frame periods apart; farther is a jump."""
 
@@ -25,16 +28,16 @@ def numbers_bounded(recording: Recording) -> Iterator[Finding]:
 
 
 def time_increases(recording: Recording) -> Iterator[Finding]:
-    """Time is a finite number, not negative, and moves forward from frame to frame."""
+    """Time is a finite number, not negative, and moves forward from frame to frame (by 1 us or more)."""
     time = recording.time
     yield from _found(recording, ~np.isfinite(time), "the timestamp is not a finite number")
-    backwards = np.diff(time, prepend=-np.inf) <= 0
+    backwards = np.diff(time, prepend=-np.inf) <= MIN_STEP
     backwards[recording.start] = time[recording.start] < 0
     yield from _found(recording, backwards, "time stands still or runs back")
 
 
 def time_without_gaps(recording: Recording) -> Iterator[Finding]:
-    """No frame comes more than five frame periods after the one before.
+    """No frame comes more than five frame periods, or 100 seconds, after the one before.
 
     The period is the declared one or the episode's own median, whichever is longer: the declared rate of
     many recordings is wrong.
@@ -42,10 +45,11 @@ def time_without_gaps(recording: Recording) -> Iterator[Finding]:
     time = recording.time
     step = np.diff(time, prepend=time[:1])
     step[recording.start] = 0
-    jumps = step > MAX_STEP / recording.fps
+    jumps = step > min(MAX_STEP / recording.fps, 1 / MIN_FPS)
     for position in np.flatnonzero(np.logical_or.reduceat(jumps, recording.start)):
         rows = recording.frames(position)
-        jumps[rows] &= step[rows] > MAX_STEP * np.median(step[rows][1:])
+        longest = min(MAX_STEP * np.median(step[rows][1:]), 1 / MIN_FPS)
+        jumps[rows] &= step[rows] > longest
     yield from _found(recording, jumps, "frames are missing: up to {worst:.3g} s without one", step)
 
 

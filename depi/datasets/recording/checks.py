@@ -10,6 +10,8 @@ import numpy as np
 from depi.errors import DatasetError
 from depi.hub.names import path_problem
 
+MAX_DEPTH = 64
+"""Of brackets within brackets in JSON."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -46,7 +48,10 @@ def resolve_file(root: Path, relative: str) -> Path:
     """
     check_relative(relative, "path")
     base = root.resolve()
-    path = (base / relative).resolve()
+    try:
+        path = (base / relative).resolve()
+    except (OSError, RuntimeError):  # links that lead round in a circle
+        raise DatasetError(f"{relative} is a link that leads nowhere") from None
     # A dataset of a collection lies in a folder below the snapshot.
     snapshots = [up for up in (base, *base.parents) if up.parent.name == "snapshots"]
     allowed = [base, *(up.parent.parent / "blobs" for up in snapshots[-1:])]
@@ -60,20 +65,49 @@ def resolve_file(root: Path, relative: str) -> Path:
 def read_text(root: Path, relative: str, limit: int) -> str:
     """A UTF-8 file of at most `limit` bytes."""
     path = resolve_file(root, relative)
+    check_bytes(path, relative, limit)
+    return decode(path.read_bytes(), relative)
+
+
+def check_bytes(path: Path, name: str, limit: int) -> None:
+    """DatasetError where a file has more bytes than `limit`."""
     if path.stat().st_size > limit:
-        raise DatasetError(f"{relative} has {path.stat().st_size} bytes, at most {limit} are read")
+        raise DatasetError(f"{name} has {path.stat().st_size} bytes, at most {limit} are read")
+
+
+def decode(content: bytes, name: str) -> str:
+    """UTF-8 as text; DatasetError where it is none."""
     try:
-        return path.read_bytes().decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError:
-        raise DatasetError(f"{relative} is not UTF-8 text") from None
+        raise DatasetError(f"{name} is not UTF-8 text") from None
 
 
 def parse_json(text: str, name: str) -> Any:
-    """`json.loads` whose every failure is a DatasetError; half a surrogate pair, which is no text, is one."""
+    """`json.loads` whose every failure is a DatasetError; half a surrogate pair, which is no text, is one.
+
+    So is a value nested more than MAX_DEPTH levels deep: what comes back can be walked through and printed.
+    """
     try:
         value = json.loads(text)
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{name} is not valid JSON: {short(str(error))}") from None
+    # Few brackets cannot be deep; that is much faster than to look.
+    if text.count("[") + text.count("{") > MAX_DEPTH and _deeper(value, MAX_DEPTH):
+        raise DatasetError(f"{name} is nested more than {MAX_DEPTH} levels deep")
     return value
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects are nested more than so many levels deep."""
+    level = [value]
+    for _ in range(levels + 1):
+        level = [
+            item
+            for each in level
+            if isinstance(each, list | dict)
+            for item in (each.values() if isinstance(each, dict) else each)
+        ]
+    return bool(level)

@@ -20,14 +20,18 @@ from depi.errors import DatasetError
 INFO_FILE = "meta/info.json"
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 MAX_EPISODES = 200_000
+MAX_EPISODE_CAMERAS = 500_000
+"""Episodes times cameras: each pair has a place of its own, and in v2 a file."""
 MAX_FRAMES = 30_000_000
 MAX_FEATURES = 256
 MAX_VECTOR = 4096
 MAX_IMAGE_SIDE = 8192
-MAX_FPS = 1000.0
+MIN_FPS, MAX_FPS = 0.01, 1000.0
 MAX_TASK_CHARS = 10_000
 MAX_TASKS_CHARS = 50_000_000
 """Characters over all distinct tasks of a dataset."""
+MAX_TASKS_LISTED = 2_000_000
+"""Over all episodes, the same one many times included."""
 MAX_JOINT_NUMBERS = 500_000_000
 """Numbers over all frames of a state or action: 2 GB."""
 
@@ -98,6 +102,11 @@ class DatasetInfo:
     def video_keys(self) -> tuple[str, ...]:
         """The cameras that are stored as video files."""
         return tuple(key for key in self.camera_keys if self.features[key].dtype == "video")
+
+    @property
+    def max_episodes(self) -> int:
+        """So many episodes may be listed."""
+        return min(MAX_EPISODES, MAX_EPISODE_CAMERAS // max(1, len(self.camera_keys)))
 
 
 @dataclass(frozen=True)
@@ -224,8 +233,8 @@ def _parse_version(value: Any) -> str:
 def _parse_fps(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DatasetError(f"fps is {short(value)}, expected a number")
-    if not 0 < value <= MAX_FPS or not math.isfinite(value):
-        raise DatasetError(f"fps is {short(value)}, expected more than 0 and at most {MAX_FPS:g}")
+    if not MIN_FPS <= value <= MAX_FPS:
+        raise DatasetError(f"fps is {short(value)}, expected {MIN_FPS:g} to {MAX_FPS:g}")
     return float(value)
 
 
@@ -334,14 +343,18 @@ class TaskTexts:
 
     def __init__(self) -> None:
         self._texts: dict[str, str] = {}
-        self._chars = 0
+        self._chars = self._listed = 0
 
     def check(self, text: Any) -> str:
         """The text, of at most MAX_TASK_CHARS characters.
 
         Raises:
-            DatasetError: it is no text, too long, or the distinct ones are more than MAX_TASKS_CHARS.
+            DatasetError: it is no text, too long, the distinct ones are more than MAX_TASKS_CHARS, or it is
+                one more than MAX_TASKS_LISTED.
         """
+        self._listed += 1
+        if self._listed > MAX_TASKS_LISTED:
+            raise DatasetError(f"more than {MAX_TASKS_LISTED} tasks are listed")
         if not isinstance(text, str):
             raise DatasetError(f"a task is {short(text)}, expected text")
         if len(text) > MAX_TASK_CHARS:
@@ -351,6 +364,11 @@ class TaskTexts:
             if self._chars > MAX_TASKS_CHARS:
                 raise DatasetError(f"the tasks have more than {MAX_TASKS_CHARS} characters")
         return self._texts.setdefault(text, text)
+
+
+def table_cameras(meta: DatasetMeta) -> list[str]:
+    """The cameras whose images lie in the tables."""
+    return [camera for camera in meta.info.camera_keys if camera not in meta.episodes.videos]
 
 
 def data_files(meta: DatasetMeta, episodes: Sequence[int] | None = None) -> list[str]:

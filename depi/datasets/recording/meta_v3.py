@@ -16,9 +16,11 @@ from depi.datasets.recording.formats import (
     TaskTexts,
     VideoTable,
 )
-from depi.datasets.recording.tables import column_names, iter_rows, read_table
+from depi.datasets.recording.tables import column_names, columns_and_rows, iter_rows, read_table
 from depi.errors import DatasetError
 
+MAX_FILES = 2_000
+"""Over which the list of episodes may be spread; LeRobot begins another one after 100 MB."""
 MAX_SECONDS = 1e7
 ROWS = ("dataset_from_index", "dataset_to_index")
 
@@ -43,19 +45,30 @@ def read_episodes(root: Path, info: DatasetInfo) -> Episodes:
     files = sorted(str(path.relative_to(root)) for path in (root / "meta/episodes").glob("*/*.parquet"))
     if not files:
         raise DatasetError("meta/episodes is missing")
+    if len(files) > MAX_FILES:
+        raise DatasetError(f"meta/episodes has {len(files)} files, at most {MAX_FILES} are read")
+    outlines = {file: columns_and_rows(root, file) for file in files}
+    rows = sum(count for _, count in outlines.values())
+    if rows > info.max_episodes:
+        cameras = len(info.camera_keys)
+        raise DatasetError(
+            f"{rows} episodes with {cameras} cameras are listed, at most {info.max_episodes} are read"
+        )
     columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
     for key in info.video_keys:
         columns += [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
     optional = {*ROWS, *(f"videos/{key}/to_timestamp" for key in info.video_keys)}
-    columns += sorted(optional.intersection(*(column_names(root, file) for file in files)))
+    columns += sorted(optional.intersection(*(names for names, _ in outlines.values())))
     tables = []
     tasks: list[tuple[str, ...]] = []
     texts = TaskTexts()
-    rows = 0
-    for file in files:
-        tables.append(read_table(root, file, columns, max_rows=MAX_EPISODES - rows))
-        tasks += _read_tasks_column(root, file, tables[-1].num_rows, texts)
-        rows += tables[-1].num_rows
+    for file, (names, count) in outlines.items():
+        tables.append(read_table(root, file, columns, max_rows=count))
+        if "tasks" in names:
+            listed = iter_rows(root, file, ["tasks"], max_rows=count)
+            tasks += [_texts(row["tasks"], texts) for row in listed]
+        else:
+            tasks += [()] * count
     index = _integers(tables, "episode_index", 10_000_000)
     order = np.argsort(index, kind="stable")
     data_paths, data_file = _files(info.data_path, tables, "data", order)
@@ -79,12 +92,6 @@ def read_episodes(root: Path, info: DatasetInfo) -> Episodes:
         videos=videos,
         rows=_rows(tables, order),
     )
-
-
-def _read_tasks_column(root: Path, file: str, rows: int, texts: TaskTexts) -> list[tuple[str, ...]]:
-    if "tasks" not in column_names(root, file):
-        return [()] * rows
-    return [_texts(row["tasks"], texts) for row in iter_rows(root, file, ["tasks"], max_rows=rows)]
 
 
 def _texts(value: Any, texts: TaskTexts) -> tuple[str, ...]:
@@ -148,8 +155,7 @@ def _files(
     file = _integers(tables, f"{prefix}/file_index", 10_000_000)[order]
     pairs = list(zip(chunk.tolist(), file.tolist(), strict=True))
     position = {pair: number for number, pair in enumerate(dict.fromkeys(pairs))}
-    paths = tuple(
-        check_relative(template.format(chunk_index=a, file_index=b, video_key=key), "path")
-        for a, b in position
-    )
+    paths = tuple(template.format(chunk_index=a, file_index=b, video_key=key) for a, b in position)
+    # They differ in their digits alone: if the one with the most is acceptable, all are.
+    check_relative(max(paths, key=len, default=template), "path")
     return paths, np.array([position[pair] for pair in pairs], np.int32)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from depi.datasets.recording import meta_v2, meta_v3
-from depi.datasets.recording.checks import parse_json, read_text
-from depi.datasets.recording.formats import MAX_FRAMES, MAX_JOINT_NUMBERS, DatasetMeta, parse_info
+from depi.datasets.recording.checks import parse_json, read_text, short
+from depi.datasets.recording.formats import MAX_FRAMES, MAX_JOINT_NUMBERS, DatasetMeta, Episodes, parse_info
 from depi.datasets.recording.sources import DatasetFiles
 from depi.errors import DatasetError
 
@@ -27,6 +27,7 @@ def load_meta(root: Path, repo_id: str, revision: str | None = None) -> DatasetM
         raise DatasetError("no episodes are listed")
     if len(np.unique(episodes.episode_index)) != len(episodes):
         raise DatasetError("an episode is listed twice")
+    _check_shared(episodes)
     frames = int(episodes.length.sum())
     if frames > MAX_FRAMES:
         raise DatasetError(f"more than {MAX_FRAMES} frames are listed")
@@ -37,6 +38,19 @@ def load_meta(root: Path, repo_id: str, revision: str | None = None) -> DatasetM
                 f"{key} has {frames} times {width} numbers, at most {MAX_JOINT_NUMBERS} are read"
             )
     return DatasetMeta(repo_id, revision, root, info, tasks, episodes)
+
+
+def _check_shared(episodes: Episodes) -> None:
+    """No two episodes, or cameras, are given the same file by a template without their number or name."""
+    named: set[str] = set()
+    for paths in (episodes.data_paths, *(table.paths for table in episodes.videos.values())):
+        for path in paths:
+            if path in named:
+                raise DatasetError(
+                    f"data_path or video_path gives {short(path)} to several episodes or cameras: a "
+                    "placeholder is missing"
+                )
+            named.add(path)
 
 
 def read_info(root: Path) -> object:

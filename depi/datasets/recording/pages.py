@@ -122,6 +122,29 @@ def read_footer(path: Path, max_bytes: int = MAX_FOOTER_BYTES) -> Footer:
         return Footer(metadata, columns, size)
 
 
+def arrow_footer(metadata: pq.FileMetaData, columns: Sequence[str]) -> Footer:
+    """The places of some columns alone, as Arrow says them: far faster for tables of many columns.
+
+    Arrow ends the process over some footers, so this is for a process of `depi.engine.confined`.
+    """
+    names = [metadata.schema.column(leaf).path for leaf in range(metadata.num_columns)]
+    wanted = [leaf for leaf, name in enumerate(names) if belongs_to(name, columns)]
+    places = []
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        of_group = [(0, 0, 0)] * len(names)
+        for leaf in wanted:
+            of_group[leaf] = _arrow_place(group.column(leaf))
+        places.append(of_group)
+    return Footer(metadata, places, metadata.serialized_size)
+
+
+def _arrow_place(column: pq.ColumnChunkMetaData) -> tuple[int, int, int]:
+    begin = column.data_page_offset
+    if column.has_dictionary_page and 0 < (column.dictionary_page_offset or 0) < begin:
+        begin = column.dictionary_page_offset
+    return column.num_values, begin, column.total_compressed_size
+
+
 def _place(column: Struct) -> tuple[int, int, int]:
     """Number of values, begin and bytes of a column chunk, found as Arrow finds them."""
     about = column[3, STRUCT]

@@ -1,8 +1,12 @@
 """Columns of parquet files as numpy arrays, with bounds on what a file may make us allocate."""
 
 import math
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +15,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from depi.datasets.recording.border import reading
 from depi.datasets.recording.checks import resolve_file, short
-from depi.datasets.recording.formats import MAX_FRAMES, DatasetMeta, select_episodes
+from depi.datasets.recording.formats import MAX_FRAMES, DatasetMeta, select_episodes, table_cameras
+from depi.datasets.recording.pages import arrow_footer, belongs_to, column_chunks
 from depi.errors import DatasetError
 
 ACTION = "action"
 STATE = "observation.state"
 NUMBERING = ("frame_index", "index", "episode_index")
 """Columns that number the frames; they are read where they are recorded, and nothing depends on them."""
-MAX_COLUMN_BYTES = 2_000_000_000
+MAX_COLUMN_BYTES = 1_000_000_000
+"""Of the columns that are read in one file."""
+MAX_FRAME_BYTES = 200
+"""Of them in all tables together, if there are so many frames that it is more. Usual are 130."""
+MAX_TEXT_BYTES = 100_000_000
+"""Of a table whose rows become Python objects, in which a text may take four times the room."""
+MAX_FOOTER_BYTES = 32_000_000
 MAX_VALUES_PER_ROW = 16
 """On average, in tables whose rows become Python objects."""
 MAX_HALVINGS = 64
@@ -50,96 +62,197 @@ def read_table(
     *,
     max_rows: int,
     optional: Sequence[str] = (),
+    images: Sequence[str] = (),
 ) -> pa.Table:
     """Columns of one parquet file; plain texts come dictionary-encoded, so that repeated ones cost nothing.
 
-    Those of the `optional` columns that the file lacks are left out.
+    Those of the `optional` columns that the file lacks are left out. The columns `images` are not read, but
+    have to be there.
 
     Raises:
-        DatasetError: the file is missing, broken, larger than promised, lacks a column or has it twice.
+        DatasetError: the file is missing, broken, larger than promised, lacks a column or has it twice, or a
+            column has texts within lists.
     """
-    path = resolve_file(root, relative)
-    try:
-        with pq.ParquetFile(path, memory_map=True) as file:
-            schema = file.schema_arrow
-            leaves = [file.schema.column(number) for number in range(len(file.schema.names))]
-            texts = [
-                leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and "." not in leaf.path
-            ]
-            rows = file.metadata.num_rows
-            if rows > max_rows:
-                raise DatasetError(f"{relative} has {rows} rows, at most {max_rows} were expected")
-            wanted = list(schema.names) if columns is None else list(columns)
-            wanted += [name for name in optional if name in schema.names]
-            missing = [name for name in wanted if name not in schema.names]
-            if missing:
-                raise DatasetError(f"{relative} lacks the column {short(missing[0])}")
-            twice = [name for name in wanted if schema.names.count(name) > 1]
-            if twice:
-                raise DatasetError(f"{relative} has the column {short(twice[0])} twice")
-            _check_size(file, relative, wanted)
-            if not texts:
-                return file.read(columns=wanted, use_threads=False)
-        with pq.ParquetFile(path, memory_map=True, read_dictionary=texts) as file:
-            return file.read(columns=wanted, use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{relative} cannot be read as parquet: {short(str(error))}") from None
+    with _opened(root, relative) as (path, file):
+        _check_rows(file, relative, max_rows)
+        _check_images(file, relative, images)
+        names = file.schema_arrow.names
+        wanted = list(names) if columns is None else list(columns)
+        wanted += [name for name in optional if name in names]
+        leaves = _leaves(file, relative, wanted)
+        for leaf in leaves:
+            if _is_text(leaf) and leaf.path not in wanted:
+                raise DatasetError(f"column {short(leaf.path)} of {relative} has texts within it")
+        total, _ = _unfolded(path, file, leaves, wanted)
+        if total > MAX_COLUMN_BYTES:
+            raise DatasetError(f"{relative} unfolds to {total} bytes, at most {MAX_COLUMN_BYTES} are read")
+        return _read_leaves(path, file, leaves, wanted)
 
 
 def iter_rows(
     root: Path, relative: str, columns: Sequence[str], *, max_rows: int
 ) -> Iterator[dict[str, Any]]:
-    """Rows of one parquet file, decoded a few at a time, so that a caller who checks each stays in bounds."""
-    path = resolve_file(root, relative)
-    try:
-        with pq.ParquetFile(path, memory_map=True) as file:
-            if file.metadata.num_rows > max_rows:
-                raise DatasetError(
-                    f"{relative} has {file.metadata.num_rows} rows, at most {max_rows} are read"
-                )
-            _check_size(file, relative, columns)
-            _check_values(file, relative, columns)
-            for batch in file.iter_batches(batch_size=64, columns=list(columns), use_threads=False):
-                yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{relative} cannot be read as parquet: {short(str(error))}") from None
+    """Rows of one parquet file; a text that is there often, also within lists, is one object.
+
+    Raises:
+        DatasetError: as `read_table` does, or a list or a text is too long.
+    """
+    with _opened(root, relative) as (path, file):
+        _check_rows(file, relative, max_rows)
+        leaves = _leaves(file, relative, columns)
+        total, longest = _unfolded(path, file, leaves, columns)
+        # A list in a row may repeat one long text at no cost in the file.
+        bound = MAX_VALUES_PER_ROW * file.metadata.num_rows + 10_000
+        if longest > bound:
+            raise DatasetError(f"{relative} has {longest} values, at most {bound} are read")
+        if total > MAX_TEXT_BYTES:
+            raise DatasetError(f"{relative} unfolds to {total} bytes, at most {MAX_TEXT_BYTES} are read")
+        table = _read_leaves(path, file, leaves, columns)
+        table.validate(full=True)
+        rows = [_to_objects(table[name]) for name in columns]
+    for values in zip(*rows, strict=True):
+        yield dict(zip(columns, values, strict=True))
+
+
+def columns_and_rows(root: Path, relative: str) -> tuple[list[str], int]:
+    """The columns of one parquet file, and how many rows it has, as its footer says."""
+    with _opened(root, relative) as (_, file):
+        return list(file.schema_arrow.names), file.metadata.num_rows
 
 
 def column_names(root: Path, relative: str) -> list[str]:
     """The columns of one parquet file."""
+    return columns_and_rows(root, relative)[0]
+
+
+@contextmanager
+def _opened(root: Path, relative: str) -> Iterator[tuple[Path, pq.ParquetFile]]:
+    """A parquet file of a stranger, with its path; what pyarrow finds wrong with it is a DatasetError."""
     path = resolve_file(root, relative)
-    try:
-        return list(pq.read_schema(path).names)
-    except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{relative} cannot be read as parquet: {short(str(error))}") from None
+    with _refusing(relative):
+        _check_footer(path, relative)
+        with pq.ParquetFile(path, memory_map=True) as file:
+            yield path, file
 
 
-def _check_size(file: pq.ParquetFile, relative: str, wanted: Sequence[str]) -> None:
-    """Values times width bounds what a column can unfold to, however well it is compressed."""
-    total = 0
-    for group in range(file.metadata.num_row_groups):
-        row_group = file.metadata.row_group(group)
-        for number in range(row_group.num_columns):
-            column = row_group.column(number)
-            if _belongs_to(column.path_in_schema, wanted):
-                total += max(column.total_uncompressed_size, 8 * column.num_values)
-    if total > MAX_COLUMN_BYTES:
-        raise DatasetError(f"{relative} unfolds to {total} bytes, at most {MAX_COLUMN_BYTES} are read")
+@contextmanager
+def _refusing(relative: str) -> Iterator[None]:
+    """Whatever pyarrow raises about a stranger's bytes is a DatasetError."""
+    with reading(relative):
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            raise DatasetError(f"{relative} cannot be read as parquet: {short(str(error))}") from None
 
 
-def _check_values(file: pq.ParquetFile, relative: str, wanted: Sequence[str]) -> None:
-    """A list in a row may repeat one long text at no cost in the file."""
-    bound = MAX_VALUES_PER_ROW * file.metadata.num_rows + 10_000
-    for group in range(file.metadata.num_row_groups):
-        row_group = file.metadata.row_group(group)
-        for column in map(row_group.column, range(row_group.num_columns)):
-            if column.num_values > bound and _belongs_to(column.path_in_schema, wanted):
-                raise DatasetError(f"{relative} has {column.num_values} values, at most {bound} are read")
+def _check_footer(path: Path, relative: str) -> None:
+    """The footer is held as a whole, several times as large as it is in the file."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 8))
+        length = int.from_bytes(file.read(4), "little")
+    # What is no length at all is told by pyarrow.
+    if MAX_FOOTER_BYTES < length < size:
+        raise DatasetError(f"{relative} has a footer of {length} bytes, at most {MAX_FOOTER_BYTES} are read")
 
 
-def _belongs_to(path: str, columns: Sequence[str]) -> bool:
-    """Whether a leaf, such as `observation.state.list.element`, is of one of the columns."""
-    return any(path == name or path.startswith(f"{name}.") for name in columns)
+def _check_rows(file: pq.ParquetFile, relative: str, max_rows: int) -> None:
+    rows = file.metadata.num_rows
+    if not 0 <= rows <= max_rows:
+        raise DatasetError(f"{relative} has {rows} rows, at most {max_rows} were expected")
+
+
+def _check_images(file: pq.ParquetFile, relative: str, columns: Sequence[str]) -> None:
+    """Images are bytes, or bytes and a path."""
+    for name in columns:
+        place = file.schema_arrow.get_field_index(name)
+        if place < 0:
+            raise DatasetError(f"{relative} has the column {short(name)} not, or twice")
+        kind = file.schema_arrow.field(place).type
+        if not (pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+            raise DatasetError(f"column {short(name)} of {relative} is {short(str(kind))}, expected images")
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """A column as it is stored: `path` within the schema, such as `observation.state.list.element`."""
+
+    number: int
+    path: str
+    physical: str
+    bytes_each: int
+
+
+def _leaves(file: pq.ParquetFile, relative: str, wanted: Sequence[str]) -> list[_Leaf]:
+    """The stored columns of the wanted ones, each of which has to be there once."""
+    names = Counter(file.schema_arrow.names)
+    for name in wanted:
+        if names[name] != 1:
+            problem = (
+                f"has the column {short(name)} twice" if names[name] else f"lacks the column {short(name)}"
+            )
+            raise DatasetError(f"{relative} {problem}")
+    stored = (file.schema.column(number) for number in range(len(file.schema.names)))
+    return [
+        _Leaf(number, leaf.path, leaf.physical_type, max(8, leaf.length or 0))
+        for number, leaf in enumerate(stored)
+        if belongs_to(leaf.path, wanted)
+    ]
+
+
+def _is_text(leaf: _Leaf) -> bool:
+    return leaf.physical == "BYTE_ARRAY"
+
+
+def _read_leaves(
+    path: Path, file: pq.ParquetFile, leaves: Sequence[_Leaf], wanted: Sequence[str]
+) -> pa.Table:
+    """The wanted columns of an opened file, texts dictionary-encoded."""
+    texts = [leaf.path for leaf in leaves if _is_text(leaf)]
+    columns = list(dict.fromkeys(wanted))
+    # pyarrow may read `a.b` too where `a` is asked for.
+    if not texts:
+        return file.read(columns=columns, use_threads=False).select(columns)
+    with pq.ParquetFile(path, metadata=file.metadata, memory_map=True, read_dictionary=texts) as again:
+        # Texts within lists cannot be read from several row groups at once.
+        groups = [
+            again.read_row_group(number, columns, use_threads=False) for number in range(again.num_row_groups)
+        ]
+        return pa.concat_tables(groups or [again.read(columns=columns)]).select(columns)
+
+
+def _unfolded(
+    path: Path, file: pq.ParquetFile, leaves: Sequence[_Leaf], wanted: Sequence[str]
+) -> tuple[int, int]:
+    """The bytes that columns may unfold to, however well they are compressed, and the values of the longest.
+
+    These are what the pages hold, whatever the footer says.
+    """
+    total, values = 0, dict.fromkeys(leaves, 0)
+    chunks = column_chunks(path, arrow_footer(file.metadata, wanted), wanted)
+    for leaf, chunk in zip(cycle(leaves), chunks, strict=False):
+        total += max(chunk.bytes, leaf.bytes_each * chunk.values)
+        values[leaf] += chunk.values
+    return total, max(values.values(), default=0)
+
+
+def _to_objects(array: pa.ChunkedArray | pa.Array) -> list[Any]:
+    """The values as Python objects; a text that occurs often is there once."""
+    if isinstance(array, pa.ChunkedArray):
+        return [value for chunk in array.chunks for value in _to_objects(chunk)]
+    if pa.types.is_dictionary(array.type):
+        texts = array.dictionary.to_pylist()
+        return [None if index is None else texts[index] for index in array.indices.to_pylist()]
+    if _is_list(array.type):
+        values = _to_objects(array.flatten())
+        ends = np.cumsum(pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)).tolist()
+        lists = [values[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+        return [
+            part if valid else None for part, valid in zip(lists, array.is_valid().to_pylist(), strict=True)
+        ]
+    if pa.types.is_nested(array.type):
+        raise DatasetError(f"a column has the type {short(str(array.type))}, which is not read")
+    return array.to_pylist()
 
 
 def read_recording(meta: DatasetMeta) -> Tables:
@@ -219,6 +332,7 @@ def _read(
     unread: dict[int, str] = {}
     stored: list[np.ndarray] = []
     parts: list[dict[str, np.ndarray]] = []
+    size = 0
     for chosen in np.split(by_file, starts[1:]):
         relative = episodes.data_paths[episodes.data_file[chosen[0]]]
         try:
@@ -226,6 +340,11 @@ def _read(
         except DatasetError as error:
             unread |= dict.fromkeys(chosen.tolist(), str(error))
             continue
+        if not len(chosen):
+            continue
+        size += table.nbytes
+        if size > (most := max(MAX_COLUMN_BYTES, MAX_FRAME_BYTES * meta.num_frames)):
+            raise DatasetError(f"the tables unfold to more than {most} bytes")
         for positions, arrays in _convert(meta, relative, chosen, table, check, unread):
             stored.append(positions)
             parts.append(arrays)
@@ -302,15 +421,16 @@ def _read_episodes(
     """Of the episodes `chosen` (positions) in one data file those that have as many rows as listed, and their
     rows in that order; the others are added to `unread`.
     """
-    lengths = meta.episodes.length[chosen]
+    lengths, images = meta.episodes.length[chosen], table_cameras(meta)
     if not meta.info.version.startswith("v3"):
         # One file per episode: its name says which; renumbered datasets have stale indices inside.
-        table = read_table(meta.root, relative, columns, max_rows=int(lengths.sum()), optional=optional)
-        if table.num_rows != lengths.sum():
-            raise DatasetError(f"{relative} has {table.num_rows} rows, {lengths.sum()} were listed")
+        listed = int(lengths.sum())
+        table = read_table(meta.root, relative, columns, max_rows=listed, optional=optional, images=images)
+        if table.num_rows != listed:
+            raise DatasetError(f"{relative} has {table.num_rows} rows, {listed} were listed")
         return chosen, table
     wanted = list(dict.fromkeys([*columns, "episode_index"]))
-    table = read_table(meta.root, relative, wanted, max_rows=MAX_FRAMES, optional=optional)
+    table = read_table(meta.root, relative, wanted, max_rows=MAX_FRAMES, optional=optional, images=images)
     recorded = column_to_numpy(table["episode_index"], relative, "episode_index")
     if "episode_index" not in columns:
         table = table.drop_columns("episode_index")
@@ -320,14 +440,16 @@ def _read_episodes(
         chosen = chosen[~np.isin(chosen, list(wrong))]
     if len(rows) == table.num_rows and (rows == np.arange(len(rows))).all():
         return chosen, table
-    return chosen, table.take(pa.array(rows))
+    with _refusing(relative):
+        return chosen, table.take(pa.array(rows))
 
 
 def episode_rows(recorded: np.ndarray, meta: DatasetMeta, chosen: np.ndarray, relative: str) -> np.ndarray:
     """Row numbers, in episode order, of the chosen episodes in a file whose column episode_index is given.
 
     Raises:
-        DatasetError: an episode has not as many rows as listed.
+        DatasetError: an episode has not as many rows as listed; or its images lie in the table, and its rows
+            not side by side.
     """
     rows, wrong = _find_rows(recorded, meta, chosen, relative)
     for reason in wrong.values():
@@ -338,7 +460,7 @@ def episode_rows(recorded: np.ndarray, meta: DatasetMeta, chosen: np.ndarray, re
 def _find_rows(
     recorded: np.ndarray, meta: DatasetMeta, chosen: np.ndarray, relative: str
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """`episode_rows` of the episodes that have as many as listed; and the others, with the reason."""
+    """`episode_rows` of the episodes for which it raises nothing; and the others, with the reason."""
     if recorded.dtype != np.int64 or recorded.ndim != 1:
         raise DatasetError(f"the column episode_index of {relative} holds no whole numbers")
     order = np.argsort(recorded, kind="stable")
@@ -352,6 +474,12 @@ def _find_rows(
         f"{lengths[place]} were listed"
         for place in np.flatnonzero(~right)
     }
+    if table_cameras(meta):
+        apart = right.copy()
+        apart[right] = order[high[right] - 1] - order[low[right]] != lengths[right] - 1
+        for place in np.flatnonzero(apart):
+            wrong[int(chosen[place])] = f"the rows of an episode in {relative} are not side by side"
+        right &= ~apart
     pieces = [order[a:b] for a, b in zip(low[right], high[right], strict=True)]
     return np.concatenate(pieces) if pieces else np.zeros(0, np.int64), wrong
 
@@ -372,10 +500,7 @@ def first_rows(meta: DatasetMeta) -> np.ndarray:
         chosen = np.flatnonzero(meta.episodes.data_file == file)
         inside = episode_rows(recorded, meta, chosen, relative)
         length = meta.episodes.length[chosen]
-        end = np.cumsum(length)
-        rows[chosen] = inside[end - length]
-        if (inside[end - 1] - rows[chosen] != length - 1).any():
-            raise DatasetError(f"the rows of an episode in {relative} are not side by side")
+        rows[chosen] = inside[np.cumsum(length) - length]
     return rows
 
 
@@ -383,14 +508,23 @@ def column_to_numpy(
     column: pa.ChunkedArray, relative: str, name: str, shape: tuple[int, ...] | None = None
 ) -> np.ndarray:
     """One parquet column as an array; see `read_frames` for the dtypes. `shape` is the declared one."""
+    with _refusing(relative):
+        return _column_to_numpy(column, relative, name, shape)
+
+
+def _column_to_numpy(
+    column: pa.ChunkedArray, relative: str, name: str, shape: tuple[int, ...] | None
+) -> np.ndarray:
     rows = len(column)
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
-    width = None
+    width, even = None, True
     while _is_list(array.type):
         if array.null_count:
             raise DatasetError(f"column {short(name)} of {relative} has gaps")
+        bounds = pc.min_max(pc.list_value_length(array)).as_py()
+        even &= bounds["min"] == bounds["max"]
         array = array.flatten()
         width = len(array) // rows if rows else 0
     if array.null_count:
@@ -399,7 +533,7 @@ def column_to_numpy(
     if width is None:
         return values
     size = width if shape is None else math.prod(shape)
-    if len(values) != rows * size or not _even(column, size):
+    if len(values) != rows * size or not even:
         raise DatasetError(f"column {short(name)} of {relative} has not {size} numbers in every row")
     scalar = size == 1 and shape is not None and values.dtype != np.float32
     return values if scalar else values.reshape(rows, size)
@@ -407,17 +541,6 @@ def column_to_numpy(
 
 def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def _even(column: pa.ChunkedArray, size: int) -> bool:
-    """Whether every row of a list column unfolds to `size` values (nested lists: the outer level is even)."""
-    if pa.types.is_fixed_size_list(column.type):
-        return True
-    lengths = pc.list_value_length(column)
-    bounds = pc.min_max(lengths).as_py()
-    return bounds["min"] == bounds["max"] and (
-        _is_list(column.type.value_type) or bounds["max"] in (size, None)
-    )
 
 
 def _flat_numpy(array: pa.Array, relative: str, name: str) -> np.ndarray:

@@ -18,9 +18,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from depi.datasets.recording.addresses import as_path
+from depi.datasets.recording.border import reading
 from depi.datasets.recording.cameras import UNUSABLE, VIEWS
 from depi.datasets.recording.checks import check_relative, short
 from depi.datasets.recording.formats import MAX_EPISODES
+from depi.datasets.recording.pages import column_chunks, read_footer
 from depi.errors import DatasetError, UserError
 from depi.files import atomic_write, write_json
 
@@ -113,12 +115,13 @@ def read_annotations(folder: Path, repo_id: str) -> tuple[list[EpisodeAnnotation
     if not path.exists():
         return None
     rows, seen = [], dict[Any, Any]()
-    try:
-        table = _read_table(path)
-        for batch in table.to_batches(max_chunksize=_BATCH):
-            rows += [_checked(row, seen) for row in batch.to_pylist()]
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DatasetError(f"{path.name} cannot be read: {short(str(error))}") from None
+    with reading(path.name):
+        try:
+            table = _read_table(path)
+            for batch in table.to_batches(max_chunksize=_BATCH):
+                rows += [_checked(row, seen) for row in batch.to_pylist()]
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DatasetError(f"{path.name} cannot be read: {short(str(error))}") from None
     if len({row.episode_index for row in rows}) < len(rows):
         raise DatasetError(f"{path.name} annotates an episode more than once")
     return rows, _read_provenance(path.with_suffix(".json"))
@@ -129,7 +132,7 @@ def _read_table(path: Path) -> pa.Table:
     if not path.is_file() or path.stat().st_size > _MAX_BYTES:
         raise DatasetError(f"{path.name} is no file of at most {_MAX_BYTES} bytes")
     with pq.ParquetFile(path) as file:
-        _check_file(path.name, file)
+        _check_file(path, file)
         leaves = [file.schema.column(number) for number in range(len(file.schema.names))]
         texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
         names = [name for name in SCHEMA.names if name in file.schema_arrow.names]
@@ -149,13 +152,11 @@ def _read_table(path: Path) -> pa.Table:
     return table.set_column(place, "original_task", pa.chunked_array(map(_cut, table[place].chunks), _CODED))
 
 
-def _check_file(name: str, file: pq.ParquetFile) -> None:
+def _check_file(path: Path, file: pq.ParquetFile) -> None:
+    name = path.name
     metadata, schema = file.metadata, file.schema_arrow
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    size = sum(group.total_byte_size for group in groups)
-    values = max(
-        (group.column(n).num_values for group in groups for n in range(group.num_columns)), default=0
-    )
+    chunks = list(column_chunks(path, read_footer(path), SCHEMA.names))
+    size, values = sum(chunk.bytes for chunk in chunks), max((chunk.values for chunk in chunks), default=0)
     too_many = values > _MAX_ITEMS * metadata.num_rows + 10_000
     if metadata.num_rows > MAX_EPISODES or size > _MAX_BYTES or too_many:
         raise DatasetError(f"{name} holds {metadata.num_rows} rows of {size} bytes: too much")

@@ -1,5 +1,6 @@
 """Read one dataset for training: leave out bad episodes, bring its joints into one convention."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -92,8 +93,8 @@ def open_dataset(
     columns = recording.columns
     if detection.convention == "unknown":
         raise DatasetError(
-            f"the joint convention is unknown: {detection.evidence}; if you know it, give it with "
-            "--dataset.conventions"
+            f"the joint convention is unknown: {textwrap.shorten(detection.evidence, 300)}; if you know it, "
+            "give it with --dataset.conventions"
         )
     if detection.convention != "native" and columns[STATE].shape[1] != columns[ACTION].shape[1]:
         raise DatasetError(
@@ -168,8 +169,8 @@ def _tasks(meta: DatasetMeta, task_index: np.ndarray | None) -> tuple[tuple[str,
     if task_index is None:
         if not all(meta.episodes.tasks):
             raise DatasetError("there is no task_index, and an episode without a task")
-        texts = tuple(dict.fromkeys(tasks[0] for tasks in meta.episodes.tasks))
-        per_episode = np.array([texts.index(tasks[0]) for tasks in meta.episodes.tasks], np.int32)
-        return texts, np.repeat(per_episode, meta.episodes.length)
+        numbers: dict[str, int] = {}
+        of_episodes = [numbers.setdefault(tasks[0], len(numbers)) for tasks in meta.episodes.tasks]
+        return tuple(numbers), np.repeat(np.array(of_episodes, np.int32), meta.episodes.length)
     used, position = np.unique(task_index, return_inverse=True)
     return tuple(meta.tasks[index] for index in used.tolist()), position.astype(np.int32).reshape(-1)

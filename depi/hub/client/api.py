@@ -201,9 +201,10 @@ def repo_info(
     files_metadata: bool = False,
     expand: Sequence[str] = (),
 ) -> DatasetInfo | ModelInfo:
-    """Return what a Hub knows of a repository at a branch, tag or commit: .sha, .siblings, .card_data, ...
+    """Return what a Hub knows of a repository at a branch, tag or commit: .sha, .siblings, .tags, ...
 
-    With `files_metadata` the siblings have sizes. `expand` names the only properties wanted, in the Hub's
+    Of its card, .card_data, only the licence is there, if it names one. With `files_metadata` the siblings
+    have sizes. `expand` names the only properties wanted, in the Hub's
     spelling, as for repositories whose list of files is long.
 
     Raises:
@@ -221,7 +222,12 @@ def repo_info(
         params: dict[str, Any] = {"blobs": "true"} if files_metadata else {}
         if expand:
             params["expand"] = list(expand)
-        return kind(**get_json(target, path, params))
+        answer = get_json(target, path, params)
+        # Its author wrote the card. The client makes attributes of all its fields, `self` and `get` included.
+        card = answer.pop("cardData", None)
+        if isinstance(card, dict) and "license" in card:
+            answer["cardData"] = {"license": card["license"]}
+        return kind(**answer)
 
     return retried(ask, target)
 
