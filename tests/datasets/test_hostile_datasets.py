@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from forged_parquet import forge
+from runs import SCRIPT, losses, small_training
 
 from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
 from depi.errors import UserError
@@ -579,3 +580,35 @@ def test_a_video_header_of_fifty_thousand_pixels_allocates_nothing(v21, tmp_path
 def peak_mb():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1000
+
+
+@pytest.mark.slow
+def test_a_run_trains_on_the_good_ones_among_hostile_ones(hub, v21, tmp_path):
+    refused = [make for make, _ in CASES if make is not wide_table][::2][:30]
+    for number, make in enumerate(refused):
+        make(shutil.copytree(v21, tmp_path / f"bad-{number}" / "data"))
+    names = [f"bad-{number}" for number in range(len(refused))]
+    for number in range(20):
+        shutil.copytree(v21, tmp_path / f"good-{number}" / "data")
+        names.insert(3 * number, f"good-{number}")
+    mixture = [{"repo_id": f"user/{name}", "root": str(tmp_path / name / "data")} for name in names]
+    (tmp_path / "mixture.json").write_text(json.dumps(mixture))
+    smallest = [flag for flag in small_training(tmp_path, tmp_path) if flag.startswith("--policy.")]
+    flags = [
+        *smallest,
+        f"--dataset.mixture={tmp_path / 'mixture.json'}",
+        "--dataset.max_bad_datasets=0.7",
+        "--dataset.max_bad_fraction=0.9",
+        f"--output_dir={tmp_path / 'run'}",
+        "--steps=3",
+        "--batch_size=4",
+        "--num_workers=2",
+    ]
+    result = subprocess.run([sys.executable, SCRIPT, *flags], check=False, timeout=250)
+    assert result.returncode == 0
+    report = json.loads((tmp_path / "run/data_report.json").read_text())
+    good = {entry["repo_id"] for entry in report["datasets"] if not entry["episodes_left_out"]}
+    assert {f"user/good-{number}" for number in range(20)} <= good
+    left_out = {entry["repo_id"] for entry in report["datasets"]} - good | report["quarantined"].keys()
+    assert left_out >= {f"user/bad-{number}" for number in range(30)} - good
+    assert len(losses(tmp_path / "run")) > 0
