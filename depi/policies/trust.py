@@ -134,7 +134,7 @@ def _check_tokenizer(path: Path, settings: Mapping[str, Any], allowed: Allowed) 
     _check_repository(path, "tokenizer_name", settings.get("tokenizer_name"), allowed.tokenizers)
     if settings.get("tokenizer") is not None:  # it would count in place of the name
         raise UserError(f"{path}: a tokenizer step names its tokenizer, and does not hold one")
-    length = settings.get("max_length")
+    length = settings.get("max_length", 1)  # without it, the step has a default
     if type(length) is not int or not 1 <= length <= MOST_COUNTED:
         raise UserError(
             f"{path}: max_length of the tokenizer must be an integer of 1 to {MOST_COUNTED}, "

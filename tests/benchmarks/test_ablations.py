@@ -3,9 +3,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "ablations.py"
 
 
+@pytest.mark.slow
 def test_each_pair_is_timed():
     flags = ["--size=smoke", "--batch_size=1", "--rounds=1", "--only=s_"]
     result = subprocess.run([sys.executable, SCRIPT, *flags], check=True, capture_output=True, text=True)

@@ -139,7 +139,7 @@ def test_a_damaged_catalogue_is_named(hub, tmp_path, make_dataset, publish):
     out = tmp_path / "out"
     out.mkdir()
     (out / "catalog.parquet").write_bytes(b"no parquet")
-    with pytest.raises(UserError, match="remove it or run `depi collect-ids --refresh`"):
+    with pytest.raises(UserError, match="remove it, or run `depi collect-ids --refresh`"):
         collect(CollectConfig(output_dir=out))
     assert collect(CollectConfig(output_dir=out, refresh=True)).accepted == 1
 

@@ -1,5 +1,6 @@
 """Duplicates by what was recorded: forks, subsets, merges, and trimmed, rounded or converted copies."""
 
+import copy
 import hashlib
 import time
 from datetime import UTC, datetime, timedelta
@@ -224,9 +225,13 @@ def test_effort_grows_with_the_number_of_datasets_not_with_its_square():
     small, large = crowd(400), crowd(3200)
     seconds = []
     for rows in (small, large):
-        started = time.process_time()
-        settled = settle(rows)
-        seconds.append(time.process_time() - started)
+        taken = []
+        for _ in range(3):  # the least of them has not the garbage of other tests in it
+            again = copy.deepcopy(rows)
+            started = time.process_time()
+            settled = settle(again)
+            taken.append(time.process_time() - started)
+        seconds.append(min(taken))
         assert sum(row.verdict == "rejected" for row in settled) == len(rows) // 10
     assert seconds[1] < 24 * max(seconds[0], 0.02)  # 8 times as many; squared it would be 64
 

@@ -122,7 +122,7 @@ def test_it_is_taken_out_on_request_and_told(tmp_path):
     assert after["offsets_taken_out"] == pytest.approx({"wrist_roll": -6, "gripper": 8}, abs=0.6)
     assert _offset_lines([before]) == []
     text = "\n".join(_offset_lines([before, after]))
-    assert f"- ann/offset: {name_offsets(after['offsets_taken_out'])}" in text
+    assert f"- `ann/offset`: {name_offsets(after['offsets_taken_out'])}" in text
     assert "force of a grip is left" in text
 
 

@@ -315,6 +315,7 @@ gym.register(id="gym_gym_manipulator/Counting-v0", entry_point=Counting, max_epi
 """
 
 
+@pytest.mark.slow
 def test_lerobots_environments_begin_as_their_turn_says(tmp_path, monkeypatch):
     """A stand-in for LIBERO, whose environments take the next of their initial states at each reset."""
     (tmp_path / "gym_gym_manipulator.py").write_text(COUNTING)

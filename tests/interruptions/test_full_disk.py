@@ -10,8 +10,7 @@ from interruptible import TASKS, drafts, environment, finish, start
 WRITING = [name for name in TASKS if name not in ("upload", "push")]
 SHARES = (0.1, 0.5, 0.9)
 CASES = [
-    pytest.param("prepare", (0.6,), id="prepare"),
-    *(pytest.param(name, SHARES, id=f"{name}-often", marks=pytest.mark.slow) for name in WRITING),
+    *(pytest.param(name, SHARES, id=name, marks=pytest.mark.slow) for name in WRITING),
 ]
 
 

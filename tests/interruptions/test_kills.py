@@ -11,7 +11,7 @@ import pytest
 from interruptible import TASKS, drafts, environment, finish, start
 
 CASES = [
-    pytest.param("prepare", 2, id="prepare"),
+    pytest.param("collect-ids", 1, id="collect-ids"),
     *(pytest.param(name, 20, id=f"{name}-often", marks=pytest.mark.slow) for name in TASKS),
 ]
 

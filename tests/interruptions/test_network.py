@@ -4,7 +4,7 @@ import pytest
 from interruptible import TASKS, drafts, environment, finish, start
 from unreliable_link import unreliable_link
 
-CHEAP = ("collect-ids", "prepare", "upload")
+CHEAP = ("collect-ids",)
 NAMES = [name if name in CHEAP else pytest.param(name, marks=pytest.mark.slow) for name in TASKS]
 
 

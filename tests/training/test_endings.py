@@ -83,10 +83,19 @@ def children(process: int) -> list[int]:
     return [int(number) for number in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
+def command_of(process: int) -> bytes | None:
+    """Its command line; None where it has just ended."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return None
+
+
 def workers(process: int) -> list[int]:
-    """The data workers of a trainer, once they are there."""
+    """The data workers of a trainer, once they are there: its forks, not the programs that it has started."""
     deadline = time.monotonic() + 60
-    while len(found := children(process)) < 2:
+    program = Path(f"/proc/{process}/cmdline").read_bytes()
+    while len(found := [pid for pid in children(process) if program == command_of(pid)]) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return found

@@ -56,6 +56,7 @@ def value_flags(data_ids, tmp_path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_trains_through_the_launcher_and_resumes_to_the_same_weights(value_flags, tmp_path):
     run = tmp_path / "run"
     extra = ["--dataset.eval_split=0.4", "--eval_freq=3", "--ema.decay=0.9"]

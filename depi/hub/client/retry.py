@@ -32,6 +32,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import parse_ratelimit_headers
 
 from depi.errors import MachineError, UserError, machine_error
+from depi.hub.client import session
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +174,8 @@ def retried[Result](call: Callable[[], Result], target: Target) -> Result:
             logger.warning("%s; trying again in %.1f s", explain(error, target), wait)
             time.sleep(wait)
         else:
-            _silences.end(target.endpoint)
+            if session.last_response() >= tried:  # what the cache has needs no answer
+                _silences.end(target.endpoint)
             return result
     raise AssertionError("the last attempt returns or raises")
 

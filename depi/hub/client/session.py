@@ -91,13 +91,29 @@ def _apply(settings: Settings) -> None:
 
 def _new_client() -> httpx.Client:
     return httpx.Client(
-        event_hooks={"request": [_log_in, hf_request_event_hook, _before_request]},
+        event_hooks={
+            "request": [_log_in, hf_request_event_hook, _before_request],
+            "response": [_after_response],
+        },
         follow_redirects=True,
         timeout=httpx.Timeout(None, **_SECONDS),
         limits=httpx.Limits(
             max_connections=_settings.connections, max_keepalive_connections=_settings.connections
         ),
     )
+
+
+_last_response = 0.0
+
+
+def last_response() -> float:
+    """When a server last answered this process, by `time.monotonic`; 0 where none has."""
+    return _last_response
+
+
+def _after_response(response: httpx.Response) -> None:
+    global _last_response
+    _last_response = time.monotonic()
 
 
 def _log_in(request: httpx.Request) -> None:
