@@ -38,8 +38,12 @@ def observe(config: InputsConfig, batch: Mapping[str, Any]) -> Observation:
     """Gather a network's inputs from a processed batch; see `Pi0Policy.forward` for its keys.
 
     Raises:
-        UserError: the batch has none of the policy's cameras, or a larger state than the policy's.
+        UserError: the batch has none of the policy's cameras, no prompt or state, or a larger state than the
+            policy's.
     """
+    for key in (OBS_LANGUAGE_TOKENS, OBS_LANGUAGE_ATTENTION_MASK, OBS_STATE):
+        if key not in batch:
+            raise UserError(f"the batch has no {key}: the policy's preprocessor should have made it")
     images, image_mask = _gather_images(config, batch)
     return Observation(
         images,

@@ -21,6 +21,7 @@ MOST_COUNTED = 4096
 MOST_PIXELS = 4096 * 2160
 LARGEST = 1 << 20
 """No honest configuration has larger numbers in it."""
+LONGEST_NAME = 200
 
 
 def dimensions_of(config: Any) -> SceneDimensions:
@@ -46,8 +47,8 @@ def check_fields(config: Any, what: object) -> None:
         what: the file that it comes from, for the message.
 
     Raises:
-        UserError: a count is none or too large, features are none or have an impossible size, or torch has no
-            such compile mode.
+        UserError: a count is none or too large, features are none or have an impossible name or size, or
+            torch has no such compile mode.
     """
     for name in COUNTS:
         value = getattr(config, name, 1)
@@ -61,6 +62,9 @@ def check_fields(config: Any, what: object) -> None:
         if not isinstance(features, dict):
             raise UserError(f"{what}: {name} must be an object, not {features!r}")
         for key, feature in features.items():
+            if len(key) > LONGEST_NAME or not key.isprintable():
+                shown = one_line(repr(key), 80)
+                raise UserError(f"{what}: {name} has a name that is too long or not printable: {shown}")
             _check_shape(feature, f"{what}: the shape of {one_line(key, 80)} in {name}")
     if getattr(config, "compile_model", False):
         modes = [None, *torch._inductor.list_mode_options()]
