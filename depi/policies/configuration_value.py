@@ -10,7 +10,7 @@ from pathlib import Path
 from lerobot.configs import NormalizationMode, PreTrainedConfig
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 
-from depi.errors import UserError
+from depi.errors import UserError, one_line
 from depi.models.scene import SceneDimensions
 from depi.models.value import ValueDimensions
 from depi.policies.configuration import LARGEST
@@ -114,7 +114,7 @@ class ValueConfig(PreTrainedConfig):
                 "returns would fall outside of the bins"
             )
         if self.dtype not in ("float32", "bfloat16"):
-            raise UserError(f"dtype {self.dtype} is none of float32, bfloat16")
+            raise UserError(f"dtype {one_line(self.dtype, 80)} is none of float32, bfloat16")
 
     def validate_features(self) -> None:
         """Raise a UserError without a camera or a state."""

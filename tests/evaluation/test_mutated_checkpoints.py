@@ -109,7 +109,14 @@ def mutated(draw, folder: Path) -> tuple[str, Path]:
 def test_a_changed_checkpoint_acts_or_is_refused_with_one_sentence(checkpoints, count):
     outcomes = {"acted": 0, "refused": 0}
 
-    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    # The default run tries the same ones every time, the long one others.
+    @settings(
+        max_examples=count,
+        derandomize=count == 300,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(mutated(checkpoints))
     def check(found):
         kind, folder = found
