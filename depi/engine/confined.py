@@ -188,7 +188,7 @@ def _answer(function: Callable[..., Any], args: tuple[Any, ...]) -> _Outcome:
         return error, None
     except MemoryError:
         raise
-    except Exception as error:
+    except Exception as error:  # nobody foresaw it, and only this dataset is lost by it
         if fault := machine_error(error):
             return fault, None
         return DatasetError(f"unreadable: {type(error).__name__}: {ascii(str(error))[1:-1][:200]}"), None

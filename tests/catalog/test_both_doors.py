@@ -252,7 +252,14 @@ def check(base, name, content):
 
 
 def run(bases, count):
-    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    # The default run tries the same ones every time, the long one others.
+    @settings(
+        max_examples=count,
+        derandomize=count == 500,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(base=st.sampled_from(bases), random=st.randoms(use_true_random=False))
     def property_of_mutated_files(base, random):
         name, content = mutated(base, random)

@@ -10,9 +10,11 @@ from depi.catalog.catalogue import Row
 from depi.catalog.facts import Thresholds
 from depi.catalog.find import Candidate
 from depi.catalog.inspect import Inspector
+from depi.datasets.judging.examine import fetch_tables
 from depi.datasets.recording.hub_files import HubFiles
+from depi.datasets.recording.metadata import read_meta
 from depi.datasets.recording.sources import DatasetSource
-from depi.datasets.union.opening import fetch_dataset, open_dataset
+from depi.datasets.union.opening import open_dataset
 
 EPISODES, LENGTH = 5, 40
 
@@ -66,7 +68,8 @@ def test_an_episode_that_is_lost_does_not_cost_the_dataset(module_hub, tmp_path,
     commit = publish(root, repo_id)
     row = inspected(repo_id)
     assert (row.verdict, row.reasons) == ("accepted", [])
-    opened = open_dataset(fetch_dataset(HubFiles(DatasetSource(repo_id, commit))))
+    files = HubFiles(DatasetSource(repo_id, commit))
+    opened = open_dataset(fetch_tables(files, read_meta(files)))
     assert opened.meta.episodes.episode_index.tolist() == [0, 1, 3, 4]
     assert list(opened.unreadable) == [2]
 

@@ -32,8 +32,8 @@ def reads(monkeypatch) -> list[str]:
         names.append(files.root.name)
         return read(files, *rest)
 
-    read = parts.fetch_dataset
-    monkeypatch.setattr(parts, "fetch_dataset", counted)
+    read = parts.fetch_tables
+    monkeypatch.setattr(parts, "fetch_tables", counted)
     return names
 
 

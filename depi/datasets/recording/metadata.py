@@ -9,6 +9,7 @@ from depi.datasets.recording import meta_v2, meta_v3
 from depi.datasets.recording.checks import parse_json, read_text, short
 from depi.datasets.recording.formats import MAX_FRAMES, MAX_JOINT_NUMBERS, DatasetMeta, Episodes, parse_info
 from depi.datasets.recording.sources import DatasetFiles
+from depi.engine.confined import confined
 from depi.errors import DatasetError
 
 
@@ -60,13 +61,13 @@ def read_info(root: Path) -> object:
 
 
 def read_meta(files: DatasetFiles) -> DatasetMeta:
-    """Fetch and read a dataset's metadata; its tables and videos are not touched.
+    """Fetch a dataset's metadata and read it in a process with limits; tables and videos are not touched.
 
     Raises:
         DatasetError: a file is missing or holds what it must not.
         UserError: the storage does not give one, or offline the cache lacks one.
     """
     files.fetch_metadata()
-    meta = load_meta(files.root, files.repo_id, files.revision)
+    meta = confined(load_meta, files.root, files.repo_id, files.revision)
     files.check_complete(meta)
     return meta

@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from depi.datasets.judging.examine import FetchedTables
+from depi.datasets.judging.examine import FetchedTables, fetch_tables
 from depi.datasets.recording.cameras import camera_order
 from depi.datasets.recording.checks import resolve_file
 from depi.datasets.recording.joints import Detection
+from depi.datasets.recording.metadata import read_meta
 from depi.datasets.recording.places import image_places
 from depi.datasets.recording.sources import DatasetFiles, cache_folder
 from depi.datasets.recording.tables import ACTION, STATE
 from depi.datasets.union.index import IMAGE, VIDEO, read_index, write_index
-from depi.datasets.union.opening import OpenDataset, fetch_dataset, open_dataset, recorded_fps
+from depi.datasets.union.opening import OpenDataset, open_dataset, recorded_fps
 from depi.engine.confined import confined
 from depi.errors import DatasetError
 from depi.fingerprint import code, fingerprint
@@ -100,7 +101,7 @@ def open_part(source: DatasetFiles, options: Options) -> Part:
     folder = cache_folder() / "index" / "datasets" / key
     index = read_index(folder)
     if index is None:
-        fetched = fetch_dataset(source)
+        fetched = fetch_tables(source, read_meta(source))
         about = {"local": source.is_local, "licence": source.licence}
         limits = {"seconds": fetched.seconds, "megabytes": fetched.megabytes}
         confined(_make_index, folder, fetched, about, episodes, *how, **limits)

@@ -6,17 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from depi.datasets.judging.examine import FetchedTables, examine_tables, fetch_tables, keep
+from depi.datasets.judging.examine import FetchedTables, examine_tables, keep
 from depi.datasets.judging.faults import Recording, bad_episodes
 from depi.datasets.judging.offsets import measure_offsets, take_out
 from depi.datasets.judging.rules import LEAVING_OUT
 from depi.datasets.recording.cameras import slot_order
 from depi.datasets.recording.formats import DatasetMeta
 from depi.datasets.recording.joints import Detection, to_space
-from depi.datasets.recording.metadata import load_meta
-from depi.datasets.recording.sources import DatasetFiles
 from depi.datasets.recording.tables import ACTION, STATE
-from depi.engine.confined import confined
 from depi.errors import DatasetError, UserError
 
 FPS_TOLERANCE = 0.02
@@ -47,19 +44,6 @@ class OpenDataset:
     unreadable: dict[int, str]
     bad: dict[int, str]
     offsets: dict[str, float]
-
-
-def fetch_dataset(files: DatasetFiles) -> FetchedTables:
-    """Fetch one dataset's lists and tables; its videos are not touched.
-
-    Raises:
-        DatasetError: the dataset cannot be used; the message is the reason.
-        UserError: the storage does not give it.
-    """
-    files.fetch_metadata()
-    meta = confined(load_meta, files.root, files.repo_id, files.revision)
-    files.check_complete(meta)
-    return fetch_tables(files, meta)
 
 
 def open_dataset(
