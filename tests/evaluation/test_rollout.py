@@ -7,10 +7,9 @@ import subprocess
 import sys
 import time
 
-import av
 import numpy as np
 import pytest
-from evaluations import Steady, choices, outcomes
+from evaluations import Steady, alike, choices, outcomes, pictures
 
 from depi.errors import UserError
 from depi.evaluation.actors import ExpertActor
@@ -167,8 +166,10 @@ def test_after_kill_9_the_same_command_gives_the_same_result(tmp_path):
     assert journal.read_text().startswith(kept)
     config.output_dir = tmp_path / "whole"
     assert outcomes(roll_out(config, Steady(), show_progress=False)) == outcomes(result)
-    for name in ("videos/episode_000.mp4", "videos/episode_001.mp4", "contact_sheet.png"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    for name in ("videos/episode_000.mp4", "videos/episode_001.mp4"):
+        assert alike(killed / name, whole / name)
+    assert (killed / "contact_sheet.png").read_bytes() == (whole / "contact_sheet.png").read_bytes()
 
 
 def test_ctrl_c_is_no_error_of_an_environment_nor_is_its_output_ours(tmp_path):
@@ -202,8 +203,7 @@ def test_the_scripted_expert_has_its_success_rate_through_the_same_path(tmp_path
     config.env.observation_height, config.env.observation_width = 60, 80
     result = evaluate(config)
     assert (result["n_successes"], result["n_errors"]) == (50, 0)
-    with av.open(str(tmp_path / "videos" / "episode_000.mp4")) as video:
-        frames = [frame.to_ndarray(format="rgb24").astype(int) for frame in video.decode(video=0)]
+    frames = pictures(tmp_path / "videos" / "episode_000.mp4")
     assert len(frames) == result["episodes"][0]["length"]
     assert abs(frames[0] - frames[-1]).max() > 50, "the robot does not move"
     assert (tmp_path / "contact_sheet.png").stat().st_size > 1000
@@ -350,8 +350,7 @@ def test_aloha_is_what_gym_aloha_shows_from_above(tmp_path):
     config.env.episode_length, config.seed = 5, 3
     result = roll_out(config, Reaching(), show_progress=False, on_episode=kept.append)
     assert (result["n_errors"], result["mean_length"]) == (0, 5)
-    with av.open(str(tmp_path / "videos" / "episode_000.mp4")) as video:
-        frames = [frame.to_ndarray(format="rgb24").astype(int) for frame in video.decode(video=0)]
+    frames = pictures(tmp_path / "videos" / "episode_000.mp4")
     assert (len(frames), frames[0].shape) == (5, (480, 640, 3))
     assert np.abs(frames[-1] - frames[0]).max() > 20, "the robot does not move"
     __import__("gym_aloha")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import av
 import numpy as np
 
 from depi.evaluation.config import EnvironmentConfig, EpisodesConfig, EvaluateConfig
@@ -45,3 +46,19 @@ def choices(folder: Path, count: int = 6, env: str = "odd_envs:Odd-v0", **more) 
 
 def outcomes(result: dict) -> list[dict]:
     return [{name: row[name] for name in row.keys() - {"seconds"}} for row in result["episodes"]]
+
+
+def pictures(video: Path) -> np.ndarray:
+    """The frames of a video, int64 (frames, H, W, 3)."""
+    with av.open(str(video)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]).astype(int)
+
+
+def alike(first: Path, second: Path) -> bool:
+    """Whether two videos show the same.
+
+    x264 does not give the same bytes twice: of 400 encodings of the same noise, 45 differed, by 0.6 grey
+    levels on average.
+    """
+    one, other = pictures(first), pictures(second)
+    return one.shape == other.shape and abs(one - other).mean() < 2
