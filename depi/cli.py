@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Never
 
 from depi.errors import UserError, machine_error
 from depi.log import start_logging
@@ -90,14 +91,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: depi has no verb {verb!r}: choose one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
     start_logging()
-    status = run(lambda flags: importlib.import_module(VERBS[verb][0]).main(flags), rest)
-    if argv is None and status in (2, 3, 130, 143):
-        _leave(status)
-    return status
+    return run(lambda flags: importlib.import_module(VERBS[verb][0]).main(flags), rest)
 
 
-def _leave(status: int) -> None:
-    """End the process now: the interpreter would wait for threads that still download or try again."""
+def leave(status: int) -> Never:
+    """End the process: at once where something went wrong or a signal came.
+
+    The interpreter would wait for threads that still download or try again.
+    """
+    if status not in (2, 3, 130, 143):
+        sys.exit(status)
     for child in multiprocessing.active_children():  # a pool's processes would wait for work for ever
         child.terminate()
     with contextlib.suppress(OSError):
@@ -105,5 +108,10 @@ def _leave(status: int) -> None:
     os._exit(status)
 
 
+def script() -> Never:
+    """The `depi` command."""
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

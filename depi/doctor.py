@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from rich.text import Text
 from depi.addresses import without_credentials
 from depi.engine import RayConfig
 from depi.flags import parse_flags
+from depi.threads import threads
 
 Status = Literal["ok", "warn", "fail"]
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -85,7 +85,7 @@ def examine(config: DoctorConfig) -> list[Finding]:
         check_room,
         lambda: check_ray(config.ray.address or os.environ.get("RAY_ADDRESS"), config.timeout),
     ]
-    with ThreadPoolExecutor(len(checks)) as pool:
+    with threads(len(checks)) as pool:
         return [finding for findings in pool.map(lambda check: list(check()), checks) for finding in findings]
 
 
@@ -151,7 +151,7 @@ def check_gpus(timeout: float) -> Iterator[Finding]:
 
 def check_codecs(timeout: float) -> Iterator[Finding]:
     """Whether videos that were encoded here are decoded here."""
-    with ThreadPoolExecutor(2) as pool:
+    with threads(2) as pool:
         names = ("pyav", "torchcodec")
         pyav, torchcodec = pool.map(lambda name: _probe(name, timeout), names)
     for codec, title in (("h264", "H.264"), ("av1", "AV1")):

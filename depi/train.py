@@ -12,7 +12,7 @@ if __package__ in (None, ""):
     # Launched as a file: Python put `depi/` on the path, where modules would be found twice.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from depi.cli import run
+from depi.cli import leave, run
 from depi.errors import UserError
 from depi.files import write_json
 from depi.log import start_logging
@@ -51,4 +51,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,9 @@ for _name in (
     *("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"),
 ):
     os.environ.pop(_name, None)
+
+# A shell starts what it puts in the background with Ctrl-C ignored; commands under test would inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import huggingface_hub  # noqa: E402
 import pytest  # noqa: E402

@@ -6,7 +6,6 @@ folders are walked from the top, and of each only whether it holds a dataset is 
 
 import logging
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 
 from huggingface_hub.file_download import repo_folder_name
@@ -17,6 +16,7 @@ from depi.errors import UserError
 from depi.files import read_json, write_json
 from depi.hub.client import api as client
 from depi.hub.names import DatasetId, is_dataset_id
+from depi.threads import threads
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def by_walking(repo_id: str, revision: str) -> list[DatasetId]:
 
 
 def _below(repo_id: str, revision: str, folders: list[str]) -> list[str]:
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with threads(_THREADS) as pool:
         listings = [
             pool.submit(copy_context().run, client.list_folders, repo_id, folder, revision=revision)
             for folder in folders

@@ -11,7 +11,6 @@ On the Hub the files of `pretrained_model` lie at the top, with `training_state`
 import os
 import shutil
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from depi.errors import UserError
 from depi.files import read_json, write_json
 from depi.hub.client.api import download_files, repo_info
 from depi.hub.names import path_problem
+from depi.threads import threads
 
 ADAPTER_DIR = "adapter"
 MANIFEST_NAME = "manifest.json"
@@ -171,7 +171,7 @@ def find_damage(pretrained: Path) -> str | None:
                 return f"{path.name} is missing"
             if size != facts["bytes"]:
                 return f"{path.name} has {size:,} bytes of {facts['bytes']:,}"
-        with ThreadPoolExecutor() as pool:
+        with threads(os.cpu_count() or 1) as pool:
             for path, checksum in zip(files, pool.map(_checksum, files), strict=True):
                 if checksum != files[path]["crc32"]:
                     return f"the checksum of {path.name} is wrong"

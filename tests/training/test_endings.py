@@ -1,17 +1,22 @@
 """How a run ends when one of its processes or threads fails: soon, with a sentence and a status."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from recordings import Recording, write_v2
 from runs import LAUNCH, SCRIPT, losses, replaced
 
+from depi.hub.server.serve import serve
 from depi.train import main as train
 
 # Seconds from the sentence to the end.
@@ -48,8 +53,8 @@ def endless(flags) -> list[str]:
 def start():
     """Starts commands whose standard error can be read; all of their processes are gone after the test."""
 
-    def begin(command: list) -> subprocess.Popen[str]:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    def begin(command: list, more: Mapping[str, str] = MappingProxyType({})) -> subprocess.Popen[str]:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | more
         processes.append(
             subprocess.Popen(
                 [str(part) for part in command],
@@ -175,3 +180,24 @@ def test_two_processes_end_when_the_first_cannot_write(endless, start, tmp_path)
     read_until(launcher, "exitcode  : 2")
     assert launcher.wait(SOON) == 1
     assert time.monotonic() - began < SOON
+
+
+def test_ctrl_c_does_not_wait_for_datasets_that_are_being_opened(start, tmp_path):
+    asked, stopped = threading.Event(), threading.Event()
+
+    def hang(request):
+        asked.set()
+        stopped.wait(60)
+
+    ids = tmp_path / "ids.json"
+    ids.write_text(json.dumps([f"ann/pick{number}" for number in range(40)]))
+    flags = [f"--dataset.repo_ids={ids}", "--policy.type=depi_pi0", f"--output_dir={tmp_path / 'run'}"]
+    with serve(tmp_path / "hub", faults=hang) as hub:
+        process = start([sys.executable, SCRIPT, *flags, "--policy.device=cpu"], hub.environment())
+        try:
+            assert asked.wait(60)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(SOON) == 130
+        finally:
+            stopped.set()
+    assert "Traceback" not in process.stderr.read()

@@ -11,7 +11,6 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
@@ -23,6 +22,7 @@ from depi.datasets.recording.sources import DatasetSource, RemoteFiles, cache_fa
 from depi.errors import DatasetError, UserError, machine_error
 from depi.files import atomic_write, read_json, write_json, write_text
 from depi.hub.names import path_problem
+from depi.threads import threads
 
 MAX_FILES = 100_000
 PARALLEL_DOWNLOADS = 8
@@ -106,7 +106,7 @@ class BucketFiles(RemoteFiles):
         return {name: size for name, (size, _) in self._files.items()}
 
     def _download(self, names: Sequence[str]) -> None:
-        with ThreadPoolExecutor(min(PARALLEL_DOWNLOADS, len(names))) as pool:
+        with threads(min(PARALLEL_DOWNLOADS, len(names))) as pool:
             for _ in pool.map(self._download_one, names):
                 pass
 

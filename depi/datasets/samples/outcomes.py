@@ -10,7 +10,6 @@ network.
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +23,7 @@ from depi.datasets.recording.metadata import load_meta
 from depi.datasets.recording.tables import column_names, iter_rows, read_frames
 from depi.errors import DatasetError, UserError
 from depi.files import read_json
+from depi.threads import threads
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ def read_outcomes(dataset: Episodes, *, file: Path | None = None, assume_success
             ", ".join(map(short, others[:_NAMED])),
             more,
         )
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with threads(_THREADS) as pool:
         numbers = range(len(dataset.repo_ids))
         found = list(
             pool.map(

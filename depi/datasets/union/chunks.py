@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from depi.datasets.union.statistics import QUANTILES, floor_std
+from depi.threads import threads
 
 _BLOCK = 1 << 17
 """Frames at a time: what is computed of them stays in the processor's cache."""
@@ -70,8 +70,8 @@ def relative_stats(
         As `depi.datasets.union.statistics.compute_stats`; `count` is that of chunks.
     """
     groups = [_Group.of(data, *group, chunk_size, action_freq) for group in _groups(data, action_freq)]
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        columns = list(threads.map(partial(_column_stats, data, groups), range(len(relative)), relative))
+    with threads(os.cpu_count() or 1) as pool:
+        columns = list(pool.map(partial(_column_stats, data, groups), range(len(relative)), relative))
     stats = {key: np.array([column[key] for column in columns]) for key in columns[0]}
     stats["std"] = floor_std(stats["std"])
     chunks = int(np.diff(data.episode_start)[data.drawn].sum())

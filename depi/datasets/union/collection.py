@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from depi.datasets.union.index import Index, prune, read_index
 from depi.datasets.union.joining import join
 from depi.errors import DatasetError, MachineError, UserError
 from depi.hub.client.retry import HubSilent
+from depi.threads import threads
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ def _in_threads[Item, Result](
             return error
 
     console = Console(stderr=True)
-    with ThreadPoolExecutor(max(1, min(_OPEN_THREADS, len(items)))) as pool:
+    with threads(min(_OPEN_THREADS, len(items))) as pool:
         results = pool.map(outcome, items)
         hidden = not sys.stderr.isatty()
         return list(track(results, title, len(items), console=console, transient=True, disable=hidden))

@@ -6,7 +6,7 @@ Failures that pass are retried; those that stay are a `HubError`, one sentence t
 import os
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -52,6 +52,7 @@ from depi.hub.client.retry import (
     retried,
 )
 from depi.hub.names import path_problem
+from depi.threads import threads
 
 __all__ = [
     "FileMissing",
@@ -370,9 +371,7 @@ def download_files(
     with ExitStack() as stack:
         bar = stack.enter_context(Progress(disable=not progress, transient=True))
         task = bar.add_task(repo_id, total=len(missing))
-        pool = ThreadPoolExecutor(PARALLEL_DOWNLOADS)
-        # Whoever presses Ctrl-C does not wait for the files that are under way.
-        stack.push(lambda kind, *_: pool.shutdown(kind is not KeyboardInterrupt, cancel_futures=True))
+        pool = stack.enter_context(threads(PARALLEL_DOWNLOADS))
         fetches = [
             pool.submit(
                 copy_context().run, download_file, repo_id, name, revision=revision, repo_type=repo_type
