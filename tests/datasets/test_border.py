@@ -3,12 +3,14 @@
 import errno
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import av
 import pyarrow as pa
 import pytest
 from PIL import Image
 
+from depi.datasets.judging.examine import FetchedTables
 from depi.datasets.recording.border import reading
 from depi.errors import DatasetError, MachineError, UserError
 
@@ -87,3 +89,17 @@ def test_it_needs_no_torch():
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("frames", "size", "seconds", "megabytes"),
+    [
+        (30_000, 600_000, 30, 1000),
+        (3_000_000, 60_000_000, 60, 2100),  # a large dataset gets more,
+        (3_000_000, 6_000_000, 30, 1050),  # where its files can hold what it lists,
+        (10**9, 10**11, 200, 7000),  # and never without an end
+    ],
+)
+def test_limits_grow_with_what_files_can_hold(frames, size, seconds, megabytes):
+    fetched = FetchedTables(SimpleNamespace(num_frames=frames), SimpleNamespace(), (), size)
+    assert (fetched.seconds, fetched.megabytes) == pytest.approx((seconds, megabytes))

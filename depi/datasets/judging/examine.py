@@ -19,6 +19,11 @@ from depi.datasets.recording.tables import ACTION, STATE
 from depi.engine.confined import MEGABYTES, SECONDS
 from depi.errors import DatasetError
 
+# A frame of an arm that never moves takes 6.4 bytes of a parquet file: with fewer, frames are a mere claim.
+_BYTES_PER_FRAME = 4
+# More than anybody has published of one arm: limits grow no further.
+_MOST_FRAMES = 10_000_000
+
 
 @dataclass(frozen=True)
 class Examined:
@@ -84,21 +89,28 @@ class FetchedTables:
     listed: its metadata
     meta: the same with the episodes that have their files
     absent: a fault for each of the others
+    size: of the files, bytes
     """
 
     listed: DatasetMeta
     meta: DatasetMeta
     absent: tuple[Fault, ...]
+    size: int
+
+    @property
+    def frames(self) -> int:
+        """Frames that the limits are made for: those that are listed, if files of this size can hold them."""
+        return min(self.listed.num_frames, self.size // _BYTES_PER_FRAME, _MOST_FRAMES)
 
     @property
     def seconds(self) -> float:
         """Processor time to read and judge them at most. Usual are 4 us a frame."""
-        return max(SECONDS, 20e-6 * self.listed.num_frames)
+        return max(SECONDS, 20e-6 * self.frames)
 
     @property
     def megabytes(self) -> float:
         """Memory to read and judge them at most. Usual are 500 bytes a frame."""
-        return max(MEGABYTES, 700e-6 * self.listed.num_frames)
+        return max(MEGABYTES, 700e-6 * self.frames)
 
 
 def fetch_tables(files: DatasetFiles, meta: DatasetMeta) -> FetchedTables:
@@ -109,8 +121,10 @@ def fetch_tables(files: DatasetFiles, meta: DatasetMeta) -> FetchedTables:
         UserError: the storage does not give a table.
     """
     there, absent = files_there(meta, files.lacking)
-    files.fetch(data_files(there))
-    return FetchedTables(meta, there, tuple(absent))
+    names = data_files(there)
+    files.fetch(names)
+    size = sum((there.root / name).stat().st_size for name in names)
+    return FetchedTables(meta, there, tuple(absent), size)
 
 
 def examine_tables(
