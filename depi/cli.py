@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Never
 
-from depi.errors import UserError, machine_error
+from depi.errors import UserError, machine_error, message
 from depi.log import start_logging
 
 # verb: (module with `main(args) -> exit status`, one line of help)
@@ -59,7 +59,7 @@ def run(command: Callable[[list[str]], int], args: Sequence[str]) -> int:
     try:
         return command(list(args))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {message(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:  # handlers of other signals pass the number
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import unicodedata
 from pathlib import Path
 
 
@@ -35,6 +36,9 @@ _CLOSED = {
 }
 # Rust (safetensors, Xet) and torch's worker processes give the number only in the text.
 _NUMBER = re.compile(r"\b(?:os error|errno) (\d+)", re.IGNORECASE)
+
+# Characters of a printed message.
+_LONGEST = 4000
 
 
 def error_number(error: Exception) -> int | None:
@@ -86,6 +90,16 @@ def one_line(text: object, most: int = 500) -> str:
     """A text on one line, cut where it is longer than `most` characters."""
     line = " ".join(str(text).split())
     return line if len(line) <= most else line[: most - 3] + "..."
+
+
+def message(error: Exception) -> str:
+    """What to print of an error: a part may be a stranger's, so no terminal escapes and no endless texts."""
+    text = str(error)
+    kept = "".join(
+        letter if letter == "\n" or not unicodedata.category(letter).startswith("C") else " "
+        for letter in text[:_LONGEST]
+    )
+    return kept if len(text) <= _LONGEST else f"{kept}..."
 
 
 def first_line(error: BaseException) -> str:

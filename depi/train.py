@@ -13,7 +13,7 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from depi.cli import leave, run
-from depi.errors import UserError
+from depi.errors import UserError, message
 from depi.files import write_json
 from depi.log import start_logging
 
@@ -33,7 +33,7 @@ def _train(args: list[str]) -> int:
             logger.info("configuration: %s", json.dumps(config.to_dict(), indent=2))
         return train(config)
     except UserError as error:
-        _tell_launcher(f"error: {error}")
+        _tell_launcher(f"error: {message(error)}")
         raise
 
 

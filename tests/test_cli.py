@@ -10,6 +10,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 
 from depi import cli
+from depi.errors import UserError
 from depi.hub.server.serve import serve
 
 
@@ -71,6 +72,16 @@ def test_a_full_disk_is_one_sentence_and_status_2(monkeypatch, capsys):
         "error: cannot write /data: the disk is full (No space left on device); make room there, or choose "
         "another folder\n"
     )
+
+
+def test_a_message_with_a_strangers_text_is_short_and_controls_no_terminal(capsys):
+    def fail(flags):
+        raise UserError("the task \x1b]0;owned\x07 \u202e is too long\n" + "x" * 1_000_000)
+
+    assert cli.run(fail, []) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: the task  ]0;owned    is too long\nxxx")
+    assert len(printed) < 5000
 
 
 @pytest.mark.parametrize("path", ["file", "file/below"])

@@ -23,6 +23,7 @@ from depi.datasets.recording.sources import DatasetFiles, DatasetSource
 from depi.datasets.recording.storages import open_source
 from depi.datasets.recording.tables import ACTION, STATE, read_frames
 from depi.datasets.union.lists import CATALOG_FILE
+from depi.engine.confined import confined
 from depi.errors import DatasetError, UserError
 from depi.flags import parse_flags
 
@@ -115,7 +116,8 @@ def faults_of(files: DatasetFiles, config: ViewConfig) -> tuple[Fault, ...]:
     if not files.is_local:
         return ()
     try:
-        found = examine_tables(fetch_tables(files, read_meta(files))).faults
+        tables = fetch_tables(files, read_meta(files))
+        found = confined(examine_tables, tables, seconds=tables.seconds, megabytes=tables.megabytes).faults
     except DatasetError:
         return ()
     return tuple(fault for fault in found if fault.episode == config.episode)
@@ -130,7 +132,7 @@ def read_episode(files: DatasetFiles, meta: DatasetMeta) -> Episode:
     files.fetch([*data_files(meta), *video_files(meta)])
     features = meta.info.features
     present = [name for name in (STATE, ACTION) if name in features and not features[name].is_camera]
-    frames = read_frames(meta, [*present, "timestamp"])
+    frames = confined(read_frames, meta, [*present, "timestamp"])
     seconds = frames["timestamp"].astype(np.float64).reshape(-1)
     curves = {name.split(".")[-1]: frames[name].reshape(len(seconds), -1) for name in present}
     if not all(values.dtype.kind in "fiu" for values in curves.values()):

@@ -21,6 +21,7 @@ from depi.datasets.recording.formats import MAX_EPISODES, DatasetMeta, select_ep
 from depi.datasets.recording.meta_v2 import read_lines
 from depi.datasets.recording.metadata import load_meta
 from depi.datasets.recording.tables import column_names, iter_rows, read_frames
+from depi.engine.confined import confined
 from depi.errors import DatasetError, UserError
 from depi.files import read_json
 from depi.threads import threads
@@ -274,26 +275,37 @@ def _read_dataset(
     first, last = dataset.dataset_start[number : number + 2].tolist()
     recorded = np.asarray(dataset.episode_recorded[first:last])
     length = np.diff(dataset.episode_start[first : last + 1])
+    where = (dataset.roots[number], repo_id, entry["revision"])
     try:
-        meta = load_meta(dataset.roots[number], repo_id, entry["revision"])
-        _check_named(named, meta)
-        meta = select_episodes(meta, np.flatnonzero(np.isin(meta.episodes.episode_index, recorded)))
-        if not (
-            np.array_equal(meta.episodes.episode_index, recorded) and (meta.episodes.length == length).all()
-        ):
-            raise DatasetError("its episodes are others than when it was opened")
-        present = column_names(meta.root, meta.episodes.data_paths[int(meta.episodes.data_file[0])])
-        start = np.cumsum(length) - length
-        column = _read_column(meta, SUCCESS_COLUMNS, present)
-        in_frames = None if column is None else np.logical_or.reduceat(column, start).astype(np.int8)
-        in_meta = _read_metadata(meta)
-        intervention = _read_column(meta, INTERVENTION_COLUMNS, present)
+        in_frames, in_meta, intervention = confined(_recorded, where, named, recorded, length)
     except DatasetError as error:
         raise UserError(f"how the episodes of dataset {repo_id} ended cannot be read: {error}") from None
     success = in_meta
     if in_frames is not None:
         success = np.where((in_meta >= 0) & (in_meta != in_frames), _CONTRADICTORY, in_frames)
     return success, np.zeros(int(length.sum()), bool) if intervention is None else intervention
+
+
+def _recorded(
+    where: tuple[Path, str, str | None],
+    named: bool | Mapping[int, bool] | None,
+    recorded: np.ndarray,
+    length: np.ndarray,
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]:
+    """What a dataset's frames and its metadata say of success, int8 [e], and of intervention, bool [f].
+
+    `where` are the arguments of `load_meta`; the episodes are `recorded`, int [e], of `length` frames each.
+    """
+    meta = load_meta(*where)
+    _check_named(named, meta)
+    meta = select_episodes(meta, np.flatnonzero(np.isin(meta.episodes.episode_index, recorded)))
+    if not (np.array_equal(meta.episodes.episode_index, recorded) and (meta.episodes.length == length).all()):
+        raise DatasetError("its episodes are others than when it was opened")
+    present = column_names(meta.root, meta.episodes.data_paths[int(meta.episodes.data_file[0])])
+    start = np.cumsum(length) - length
+    column = _read_column(meta, SUCCESS_COLUMNS, present)
+    in_frames = None if column is None else np.logical_or.reduceat(column, start).astype(np.int8)
+    return in_frames, _read_metadata(meta), _read_column(meta, INTERVENTION_COLUMNS, present)
 
 
 def _check_named(named: bool | Mapping[int, bool] | None, meta: DatasetMeta) -> None:
