@@ -17,6 +17,8 @@ CHOICES = {
     "PreTrainedConfig": ("lerobot.policies.pi0.configuration_pi0", "depi.policies.*"),
     "EnvConfig": ("lerobot.envs.configs", "depi.sim.*", "depi.evaluation.*"),
 }
+# Policy types of LeRobot's that have more flags here than its configuration has fields.
+FLAGS_BESIDE = {"pi0": ("depi.policies.choices", "OwnChoices")}
 _PACKAGES = ("depi", "lerobot")
 
 
@@ -198,7 +200,17 @@ def _choices(base: str, prefix: str) -> Iterator[tuple[str, tuple[Flag, ...]]]:
             for node in source.tree.body:
                 kind = _registered(node, base)
                 if kind is not None and isinstance(node, ast.ClassDef):
-                    yield kind, tuple(_Reader().flags(source, node, f"{prefix}."))
+                    flags = tuple(_Reader().flags(source, node, f"{prefix}."))
+                    yield kind, flags + _flags_beside(kind, f"{prefix}.")
+
+
+def _flags_beside(kind: str, prefix: str) -> tuple[Flag, ...]:
+    if kind not in FLAGS_BESIDE:
+        return ()
+    module, name = FLAGS_BESIDE[kind]
+    path = module_path(module)
+    found = _read(path).find(name) if path else None
+    return tuple(_Reader().flags(*found, prefix)) if found else ()
 
 
 def _registered(node: ast.stmt, base: str) -> str | None:

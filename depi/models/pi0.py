@@ -136,11 +136,12 @@ class Pi0(SceneReader):
             observation: see `Observation`.
             actions: normalised, float32 [B, H, A].
             noise: standard normal, float32 [B, H, A].
-            time: float32 [B], in (0, 1]; see `sample_time`.
+            time: float32 [B], in (0, 1]; see `sample_time`. Or [B, H], one for each step: 0 gives an action
+                as it is, see `prefix_times`.
         """
         # Time runs from actions (t = 0) to noise (t = 1), as in openpi; the paper's runs the other way.
         # Training draws it from Beta(1.5, 1) * 0.999 + 0.001: noisy times are the hard ones.
-        t = time[:, None, None]
+        t = time.reshape(len(time), -1, 1)
         x_t = t * noise + (1 - t) * actions
         u_t = noise - actions
         v_t = self.velocity(self.encode_prefix(observation), observation.state, x_t, time)
@@ -156,7 +157,10 @@ class Pi0(SceneReader):
         return Prefix(self.prefix(x, rotation, rows, bias), rows.filled)
 
     def velocity(self, prefix: Prefix, state: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
-        """Predicted `noise - actions`, float32 [B, H, A], from state [B, X], x_t [B, H, A] and time [B]."""
+        """Predicted `noise - actions`, float32 [B, H, A], from state [B, X], x_t [B, H, A] and time.
+
+        Time is [B], or [B, H] where steps have their own.
+        """
         embeddings = self.embed_suffix(self.embed_state(state), x_t, self.embed_time(time))
         rotation, bias = self.suffix_view(prefix, x_t.shape[1])
         return self.read_suffix(embeddings, rotation, bias, prefix.keys_values)
@@ -181,9 +185,10 @@ class Pi0(SceneReader):
             return self.state_proj(state)[:, None]
 
     def embed_time(self, time: Tensor) -> Tensor:
-        """Time [B] -> float32 [B, 1, E]."""
+        """Time [B] -> float32 [B, 1, E]; of each step, [B, H] -> [B, H, E]."""
         d = self.dimensions
-        return time_embedding(time, d.expert_width, d.min_period, d.max_period)[:, None]
+        embedded = time_embedding(time.flatten(), d.expert_width, d.min_period, d.max_period)
+        return embedded.unflatten(0, (len(time), -1))
 
     def embed_suffix(self, state: Tensor, x_t: Tensor, moment: Tensor) -> Tensor:
         """Suffix tokens, float32 [B, S, E]; they are few, so less precision would save nothing.
@@ -191,7 +196,7 @@ class Pi0(SceneReader):
         Args:
             state: `embed_state`, [B, 1, E].
             x_t: noisy actions, [B, H, A].
-            moment: `embed_time`, [B or 1, 1, E].
+            moment: `embed_time`, [B or 1, 1 or H, E].
         """
         with torch.autocast(x_t.device.type, enabled=False):
             actions = self.action_in_proj(x_t)  # [B, H, E]
@@ -230,6 +235,17 @@ def time_embedding(time: Tensor, width: int, min_period: float, max_period: floa
     period = min_period * (max_period / min_period) ** fraction
     angles = 2 * math.pi * time.to(precise)[:, None] / period
     return torch.cat((angles.sin(), angles.cos()), dim=1).float()
+
+
+def prefix_times(time: Tensor, delay: Tensor, steps: int) -> Tensor:
+    """Times of each step, float32 [B, H]: 0 for the first `delay` [B] of them, `time` [B] for the others.
+
+    So the first actions are given without noise, and the network learns to go on from them (Black et al.,
+    Training-Time Action Conditioning for Efficient Real-Time Chunking, 2025, section IV; its time runs the
+    other way).
+    """
+    given = torch.arange(steps, device=time.device) < delay[:, None]
+    return time[:, None].expand(-1, steps).masked_fill(given, 0.0)
 
 
 def sample_noise(

@@ -24,6 +24,16 @@ from depi.models.pi0 import Observation, Pi0, Prefix
 PROMPT_BUCKET = 16  # prompts are cut to a multiple of this, so that few shapes occur
 
 
+class Given(NamedTuple):
+    """The first actions of a chunk that are known when it is sampled, as a network knows them from training.
+
+    See `depi.models.pi0.prefix_times`.
+    """
+
+    actions: Tensor  # float32 [B, H, A]
+    steps: Tensor  # bool [H], True for those that are known
+
+
 class Scene(NamedTuple):
     """The values that all Euler steps share."""
 
@@ -31,7 +41,8 @@ class Scene(NamedTuple):
     rotation: Rotation  # of the suffix
     bias: Tensor  # `attention_bias` of the suffix, [B, 1, S * Q / G, K]
     state: Tensor  # embedded, float32 [B, 1, E]
-    moments: Tensor  # embedded time of each step, float32 [Z, 1, E]
+    moments: Tensor  # embedded time of each step, float32 [Z, 1, E]; with given actions [Z, H, E]
+    given: Given | None = None
     guidance: float = 1.0  # beta; other than 1: there are 2 B rows, with the condition and then without it
 
 
@@ -54,7 +65,12 @@ def trim(observation: Observation) -> Observation:
 
 @torch.no_grad()
 def sample_actions(
-    model: Pi0, observation: Observation, noise: Tensor, num_steps: int = 10, guidance: float = 1.0
+    model: Pi0,
+    observation: Observation,
+    noise: Tensor,
+    num_steps: int = 10,
+    guidance: float = 1.0,
+    given: Given | None = None,
 ) -> Tensor:
     """Turn noise [B, H, A] into normalised actions, float32 [B, H, A], by Euler steps from t = 1 to t = 0.
 
@@ -65,16 +81,23 @@ def sample_actions(
         noise: standard normal.
         num_steps: Euler steps.
         guidance: beta; see the module.
+        given: actions that stay as they are.
     """
-    scene = read_scene(model, observation, num_steps, guidance)
-    x_t = noise
+    scene = read_scene(model, observation, num_steps, guidance, given)
+    x_t = first_point(noise, given)
     for step in range(num_steps):
         x_t = x_t - velocity(model, scene, x_t, step) / num_steps
     return x_t
 
 
 @torch.no_grad()
-def read_scene(model: Pi0, observation: Observation, num_steps: int, guidance: float = 1.0) -> Scene:
+def read_scene(
+    model: Pi0,
+    observation: Observation,
+    num_steps: int,
+    guidance: float = 1.0,
+    given: Given | None = None,
+) -> Scene:
     """Everything about an observation that does not depend on the actions; see `sample_actions`."""
     images, image_mask, tokens, token_mask, state, packing = observation
     d, heads_per_group = model.dimensions, model.dimensions.heads_per_group
@@ -93,19 +116,28 @@ def read_scene(model: Pi0, observation: Observation, num_steps: int, guidance: f
 
     rotation, bias = model.suffix_view(Prefix(keys_values, filled), d.chunk_size)
     time = 1.0 - torch.arange(num_steps, device=x.device, dtype=torch.float32) / num_steps
+    if given is not None:
+        time = time[:, None].expand(-1, d.chunk_size).masked_fill(given.steps, 0.0)
     embedded = model.embed_state(state).repeat(prompts, 1, 1)
-    return Scene(keys_values, rotation, bias, embedded, model.embed_time(time), guidance)
+    return Scene(keys_values, rotation, bias, embedded, model.embed_time(time), given, guidance)
+
+
+def first_point(noise: Tensor, given: Given | None) -> Tensor:
+    """Where sampling begins, [B, H, A]: at the noise, and at given actions, which `velocity` never moves."""
+    return noise if given is None else torch.where(given.steps[:, None], given.actions, noise)
 
 
 def velocity(model: Pi0, scene: Scene, x_t: Tensor, step: int) -> Tensor:
     """What `Pi0.velocity` predicts, float32 [B, H, A], at x_t [B, H, A] and the time of an Euler step.
 
-    With guidance, what it predicts for both prompts, combined.
+    With guidance, what it predicts for both prompts, combined. Zero where actions are given.
     """
     rows = x_t if scene.guidance == 1.0 else x_t.repeat(2, 1, 1)
     embeddings = model.embed_suffix(scene.state, rows, scene.moments[step])
     predicted = model.read_suffix(embeddings, scene.rotation, scene.bias, scene.keys_values)
-    if scene.guidance == 1.0:
-        return predicted
-    conditional, unconditional = predicted.chunk(2)
-    return unconditional + scene.guidance * (conditional - unconditional)
+    if scene.guidance != 1.0:
+        conditional, unconditional = predicted.chunk(2)
+        predicted = unconditional + scene.guidance * (conditional - unconditional)
+    if scene.given is not None:
+        predicted = predicted.masked_fill(scene.given.steps[:, None], 0.0)
+    return predicted

@@ -13,6 +13,7 @@ from depi.models.scene import Observation, SceneReader
 from depi.policies.adapters import merged_state
 from depi.policies.batches import observe
 from depi.policies.checkpoint import WEIGHTS
+from depi.policies.choices import save_config
 from depi.policies.configuration import dimensions_of, freeze_parts
 from depi.policies.convert import Layout, save_weights
 from depi.policies.factory import load_policy, load_value
@@ -64,11 +65,11 @@ class OwnPolicy(PreTrainedPolicy):
         return torch.autocast(device, torch.bfloat16, enabled=self.config.dtype == "bfloat16")
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write config.json and model.safetensors; `state_dict` is this policy's, gathered by the caller.
+        """Write config.json, depi.json and model.safetensors.
 
-        Adapters are merged into the weights.
+        `state_dict` is this policy's, gathered by the caller. Adapters are merged into the weights.
         """
-        self.config._save_pretrained(save_directory)
+        save_config(self.config, save_directory)
         state = merged_state(state_dict or self.state_dict(), self.model)
         save_weights(save_directory / WEIGHTS, state, self.layout)
 

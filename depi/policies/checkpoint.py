@@ -13,6 +13,7 @@ from depi.errors import UserError, one_line
 from depi.files import read_json
 from depi.flags import parse_flags
 from depi.policies.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from depi.policies.choices import CHOICES_FILE, are_beside, read_choices, set_choices, split_flags
 from depi.policies.configuration import check_fields
 from depi.policies.families import TYPES, family
 from depi.policies.foreign import NORM_STATS, present_config
@@ -46,7 +47,12 @@ def load_config(folder: Path, overrides: Sequence[str] = ()) -> Any:
             file.flush()
             return draccus.parse(config_class, file.name, args=flags)
 
+    own: dict[str, Any] = {}
+    if are_beside(kind):
+        own, overrides = split_flags(overrides)
     config = parse_flags(config_class, overrides, str(path), parse=parse)
+    if are_beside(kind):
+        set_choices(config, {**read_choices(folder), **own}, folder / CHOICES_FILE)
     check_fields(config, path)
     return config
 
@@ -114,7 +120,8 @@ def _download(repo_id: str, revision: str | None) -> Path:
     wanted = [
         sibling.rfilename
         for sibling in info.siblings or []
-        if sibling.rfilename in (CONFIG, WEIGHTS, ADAPTER_CONFIG, ADAPTER_WEIGHTS, *TRAINING_FILES)
+        if sibling.rfilename
+        in (CONFIG, CHOICES_FILE, WEIGHTS, ADAPTER_CONFIG, ADAPTER_WEIGHTS, *TRAINING_FILES)
         or ("/" not in sibling.rfilename and sibling.rfilename.startswith(stems))
         or (sibling.rfilename.startswith("assets/") and sibling.rfilename.endswith("/" + NORM_STATS))
     ]

@@ -11,6 +11,7 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 
 from depi.models.pi0 import Pi0Dimensions
+from depi.policies.choices import OwnChoices
 from depi.policies.configuration import LARGEST
 
 LARGEST_DEPTH = 1000
@@ -18,7 +19,7 @@ LARGEST_DEPTH = 1000
 
 @PreTrainedConfig.register_subclass("depi_pi0")
 @dataclass
-class DepiPi0Config(PI0Config):
+class DepiPi0Config(OwnChoices, PI0Config):
     """pi0 in any size; the defaults train on a laptop's processor. LeRobot's `pi0` is the published size."""
 
     image_resolution: tuple[int, int] = (84, 84)
@@ -36,9 +37,6 @@ class DepiPi0Config(PI0Config):
     num_heads: int = 4
     num_kv_heads: int = 1
     head_dim: int = 32
-    # Strength beta of the advantage indicator when the policy runs; 1: as it was trained. More than 1 goes
-    # further, at up to twice the time. Only for policies that were trained with an indicator.
-    guidance: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

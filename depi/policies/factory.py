@@ -1,6 +1,6 @@
 """Policies with random weights, from a checkpoint, and back into one."""
 
-import dataclasses
+import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +14,7 @@ from depi.errors import UserError
 from depi.models.scene import SceneReader, draw_weights
 from depi.policies.adapters import base_of, is_adapter, merge_adapters, save_adapters
 from depi.policies.checkpoint import WEIGHTS, load_config, policy_type, resolve_checkpoint
+from depi.policies.choices import save_config
 from depi.policies.configuration import TrainingData, set_features
 from depi.policies.convert import load_weights
 from depi.policies.families import family_of
@@ -175,7 +176,9 @@ def save_checkpoint(
     """
     folder = Path(folder)
     if adapters:
-        dataclasses.replace(policy.config, use_peft=True)._save_pretrained(folder)
+        config = copy.copy(policy.config)
+        config.use_peft = True
+        save_config(config, folder)
         save_adapters(folder, policy.model, policy.config.pretrained_path, weights)
     else:
         policy.save_pretrained(folder, state_dict=weights)

@@ -16,15 +16,24 @@ from torch import Tensor
 from depi.errors import UserError
 from depi.models.capture import Captured
 from depi.models.inference import prepare_for_inference
-from depi.models.pi0 import Observation, sample_noise, sample_time
-from depi.models.sampling import sample_actions, trim
+from depi.models.pi0 import Observation, prefix_times, sample_noise, sample_time
+from depi.models.sampling import Given, sample_actions, trim
 from depi.policies.base import OwnPolicy
 from depi.policies.batches import pad_last
+from depi.policies.choices import check_choices, choices_of
 from depi.policies.configuration_depi_pi0 import DepiPi0Config
 from depi.policies.indicator import UNCONDITIONAL_MASK, UNCONDITIONAL_TOKENS
-from depi.policies.real_time_chunking import LeftOver, rtc_enabled, rtc_processor, sample_guided
+from depi.policies.real_time_chunking import (
+    LeftOver,
+    given_actions,
+    rtc_enabled,
+    rtc_processor,
+    sample_guided,
+)
 
 STRONGEST_GUIDANCE = 100.0
+# The key of a batch under which each sample has its simulated inference delay, in steps.
+INFERENCE_DELAY = "inference_delay"
 
 
 class Pi0Policy(OwnPolicy):
@@ -37,6 +46,7 @@ class Pi0Policy(OwnPolicy):
     name = "depi_pi0"
 
     def __init__(self, config: PI0Config, **_: Any):
+        check_choices(config)
         super().__init__(config)
         self._inference_only = False
         self._captured = Captured(self._sample)
@@ -61,7 +71,9 @@ class Pi0Policy(OwnPolicy):
                 0..1, with an optional bool `<key>_is_pad` [B] beside each (True: the sample has no such one);
                 normalised `observation.state` [B, S] and `action` [B, H, D]; optional bool `action_is_pad`
                 [B, H]; language tokens and their mask; optional `noise` [B, H, A] and `time` [B], else drawn;
-                optional `packing`, see `pack_batch`: the same loss without the work for what is absent.
+                optional `packing`, see `pack_batch`: the same loss without the work for what is absent. With
+                `rtc_training_max_delay` an optional int `inference_delay` [B], else drawn: so many steps are
+                given, and are no part of the loss.
             reduction: "mean" over the steps that are no padding and the D action dimensions, or "none" for
                 one such mean per sample, [B].
 
@@ -75,11 +87,14 @@ class Pi0Policy(OwnPolicy):
         action_dim = batch[ACTION].shape[-1]
         actions = pad_last(batch[ACTION], self.config.max_action_dim)
         noise, time = self._noise_and_time(batch, actions)
-        errors = self.model(observation, actions, noise, time)[..., :action_dim]  # [B, H, D]
+        valid = torch.ones(actions.shape[:2], dtype=torch.bool, device=actions.device)
+        if (delay := self._delay(batch, len(actions))) is not None:
+            time = prefix_times(time, delay, actions.shape[1])
+            valid = time > 0
         if "action_is_pad" in batch:
-            valid = ~batch["action_is_pad"][..., None]  # [B, H, 1]
-        else:
-            valid = torch.ones_like(errors[..., :1], dtype=torch.bool)
+            valid = valid & ~batch["action_is_pad"]
+        errors = self.model(observation, actions, noise, time)[..., :action_dim]  # [B, H, D]
+        valid = valid[..., None]
         errors = errors.masked_fill(~valid, 0.0)
         steps = valid.sum().clamp(min=1)
         per_dim = errors.detach().sum(dim=(0, 1)) / steps
@@ -102,6 +117,15 @@ class Pi0Policy(OwnPolicy):
                 offset=config.time_sampling_offset,
             )
         return noise, time
+
+    def _delay(self, batch: dict[str, Any], size: int) -> Tensor | None:
+        """Of each sample the steps that are given, int64 [B]; None where the policy is trained without."""
+        most = choices_of(self.config).rtc_training_max_delay
+        if not most:
+            return None
+        delay = batch.get(INFERENCE_DELAY)
+        device = next(self.parameters()).device
+        return torch.randint(most + 1, (size,), device=device) if delay is None else delay
 
     def for_inference(self) -> "Pi0Policy":
         """Turn this policy, in place, into one that only samples, with low latency; returns itself.
@@ -155,7 +179,8 @@ class Pi0Policy(OwnPolicy):
             noise: standard normal [B, H, A] to start from; drawn when absent.
             num_steps: Euler steps; `config.num_inference_steps` when absent.
             inference_delay: for real-time chunking, how many steps the robot will have executed of the
-                previous chunk when this one is ready.
+                previous chunk when this one is ready. A policy trained with `rtc_training_max_delay` starts
+                with exactly these; others are guided by what is left.
             prev_chunk_left_over: the previous chunk's normalised actions [T, D] or [B, T, D] that are not
                 executed yet, T <= H; without them nothing guides the chunk.
             execution_horizon: after this many steps they count no more; `config.rtc_config` says it when
@@ -177,7 +202,9 @@ class Pi0Policy(OwnPolicy):
             if noise is None:
                 shape = (len(observation.state), self.config.chunk_size, self.config.max_action_dim)
                 noise = sample_noise(shape, observation.state.device)
-            if self.rtc_processor is not None:
+            given = given_actions(self.config, left_over, noise)
+            recorded = self.rtc_processor is not None and self.rtc_processor.is_debug_enabled()
+            if self.rtc_processor is not None and (given is None or recorded):
                 actions = sample_guided(
                     self.model,
                     observation,
@@ -187,11 +214,13 @@ class Pi0Policy(OwnPolicy):
                     enabled=rtc_enabled(self.config),
                     left_over=left_over,
                     guidance=self.guidance,
+                    given=given,
                 )
             elif self._inference_only and noise.is_cuda and observation.packing is None:
-                actions = self._captured(*observation[:5], noise, variant=(num_steps, self.guidance))
+                tensors = (*observation[:5], noise, *(given or ()))
+                actions = self._captured(*tensors, variant=(num_steps, self.guidance))
             else:
-                actions = sample_actions(self.model, observation, noise, num_steps, self.guidance)
+                actions = sample_actions(self.model, observation, noise, num_steps, self.guidance, given)
         return actions[..., : self.config.action_feature.shape[0]]
 
     def set_guidance(self, strength: float) -> None:
@@ -222,11 +251,15 @@ class Pi0Policy(OwnPolicy):
         return observation._replace(tokens=tokens, token_mask=token_mask, packing=None)
 
     def _sample(self, *inputs: Any) -> Tensor:
-        """What is captured: `sample_actions` of an observation's tensors, noise, and (steps, guidance)."""
-        *observation, noise, variant = inputs
+        """What is captured: `sample_actions`.
+
+        The inputs are an observation's tensors, noise, any `Given`, and (Euler steps, guidance).
+        """
+        observation, noise, given, variant = inputs[:5], inputs[5], inputs[6:-1], inputs[-1]
         # Casts must not outlive the capture, which reuses their memory.
         with torch.autocast(noise.device.type, torch.bfloat16, self.config.dtype == "bfloat16", False):
-            return sample_actions(self.model, Observation(*observation), noise, *variant)
+            known = Given(*given) if given else None
+            return sample_actions(self.model, Observation(*observation), noise, *variant, known)
 
     def _apply(self, *args: Any, **kwargs: Any) -> "Pi0Policy":
         """What moves or casts the weights; graphs of the old ones are worthless."""

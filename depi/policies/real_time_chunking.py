@@ -3,9 +3,15 @@
 While a chunk is computed the robot executes the previous one. Its left-over actions pull the new chunk
 towards themselves at every Euler step, firmly where they will have been executed, ever less after that. The
 guidance is LeRobot's.
+
+A policy that was trained with `rtc_training_max_delay` needs no guidance, which costs a backward pass at
+every step: it is given the actions that will have been executed, and goes on from them. Beyond the longest
+delay of its training it is guided.
 """
 
+import logging
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from lerobot.policies.common.flow_matching import euler_integrate
@@ -15,7 +21,10 @@ from torch import Tensor
 
 from depi.errors import UserError
 from depi.models.pi0 import Observation, Pi0
-from depi.models.sampling import read_scene, velocity
+from depi.models.sampling import Given, first_point, read_scene, velocity
+from depi.policies.choices import choices_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -58,6 +67,38 @@ def rtc_enabled(config: PI0Config) -> bool:
     return config.rtc_config is not None and config.rtc_config.enabled
 
 
+def given_actions(config: PI0Config, left_over: LeftOver, noise: Tensor) -> Given | None:
+    """The left-over actions that a policy trained for it is given; None where guidance has to do.
+
+    Args:
+        config: the policy's.
+        left_over: as checked; actions after the inference delay do not count.
+        noise: [B, H, A], for shape and device.
+    """
+    most, previous = choices_of(config).rtc_training_max_delay, left_over.prev_chunk_left_over
+    if not (most and rtc_enabled(config) and previous is not None):
+        return None
+    assert left_over.inference_delay is not None
+    delay = min(left_over.inference_delay, previous.shape[-2])
+    if delay > most:
+        _say_guided(delay, most)
+        return None
+    actions = torch.zeros_like(noise)
+    actions[:, :delay, : previous.shape[-1]] = previous.to(noise)[..., :delay, :]
+    return Given(actions, torch.arange(noise.shape[1], device=noise.device) < delay)
+
+
+@lru_cache
+def _say_guided(delay: int, most: int) -> None:
+    """Once is enough: a robot asks several times a second."""
+    logger.warning(
+        "an inference delay of %d steps is longer than those of the policy's training, at most %d: such "
+        "chunks are guided, which takes longer still; train with a greater --policy.rtc_training_max_delay",
+        delay,
+        most,
+    )
+
+
 @torch.no_grad()
 def sample_guided(
     model: Pi0,
@@ -69,20 +110,22 @@ def sample_guided(
     enabled: bool,
     left_over: LeftOver,
     guidance: float = 1.0,
+    given: Given | None = None,
 ) -> Tensor:
     """`sample_actions` with LeRobot's integration, which lets `processor` change or record every velocity.
 
-    It may differentiate through the velocity. `guidance` is that of `sample_actions`.
+    It may differentiate through the velocity. `guidance` and `given` are those of `sample_actions`; with
+    given actions `processor` only records.
     """
-    scene = read_scene(model, observation, num_steps, guidance)
+    scene = read_scene(model, observation, num_steps, guidance, given)
     steps = iter(range(num_steps))
     previous = left_over.prev_chunk_left_over
     return euler_integrate(
         lambda x_t, _time: velocity(model, scene, x_t, next(steps)),
-        noise,
+        first_point(noise, given),
         num_steps,
         rtc_processor=processor,
-        rtc_enabled=enabled,
+        rtc_enabled=enabled and given is None,
         inference_delay=left_over.inference_delay,
         prev_chunk_left_over=None if previous is None else previous.to(noise),
         execution_horizon=left_over.execution_horizon,

@@ -19,6 +19,8 @@ from depi.flags import parse_flags
 from depi.hub.client.api import download_file, repo_info, require_token
 from depi.hub.names import is_repo_id
 from depi.policies import load_config, resolve_checkpoint
+from depi.policies.choices import NAMES as CHOICES
+from depi.policies.choices import are_beside, check_choices, set_choices, split_flags
 from depi.policies.families import family, family_of
 from depi.policies.trust import check_checkpoint
 from depi.training.config import TRAIN_CONFIG_NAME, TrainConfig
@@ -114,7 +116,10 @@ def _parse(args: list[str]) -> TrainConfig:
         resumed = _find_resumed_checkpoint(config_path, parser.parse_arg("output_dir", args))
         config_path = str(resumed)
     if config_path is None:
-        return draccus.parse(TrainConfig, args=args)
+        own, args = _split_choices(args, {})
+        config = draccus.parse(TrainConfig, args=args)
+        _set_choices(config, own)
+        return config
     content = _read_config_file(_find_config_file(config_path))
     if "path" in (content.get("policy") or {}) or parser.get_path_arg("policy", given):
         content.pop("policy", None)
@@ -122,14 +127,30 @@ def _parse(args: list[str]) -> TrainConfig:
     if isinstance(policy, dict) and "type" in policy:
         # Before anything is made of it: some configurations of LeRobot read the Hub when they are made.
         family(policy["type"])
+    own, args = _split_choices(args, policy if isinstance(policy, dict) else {})
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(content, file)
         file.flush()
         with draccus.config_type("json"):
             config = draccus.parse(TrainConfig, file.name, args=parser.filter_arg("config_path", args))
+    _set_choices(config, own)
     config.resume_from = resumed
     config.resume = resumed is not None  # a resumed run's own configuration says true, for ever
     return config
+
+
+def _split_choices(args: list[str], policy: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Take what LeRobot's configuration of the policy's type has no field for out of `policy`, and flags."""
+    if not are_beside(parser.get_type_arg("policy", args) or policy.get("type", "")):
+        return {}, args
+    saved = {name: policy.pop(name) for name in CHOICES if name in policy}
+    typed, others = split_flags(args, "--policy.")
+    return {**saved, **typed}, others
+
+
+def _set_choices(config: TrainConfig, values: dict[str, Any]) -> None:
+    if config.policy is not None and are_beside(config.policy.type):
+        set_choices(config.policy, values, "--policy")
 
 
 def _find_resumed_checkpoint(config_path: str | None, output_dir: str | None) -> Path:
@@ -178,7 +199,9 @@ def _name_policy(config: TrainConfig, args: Sequence[str]) -> None:
         raise UserError(
             "no policy: give --policy.type=pi0 to start from scratch or --policy.path to fine-tune"
         )
-    if not family_of(config.policy).acts:
+    if family_of(config.policy).acts:
+        check_choices(config.policy)
+    else:
         _check_value_function(config)
     if config.peft is not None and config.policy.pretrained_path is None:
         raise UserError("--peft adapts a trained policy: name it with --policy.path")

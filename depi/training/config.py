@@ -17,6 +17,7 @@ from depi.datasets.recording.cameras import check_slots
 from depi.datasets.recording.joints import SPACES
 from depi.datasets.union.lists import read_conventions
 from depi.evaluation.config import EpisodesConfig
+from depi.policies.choices import choices_beside
 from depi.training.mixture import MixtureSource, read_mixture
 
 TRAIN_CONFIG_NAME = "train_config.json"
@@ -282,6 +283,8 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON-able values."""
         encoded: dict[str, Any] = draccus.encode(self)
+        if self.policy is not None:
+            encoded["policy"] |= choices_beside(self.policy)
         return {name: value for name, value in encoded.items() if name != "resume_from"}
 
     @property

@@ -29,15 +29,17 @@ from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
 from depi.errors import UserError
 from depi.files import read_json
 from depi.policies import on_cpu, pack_batch, preprocess
+from depi.policies.choices import choices_of
 from depi.policies.families import family_of
 from depi.policies.indicator import as_told
+from depi.policies.pi0 import INFERENCE_DELAY
 from depi.training.conditioning import Conditioning, make_conditioning
 from depi.training.config import DatasetConfig, TrainConfig
 from depi.training.mixture import MixtureSource
 from depi.training.value_targets import ValueTargets
 
 # The stream of samples draws with other purposes; see `position_generator`.
-_FLOW = 0
+_FLOW, _DELAY = 0, 5
 
 # What a sample at a position gets in addition, or in place of what was recorded.
 type Addition = Callable[[int, Mapping[str, Any]], dict[str, Any]]
@@ -276,15 +278,20 @@ class PolicyStream(Dataset):
 
 
 class FlowDraws:
-    """The noise and the time of flow matching, which the seed and the position say."""
+    """What is random about a sample's loss, which the seed and the position say."""
 
     def __init__(self, policy: PreTrainedConfig, seed: int) -> None:
         self.policy, self.seed = policy, seed
 
     def __call__(self, position: int, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """`noise` and `time`; see `flow_draws`."""
+        """`noise` and `time`, see `flow_draws`; the inference delay where the policy is trained for it."""
         noise, time = flow_draws(self.policy, self.seed, position)
-        return {"noise": torch.from_numpy(noise), "time": torch.tensor(time)}
+        drawn = {"noise": torch.from_numpy(noise), "time": torch.tensor(time)}
+        if most := choices_of(self.policy).rtc_training_max_delay:
+            # All are as likely, as in LeRobot.
+            delay = position_generator(self.seed, position, _DELAY).integers(most + 1)
+            drawn[INFERENCE_DELAY] = torch.tensor(delay)
+        return drawn
 
 
 def flow_draws(policy: PreTrainedConfig, seed: int, position: int) -> tuple[np.ndarray, np.float32]:

@@ -59,6 +59,20 @@ def test_a_sample_carries_the_noise_and_time_of_its_position(dataset):
     np.testing.assert_array_equal(noise, expected)
 
 
+def test_the_delay_of_a_position_changes_nothing_else(dataset):
+    told = SimpleNamespace(**vars(POLICY), rtc_training_max_delay=2)
+    config = TrainConfig(dataset=DatasetConfig(), seed=3)
+    plain, delayed = stream(dataset), training_stream(dataset, config, told)
+    assert "inference_delay" not in plain[11]
+    first = delayed[11]
+    np.testing.assert_array_equal(first["noise"], plain[11]["noise"])
+    assert first["time"] == plain[11]["time"]
+    delays = [int(delayed[position]["inference_delay"]) for position in range(60)]
+    assert [delays.count(delay) > 10 for delay in range(3)] == [True] * 3
+    assert set(delays) == {0, 1, 2}
+    assert delays == [int(delayed[position]["inference_delay"]) for position in range(60)]
+
+
 def test_processes_must_have_opened_the_same_data(dataset):
     def accelerator(difference):
         return SimpleNamespace(
