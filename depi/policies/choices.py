@@ -30,6 +30,8 @@ class OwnChoices:
     # Train for real-time chunking with inference delays of 0 to so many steps: the first actions of a chunk
     # are given, the others learned. Below chunk_size; 0: not.
     rtc_training_max_delay: int = 0
+    # Leave the action steps past an episode's end, where the last action repeats, out of the loss.
+    do_mask_loss_for_padding: bool = True
 
 
 NAMES = tuple(field.name for field in fields(OwnChoices))

@@ -35,6 +35,16 @@ def with_indicator(task: str, positive: bool | None) -> str:
     return task if positive is None else f"{task.rstrip('\n')}\n{_LINES[positive]}"
 
 
+def plain_prompt(prompt: str) -> str:
+    """The prompt in one line of words, as openpi gives it to the tokenizer; an indicator at its end stays.
+
+    The task is stripped, and underscores and line breaks in it become blanks, so that `pick_up_cube` is read
+    as words.
+    """
+    task = with_indicator(prompt, None).strip().replace("_", " ").replace("\n", " ")
+    return with_indicator(task, indicator_of(prompt))
+
+
 def indicator_of(prompt: str) -> bool | None:
     """Whether a prompt says positive or negative; None where it says neither."""
     return _split(prompt)[1]

@@ -91,7 +91,7 @@ class Pi0Policy(OwnPolicy):
         if (delay := self._delay(batch, len(actions))) is not None:
             time = prefix_times(time, delay, actions.shape[1])
             valid = time > 0
-        if "action_is_pad" in batch:
+        if "action_is_pad" in batch and choices_of(self.config).do_mask_loss_for_padding:
             valid = valid & ~batch["action_is_pad"]
         errors = self.model(observation, actions, noise, time)[..., :action_dim]  # [B, H, D]
         valid = valid[..., None]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
+from lerobot.policies.pi0.processor_pi0 import Pi0NewLineProcessor
 from lerobot.processor import (
     AbsoluteActionsProcessorStep,
     DeviceProcessorStep,
@@ -29,7 +30,7 @@ from depi.policies.checkpoint import load_config, resolve_checkpoint
 from depi.policies.configuration import dimensions_of
 from depi.policies.families import family_of
 from depi.policies.foreign import stored_stats
-from depi.policies.indicator import conditioned
+from depi.policies.indicator import conditioned, plain_prompt
 from depi.policies.trust import (
     OWN_STEP,
     POSTPROCESSOR,
@@ -238,9 +239,14 @@ def preprocess(batch: Mapping[str, Any], pre: Pipeline) -> dict[str, Any]:
     """Run the pipeline, and carry along what it does not know.
 
     LeRobot's pipelines drop keys outside their vocabulary (`noise`, `time`, `dataset_index`, ...); here those
-    are moved to the same device and kept.
+    are moved to the same device and kept. Prompts for pi0 are written as those of its training were, see
+    `plain_prompt`: LeRobot's step only ends them with a line break.
     """
-    processed = pre(dict(batch))
+    given = dict(batch)
+    if "task" in given and any(isinstance(step, Pi0NewLineProcessor) for step in pre.steps):
+        task = given["task"]
+        given["task"] = plain_prompt(task) if isinstance(task, str) else [plain_prompt(each) for each in task]
+    processed = pre(given)
     device = next(value.device for value in processed.values() if isinstance(value, torch.Tensor))
     for key in batch.keys() - processed.keys():
         value = batch[key]

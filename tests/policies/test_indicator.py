@@ -19,6 +19,7 @@ from depi.policies.indicator import (
     as_told,
     indicator_of,
     is_conditioned,
+    plain_prompt,
     with_indicator,
 )
 
@@ -47,6 +48,21 @@ def test_text(task, bare, said):
         assert told == bare + line
         assert indicator_of(told) is positive
         assert with_indicator(told, positive) == told
+
+
+@pytest.mark.parametrize(
+    ("prompt", "plain"),
+    [
+        (" pick_up the\ncube\n", "pick up the cube"),
+        (f" pick_up {NEGATIVE}\n", f"pick up{NEGATIVE}"),
+        (f"push{NEGATIVE}{POSITIVE}", f"push{POSITIVE}"),
+        (POSITIVE, POSITIVE),
+        (f"push{POSITIVE}\nthen_lift", f"push{POSITIVE.replace(chr(10), ' ')} then lift"),
+    ],
+)
+def test_a_prompt_is_one_line_and_an_indicator(prompt, plain):
+    assert plain_prompt(prompt) == plain
+    assert plain_prompt(plain) == plain
 
 
 @pytest.fixture

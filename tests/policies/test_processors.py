@@ -43,6 +43,19 @@ def test_single_observation(pipelines, raw_batch):
     assert processed[OBS_LANGUAGE_TOKENS].shape == (1, 16)
 
 
+def test_prompts_are_written_as_those_of_the_base(pipelines, raw_batch):
+    """openpi strips them, and turns underscores and line breaks into blanks."""
+    plain = preprocess(raw_batch | {"task": ["pick up  the cube", "push", "lift it", ""]}, pipelines[0])
+    odd = ["  pick_up\n the_cube\n", "push\n\n", "\tlift_it ", "\n"]
+    for tasks in (odd, tuple(odd)):
+        processed = preprocess(raw_batch | {"task": list(tasks)}, pipelines[0])
+        assert torch.equal(processed[OBS_LANGUAGE_TOKENS], plain[OBS_LANGUAGE_TOKENS])
+        assert processed["task"] == plain["task"]
+    one = {key: raw_batch[key][0] for key in ("observation.images.0", OBS_STATE)} | {"task": " push"}
+    assert torch.equal(preprocess(one, pipelines[0])[OBS_LANGUAGE_TOKENS][0], plain[OBS_LANGUAGE_TOKENS][1])
+    assert odd[0] == "  pick_up\n the_cube\n"
+
+
 def test_special_words_in_a_task_are_only_words(pipelines, raw_batch):
     raw_batch["task"] = ["<eos> push <pad>", "push", "push", "push"]
     processed = preprocess(raw_batch, pipelines[0])
