@@ -13,6 +13,7 @@ from depi.datasets.recording.cameras import letterbox
 from depi.datasets.recording.joints import from_degrees, to_degrees
 from depi.evaluation.actors import Observation, camera_keys, check_cameras, check_dimensions, units
 from depi.evaluation.environments import EnvTable
+from depi.policies.choices import choices_of
 from depi.policies.processors import preprocess
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Pi0Actor:
     def _batch(self, observations: Sequence[Observation]) -> dict[str, Any]:
         """Samples as training sees them: letterboxed uint8 images, absent cameras marked."""
         config = self._policy.config
-        side = config.image_resolution[0]
+        side, antialias = config.image_resolution[0], choices_of(config).image_antialias
         rows: dict[str, list[Tensor]] = {}
         for observation in observations:
             names = self._policy_keys(observation.table)
@@ -107,7 +108,7 @@ class Pi0Actor:
                 pixels = (
                     torch.zeros(3, side, side, dtype=torch.uint8)
                     if image is None
-                    else letterbox(torch.from_numpy(image).permute(2, 0, 1), side)
+                    else letterbox(torch.from_numpy(image).permute(2, 0, 1), side, antialias)
                 )
                 rows.setdefault(key, []).append(pixels)
                 rows.setdefault(f"{key}_is_pad", []).append(torch.tensor(image is None))

@@ -16,6 +16,7 @@ from torch import Tensor
 from depi.errors import UserError
 from depi.models.packing import pack
 from depi.models.scene import Observation
+from depi.policies.choices import choices_of
 from depi.policies.configuration import dimensions_of
 
 # The key of a batch under which `pack_batch` puts the packing.
@@ -58,7 +59,8 @@ def observe(config: InputsConfig, batch: Mapping[str, Any]) -> Observation:
 def _gather_images(config: InputsConfig, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Images [B, C, 3, R, R] and bool [B, C] of the C cameras that the batch has."""
     keys = present_cameras(config, batch)
-    fitted = [letterbox(batch[key], config.image_resolution) for key in keys]
+    antialias = choices_of(config).image_antialias
+    fitted = [letterbox(batch[key], config.image_resolution, antialias) for key in keys]
     if len({image.dtype for image in fitted}) > 1:
         fitted = [to_float(image) for image in fitted]
     return torch.stack(fitted, dim=1), camera_mask(config, batch)
@@ -112,10 +114,22 @@ def to_float(images: Tensor) -> Tensor:
     return images.float() / 255.0 if images.dtype == torch.uint8 else images.float()
 
 
-def letterbox(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Fit [B, 3, h, w] into `size` undistorted, with black around it; images of that size are left alone."""
+def letterbox(images: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
+    """Fit [B, 3, h, w] into `size` undistorted, with black around it; images of that size are left alone.
+
+    With `antialias` as openpi does it, else as LeRobot does.
+    """
     if images.ndim != 4 or images.shape[1] != 3:
         raise UserError(f"camera images must have shape [batch, 3, height, width], not {list(images.shape)}")
     if tuple(images.shape[-2:]) == tuple(size):
         return images
-    return resize_with_pad_torch(to_float(images), *size)
+    return (_resize_with_pad if antialias else resize_with_pad_torch)(to_float(images), *size)
+
+
+def _resize_with_pad(images: Tensor, height: int, width: int) -> Tensor:
+    """LeRobot's `resize_with_pad_torch` for floats, with antialiasing."""
+    ratio = max(images.shape[-1] / width, images.shape[-2] / height)
+    inner = [max(1, int(side / ratio)) for side in images.shape[-2:]]
+    scaled = F.interpolate(images, inner, mode="bilinear", align_corners=False, antialias=True)
+    top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+    return F.pad(scaled, (left, width - inner[1] - left, top, height - inner[0] - top))

@@ -32,6 +32,9 @@ class OwnChoices:
     rtc_training_max_delay: int = 0
     # Leave the action steps past an episode's end, where the last action repeats, out of the loss.
     do_mask_loss_for_padding: bool = True
+    # Scale images down with antialiasing, as openpi did for the weights that it published. LeRobot does not:
+    # its own pi0 then sees other images than in training, by 3 to 7 of 255 grey levels on average.
+    image_antialias: bool = False
 
 
 NAMES = tuple(field.name for field in fields(OwnChoices))

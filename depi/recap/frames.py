@@ -83,7 +83,7 @@ class FrameReader:
                 recorded = int(data.episode_recorded[episode])
                 left_out = left_out or LeftOut(recorded, frame, entry["cameras"][slot], str(image))
             else:
-                images[slot] = letterbox(image, size)
+                images[slot] = letterbox(image, size, data.antialias)
             if slot == min(len(entry["cameras"]), data.max_cameras) - 1:
                 yield episode, frame, left_out or images
                 images, left_out = {}, None

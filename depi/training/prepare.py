@@ -37,6 +37,8 @@ class PrepareConfig:
     image_size: int = 224
     # JPEG quality.
     quality: int = 95
+    # Scale down with antialiasing: the policy's image_antialias.
+    antialias: bool = False
     # Shards at a time; 0 for one per core, of this machine or of the cluster.
     workers: int = 0
     # What runs the work: local, the processes of this machine; or ray, a cluster with shared folders.
@@ -57,7 +59,7 @@ def main(args: Sequence[str]) -> int:
     training = TrainConfig(dataset=config.dataset, num_datasets=config.num_datasets)
     check_data_source(training)
     dataset = open_sources(training, dataset_sources(training))
-    settings = Settings(config.output_dir, config.image_size, config.quality)
+    settings = Settings(config.output_dir, config.image_size, config.quality, config.antialias)
     run = make_runner(config.engine, workers=config.workers, address=config.ray.address)
     with progress_bar("Preparing shards") as show:
         results = prepare(dataset, settings, run=run, verify=config.verify, progress=show)

@@ -19,6 +19,7 @@ from depi.files import read_json, write_json
 from depi.hub.client.api import go_offline
 from depi.policies import load_processors, make_policy, make_processors, relative_joints
 from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
+from depi.policies.choices import choices_of
 from depi.policies.factory import AnyPolicy, load_any_policy
 from depi.policies.processors import is_told_advantages
 from depi.training.checkpoint import DATA_REPORT_NAME, load_trained_policy, load_training_state
@@ -142,6 +143,7 @@ def open_dataset(config: TrainConfig, began: Mapping[str, Any] | None = None) ->
         began=None if began is None else began["datasets"],
         chunk_size=config.policy.chunk_size,
         image_size=config.policy.image_resolution[0],
+        antialias=choices_of(config.policy).image_antialias,
         action_freq=config.dataset.action_freq,
         prepared=config.dataset.prepared,
     )

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from recordings import NAMES, Recording, number_in, share_video, write_v2, write_v3, write_video
 
 from depi.datasets.recording.cameras import letterbox, slot_order
@@ -132,6 +133,22 @@ def test_equals_lerobot(v30):
             assert torch.equal(their[key], image)
 
 
+def test_with_antialiasing_letterbox_is_openpis():
+    """openpi's clients and data loaders scale with Pillow's bilinear filter, which averages what it skips."""
+    generator = torch.Generator().manual_seed(0)
+    for height, width, inner in ((480, 640, (168, 224)), (720, 1280, (126, 224)), (96, 64, (224, 149))):
+        image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
+        scaled = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(
+            inner[::-1], Image.Resampling.BILINEAR
+        )
+        top, left = (224 - inner[0]) // 2, (224 - inner[1]) // 2
+        ours = letterbox(image, 224, antialias=True)
+        found = ours[:, top : top + inner[0], left : left + inner[1]]
+        expected = torch.from_numpy(np.array(scaled)).permute(2, 0, 1)
+        assert (found.int() - expected.int()).abs().max() <= 1
+        assert ours.int().sum() == found.int().sum()
+
+
 def test_letterbox_is_lerobots():
     from lerobot.policies.common.vla_utils import resize_with_pad_torch
 
@@ -144,6 +161,7 @@ def test_letterbox_is_lerobots():
         assert ours.shape == (3, 32, 32)
         assert ours.is_contiguous()
     right_size = torch.ones(3, 32, 32, dtype=torch.uint8)
+    assert torch.equal(letterbox(right_size, 32, antialias=True), right_size)
     assert torch.equal(letterbox(right_size, 32), right_size)
 
 

@@ -1,6 +1,7 @@
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -160,7 +161,7 @@ def test_what_does_not_fit_is_refused(v2, tmp_path):
     prepare(open_(v2, max_cameras=1, episodes=[0, 1]), settings(out), run=ONE)
     chosen = {"max_cameras": 1, "episodes": [0, 1]}
     assert len(open_(v2, out, **chosen)) == 15
-    with pytest.raises(UserError, match="prepared with image_size=96, quality=95, but image_size=64 is"):
+    with pytest.raises(UserError, match=r"prepared with image_size=96, quality=95, .*but image_size=64"):
         open_(v2, out, image_size=64, **chosen)
     with pytest.raises(UserError, match=r"with the cameras observation\.images\.wrist, not .*front"):
         open_(v2, out, episodes=[0, 1])
@@ -176,15 +177,29 @@ def test_what_does_not_fit_is_refused(v2, tmp_path):
         prepare(open_(v2), settings(v2), run=ONE)
     with pytest.raises(UserError, match="with other cameras, episodes or files"):
         prepare(open_(v2), settings(out), run=ONE)
-    with pytest.raises(UserError, match="was prepared with image_size=96, quality=95: name another"):
+    with pytest.raises(UserError, match="image_size=96, quality=95, antialias=False: name another"):
         prepare(open_(v2), Settings(out), run=ONE)
+
+
+def test_images_that_were_scaled_in_another_way_are_refused(v2, tmp_path):
+    smooth = replace(settings(tmp_path / "smooth"), antialias=True)
+    prepare(open_(v2), smooth, run=ONE)
+    direct, prepared = open_(v2, antialias=True), open_(v2, tmp_path / "smooth", antialias=True)
+    for index in (0, 11):
+        key = "observation.images.0"
+        difference = (direct[index][key].float() - prepared[index][key].float()).abs().mean()
+        assert difference < 3
+    with pytest.raises(UserError, match=r"antialias=False is wanted.*--antialias=false"):
+        open_(v2, tmp_path / "smooth")
+    with pytest.raises(UserError, match="antialias=True: name another --output_dir"):
+        prepare(open_(v2), settings(tmp_path / "smooth"), run=ONE)
 
 
 def test_images_of_other_code_are_refused_and_not_added_to(v2, tmp_path, monkeypatch):
     from depi.datasets.recording import cameras
 
-    def letterbox(image, size):
-        return cameras.letterbox(image, size).flip(-1)
+    def letterbox(image, size, antialias):
+        return cameras.letterbox(image, size, antialias).flip(-1)
 
     prepare(open_(v2), settings(tmp_path / "out"), run=ONE)
     assert len(open_(v2, tmp_path / "out")) == 23

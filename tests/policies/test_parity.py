@@ -11,7 +11,9 @@ from lerobot.rollout.inference.rtc import supports_rtc_inference
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from reduced_lerobot import CAMERAS, make_batch, make_config, reduced_sizes
 
+from depi.datasets.recording.cameras import letterbox as scaled_by_datasets
 from depi.policies import load_policy, pack_batch
+from depi.policies.batches import letterbox
 from depi.policies.convert import lerobot_name, unused_shapes
 
 # Relative error in float32: the two implementations sum in different orders.
@@ -158,6 +160,25 @@ def test_letterbox_is_theirs(pair):
     for key, size in zip(CAMERAS, [(28, 20), (48, 64), (33, 17)], strict=True):
         batch[key] = torch.rand(3, 3, *size)
     assert relative_error(ours.forward(batch)[0], their_loss(theirs, batch)) < TOLERANCE
+
+
+def test_a_policy_scales_as_the_datasets_of_its_training(pair):
+    """Images at their own size, as commands of robots and simulators hand them over."""
+    image = torch.randint(0, 256, (3, 3, 48, 64), dtype=torch.uint8)
+    for antialias in (False, True):
+        sample = [scaled_by_datasets(each, 28, antialias).float() / 255 for each in image]
+        ours = letterbox(image, (28, 28), antialias)
+        assert (ours - torch.stack(sample)).abs().max() < 1.5 / 255
+    assert (letterbox(image, (28, 28), True) - letterbox(image, (28, 28))).abs().mean() > 0.05
+    _, ours = pair
+    batch = make_batch() | dict.fromkeys(CAMERAS, image)
+    scaled = make_batch() | dict.fromkeys(CAMERAS, letterbox(image, (28, 28), True))
+    ours.config.image_antialias = True
+    try:
+        assert ours.forward(batch)[0] == ours.forward(scaled)[0]
+    finally:
+        ours.config.image_antialias = False
+    assert ours.forward(batch)[0] != ours.forward(scaled)[0]
 
 
 def test_missing_camera_equals_masked_camera(pair):

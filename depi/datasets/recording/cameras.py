@@ -180,12 +180,14 @@ def _find_listed(names: Sequence[str], camera_keys: Sequence[str]) -> list[str |
     return [found[name] for name in names]
 
 
-def letterbox(image: "Tensor", size: int) -> "Tensor":
+def letterbox(image: "Tensor", size: int, antialias: bool = False) -> "Tensor":
     """Scale to fit a square, keeping the aspect ratio, centred on black; as LeRobot's pi0 does.
 
     Args:
         image: uint8 [C, H, W].
         size: side of the square.
+        antialias: average over all the pixels that fall into one, as openpi does (Pillow's bilinear), where
+            LeRobot reads the four nearest.
 
     Returns:
         uint8 [C, size, size], contiguous. An image of that size already comes back unchanged.
@@ -198,7 +200,8 @@ def letterbox(image: "Tensor", size: int) -> "Tensor":
         return image.contiguous()
     ratio = max(width, height) / size
     new_height, new_width = max(1, int(height / ratio)), max(1, int(width / ratio))
-    scaled = F.interpolate(image[None], (new_height, new_width), mode="bilinear", align_corners=False)[0]
+    inner = (new_height, new_width)
+    scaled = F.interpolate(image[None], inner, mode="bilinear", align_corners=False, antialias=antialias)[0]
     square = image.new_zeros((image.shape[0], size, size))
     top, left = (size - new_height) // 2, (size - new_width) // 2
     square[:, top : top + new_height, left : left + new_width] = scaled

@@ -64,6 +64,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         sources: the datasets.
         chunk_size: actions per sample.
         image_size: S.
+        antialias: scale images down with antialiasing; see `letterbox`.
         max_cameras: camera slots; a dataset's further cameras are not read.
         cameras: which cameras are read, and which first; see `camera_order`. A dataset fills slots without
             gaps; `TrainingStream` puts each image where the order wants it.
@@ -97,6 +98,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         *,
         chunk_size: int = 50,
         image_size: int = 224,
+        antialias: bool = False,
         max_cameras: int = 3,
         cameras: str = "name",
         action_freq: float | None = None,
@@ -114,7 +116,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
     ) -> None:
         _check(sources, max_cameras, cameras, joint_convention, episodes)
         self.chunk_size, self.image_size, self.max_cameras = chunk_size, image_size, max_cameras
-        self.action_freq = action_freq
+        self.action_freq, self.antialias = action_freq, antialias
         chosen = None if episodes is None else tuple(sorted(set(episodes)))
         options = Options(
             max_cameras,
@@ -133,7 +135,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         self.reader = PlaceReader(backend=video_backend)
         self._index_folder = collection.index.folder
         self._map()
-        self.prepared = None if prepared is None else PreparedImages(prepared, image_size)
+        self.prepared = None if prepared is None else PreparedImages(prepared, image_size, antialias)
         self._locate_prepared()
         left_out = [
             f"episode {episode} of {entry['repo_id']}: {reason}"
@@ -193,9 +195,10 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a spawned worker needs: it maps the columns itself."""
-        small = ("chunk_size", "image_size", "max_cameras", "action_freq", "quarantined", "roots", "reader")
-        rest = ("prepared", "_prepared_row", "_prepared_step", "_index_folder", "_quarantine")
-        return {name: vars(self)[name] for name in (*small, *rest)}
+        small = ("chunk_size", "image_size", "antialias", "max_cameras", "action_freq")
+        places = ("quarantined", "roots", "reader", "_index_folder", "_quarantine")
+        prepared = ("prepared", "_prepared_row", "_prepared_step")
+        return {name: vars(self)[name] for name in (*small, *places, *prepared)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -319,7 +322,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
             if kind != NO_CAMERA:
                 path, place = self.place(episode, slot)
                 image = self.reader.image(path, place, frame, seconds)
-                images[slot] = image if size is None else letterbox(image, size)
+                images[slot] = image if size is None else letterbox(image, size, self.antialias)
         return images
 
     def camera_run(self, episode: int, slot: int, frames: range) -> Iterator[Tensor]:

@@ -49,6 +49,7 @@ class Settings:
     root: Path
     image_size: int = 224
     quality: int = 95
+    antialias: bool = False
     rows_per_shard: int = ROWS_PER_SHARD
 
 
@@ -112,7 +113,7 @@ def prepare(
         UserError: `settings.root` holds other things, or images of other settings, cameras or episodes.
         MachineError: a disk is full; the shards that are there are kept.
     """
-    write_settings(settings.root, settings.image_size, settings.quality)
+    write_settings(settings.root, settings.image_size, settings.quality, settings.antialias)
     for number in range(dataset.num_datasets):
         refuse_others(settings.root, dataset.wanted_images(number))
     blob = pickle.dumps(dataset)
@@ -173,7 +174,7 @@ def prepare_shard(job: Job, verify: bool = False) -> Written:
             failed.append((int(dataset.episode_recorded[episode]), frame, source.cameras[slot], str(image)))
             images.append(b"")
             continue
-        small = letterbox(image, job.settings.image_size)
+        small = letterbox(image, job.settings.image_size, job.settings.antialias)
         if len(images) % _CHECK_EVERY == 0:
             checks[len(images)] = small
         images.append(encode_jpeg(small, job.settings.quality))

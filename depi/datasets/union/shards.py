@@ -63,9 +63,14 @@ def made_by() -> str:
     return fingerprint(LAYOUT, code("depi.datasets.recording.place_reader", letterbox))
 
 
-def write_settings(root: Path, image_size: int, quality: int) -> None:
+def write_settings(root: Path, image_size: int, quality: int, antialias: bool) -> None:
     """Begin a folder of prepared images, or go on with one of the same settings; else a UserError."""
-    settings = {"made_by": made_by(), "image_size": image_size, "quality": quality}
+    settings = {
+        "made_by": made_by(),
+        "image_size": image_size,
+        "quality": quality,
+        "antialias": antialias,
+    }
     path = root / _SETTINGS
     if not path.exists():
         if root.exists() and any(root.iterdir()):
@@ -78,7 +83,7 @@ def write_settings(root: Path, image_size: int, quality: int) -> None:
 def _describe(settings: Any) -> str:
     if not isinstance(settings, dict) or settings.get("made_by") != made_by():
         return "another version of DePi, whose images may differ"
-    return f"image_size={short(settings.get('image_size'))}, quality={short(settings.get('quality'))}"
+    return ", ".join(f"{name}={short(settings.get(name))}" for name in ("image_size", "quality", "antialias"))
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -176,21 +181,22 @@ class PreparedImages:
     It may be pickled and forked.
 
     Raises:
-        UserError: the folder is none of these, or of another size.
+        UserError: the folder is none of these, of another size, or scaled in another way.
     """
 
-    def __init__(self, root: Path, image_size: int) -> None:
+    def __init__(self, root: Path, image_size: int, antialias: bool = False) -> None:
         self.root, self.image_size = Path(root).absolute(), image_size
         if not (self.root / _SETTINGS).is_file():
             raise UserError(
                 f"{root} holds no prepared images, make them with `depi prepare --output_dir={root}`"
             )
         settings = read_json(self.root / _SETTINGS)
-        wanted = {"made_by": made_by(), "image_size": image_size}
+        wanted = {"made_by": made_by(), "image_size": image_size, "antialias": antialias}
         if not isinstance(settings, dict) or not wanted.items() <= settings.items():
             raise UserError(
-                f"{root} was prepared with {_describe(settings)}, but image_size={image_size} is wanted: "
-                f"run `depi prepare` again, with --image_size={image_size} and another --output_dir"
+                f"{root} was prepared with {_describe(settings)}, but image_size={image_size}, "
+                f"antialias={antialias} is wanted: run `depi prepare` again, with --image_size={image_size} "
+                f"--antialias={str(antialias).lower()} and another --output_dir"
             )
         self._paths: list[Path] = []
         self._first_row: np.ndarray = np.zeros(1, np.int64)
