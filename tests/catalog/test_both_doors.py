@@ -1,5 +1,6 @@
 """Mutated lists and tables get a verdict, the same one in the catalogue and in training."""
 
+import copy
 import io
 import json
 import shutil
@@ -125,7 +126,7 @@ def other_json(content: bytes, random: Random) -> bytes:
         if random.random() < 0.25:
             del inner[last]
         else:
-            inner[last] = random.choice(ODD)
+            inner[last] = copy.deepcopy(random.choice(ODD))  # the next change may be inside it
     return json.dumps(value).encode()
 
 
