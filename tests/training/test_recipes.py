@@ -5,12 +5,14 @@ import shlex
 from pathlib import Path
 
 import pytest
+from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from recordings import Recording, write_v3
 from small_pi0 import SIZES
 
 from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
 from depi.hub.client.api import upload_folder
 from depi.policies import DepiPi0Config, make_policy, make_processors, save_checkpoint
+from depi.policies.choices import choices_of
 from depi.training.command_line import parse_train_config
 
 RECIPES = Path(__file__).parents[2] / "configs" / "train"
@@ -45,6 +47,26 @@ def test_a_recipe_says_all_that_a_run_needs(pi0_base, tmp_path, name, repo_id, e
     assert config.policy.scheduler_decay_steps == config.steps
     offline = parse_train_config([*args, f"--dataset.root={tmp_path / 'recorded'}"])
     assert (offline.dataset.repo_id, offline.dataset.root) == (repo_id, tmp_path / "recorded")
+
+
+def test_the_recipe_of_the_base_is_openpis(pi0_base, tmp_path):
+    args = [f"--config_path={RECIPES / 'pi0_base.yaml'}", f"--output_dir={tmp_path / 'run'}"]
+    config = parse_train_config([*args, "--dataset.repo_id=a/b"])
+    policy, data = config.policy, config.dataset
+    assert (policy.use_relative_actions, policy.relative_exclude_joints) == (True, ["gripper"])
+    assert not choices_of(policy).do_mask_loss_for_padding
+    assert policy.optimizer_weight_decay == 1e-10
+    assert (config.ema.decay, config.ema.export) == (0.99, True)
+    assert (data.augment_color, data.augment_hue, data.augment_geometry) == (1, 0, 1)
+    assert policy.scheduler_decay_steps == config.steps == 30_000
+    assert (policy.chunk_size, config.batch_size, data.cameras) == (50, 32, "front,wrist")
+    stock = PI0Config(device="cpu")
+    for name in ("optimizer_lr", "optimizer_betas", "optimizer_eps", "optimizer_grad_clip_norm"):
+        assert getattr(policy, name) == getattr(stock, name)
+    for name in ("scheduler_warmup_steps", "scheduler_decay_steps", "scheduler_decay_lr"):
+        assert getattr(policy, name) == getattr(stock, name)
+    lora = parse_train_config([*args, "--dataset.repo_id=a/b", "--peft.r=16", "--ema.decay=null"])
+    assert lora.peft.r == 16
 
 
 def test_the_documented_small_run_is_understood():
