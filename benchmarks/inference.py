@@ -52,6 +52,7 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cameras", default="1,2,3", help="how many the robot has")
     parser.add_argument("--implementations", default=IMPLEMENTATIONS)
     parser.add_argument("--steps", type=int, default=10, help="Euler steps, at least 2")
+    parser.add_argument("--num_samples", type=int, default=1, help="chunks, of which DePi takes one")
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--time_limit_s", type=float, default=1800.0, help="for each implementation")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -83,7 +84,10 @@ def main() -> None:
 
 def run_worker(options: argparse.Namespace, implementation: str) -> list[Row]:
     """A row per number of cameras, from a process of its own; what it does not deliver has an error."""
-    flags = {name: getattr(options, name) for name in ("device", "size", "cameras", "steps", "repeats")}
+    flags = {
+        name: getattr(options, name)
+        for name in ("device", "size", "cameras", "steps", "num_samples", "repeats")
+    }
     with tempfile.TemporaryDirectory(prefix="inference-") as scratch:
         results = Path(scratch, "results.jsonl")
         results.touch()
@@ -180,6 +184,8 @@ def chunk_of(policy: Any, options: argparse.Namespace, cameras: int) -> Callable
         del batch[key], batch[f"{key}_is_pad"]
     if options.implementations.startswith("lerobot"):
         batch = for_lerobot(batch)
+    else:
+        policy.config.num_samples = options.num_samples
     return lambda steps: policy.predict_action_chunk(batch, num_steps=steps)
 
 

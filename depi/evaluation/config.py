@@ -20,6 +20,8 @@ class PolicyConfig:
     # Strength of guidance by the advantage indicator, 0 to 100; null: as saved, by default 1, the policy as
     # trained. Other values take up to twice the time.
     guidance: float | None = None
+    # Chunks to sample, of which the one nearest to their mean is played; null: as saved, by default 1.
+    num_samples: int | None = None
 
 
 @dataclass

@@ -229,6 +229,7 @@ def _roll_out(
         **identity,
         "n_action_steps": config.policy.n_action_steps,
         "guidance": config.policy.guidance,
+        "num_samples": config.policy.num_samples,
         "env": dataclasses.asdict(env),
         "setups_file": digest(setups) if env.type == "so101" and setups.is_file() else None,
         "seed": config.seed,

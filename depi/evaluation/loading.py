@@ -13,6 +13,7 @@ from depi.evaluation.results import checkpoint_digest
 from depi.files import read_json
 from depi.policies import Pi0Policy, load_policy, load_processors, resolve_checkpoint
 from depi.policies.checkpoint import policy_type
+from depi.policies.choices import check_choices
 from depi.policies.families import TYPES
 from depi.policies.indicator import is_conditioned
 
@@ -35,6 +36,8 @@ def load_actor(config: EvaluateConfig) -> tuple[Actor, dict[str, Any]]:
         return _load_pi0(folder, config), identity
     if config.policy.guidance is not None:
         raise UserError(f"--policy.guidance: a policy of type {kind} has no advantage indicator to follow")
+    if config.policy.num_samples is not None:
+        raise UserError(f"--policy.num_samples: policies of type {kind} sample one chunk; leave it out")
     from depi.evaluation.lerobot_policies import LeRobotActor, load_lerobot_policy
 
     policy, pipelines = load_lerobot_policy(
@@ -75,6 +78,9 @@ def _load_pi0(folder: Path, config: EvaluateConfig) -> Actor:
         if not is_conditioned(processors[0]):
             raise UserError(f"--policy.guidance: {config.policy.path} was not trained with --advantage.mode")
         policy.set_guidance(config.policy.guidance)
+    if config.policy.num_samples is not None:
+        policy.config.num_samples = config.policy.num_samples
+        check_choices(policy.config)
     cameras, convention = training_choices(folder)
     return Pi0Actor(
         _fast(policy),

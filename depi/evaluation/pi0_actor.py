@@ -114,7 +114,7 @@ class Pi0Actor:
                 rows.setdefault(f"{key}_is_pad", []).append(torch.tensor(image is None))
             state = from_degrees(observation.seen.state, units(observation.table, self._convention))
             rows.setdefault(OBS_STATE, []).append(torch.from_numpy(state))
-            shape = (config.chunk_size, config.max_action_dim)
+            shape = (choices_of(config).num_samples, config.chunk_size, config.max_action_dim)
             rows.setdefault("noise", []).append(torch.randn(shape, generator=generator(observation)))
         batch: dict[str, Any] = {key: torch.stack(values) for key, values in rows.items()}
         return {**batch, "task": [observation.seen.task for observation in observations]}

@@ -9,6 +9,9 @@ with a condition and u that without it (Ho and Salimans, Classifier-Free Diffusi
 whose w is beta - 1; for given actions and time a velocity is linear in the score that is guided there). With
 beta = 1 that is c alone, and u is not computed.
 
+Several chunks of one observation (`noise` of N times as many rows) read the scene once: the keys and values
+of the prefix are repeated.
+
 Letters in shapes as in `pi0`; K = P + S keys, Z Euler steps.
 """
 
@@ -72,18 +75,19 @@ def sample_actions(
     guidance: float = 1.0,
     given: Given | None = None,
 ) -> Tensor:
-    """Turn noise [B, H, A] into normalised actions, float32 [B, H, A], by Euler steps from t = 1 to t = 0.
+    """Turn noise [N B, H, A] into normalised actions, float32 [N B, H, A], by Euler steps from t = 1 to 0.
 
     Args:
         model: the network.
         observation: of B samples. With guidance its `tokens` and `token_mask` are [2 B, L]: the prompts with
             the condition, then those without; and it has no packing.
-        noise: standard normal.
+        noise: standard normal; N chunks of each sample: all samples, then all once more.
         num_steps: Euler steps.
         guidance: beta; see the module.
         given: actions that stay as they are.
     """
-    scene = read_scene(model, observation, num_steps, guidance, given)
+    chunks = len(noise) // len(observation.images)
+    scene = read_scene(model, observation, num_steps, guidance, given, chunks)
     x_t = first_point(noise, given)
     for step in range(num_steps):
         x_t = x_t - velocity(model, scene, x_t, step) / num_steps
@@ -97,8 +101,12 @@ def read_scene(
     num_steps: int,
     guidance: float = 1.0,
     given: Given | None = None,
+    chunks: int = 1,
 ) -> Scene:
-    """Everything about an observation that does not depend on the actions; see `sample_actions`."""
+    """Everything about an observation that does not depend on the actions, for so many chunks of it.
+
+    See `sample_actions`.
+    """
     images, image_mask, tokens, token_mask, state, packing = observation
     d, heads_per_group = model.dimensions, model.dimensions.heads_per_group
     prompts = len(tokens) // len(images)
@@ -111,6 +119,9 @@ def read_scene(
     for tensor in (x, *rotation):
         any_length(tensor, 1)
     keys_values = model.prefix(x, rotation, None, any_length(bias, 3))
+    if chunks > 1:
+        keys_values = [tuple(_repeat(each, prompts, chunks) for each in pair) for pair in keys_values]
+        filled = _repeat(filled, prompts, chunks)
     for tensor in (tensor for pair in keys_values for tensor in pair):
         any_length(tensor, 1)
 
@@ -118,8 +129,14 @@ def read_scene(
     time = 1.0 - torch.arange(num_steps, device=x.device, dtype=torch.float32) / num_steps
     if given is not None:
         time = time[:, None].expand(-1, d.chunk_size).masked_fill(given.steps, 0.0)
-    embedded = model.embed_state(state).repeat(prompts, 1, 1)
+    embedded = model.embed_state(state).repeat(prompts * chunks, 1, 1)
     return Scene(keys_values, rotation, bias, embedded, model.embed_time(time), given, guidance)
+
+
+def _repeat(rows: Tensor, prompts: int, chunks: int) -> Tensor:
+    """Rows of all samples with their first prompts, then with the second: those of each prompt N times."""
+    each = rows.unflatten(0, (prompts, 1, -1))
+    return each.expand(-1, chunks, *each.shape[2:]).flatten(0, 2)
 
 
 def first_point(noise: Tensor, given: Given | None) -> Tensor:

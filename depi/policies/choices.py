@@ -18,6 +18,8 @@ from depi.files import read_json, write_json
 from depi.flag_sources import FLAGS_BESIDE
 
 CHOICES_FILE = "depi.json"
+# Memory grows with it: keys and values of the prefix are held for each.
+MOST_SAMPLES = 256
 
 
 @dataclass
@@ -30,11 +32,14 @@ class OwnChoices:
     # Train for real-time chunking with inference delays of 0 to so many steps: the first actions of a chunk
     # are given, the others learned. Below chunk_size; 0: not.
     rtc_training_max_delay: int = 0
-    # Leave the action steps past an episode's end, where the last action repeats, out of the loss.
-    do_mask_loss_for_padding: bool = True
+    # Leave the action steps past an episode's end, where the last action repeats, out of the loss. LeRobot
+    # and openpi count them: the policy learns to hold still there.
+    do_mask_loss_for_padding: bool = False
     # Scale images down with antialiasing, as openpi did for the weights that it published. LeRobot does not:
     # its own pi0 then sees other images than in training, by 3 to 7 of 255 grey levels on average.
     image_antialias: bool = False
+    # Sample so many chunks when the policy runs, and act on the one that is nearest to their mean.
+    num_samples: int = 1
 
 
 NAMES = tuple(field.name for field in fields(OwnChoices))
@@ -53,9 +58,12 @@ def choices_of(config: Any) -> OwnChoices:
 
 def check_choices(config: Any) -> None:
     """Raise a UserError for values that no policy can follow."""
-    delay, steps = choices_of(config).rtc_training_max_delay, config.chunk_size
+    choices, steps = choices_of(config), config.chunk_size
+    delay, samples = choices.rtc_training_max_delay, choices.num_samples
     if not 0 <= delay < steps:
         raise UserError(f"rtc_training_max_delay must be 0 to {steps - 1}, below chunk_size, not {delay}")
+    if not 1 <= samples <= MOST_SAMPLES:
+        raise UserError(f"num_samples must be 1 to {MOST_SAMPLES}, not {samples}")
 
 
 def split_flags(flags: Sequence[str], prefix: str = "--") -> tuple[dict[str, Any], list[str]]:

@@ -36,6 +36,20 @@ STRONGEST_GUIDANCE = 100.0
 INFERENCE_DELAY = "inference_delay"
 
 
+def nearest_to_mean(chunks: Tensor) -> Tensor:
+    """Of N chunks [B, N, H, D] of each sample the one with the least squared distance to their mean.
+
+    The mean itself may lie between two ways to do the task, where no demonstration went.
+
+    Returns:
+        [B, H, D].
+    """
+    if chunks.shape[1] == 1:
+        return chunks[:, 0]
+    distance = (chunks - chunks.mean(dim=1, keepdim=True)).square().sum(dim=(2, 3))  # [B, N]
+    return chunks[torch.arange(len(chunks), device=chunks.device), distance.argmin(dim=1)]
+
+
 class Pi0Policy(OwnPolicy):
     """pi0 behind LeRobot's policy interface, for `pi0` and `depi_pi0` configurations.
 
@@ -69,13 +83,13 @@ class Pi0Policy(OwnPolicy):
         Args:
             batch: cameras under the keys of `config.image_features`, [B, 3, h, w], uint8 0..255 or float
                 0..1, with an optional bool `<key>_is_pad` [B] beside each (True: the sample has no such one);
-                normalised `observation.state` [B, S] and `action` [B, H, D]; optional bool `action_is_pad`
-                [B, H]; language tokens and their mask; optional `noise` [B, H, A] and `time` [B], else drawn;
-                optional `packing`, see `pack_batch`: the same loss without the work for what is absent. With
-                `rtc_training_max_delay` an optional int `inference_delay` [B], else drawn: so many steps are
-                given, and are no part of the loss.
-            reduction: "mean" over the steps that are no padding and the D action dimensions, or "none" for
-                one such mean per sample, [B].
+                normalised `observation.state` [B, S] and `action` [B, H, D]; language tokens and their mask;
+                optional bool `action_is_pad` [B, H], which matters with `do_mask_loss_for_padding` alone;
+                optional `noise` [B, H, A] and `time` [B], else drawn; optional `packing`, see `pack_batch`:
+                the same loss without the work for what is absent. With `rtc_training_max_delay` an optional
+                int `inference_delay` [B], else drawn: so many steps are given, and are no part of the loss.
+            reduction: "mean" over the steps that count and the D action dimensions, or "none" for one such
+                mean per sample, [B].
 
         Returns:
             The loss, and `{"loss_per_dim": [D]}` on the same device. Nothing waits for the device.
@@ -171,12 +185,38 @@ class Pi0Policy(OwnPolicy):
     ) -> Tensor:
         """Sample normalised actions, float32 [B, H, D], for a processed batch.
 
-        Cameras that are absent in every sample, and words beyond the longest prompt, take no work.
+        With `num_samples` above 1 the chunk of `sample_chunks` that is nearest to their mean. See there for
+        the arguments, and for the errors.
+        """
+        chunks = self.sample_chunks(
+            batch,
+            noise,
+            num_steps=num_steps,
+            inference_delay=inference_delay,
+            prev_chunk_left_over=prev_chunk_left_over,
+            execution_horizon=execution_horizon,
+        )
+        return nearest_to_mean(chunks)
+
+    def sample_chunks(
+        self,
+        batch: dict[str, Any],
+        noise: Tensor | None = None,
+        *,
+        num_steps: int | None = None,
+        inference_delay: int | None = None,
+        prev_chunk_left_over: Tensor | None = None,
+        execution_horizon: int | None = None,
+    ) -> Tensor:
+        """Sample `config.num_samples` chunks, N, of normalised actions, float32 [B, N, H, D].
+
+        The images and the prompt of a sample are read once for all its chunks. Cameras that are absent in
+        every sample, and words beyond the longest prompt, take no work.
 
         Args:
             batch: as for `forward`, without actions; `noise` in it is used when the argument is not given.
                 Guidance needs the prompts without indicator too, which the policy's processor gives.
-            noise: standard normal [B, H, A] to start from; drawn when absent.
+            noise: standard normal to start from, [B, N, H, A], or [B, H, A] where N is 1; drawn when absent.
             num_steps: Euler steps; `config.num_inference_steps` when absent.
             inference_delay: for real-time chunking, how many steps the robot will have executed of the
                 previous chunk when this one is ready. A policy trained with `rtc_training_max_delay` starts
@@ -197,12 +237,9 @@ class Pi0Policy(OwnPolicy):
         # A caller's inference mode could not be guided, and would compile everything once more.
         with torch.inference_mode(False), torch.no_grad(), self.autocast():
             observation = trim(self._observe(batch))
-            if noise is None:
-                noise = batch.get("noise")
-            if noise is None:
-                shape = (len(observation.state), self.config.chunk_size, self.config.max_action_dim)
-                noise = sample_noise(shape, observation.state.device)
-            given = given_actions(self.config, left_over, noise)
+            noise = self._noise_to_sample_from(batch if noise is None else {"noise": noise}, observation)
+            chunks = len(noise) // len(observation.state)
+            given = given_actions(self.config, left_over, noise, chunks)
             recorded = self.rtc_processor is not None and self.rtc_processor.is_debug_enabled()
             if self.rtc_processor is not None and (given is None or recorded):
                 actions = sample_guided(
@@ -221,7 +258,21 @@ class Pi0Policy(OwnPolicy):
                 actions = self._captured(*tensors, variant=(num_steps, self.guidance))
             else:
                 actions = sample_actions(self.model, observation, noise, num_steps, self.guidance, given)
-        return actions[..., : self.config.action_feature.shape[0]]
+        actions = actions[..., : self.config.action_feature.shape[0]]
+        return actions.unflatten(0, (chunks, -1)).transpose(0, 1)
+
+    def _noise_to_sample_from(self, batch: dict[str, Any], observation: Observation) -> Tensor:
+        """Noise [N B, H, A] for N chunks of each sample: all samples, then all once more."""
+        config, size = self.config, len(observation.state)
+        shape = (size, choices_of(config).num_samples, config.chunk_size, config.max_action_dim)
+        noise = batch.get("noise")
+        if noise is None:
+            noise = sample_noise(shape, observation.state.device)
+        elif noise.ndim == 3:
+            noise = noise[:, None]
+        if noise.shape != shape:
+            raise UserError(f"noise has shape {list(noise.shape)}, and {list(shape)} is needed")
+        return noise.transpose(0, 1).flatten(0, 1)
 
     def set_guidance(self, strength: float) -> None:
         """Follow the advantage indicator with this strength, beta, from the next chunk on.

@@ -67,13 +67,19 @@ def rtc_enabled(config: PI0Config) -> bool:
     return config.rtc_config is not None and config.rtc_config.enabled
 
 
-def given_actions(config: PI0Config, left_over: LeftOver, noise: Tensor) -> Given | None:
+def repeat_left_over(previous: Tensor, chunks: int) -> Tensor:
+    """Left-over actions [T, D] or [B, T, D] for so many chunks of every sample."""
+    return previous if previous.ndim == 2 or len(previous) == 1 else previous.repeat(chunks, 1, 1)
+
+
+def given_actions(config: PI0Config, left_over: LeftOver, noise: Tensor, chunks: int) -> Given | None:
     """The left-over actions that a policy trained for it is given; None where guidance has to do.
 
     Args:
         config: the policy's.
         left_over: as checked; actions after the inference delay do not count.
-        noise: [B, H, A], for shape and device.
+        noise: [N B, H, A], for shape and device.
+        chunks: N, how many chunks are sampled of each observation.
     """
     most, previous = choices_of(config).rtc_training_max_delay, left_over.prev_chunk_left_over
     if not (most and rtc_enabled(config) and previous is not None):
@@ -84,6 +90,7 @@ def given_actions(config: PI0Config, left_over: LeftOver, noise: Tensor) -> Give
         _say_guided(delay, most)
         return None
     actions = torch.zeros_like(noise)
+    previous = repeat_left_over(previous, chunks)
     actions[:, :delay, : previous.shape[-1]] = previous.to(noise)[..., :delay, :]
     return Given(actions, torch.arange(noise.shape[1], device=noise.device) < delay)
 
@@ -117,7 +124,8 @@ def sample_guided(
     It may differentiate through the velocity. `guidance` and `given` are those of `sample_actions`; with
     given actions `processor` only records.
     """
-    scene = read_scene(model, observation, num_steps, guidance, given)
+    chunks = len(noise) // len(observation.images)
+    scene = read_scene(model, observation, num_steps, guidance, given, chunks)
     steps = iter(range(num_steps))
     previous = left_over.prev_chunk_left_over
     return euler_integrate(
@@ -127,6 +135,6 @@ def sample_guided(
         rtc_processor=processor,
         rtc_enabled=enabled and given is None,
         inference_delay=left_over.inference_delay,
-        prev_chunk_left_over=None if previous is None else previous.to(noise),
+        prev_chunk_left_over=None if previous is None else repeat_left_over(previous, chunks).to(noise),
         execution_horizon=left_over.execution_horizon,
     )

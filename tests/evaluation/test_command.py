@@ -72,6 +72,20 @@ def test_guidance_needs_an_indicator_and_changes_what_is_done(checkpoints, tmp_p
     )
 
 
+def test_several_chunks_are_sampled_and_one_is_played(checkpoints, tmp_path, capsys):
+    """The same whatever is played together, and something else than the first sample."""
+    assert cli.main(command(checkpoints / "plain", tmp_path / "no", "--policy.num_samples=0")) == 2
+    assert "num_samples must be 1 to 256, not 0" in capsys.readouterr().err
+    found = []
+    for name, *flags in (("1",), ("4", "--policy.num_samples=4"), ("4 at once", "--policy.num_samples=4")):
+        size = 4 if name == "4 at once" else 1
+        args = command(checkpoints / "plain", tmp_path / name, *flags, f"--eval.batch_size={size}")
+        assert cli.main(args) == 0
+        found.append(outcomes(read_json(tmp_path / name / "eval.json")))
+    assert found[1] == found[2] != found[0]
+    assert read_json(tmp_path / "4" / "eval.json")["num_samples"] == 4
+
+
 def test_errors_are_named_in_json_and_table(checkpoints, tmp_path, capsys, monkeypatch):
     flags = ['--env.options={"fail": [1], "crash": [2]}', "--eval.batch_size=2"]
     assert cli.main(command(checkpoints / "plain", tmp_path, *flags, "--json")) == 0

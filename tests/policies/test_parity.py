@@ -95,8 +95,9 @@ ABSENT = torch.tensor([[True, True, True], [True, False, True], [False, True, Fa
 @pytest.mark.parametrize("padded_actions", [False, True], ids=["", "padded actions"])
 @pytest.mark.parametrize("camera_mask", [None, ABSENT], ids=["all cameras", "absent cameras"])
 @pytest.mark.parametrize("how", ["padded", "packed", "packed, recompute", "accumulated, packed"])
-def test_same_loss_and_gradients(pair, camera_mask, how, padded_actions):
+def test_same_loss_and_gradients(pair, camera_mask, how, padded_actions, monkeypatch):
     theirs, ours = pair
+    monkeypatch.setattr(ours.config, "do_mask_loss_for_padding", True, raising=False)
     batch = make_batch()
     if padded_actions:
         batch["action_is_pad"] = torch.arange(6) >= torch.tensor([[6], [4], [1]])
@@ -112,6 +113,14 @@ def test_same_loss_and_gradients(pair, camera_mask, how, padded_actions):
             assert max(our_grad.abs().max(), their_grad.abs().max()) < 1e-6, name
         else:
             assert relative_error(our_grad, their_grad) < TOLERANCE, name
+
+
+def test_padded_actions_count_as_they_do_there(pair):
+    theirs, ours = pair
+    batch = make_batch()
+    expected = their_loss(theirs, batch)
+    batch["action_is_pad"] = torch.arange(6) >= torch.tensor([[6], [4], [1]])
+    assert relative_error(ours.forward(batch)[0], expected) < TOLERANCE
 
 
 def test_same_actions(pair):

@@ -12,8 +12,9 @@ from depi.policies import DepiPi0Config, Pi0Policy, make_policy, set_features
 from depi.policies.configuration import dimensions_of
 
 
-def test_padded_steps_do_not_count(policy, batch):
+def test_padded_steps_do_not_count_where_they_are_masked(policy, batch):
     """Against the same mean, summed step by step."""
+    policy.config.do_mask_loss_for_padding = True
     per_sample = []
     for sample in range(4):
         errors = []
@@ -35,7 +36,14 @@ def test_padded_steps_do_not_count(policy, batch):
     torch.testing.assert_close(each, torch.stack([errors.mean() for errors in per_sample]))
 
 
-def test_padded_actions_have_no_gradient(policy, batch):
+def test_padded_steps_count_by_default(policy, batch):
+    loss = policy.forward(batch)[0]
+    del batch["action_is_pad"]
+    assert policy.forward(batch)[0] == loss
+
+
+def test_masked_actions_have_no_gradient(policy, batch):
+    policy.config.do_mask_loss_for_padding = True
     action = batch[ACTION].clone().requires_grad_()
     policy.forward(batch | {ACTION: action})[0].backward()
     assert action.grad[3, :6].abs().min() > 0

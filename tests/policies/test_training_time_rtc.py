@@ -28,7 +28,9 @@ def trained(make_config, data):
     return policy
 
 
-def test_the_loss_is_that_of_the_steps_after_the_delay(trained, batch):
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_loss_is_that_of_the_steps_after_the_delay(trained, batch, masked):
+    trained.config.do_mask_loss_for_padding = masked
     batch["inference_delay"] = torch.tensor([0, 2, 4, 1])
     loss, parts = trained(batch)
     by_sample, _ = trained(batch, reduction="none")
@@ -43,7 +45,7 @@ def test_the_loss_is_that_of_the_steps_after_the_delay(trained, batch):
         prefix = trained.model.encode_prefix(observation)
         predicted = trained.model.velocity(prefix, observation.state, x_t, times)
         errors = (predicted - (sample["noise"] - pad(sample[ACTION]))).square()[0, :, :6]
-        errors = errors[delay : 7 - int(sample["action_is_pad"].sum())]
+        errors = errors[delay : 7 - masked * int(sample["action_is_pad"].sum())]
         expected = errors.mean() if errors.numel() else torch.tensor(0.0)
         torch.testing.assert_close(by_sample[row], expected)
         sums, count = sums + errors.sum(), count + errors.numel()
