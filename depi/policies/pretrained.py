@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,8 @@ def take_weights(model: ValueNetwork, path: Path) -> tuple[list[str], list[str]]
             own[name].copy_(file.get_tensor(key))
     check_finite(path, {sources[name]: own[name] for name in sources})
     fresh = sorted(own.keys() - sources.keys())
-    logger.info("%s: taken %s; random %s", path, _parts(list(sources)), _parts(fresh))
+    sizes = {name: value.numel() for name, value in own.items()}
+    logger.info("%s: taken %s; random %s", path, _parts(sources, sizes), _parts(fresh, sizes))
     return sorted(sources), fresh
 
 
@@ -90,7 +91,10 @@ def _fits(found: Any, value: torch.Tensor, path: Path, key: str) -> bool:
     return list(found.get_shape()) == list(value.shape)
 
 
-def _parts(names: list[str]) -> str:
-    """The parts of the network that names belong to, with the number of tensors of each."""
-    counts = Counter(name.partition(".")[0] for name in names)
-    return ", ".join(f"{part} ({count} tensors)" for part, count in counts.items()) or "nothing"
+def _parts(names: Iterable[str], sizes: Mapping[str, int]) -> str:
+    """The parts of the network that names belong to, with millions of parameters, of each and of all."""
+    counts: Counter[str] = Counter()
+    for name in names:
+        counts[name.partition(".")[0]] += sizes[name]
+    each = ", ".join(f"{part} {count / 1e6:.2f}" for part, count in counts.items())
+    return f"{counts.total() / 1e6:.2f} M parameters ({each})" if counts else "nothing"

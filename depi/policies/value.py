@@ -4,6 +4,7 @@ Letters in shapes:
     B batch   K bins
 """
 
+import logging
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from depi.policies.base import OwnPolicy
 from depi.policies.checkpoint import WEIGHTS, resolve_checkpoint
 from depi.policies.configuration_value import ValueConfig
 from depi.policies.pretrained import take_weights
+
+logger = logging.getLogger(__name__)
 
 # The key of a sample under which its normalised return stands, float32 [] in -1..0.
 VALUE_TARGET = "value_target"
@@ -36,6 +39,14 @@ class ValuePolicy(OwnPolicy):
         super().init_weights()
         if self.config.init_from is not None:
             take_weights(self.model, resolve_checkpoint(self.config.init_from) / WEIGHTS)
+            return
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        logger.warning(
+            "the value function begins with nothing but random weights, %.2f M parameters: "
+            "--policy.init_from=lerobot/pi0_base, or another pi0 or value function with the same vision "
+            "tower, fills what it has",
+            count / 1e6,
+        )
 
     def forward(self, batch: dict[str, Any], reduction: str = "mean") -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of a processed batch.

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import pytest
 import torch
@@ -186,7 +187,21 @@ def test_takes_siglip_of_a_pi0(value, policy, tmp_path, caplog):
         assert torch.equal(after[f"trunk.layers.1.{part}"], theirs[f"prefix.layers.1.{part}"])
         assert torch.equal(after[f"trunk.layers.2.{part}"], before[f"trunk.layers.2.{part}"])
     assert {"value_head.weight", "query.weight", "trunk.layers.2.q_proj.weight"} <= set(fresh)
-    assert "taken vision (" in caplog.text
+    assert re.search(
+        r"taken [\d.]+ M parameters \(.*vision [\d.]+.*; random [\d.]+ M parameters \(.*", caplog.text
+    )
+
+
+def test_random_weights_are_no_secret(data, policy, tmp_path, caplog):
+    made = make_policy(config(), data)
+    count = sum(parameter.numel() for parameter in made.parameters()) / 1e6
+    assert (
+        f"begins with nothing but random weights, {count:.2f} M parameters: --policy.init_from" in caplog.text
+    )
+    caplog.clear()
+    policy.save_pretrained(tmp_path)
+    make_policy(config(init_from=tmp_path), data)
+    assert "random weights" not in caplog.text
 
 
 def test_begins_with_what_init_from_names(data, policy, tmp_path):

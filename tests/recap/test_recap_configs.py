@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from small_pi0 import make_small
 
 from depi.flag_sources import read_flags
 from depi.flags import parse_flags
 from depi.hub.client.api import upload_folder
+from depi.models.pi0 import Pi0Dimensions
 from depi.policies import make_processors, save_checkpoint
 from depi.recap.advantage_config import AdvantageFlags
 from depi.training import config as training_config
@@ -47,6 +49,12 @@ def test_the_stages_that_train_are_configured_as_the_method_says(published_base,
         1600,
     )
     assert value.advantage.mode == "off"
+    assert str(value.policy.init_from) == "lerobot/pi0_base"
+    loop = yaml.safe_load((CONFIGS / "loop.yaml").read_text())["value"]["policy"]
+    pi0 = Pi0Dimensions.full()
+    for name in ("width", "mlp_dim", "num_heads", "num_kv_heads", "head_dim"):  # or nothing of it would fit
+        assert getattr(value.policy, name) == loop[name] == getattr(pi0, name)
+    assert value.policy.depth == loop["depth"] < pi0.depth
     policy = parse_train_config([f"--config_path={CONFIGS / 'policy.yaml'}", out])
     assert (policy.advantage.mode, policy.advantage.dropout) == ("use", 0.3)
     assert policy.dataset.mixture == read_mixture(CONFIGS / "mixture.yaml")
