@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import constants
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.policies.pi0.processor_pi0 import Pi0NewLineProcessor
 from lerobot.processor import (
@@ -24,7 +25,7 @@ from lerobot.processor import (
 from lerobot.processor.converters import policy_action_to_transition, transition_to_policy_action
 from lerobot.utils.constants import ACTION
 
-from depi.errors import UserError, first_line, one_line
+from depi.errors import UserError, first_line, machine_error, one_line
 from depi.files import read_json
 from depi.policies.checkpoint import load_config, resolve_checkpoint
 from depi.policies.configuration import dimensions_of
@@ -269,6 +270,8 @@ def _with_tokenizer(build: Callable[[], tuple[Pipeline, Pipeline]]) -> tuple[Pip
         try:
             return build()
         except OSError as error:
+            if fault := machine_error(error, constants.HF_HUB_CACHE):
+                raise fault from None
             gated = any(word in str(error).lower() for word in ("gated", "401", "403", "restricted"))
             login = "then run `hf auth login` or set HF_TOKEN"
             remedy = (

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants
+
 from depi.errors import UserError, machine_error, one_line
 from depi.files import read_json
 from depi.policies.configuration import MOST_COUNTED
@@ -164,8 +166,9 @@ def refusing(what: object) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if (full := machine_error(error)) is not None:
-            raise full from None
+        # LeRobot wraps what its steps raise; what they write are files of Hub repositories.
+        if fault := machine_error(error) or machine_error(error.__cause__, constants.HF_HUB_CACHE):
+            raise fault from None
         said = one_line(error)
         raise UserError(f"{what} ({type(error).__name__}{f': {said}' if said else ''})") from None
 

@@ -1,14 +1,17 @@
 """LeRobot's pipelines around the policy: what they do to a batch, what they keep, when they cannot be had."""
 
+import errno
+import os
+
 import pytest
 import torch
 from huggingface_hub import HfApi
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 
-from depi.errors import UserError
+from depi.errors import MachineError, UserError
 from depi.policies import make_policy, make_processors, preprocess, save_checkpoint, set_features
-from depi.policies.processors import TOKENIZER
+from depi.policies.processors import TOKENIZER, _with_tokenizer
 
 
 @pytest.fixture
@@ -104,3 +107,15 @@ def test_tokenizer_from_the_hub(hub, make_config, data, stats, raw_batch):
     set_features(config, data)
     pre, _ = make_processors(config, stats)
     assert preprocess(raw_batch, pre)[OBS_LANGUAGE_ATTENTION_MASK].sum(dim=1).min() > 1
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_full_disk_while_the_tokenizer_is_fetched_is_no_fault_of_the_network(wrapped):
+    def build():
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if wrapped:  # as LeRobot wraps what its steps raise
+            raise ValueError("Failed to instantiate processor step") from full
+        raise full
+
+    with pytest.raises(MachineError, match=r"hub: the disk is full .*make room there"):
+        _with_tokenizer(build)
