@@ -92,14 +92,18 @@ def one_line(text: object, most: int = 500) -> str:
     return line if len(line) <= most else line[: most - 3] + "..."
 
 
+def without_controls(text: str) -> str:
+    """A text with blanks for control and formatting characters, such as those of terminal escapes."""
+    return "".join(
+        letter if letter == "\n" or not unicodedata.category(letter).startswith("C") else " "
+        for letter in text
+    )
+
+
 def message(error: Exception) -> str:
     """What to print of an error: a part may be a stranger's, so no terminal escapes and no endless texts."""
     text = str(error)
-    kept = "".join(
-        letter if letter == "\n" or not unicodedata.category(letter).startswith("C") else " "
-        for letter in text[:_LONGEST]
-    )
-    return kept if len(text) <= _LONGEST else f"{kept}..."
+    return without_controls(text[:_LONGEST]) + ("..." if len(text) > _LONGEST else "")
 
 
 def first_line(error: BaseException) -> str:

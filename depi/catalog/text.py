@@ -1,6 +1,6 @@
 """Untrusted text, made safe to print and to store."""
 
-import unicodedata
+from depi.errors import without_controls
 
 
 def clean(text: object, limit: int = 200) -> str:
@@ -9,11 +9,7 @@ def clean(text: object, limit: int = 200) -> str:
     Terminal escapes, line breaks and bidirectional overrides cannot pass. Rich markup can, and must be
     escaped where it is printed.
     """
-    kept = "".join(
-        " " if unicodedata.category(character).startswith(("C", "Z")) else character
-        for character in str(text)[: 4 * limit]
-    )
-    line = " ".join(kept.split())
+    line = " ".join(without_controls(str(text)[: 4 * limit]).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 

@@ -174,29 +174,14 @@ class Pi0Policy(OwnPolicy):
             )
 
     def predict_action_chunk(
-        self,
-        batch: dict[str, Any],
-        noise: Tensor | None = None,
-        *,
-        num_steps: int | None = None,
-        inference_delay: int | None = None,
-        prev_chunk_left_over: Tensor | None = None,
-        execution_horizon: int | None = None,
+        self, batch: dict[str, Any], noise: Tensor | None = None, **choices: Any
     ) -> Tensor:
         """Sample normalised actions, float32 [B, H, D], for a processed batch.
 
         With `num_samples` above 1 the chunk of `sample_chunks` that is nearest to their mean. See there for
         the arguments, and for the errors.
         """
-        chunks = self.sample_chunks(
-            batch,
-            noise,
-            num_steps=num_steps,
-            inference_delay=inference_delay,
-            prev_chunk_left_over=prev_chunk_left_over,
-            execution_horizon=execution_horizon,
-        )
-        return nearest_to_mean(chunks)
+        return nearest_to_mean(self.sample_chunks(batch, noise, **choices))
 
     def sample_chunks(
         self,

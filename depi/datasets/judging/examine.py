@@ -21,7 +21,7 @@ from depi.errors import DatasetError
 
 # A frame of an arm that never moves takes 6.4 bytes of a parquet file: with fewer, frames are a mere claim.
 _BYTES_PER_FRAME = 4
-# More than anybody has published of one arm: limits grow no further.
+# Limits grow no further: 200 s and 7 GB.
 _MOST_FRAMES = 10_000_000
 
 
