@@ -14,7 +14,15 @@ from pathlib import Path
 # Where the subclasses are registered that a field of a base class may be: policies that DePi trains, and
 # environments that LeRobot's factory or DePi's simulator make. A star stands for the modules of a package.
 CHOICES = {
-    "PreTrainedConfig": ("lerobot.policies.pi0.configuration_pi0", "depi.policies.*"),
+    "PreTrainedConfig": (
+        "lerobot.policies.pi0.configuration_pi0",
+        "depi.policies.*",
+        "lerobot.policies.act.configuration_act",
+        "lerobot.policies.diffusion.configuration_diffusion",
+        "lerobot.policies.vqbet.configuration_vqbet",
+        "lerobot.policies.smolvla.configuration_smolvla",
+        "lerobot.policies.multi_task_dit.configuration_multi_task_dit",
+    ),
     "EnvConfig": ("lerobot.envs.configs", "depi.sim.*", "depi.evaluation.*"),
 }
 # Policy types of LeRobot's that have more flags here than its configuration has fields.

@@ -1,7 +1,7 @@
 """The interface of policies in an evaluation: one function, `act(observations) -> chunks`."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -109,6 +109,11 @@ def check_cameras(
         logger.warning("the policy does not use these cameras: %s", ", ".join(sorted(left)))
 
 
+def numbered_slots(policy_keys: Iterable[str]) -> bool:
+    """Whether a policy's cameras are slots, `observation.images.0` and so on."""
+    return all(key == f"observation.images.{slot}" for slot, key in enumerate(policy_keys))
+
+
 def camera_keys(
     policy_keys: Sequence[str], cameras: Sequence[str], *, rename: dict[str, str], order: str = "name"
 ) -> dict[str, str | None]:
@@ -124,8 +129,7 @@ def camera_keys(
 
     if not cameras:
         raise UserError("the environment has no camera, the policy needs at least one")
-    slots = [f"observation.images.{slot}" for slot in range(len(policy_keys))]
-    numbered = list(policy_keys) == slots
+    slots, numbered = list(policy_keys), numbered_slots(policy_keys)
     if numbered and not rename:
         taken = camera_order(order).by_slot(cameras, len(slots))
         if not any(taken):

@@ -186,10 +186,32 @@ def as_actor(
     *,
     cameras: str,
     convention: str,
+    letterboxed: bool = True,
 ) -> "Actor":
-    """Wrap a policy as an Actor; an Actor is returned unchanged."""
+    """Wrap a policy as an Actor; an Actor is returned unchanged.
+
+    Args:
+        policy, processors: as for `roll_out`.
+        config: of the evaluation.
+        cameras, convention: as for `roll_out`.
+        letterboxed: images are scaled to the policy's size, as its training did; DePi's own policies do that
+            themselves.
+    """
     if hasattr(policy, "act"):
         return policy
+    from depi.policies.families import family_of
+
+    if not family_of(policy.config).own:
+        from depi.evaluation.lerobot_policies import LeRobotActor
+
+        return LeRobotActor(
+            policy.model,
+            processors or (None, None),
+            cameras=cameras,
+            convention=convention,
+            letterboxed=letterboxed,
+            rename=config.rename_map,
+        )
     from depi.evaluation.pi0_actor import Pi0Actor
 
     return Pi0Actor(

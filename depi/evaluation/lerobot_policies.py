@@ -6,6 +6,7 @@ name.
 
 import contextlib
 import copy
+import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +21,12 @@ from lerobot.processor import PolicyProcessorPipeline
 from lerobot.utils.constants import OBS_STATE
 from numpy.typing import NDArray
 
+from depi.datasets.recording.cameras import letterbox
 from depi.datasets.recording.joints import from_degrees, to_degrees
 from depi.errors import UserError, one_line
 from depi.evaluation.actors import Observation, camera_keys, check_cameras, check_dimensions, units
-from depi.evaluation.environments import EnvTable
+from depi.evaluation.config import EnvironmentConfig
+from depi.evaluation.environments import TABLES, EnvTable
 from depi.evaluation.pi0_actor import generator
 from depi.policies.checkpoint import WEIGHTS
 from depi.policies.configuration import check_fields
@@ -91,6 +94,20 @@ def _load(folder: Path, config: Any) -> PreTrainedPolicy:
     return policy
 
 
+def sized_for(config: Any, env: EnvironmentConfig) -> EnvironmentConfig:
+    """An environment whose cameras have the size that a policy takes, where it can be chosen.
+
+    Args:
+        config: of the policy, whose images are not letterboxed.
+        env: the environment.
+    """
+    shapes = {feature.shape for feature in config.image_features.values()}
+    if env.type not in (*TABLES, "so101") or len(shapes) != 1:
+        return env
+    _, height, width = shapes.pop()
+    return dataclasses.replace(env, observation_height=height, observation_width=width)
+
+
 class LeRobotActor:
     """A policy of LeRobot's, called for one environment at a time.
 
@@ -108,12 +125,15 @@ class LeRobotActor:
         policy: PreTrainedPolicy,
         pipelines: Pipelines,
         *,
+        cameras: str = "name",
         convention: str = "degrees",
+        letterboxed: bool = False,
         n_action_steps: int | None = None,
         rename: dict[str, str] | None = None,
     ):
         self._policy, (self._before, self._after) = policy, pipelines
-        self._convention, self._rename = convention, rename or {}
+        self._letterboxed = letterboxed
+        self._order, self._convention, self._rename = cameras, convention, rename or {}
         if n_action_steps is not None:
             self._set_action_steps(n_action_steps)
         self._memories: dict[int, dict[str, Any]] = {}
@@ -139,7 +159,7 @@ class LeRobotActor:
             raise UserError("the policy needs the environment's state, which is no part of observations")
         names = list(config.image_features)
         if names:
-            check_cameras(names, tables, rename=self._rename)
+            check_cameras(names, tables, rename=self._rename, order=self._order)
         for table in {tuple(table.cameras): table for table in tables}.values():
             check_dimensions(config, table)
 
@@ -177,10 +197,21 @@ class LeRobotActor:
         for key, image in observation.seen.images.items():
             name = keys[key]
             if name is not None:
-                self._check_size(key, image, self._policy.config.image_features[name].shape)
-                batch[name] = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+                batch[name] = self._fitted(key, image, self._policy.config.image_features[name].shape)
+        for name in self._policy.config.image_features.keys() - batch.keys():  # a slot without a camera
+            if self._letterboxed:
+                batch[name] = torch.zeros(1, *self._policy.config.image_features[name].shape)
         state = from_degrees(observation.seen.state, units(observation.table, self._convention))
         return {**batch, OBS_STATE: torch.from_numpy(state)[None]}
+
+    def _fitted(self, key: str, image: NDArray[np.uint8], shape: Sequence[int]) -> torch.Tensor:
+        """A picture as the policy takes it, float [1, 3, H, W], 0..1."""
+        pixels = torch.from_numpy(image).permute(2, 0, 1)
+        if self._letterboxed:
+            pixels = letterbox(pixels, shape[1])
+        else:
+            self._check_size(key, image, shape)
+        return pixels[None].float() / 255
 
     def _check_size(self, key: str, image: NDArray[np.uint8], shape: Sequence[int]) -> None:
         """Most policies accept one image size only; those of language models resize images themselves."""
@@ -195,4 +226,4 @@ class LeRobotActor:
         names = list(self._policy.config.image_features)
         if not names:
             return dict.fromkeys(table.cameras)
-        return camera_keys(names, tuple(table.cameras), rename=self._rename)
+        return camera_keys(names, tuple(table.cameras), rename=self._rename, order=self._order)

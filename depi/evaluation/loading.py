@@ -6,7 +6,7 @@ from typing import Any
 from depi.datasets.recording.cameras import camera_order
 from depi.datasets.recording.joints import CONVENTIONS
 from depi.errors import UserError, one_line
-from depi.evaluation.actors import Actor
+from depi.evaluation.actors import Actor, numbered_slots
 from depi.evaluation.config import EvaluateConfig
 from depi.evaluation.pi0_actor import Pi0Actor
 from depi.evaluation.results import checkpoint_digest
@@ -14,7 +14,7 @@ from depi.files import read_json
 from depi.policies import Pi0Policy, load_policy, load_processors, resolve_checkpoint
 from depi.policies.checkpoint import policy_type
 from depi.policies.choices import check_choices
-from depi.policies.families import TYPES
+from depi.policies.families import TYPES, family
 from depi.policies.indicator import is_conditioned
 
 
@@ -32,21 +32,27 @@ def load_actor(config: EvaluateConfig) -> tuple[Actor, dict[str, Any]]:
         "policy_type": kind,
         "checkpoint_digest": checkpoint_digest(folder),
     }
-    if kind in TYPES:
+    if kind in TYPES and family(kind).own:
         return _load_pi0(folder, config), identity
     if config.policy.guidance is not None:
         raise UserError(f"--policy.guidance: a policy of type {kind} has no advantage indicator to follow")
     if config.policy.num_samples is not None:
         raise UserError(f"--policy.num_samples: policies of type {kind} sample one chunk; leave it out")
-    from depi.evaluation.lerobot_policies import LeRobotActor, load_lerobot_policy
+    from depi.evaluation.lerobot_policies import LeRobotActor, load_lerobot_policy, sized_for
 
     policy, pipelines = load_lerobot_policy(
         folder, kind, config.policy.device, trusted=_is_trusted(folder, config)
     )
+    cameras, convention = training_choices(folder)
+    letterboxed = _is_letterboxed(folder, policy.config)
+    if not letterboxed and config.env.observation_height is None and config.env.observation_width is None:
+        config.env = sized_for(policy.config, config.env)
     actor = LeRobotActor(
         policy,
         pipelines,
-        convention=training_choices(folder)[1],
+        cameras=cameras,
+        convention=convention,
+        letterboxed=letterboxed,
         n_action_steps=config.policy.n_action_steps,
         rename=config.rename_map,
     )
@@ -97,6 +103,16 @@ def _fast(policy: Pi0Policy) -> Pi0Policy:
     if next(policy.parameters()).device.type == "cuda":
         policy.for_inference()
     return policy
+
+
+def _is_letterboxed(folder: Path, policy: Any) -> bool:
+    """Whether DePi trained a policy of LeRobot's on images that it had scaled to one size."""
+    path = folder / "train_config.json"
+    saved = read_json(path) if path.exists() else {}
+    data = saved.get("dataset") if isinstance(saved, dict) else None
+    if not isinstance(data, dict) or "max_cameras" not in data:  # LeRobot has no such flag
+        return False
+    return data.get("image_size") is not None or numbered_slots(policy.image_features)
 
 
 def training_choices(folder: Path) -> tuple[str, str]:

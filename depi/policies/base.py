@@ -1,5 +1,6 @@
 """What DePi's own policies have in common, behind LeRobot's policy interface."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,10 @@ class OwnPolicy(PreTrainedPolicy):
         device = next(self.parameters()).device.type
         return torch.autocast(device, torch.bfloat16, enabled=self.config.dtype == "bfloat16")
 
+    def save_weights(self, path: Path, state: Mapping[str, Tensor]) -> None:
+        """Write `state`, a state dict of this policy, in the family's layout; see `convert.save_weights`."""
+        save_weights(path, state, self.layout)
+
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write config.json, depi.json and model.safetensors.
 
@@ -71,7 +76,7 @@ class OwnPolicy(PreTrainedPolicy):
         """
         save_config(self.config, save_directory)
         state = merged_state(state_dict or self.state_dict(), self.model)
-        save_weights(save_directory / WEIGHTS, state, self.layout)
+        self.save_weights(save_directory / WEIGHTS, state)
 
     @classmethod
     def from_pretrained(

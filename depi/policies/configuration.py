@@ -30,6 +30,8 @@ def dimensions_of(config: Any) -> SceneDimensions:
     Raises:
         UserError: the configuration asks for something that DePi does not do.
     """
+    if not family_of(config).own:
+        return family_of(config).dimensions(config)  # which says why there are none
     height, width = config.image_resolution
     if height != width:
         raise UserError(f"policy configuration: image_resolution {height}x{width} is not square")
@@ -102,30 +104,36 @@ class TrainingData(Protocol):
     state_dim: int
     action_dim: int
     camera_slots: tuple[str, ...]  # batch keys
+    # Height and width in pixels of each slot's images, which policies of DePi's own scale themselves.
+    image_sizes: tuple[tuple[int, int], ...]
 
 
 def set_features(config: Any, data: TrainingData) -> None:
     """Tell `config` what the data looks like.
 
-    Weights do not depend on it: a checkpoint keeps working with other cameras and other vectors. A family
-    that does not act sees no actions.
+    The weights of DePi's own networks do not depend on it: a checkpoint keeps working with other cameras and
+    other vectors. A family that does not act sees no actions.
 
     Raises:
         UserError: state or action have more numbers than the policy has room for, or there is no camera.
     """
-    rooms = [("state", data.state_dim, config.max_state_dim)]
+    family = family_of(config)
+    rooms = [("state", data.state_dim, config.max_state_dim if family.own else MOST_COUNTED)]
     outputs = {}
-    if family_of(config).acts:
-        rooms.append(("action", data.action_dim, config.max_action_dim))
+    if family.acts:
+        rooms.append(("action", data.action_dim, config.max_action_dim if family.own else MOST_COUNTED))
         outputs[ACTION] = PolicyFeature(type=FeatureType.ACTION, shape=(data.action_dim,))
     for name, size, room in rooms:
         if not 0 < size <= room:
             raise UserError(f"the data's {name} has {size} numbers, the policy has room for 1 to {room}")
     if not data.camera_slots:
         raise UserError("the policy needs at least one camera, and the data has none")
-    visual = PolicyFeature(type=FeatureType.VISUAL, shape=(3, *config.image_resolution))
+    sizes = [config.image_resolution] * len(data.camera_slots) if family.own else data.image_sizes
     config.input_features = {
-        **dict.fromkeys(data.camera_slots, visual),
+        **{
+            slot: PolicyFeature(type=FeatureType.VISUAL, shape=(3, *size))
+            for slot, size in zip(data.camera_slots, sizes, strict=True)
+        },
         OBS_STATE: PolicyFeature(type=FeatureType.STATE, shape=(data.state_dim,)),
     }
     config.output_features = outputs

@@ -33,6 +33,34 @@ def empty_policy(config: Any) -> AnyPolicy:
         return family_of(config).policy(config)
 
 
+def read_policy(config: Any, weights: Path, *, device: str | None = None, strict: bool = True) -> AnyPolicy:
+    """The policy of a configuration, on `config.device` or `device`, with the weights of a file.
+
+    Args:
+        config: of the policy, with features.
+        weights: a safetensors file; see `depi.policies.convert.load_weights`.
+        device: where to put it.
+        strict: if False, parameters that the file lacks are drawn at random, with a warning that names them.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another network.
+    """
+    device = device or config.device or "cpu"
+    if not family_of(config).own:
+        return family_of(config).policy.read(config, weights, device=device, strict=strict)
+    policy = empty_policy(config)
+    leftovers = load_weights(weights, policy.model, policy.layout, device=device, strict=strict)
+    if leftovers:
+        _draw_missing(policy.model, device)
+        logger.warning(
+            "%s: %d tensors do not match; missing ones keep random values: %s",
+            weights,
+            len(leftovers),
+            "; ".join(leftovers[:20]),
+        )
+    return policy
+
+
 def make_policy(config: Any, data: TrainingData, *, device: str | None = None) -> AnyPolicy:
     """A policy with random weights; of a value function, those that `init_from` has not got.
 
@@ -48,6 +76,8 @@ def make_policy(config: Any, data: TrainingData, *, device: str | None = None) -
         raise UserError("policy configuration: use_peft needs a checkpoint to which the adapters belong")
     set_features(config, data)
     config.device = device or config.device
+    if not family_of(config).own:
+        return family_of(config).policy(config).to(config.device)
     policy = empty_policy(config)
     policy.to_empty(device=config.device)
     policy.init_weights()
@@ -117,19 +147,10 @@ def load_any_policy(
     config.device = device or config.device
     if data is not None:
         set_features(config, data)
-    policy = empty_policy(config)
+    if is_adapter(folder) and not family_of(config).own:
+        raise UserError(f"{folder} holds adapters of a {config.type} policy, which DePi does not merge")
     weights = _base_folder(folder) if is_adapter(folder) else folder
-    leftovers = load_weights(
-        weights / WEIGHTS, policy.model, policy.layout, device=config.device or "cpu", strict=strict
-    )
-    if leftovers:
-        _draw_missing(policy.model, config.device or "cpu")
-        logger.warning(
-            "%s: %d tensors do not match; missing ones keep random values: %s",
-            weights / WEIGHTS,
-            len(leftovers),
-            "; ".join(leftovers[:20]),
-        )
+    policy = read_policy(config, weights / WEIGHTS, strict=strict)
     if is_adapter(folder):
         merge_adapters(policy.model, policy.layout, folder)
         config.use_peft = False

@@ -20,6 +20,10 @@ TYPES = {
     "pi0": "depi.policies.family_pi0",
     "depi_pi0": "depi.policies.family_pi0",
     "value": "depi.policies.family_value",
+    # LeRobot's own classes:
+    **dict.fromkeys(
+        ("act", "diffusion", "vqbet", "smolvla", "multi_task_dit"), "depi.policies.family_lerobot"
+    ),
 }
 
 
@@ -53,8 +57,11 @@ class Family:
             UserError for settings that would be ignored, a ValueError where sizes do not fit together.
         layout: sizes -> the names of weights in a file.
         processors: (configuration, statistics) -> LeRobot's pipelines before and after it.
-        allowed: what a stranger's checkpoint may name.
+        allowed: what a stranger's checkpoint may name; None: what `depi.policies.trust` says of its type.
         needs: what a training sample needs beside what was recorded: keys of `depi.training.data.NEEDS`.
+        own: its network is one of `depi.models`: it can be compiled, recomputed, sharded and adapted, reads
+            batches packed, gives a loss for each sample, and knows of absent cameras. If not, `policy` is
+            `depi.policies.lerobot_policy.LeRobotPolicy`, and `network`, `dimensions` and `layout` refuse.
         acts: it gives actions. If not, samples hold one action that nobody looks at, and environments,
             advantages and LoRA are refused.
         stock: the policy types that LeRobot has too, whose checkpoints its commands run without a plugin.
@@ -70,13 +77,19 @@ class Family:
     dimensions: Callable[[Any], "SceneDimensions"]
     layout: Callable[[Any], "Layout"]
     processors: Callable[..., tuple[Any, Any]]
-    allowed: Allowed
+    allowed: Allowed | None
     needs: tuple[str, ...]
     about: str
     output: Callable[[Any], str]
+    own: bool = True
     acts: bool = True
     stock: tuple[str, ...] = ()
     usage: tuple[str, ...] = ()
+
+
+def own_types() -> str:
+    """The policy types whose networks are DePi's, for a sentence."""
+    return ", ".join(kind for kind in TYPES if family(kind).own)
 
 
 def family(kind: str) -> Family:

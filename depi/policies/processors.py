@@ -80,7 +80,7 @@ def relative_joints(config: Any) -> list[bool] | None:
 
     Those whose name contains one of `relative_exclude_joints` stay absolute, by LeRobot's own rule.
     """
-    if not config.use_relative_actions:
+    if not getattr(config, "use_relative_actions", False):
         return None
     step = RelativeActionsProcessorStep(
         exclude_joints=config.relative_exclude_joints, action_names=config.action_feature_names
@@ -285,6 +285,8 @@ def _with_tokenizer(build: Callable[[], tuple[Pipeline, Pipeline]]) -> tuple[Pip
 
 
 def _fit_tokenizer(pre: Pipeline, config: Any) -> None:
+    if not family_of(config).own:
+        return
     room = dimensions_of(config).vocab_size
     for step in pre.steps:
         if isinstance(step, TokenizerProcessorStep):

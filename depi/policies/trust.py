@@ -70,7 +70,8 @@ LEROBOT_TYPES: Mapping[str, Allowed] = {
 
 def allowed_of(kind: str) -> Allowed | None:
     """What a checkpoint of a policy type may name; None for a type that is not built for strangers."""
-    return family(kind).allowed if kind in TYPES else LEROBOT_TYPES.get(kind)
+    allowed = family(kind).allowed if kind in TYPES else None
+    return allowed or LEROBOT_TYPES.get(kind)
 
 
 def check_checkpoint(folder: Path, kind: str) -> None:
@@ -87,7 +88,7 @@ def check_checkpoint(folder: Path, kind: str) -> None:
     if allowed is None:
         raise UserError(
             f"{folder} is of policy type {one_line(repr(kind), 200)}; without code of strangers DePi builds "
-            f"{', '.join([*TYPES, *LEROBOT_TYPES])}. If you trust its author: "
+            f"{', '.join(dict.fromkeys([*TYPES, *LEROBOT_TYPES]))}. If you trust its author: "
             "--trust_checkpoint=USER/NAME@COMMIT"
         )
     content = read_json(folder / CONFIG)

@@ -94,7 +94,7 @@ def _interface_lines(config: TrainConfig, policy: PreTrainedConfig) -> list[str]
     return [
         "## Inputs and outputs",
         "",
-        f"- Cameras: {cameras}, letterboxed to {policy.image_resolution[0]} px; any of them may be absent.",
+        f"- Cameras: {cameras}, {_sizes(policy)}.",
         f"- State: {policy.robot_state_feature.shape[0]} joints.",
         family_of(policy).output(policy),
         f"- Units: {UNITS[config.dataset.joint_convention]}",
@@ -103,6 +103,15 @@ def _interface_lines(config: TrainConfig, policy: PreTrainedConfig) -> list[str]
         WEIGHTS_LINES["ema" if averaged else "raw"],
         "",
     ]
+
+
+def _sizes(policy: PreTrainedConfig) -> str:
+    if family_of(policy).own:
+        return f"letterboxed to {policy.image_resolution[0]} px; any of them may be absent"
+    sizes = dict.fromkeys(
+        f"{feature.shape[1]} x {feature.shape[2]}" for feature in policy.image_features.values()
+    )
+    return f"{' and '.join(sizes)} px (height x width)"
 
 
 def _usage_lines(commands: tuple[str, ...]) -> list[str]:

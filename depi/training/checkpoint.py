@@ -17,8 +17,7 @@ from depi.policies import load_config, load_policy
 from depi.policies import save_checkpoint as save_policy
 from depi.policies.adapters import add_adapters, load_adapters
 from depi.policies.checkpoint import WEIGHTS
-from depi.policies.convert import load_weights, save_weights
-from depi.policies.factory import AnyPolicy, empty_policy
+from depi.policies.factory import AnyPolicy, read_policy
 from depi.training.card import model_card
 from depi.training.config import TRAIN_CONFIG_NAME, TrainConfig, config_to_json
 from depi.training.ema import MovingAverage
@@ -89,7 +88,7 @@ def _write_model(
         exported, other, name = other, exported, RAW
     save_policy(folder / PRETRAINED_MODEL_DIR, policy, *processors, weights=exported)
     if other:
-        save_weights(folder / TRAINING_STATE_DIR / f"{name}.safetensors", other, policy.layout)
+        policy.save_weights(folder / TRAINING_STATE_DIR / f"{name}.safetensors", other)
     if config.peft is not None:
         (folder / ADAPTER_DIR).mkdir()
         save_policy(folder / ADAPTER_DIR, policy, *processors, weights=snapshot.weights, adapters=True)
@@ -164,9 +163,7 @@ def load_trained_policy(config: TrainConfig, pretrained: Path) -> AnyPolicy:
     saved = load_config(pretrained)
     if config.peft is None:
         saved.device = device or saved.device
-        policy = empty_policy(saved)
-        load_weights(weights_file(pretrained, RAW), policy.model, policy.layout, device=saved.device or "cpu")
-        return policy
+        return read_policy(saved, weights_file(pretrained, RAW))
     base = config.policy.pretrained_path
     assert base is not None
     policy = load_policy(base, config=saved, device=device)

@@ -21,7 +21,7 @@ from depi.hub.names import is_repo_id
 from depi.policies import load_config, resolve_checkpoint
 from depi.policies.choices import NAMES as CHOICES
 from depi.policies.choices import are_beside, check_choices, set_choices, split_flags
-from depi.policies.families import family, family_of
+from depi.policies.families import family, family_of, own_types
 from depi.policies.trust import check_checkpoint
 from depi.training.config import TRAIN_CONFIG_NAME, TrainConfig
 from depi.training.data import mixture_of, weighted_mixture
@@ -48,6 +48,8 @@ def parse_train_config(args: Sequence[str]) -> TrainConfig:
         _name_policy(config, args)
         _name_output_dir(config)
     check_data_source(config)
+    if not family_of(config.policy).own:
+        _check_lerobot_policy(config)
     _check_foreign_choices(config, args)
     if config.pushes:
         _check_publishing(config)
@@ -199,24 +201,55 @@ def _name_policy(config: TrainConfig, args: Sequence[str]) -> None:
         raise UserError(
             "no policy: give --policy.type=pi0 to start from scratch or --policy.path to fine-tune"
         )
-    if family_of(config.policy).acts:
-        check_choices(config.policy)
-    else:
+    family = family_of(config.policy)
+    if not family.acts:
         _check_value_function(config)
+    elif family.own:
+        check_choices(config.policy)
+    if family.own and config.dataset.image_size is not None:
+        raise UserError(
+            f"--dataset.image_size={config.dataset.image_size}: {config.policy.type} sees images of "
+            f"--policy.image_resolution={list(config.policy.image_resolution)}, leave it out"
+        )
     if config.peft is not None and config.policy.pretrained_path is None:
         raise UserError("--peft adapts a trained policy: name it with --policy.path")
-    if config.policy.use_amp:
+    if family.own and config.policy.use_amp:
         raise UserError("--policy.use_amp is not done here: choose --policy.dtype=bfloat16")
-    if not config.policy.optimizer_lr > 0:
-        raise UserError(f"--policy.optimizer_lr must be positive, not {config.policy.optimizer_lr}")
-    if not config.policy.optimizer_grad_clip_norm >= 0:
+    preset = config.policy.get_optimizer_preset()
+    if not preset.lr > 0:
+        raise UserError(f"--policy.optimizer_lr must be positive, not {preset.lr}")
+    if not preset.grad_clip_norm >= 0:
         raise UserError(
             "--policy.optimizer_grad_clip_norm must be positive, or 0 for no limit, not "
-            f"{config.policy.optimizer_grad_clip_norm}"
+            f"{preset.grad_clip_norm}"
         )
     for arg in args:  # of a device that there is not, LeRobot's configuration makes another one
         if arg.startswith("--policy.device=") and ":" in arg:
             raise UserError(f"{arg}: accelerate gives each process its own; choose with CUDA_VISIBLE_DEVICES")
+
+
+def _check_lerobot_policy(config: TrainConfig) -> None:
+    """Refuse what needs a network of DePi's own; leaving absent cameras out of batches is one such thing."""
+    assert config.policy is not None
+    config.ragged = False
+    asked = {
+        "--compile": config.compile,
+        "--recompute": config.recompute > 0,
+        "--sharding": config.sharding != "none",
+        "--peft": config.peft is not None,
+        "--advantage.mode": config.advantage.mode != "off",
+    }
+    if config.resume and config.policy.type == "vqbet":
+        raise UserError(
+            "a vqbet run cannot go on exactly: LeRobot's class counts the steps of its first stage outside of "
+            "checkpoints; begin another run from it with --policy.path"
+        )
+    for flag, given in asked.items():
+        if given:
+            raise UserError(
+                f"{flag} is for DePi's own networks ({own_types()}), and {config.policy.type} is LeRobot's: "
+                "leave it out"
+            )
 
 
 def _check_value_function(config: TrainConfig) -> None:

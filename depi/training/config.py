@@ -62,6 +62,9 @@ class DatasetConfig:
     action_freq: float | None = None
 
     max_cameras: int = 3
+    # Of LeRobot's own policies: side in pixels of the images, letterboxed to a square; null: as recorded, of
+    # one dataset with --dataset.cameras=name, else 224.
+    image_size: int | None = None
     # Slots of the cameras: by name, by view (wrist, front, top, side), shuffle for each sample, or a list of
     # cameras or views such as front,wrist,top: slot 0 is for the first, others are left out.
     cameras: str = "name"
@@ -118,6 +121,8 @@ class DatasetConfig:
         for name in ("max_cameras", "min_episode_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--dataset.{name} must be at least 1, not {getattr(self, name)}")
+        if self.image_size is not None and not 16 <= self.image_size <= 4096:
+            raise ValueError(f"--dataset.image_size must be 16 to 4096, not {self.image_size}")
         check_slots(self.cameras, self.max_cameras)
         if self.action_freq is not None and not 0 < self.action_freq <= 1000:
             raise ValueError(f"--dataset.action_freq must be above 0, not {self.action_freq}")

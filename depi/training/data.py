@@ -29,9 +29,11 @@ from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
 from depi.errors import UserError
 from depi.files import read_json
 from depi.policies import on_cpu, pack_batch, preprocess
+from depi.policies.batches import to_float
 from depi.policies.choices import choices_of
 from depi.policies.families import family_of
 from depi.policies.indicator import as_told
+from depi.policies.lerobot_policy import SEED
 from depi.policies.pi0 import INFERENCE_DELAY
 from depi.training.conditioning import Conditioning, make_conditioning
 from depi.training.config import DatasetConfig, TrainConfig
@@ -174,6 +176,7 @@ def training_stream(
     data = config.dataset
     filters = FrameFilter(
         min_episode_frames=data.min_episode_frames,
+        drop_last=getattr(policy, "drop_n_last_frames", 0),
         trim_idle=data.trim_idle,
         exclude=read_exclusions(data.exclude) if data.exclude else {},
         eval_split=data.eval_split,
@@ -232,8 +235,12 @@ def _return(dataset: MultiLeRobotDataset, config: TrainConfig, policy: PreTraine
     return ValueTargets(dataset, policy, success=data.success, assume_success=data.assume_success)
 
 
+def _seed(dataset: MultiLeRobotDataset, config: TrainConfig, policy: PreTrainedConfig) -> Addition:
+    return SeedDraw(config.seed)
+
+
 # What the record of a family may ask for.
-NEEDS = {"flow": _flow, "return": _return}
+NEEDS = {"flow": _flow, "return": _return, "seed": _seed}
 
 
 def _read_weights(path: Path) -> dict[str, float]:
@@ -307,6 +314,17 @@ def flow_draws(policy: PreTrainedConfig, seed: int, position: int) -> tuple[np.n
     return noise, np.float32(beta * policy.time_sampling_scale + policy.time_sampling_offset)
 
 
+class SeedDraw:
+    """The seed of what a policy draws itself, which the run's seed and the position say."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __call__(self, position: int, sample: Mapping[str, Any]) -> dict[str, Any]:
+        """`seed`, below 2**63; a batch takes its first sample's."""
+        return {SEED: int(position_generator(self.seed, position, _FLOW).integers(1 << 63))}
+
+
 class Collate:
     """Samples into a batch that is ready for the policy, still on the CPU: workers do it, tokenizer included.
 
@@ -321,9 +339,14 @@ class Collate:
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """Tensors by the keys that the policy's `forward` reads, and where the samples come from."""
-        batch = preprocess(default_collate(samples), self.pre)
-        tensors = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
-        return pack_batch(self.policy, tensors) if self.ragged else tensors
+        batch = default_collate(samples)
+        if not family_of(self.policy).own:
+            # LeRobot's policies want floats, and their seed is for the host.
+            batch |= {key: to_float(batch[key]) for key in self.policy.image_features}
+            batch[SEED] = samples[0][SEED]
+        batch = preprocess(batch, self.pre)
+        kept = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor | int)}
+        return pack_batch(self.policy, kept) if self.ragged else kept
 
 
 # Signals that ask training to stop: the trainer finishes its step, for which its workers still load data.

@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from depi.policies.convert import load_weights
-from depi.policies.factory import AnyPolicy, empty_policy
+from depi.policies.factory import AnyPolicy, read_policy
 from depi.training.sharding import shard_like
 
 
@@ -37,8 +36,7 @@ class MovingAverage:
         Raises:
             UserError: the file is missing, damaged or of another network.
         """
-        saved = empty_policy(policy.config)
-        load_weights(path, saved.model, saved.layout)
+        saved = read_policy(policy.config, path, device="cpu")
         values = dict(saved.named_parameters())
         for name, average in self.average.items():
             average.copy_(shard_like(values[name], average))

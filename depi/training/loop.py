@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from depi.errors import UserError
 from depi.log import start_logging
 from depi.policies.factory import AnyPolicy
+from depi.policies.families import family_of
 from depi.training.bad_steps import BadSteps, steps_skipped_before
 from depi.training.config import TrainConfig
 from depi.training.data import STOP_SIGNALS, Collate, batches, lost_workers_named
@@ -54,7 +55,12 @@ def train(config: TrainConfig) -> int:
     current step was finished and saved.
     """
     assert config.policy is not None
-    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+    ddp = DistributedDataParallelKwargs(
+        gradient_as_bucket_view=True,
+        broadcast_buffers=False,
+        # LeRobot's policies may leave parts out of a step, such as vqbet one half of it.
+        find_unused_parameters=not family_of(config.policy).own,
+    )
     group = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
     accelerator = Accelerator(cpu=config.policy.device == "cpu", kwargs_handlers=[ddp, group])
     start_logging(main_process=accelerator.is_main_process)
@@ -264,7 +270,7 @@ def clip_gradients(policy: AnyPolicy) -> torch.Tensor:
 
     A limit of 0 is none, as in LeRobot.
     """
-    limit = policy.config.optimizer_grad_clip_norm or math.inf
+    limit = policy.config.get_optimizer_preset().grad_clip_norm or math.inf
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), limit)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from depi.policies.families import family_of
 from depi.training.metrics import StepMetrics
 from depi.training.run_state import Run
 from depi.training.utilisation import FlopsCounter, memory_gb, peak_flops
@@ -19,7 +20,8 @@ class Meter:
         self.run = run
         self.peak = peak_flops(run.accelerator.device)
         whole = all(parameter.requires_grad for parameter in run.policy.parameters())
-        self.flops = FlopsCounter(run.policy) if self.peak and whole else None
+        counted = whole and family_of(run.policy.config).own
+        self.flops = FlopsCounter(run.policy) if self.peak and counted else None
         self.reset()
 
     def reset(self) -> None:

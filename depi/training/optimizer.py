@@ -1,29 +1,64 @@
-"""The optimizer: LeRobot's preset, computed in one pass over the parameters."""
+"""Optimizer and schedule: LeRobot's presets, the former computed in one pass over the parameters."""
+
+from dataclasses import asdict
+from typing import Any
 
 import torch
+from lerobot.optim import AdamConfig, AdamWConfig
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from depi.errors import UserError
 from depi.policies.factory import AnyPolicy
 
-# Where PyTorch has AdamW as one kernel.
+# Where PyTorch has Adam and AdamW as one kernel, which leaves out a bad step.
 FUSED_DEVICES = ("cuda", "cpu", "mps", "xpu")
+OPTIMIZERS: dict[type, type[torch.optim.Adam]] = {
+    AdamConfig: torch.optim.Adam,
+    AdamWConfig: torch.optim.AdamW,
+}
 
 
-def make_optimizer(policy: AnyPolicy) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters of `policy`, with the values of its configuration.
+def make_optimizer(policy: AnyPolicy) -> torch.optim.Adam:
+    """Adam or AdamW over the trainable parameters of `policy`, with the values of its configuration.
 
     The mathematics are those of LeRobot's preset. Parameters must be float32: a step of usual size is lost in
     the rounding of bfloat16, so frozen parts may be bfloat16 and trained ones may not.
+
+    Raises:
+        UserError: the preset is another optimizer.
     """
-    parameters = policy.get_optim_params()
+    groups = trained_groups(policy)
+    parameters = [parameter for group in groups for parameter in group["params"]]
     rounded = {parameter.dtype for parameter in parameters} - {torch.float32}
     if rounded:
         raise ValueError(f"trainable parameters must be float32, not {rounded}")
     preset = policy.config.get_optimizer_preset()
-    return torch.optim.AdamW(
-        parameters,
-        lr=preset.lr,
-        betas=preset.betas,
-        eps=preset.eps,
-        weight_decay=preset.weight_decay,
-        fused=all(parameter.device.type in FUSED_DEVICES for parameter in parameters),
-    )
+    if type(preset) not in OPTIMIZERS:
+        raise UserError(
+            f"policies of type {policy.config.type} are trained with {preset.type}, which DePi has not: "
+            "use lerobot-train"
+        )
+    settings = {name: value for name, value in asdict(preset).items() if name != "grad_clip_norm"}
+    fused = all(parameter.device.type in FUSED_DEVICES for parameter in parameters)
+    return OPTIMIZERS[type(preset)](groups, fused=fused, **settings)
+
+
+def trained_groups(policy: AnyPolicy) -> list[dict[str, Any]]:
+    """The policy's parameter groups, without what is frozen, and without groups that are then empty."""
+    given = list(policy.get_optim_params())
+    groups = given if given and isinstance(given[0], dict) else [{"params": given}]
+    trained = [
+        {**group, "params": [parameter for parameter in group["params"] if parameter.requires_grad]}
+        for group in groups
+    ]
+    return [group for group in trained if group["params"]]
+
+
+def make_scheduler(policy: AnyPolicy, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
+    """The schedule of the policy's preset; without one the learning rates stay as they are."""
+    preset = policy.config.get_scheduler_preset()
+    return LambdaLR(optimizer, _constant) if preset is None else preset.build(optimizer, steps)
+
+
+def _constant(step: int) -> float:
+    return 1.0

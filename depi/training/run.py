@@ -21,6 +21,7 @@ from depi.policies import load_processors, make_policy, make_processors, relativ
 from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
 from depi.policies.choices import choices_of
 from depi.policies.factory import AnyPolicy, load_any_policy
+from depi.policies.families import family_of
 from depi.policies.processors import is_told_advantages
 from depi.training.checkpoint import DATA_REPORT_NAME, load_trained_policy, load_training_state
 from depi.training.config import TrainConfig
@@ -28,12 +29,15 @@ from depi.training.data import PolicyStream, dataset_sources, open_sources, resu
 from depi.training.ema import MovingAverage
 from depi.training.estimate import Estimate, estimate_memory
 from depi.training.folders import check_checkpoint, remove_leftovers
-from depi.training.optimizer import make_optimizer
+from depi.training.optimizer import make_optimizer, make_scheduler
 from depi.training.run_state import Run
 from depi.training.sharding import shard
 from depi.training.validation import check_simulator
 
 logger = logging.getLogger(__name__)
+
+# Side of images in pixels, where policies that take any size see cameras of several.
+LETTERBOXED = 224
 
 
 def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
@@ -66,7 +70,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
             stream.conditioning.check_same(began["stream"].get("advantage"))
         begin_output(config, report)
     policy.train()
-    if policy.config.dtype == "bfloat16":
+    if getattr(policy.config, "dtype", None) == "bfloat16":
         hold_frozen_in_bfloat16(policy.model)
     if config.recompute:
         policy.model.set_recompute(config.recompute)
@@ -80,7 +84,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
         model = policy
     average = None if config.ema.decay is None else MovingAverage(policy, config.ema.decay)
     optimizer = make_optimizer(policy)
-    scheduler = policy.config.get_scheduler_preset().build(optimizer, config.steps)
+    scheduler = make_scheduler(policy, optimizer, config.steps)
     run = Run(
         config, accelerator, dataset, stream, policy, model, processors, optimizer, scheduler, average, report
     )
@@ -96,7 +100,8 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
             )
     if run.step < config.steps:
         describe(run)
-        logger.info("%s", expected_memory(run).line())
+        if family_of(policy.config).own:
+            logger.info("%s", expected_memory(run).line())
     else:
         logger.info("the run has finished its %s steps: ask for more with --steps", run.step)
     return run
@@ -141,12 +146,31 @@ def open_dataset(config: TrainConfig, began: Mapping[str, Any] | None = None) ->
         config,
         sources,
         began=None if began is None else began["datasets"],
-        chunk_size=config.policy.chunk_size,
-        image_size=config.policy.image_resolution[0],
-        antialias=choices_of(config.policy).image_antialias,
+        **sample_shape(config, len(sources)),
         action_freq=config.dataset.action_freq,
         prepared=config.dataset.prepared,
     )
+
+
+def sample_shape(config: TrainConfig, num_sources: int) -> dict[str, Any]:
+    """The arguments of MultiLeRobotDataset that follow from the policy."""
+    policy: Any = config.policy
+    if family_of(policy).own:
+        return {
+            "chunk_size": policy.chunk_size,
+            "image_size": policy.image_resolution[0],
+            "antialias": choices_of(policy).image_antialias,
+        }
+    data = config.dataset
+    as_recorded = num_sources == 1 and data.cameras == "name"
+    seen, actions = policy.observation_delta_indices, policy.action_delta_indices
+    return {
+        "chunk_size": len(actions),
+        "chunk_start": actions[0],
+        "history": None if seen is None else len(seen),
+        "image_size": data.image_size or (None if as_recorded else LETTERBOXED),
+        "recorded_keys": as_recorded,
+    }
 
 
 def check_same_data(accelerator: Accelerator, dataset: MultiLeRobotDataset) -> None:
@@ -194,7 +218,8 @@ def build_policy(config: TrainConfig, dataset: MultiLeRobotDataset) -> AnyPolicy
     policy_config: PreTrainedConfig = config.policy
     if config.resume_from:
         return load_trained_policy(config, config.resume_from)
-    policy_config.action_feature_names = list(dataset.action_names or []) or None
+    if hasattr(policy_config, "action_feature_names"):
+        policy_config.action_feature_names = list(dataset.action_names or []) or None
     if policy_config.pretrained_path is None:
         return make_policy(policy_config, dataset)
     policy = load_any_policy(

@@ -20,11 +20,13 @@ from torch.utils.data import BatchSampler
 from depi.datasets.recording.joints import CONVENTIONS
 from depi.datasets.union.multi import MultiLeRobotDataset
 from depi.errors import UserError
-from depi.evaluation.actors import Actor, Observation
+from depi.evaluation.actors import Actor, Observation, numbered_slots
 from depi.evaluation.config import EnvironmentConfig, EvaluateConfig, PolicyConfig
 from depi.evaluation.environments import resolve
 from depi.evaluation.evaluate import as_actor, check_environment, roll_out
+from depi.evaluation.lerobot_policies import sized_for
 from depi.policies.factory import AnyPolicy
+from depi.policies.families import family_of
 from depi.training.config import TrainConfig
 from depi.training.data import Collate, PolicyStream, load_batches
 from depi.training.run_state import Run
@@ -38,9 +40,10 @@ CURVES, NAMED = 10, 3
 def check_simulator(config: TrainConfig, policy: AnyPolicy, dataset: MultiLeRobotDataset) -> None:
     """Raise a UserError where the policy or the data do not fit the environment of `--env.type`."""
     if rolls_out(config):
-        choices = EvaluateConfig(env=_environment(config), eval=config.eval, seed=config.seed)
-        convention = _convention(config, dataset)
-        check_environment(choices, policy, cameras=config.dataset.cameras, convention=convention)
+        env = _environment(config, policy)
+        choices = EvaluateConfig(env=env, eval=config.eval, seed=config.seed)
+        actor = _actor(config, dataset, policy, (None, None), choices)
+        check_environment(choices, actor)
 
 
 def rolls_out(config: TrainConfig) -> bool:
@@ -97,6 +100,8 @@ def held_out_loss(run: Run, stream: PolicyStream) -> dict[str, float]:
     """The mean loss over the first samples of the held-out stream, and over those of each dataset."""
     config, accelerator = run.config, run.accelerator
     count = min(config.eval.n_samples, stream.samples.mixture.num_frames)
+    # LeRobot's policies give the loss of a batch: each sample is one.
+    batch_size = config.batch_size if family_of(run.policy.config).own else 1
     # Sharded networks need as many forward passes in every process: what is seen twice is counted once.
     processes = accelerator.num_processes
     positions = range(accelerator.process_index, -(-count // processes) * processes, processes)
@@ -104,13 +109,13 @@ def held_out_loss(run: Run, stream: PolicyStream) -> dict[str, float]:
         stream,
         config,
         Collate(run.processors[0], run.policy.config, ragged=config.ragged),
-        BatchSampler([position % count for position in positions], config.batch_size, drop_last=False),
+        BatchSampler([position % count for position in positions], batch_size, drop_last=False),
         pin=accelerator.device.type == "cuda",
     )
     # By dataset: the sum of the losses, and the number of samples.
     sums = torch.zeros(2, run.dataset.num_datasets, device=accelerator.device)
     counted = torch.tensor([float(position < count) for position in positions], device=accelerator.device)
-    for batch, weight in zip(batches, counted.split(config.batch_size), strict=True):
+    for batch, weight in zip(batches, counted.split(batch_size), strict=True):
         batch = send_to_device(batch, accelerator.device, non_blocking=True)
         with torch.no_grad(), run.policy.autocast():
             losses, _ = run.policy(batch, reduction="none")
@@ -160,13 +165,7 @@ def success(run: Run, stop: Sequence[int] = ()) -> dict[str, float]:
 
 def _roll_out(run: Run, policy: AnyPolicy, stop: Sequence[int]) -> dict[str, Any]:
     config = _evaluate_config(run)
-    actor = as_actor(
-        policy,
-        run.processors,
-        config,
-        cameras=run.config.dataset.cameras,
-        convention=_convention(run.config, run.dataset),
-    )
+    actor = _actor(run.config, run.dataset, policy, run.processors, config)
     return roll_out(config, _Stoppable(actor, stop), show_progress=False)
 
 
@@ -208,16 +207,38 @@ def _evaluate_config(run: Run) -> EvaluateConfig:
     assert config.output_dir is not None
     return EvaluateConfig(
         policy=PolicyConfig(path=f"{config.output_dir} step {run.step}"),
-        env=_environment(config),
+        env=_environment(config, run.policy),
         eval=config.eval,
         output_dir=config.output_dir / "eval" / f"{run.step:06d}",
         seed=config.seed,
     )
 
 
-def _environment(config: TrainConfig) -> EnvironmentConfig:
+def _actor(
+    config: TrainConfig,
+    dataset: MultiLeRobotDataset,
+    policy: AnyPolicy,
+    processors: tuple[Any, Any],
+    choices: EvaluateConfig,
+) -> Actor:
+    return as_actor(
+        policy,
+        processors,
+        choices,
+        cameras=config.dataset.cameras,
+        convention=_convention(config, dataset),
+        letterboxed=dataset.image_size is not None,
+    )
+
+
+def _environment(config: TrainConfig, policy: AnyPolicy) -> EnvironmentConfig:
+    """The environment of `--env.type`; for policies that take one size of images, in that size."""
     assert config.env is not None
-    return resolve(config.env)
+    env = resolve(config.env)
+    as_recorded = not family_of(policy.config).own and config.dataset.image_size is None
+    if as_recorded and not numbered_slots(policy.config.image_features):
+        return sized_for(policy.config, env)
+    return env
 
 
 def _convention(config: TrainConfig, dataset: MultiLeRobotDataset) -> str:

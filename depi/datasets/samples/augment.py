@@ -40,13 +40,13 @@ def augment(image: Tensor, strength: Augmentation, draw: np.ndarray, *, wrist: b
     """Change one image.
 
     Args:
-        image: uint8 [3, S, S].
+        image: uint8 [..., 3, H, W].
         strength: of each kind of change.
         draw: float [8] in -1..1, what was drawn for this image.
         wrist: the camera moves with the hand, so its geometry is left alone.
 
     Returns:
-        uint8 [3, S, S].
+        uint8 [..., 3, H, W].
     """
     brightness, contrast, saturation, hue, *place = draw.tolist()
     if strength.geometry and not wrist:
@@ -64,12 +64,12 @@ def _move(image: Tensor, strength: float, place: list[float]) -> Tensor:
     """Crop, resize and turn in one resampling."""
     across, down, turn, size = place
     zoom = 1 / (1 - CROP * strength * (1 + size) / 2)
-    # As far as the zoomed image still covers the square.
-    room = (zoom - 1) / 2 * image.shape[-1]
+    # As far as the zoomed image still covers the frame.
+    down_room, across_room = ((zoom - 1) / 2 * side for side in image.shape[-2:])
     return F.affine(
         image,
         angle=turn * ROTATION * strength,
-        translate=[across * room, down * room],
+        translate=[across * across_room, down * down_room],
         scale=zoom,
         shear=[0.0, 0.0],
         interpolation=InterpolationMode.BILINEAR,

@@ -40,6 +40,7 @@ class FrameFilter:
     """What is not drawn.
 
     min_episode_frames: an episode with fewer frames is left out (after its idle ends are cut off)
+    drop_last: frames at the end of every episode that are not drawn
     trim_idle: cut off the frames before an episode's first motion and after its last; see `moving_range`
     exclude: repo_id -> recorded episode indices that are left out
     eval_split: share of episodes that are held out of training; see `is_held_out`
@@ -48,6 +49,7 @@ class FrameFilter:
     """
 
     min_episode_frames: int = 1
+    drop_last: int = 0
     trim_idle: bool = False
     exclude: Mapping[str, Sequence[int]] = field(default_factory=dict)
     eval_split: float = 0.0
@@ -78,6 +80,7 @@ def frame_ranges(dataset: Frames, filters: FrameFilter) -> tuple[np.ndarray, dic
         before = int((ranges[:, 1] - ranges[:, 0]).sum())
         _trim(dataset, ranges)
         counts["idle_frames"] = before - int((ranges[:, 1] - ranges[:, 0]).sum())
+    ranges[:, 1] = np.maximum(ranges[:, 0], np.minimum(ranges[:, 1], start[1:] - filters.drop_last))
     length = ranges[:, 1] - ranges[:, 0]
     short = ~(excluded | other) & (length < max(1, filters.min_episode_frames))
     ranges[short, 1] = ranges[short, 0]

@@ -14,19 +14,22 @@ _BLOCK = 1 << 17
 """Frames at a time: what is computed of them stays in the processor's cache."""
 
 
-def chunk_places(chunk_size: int, fps: float, action_freq: float | None) -> tuple[np.ndarray, np.ndarray]:
-    """Where the actions of a chunk lie, counted in frames from its first.
+def chunk_places(
+    chunk_size: int, fps: float, action_freq: float | None, start: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the actions of a chunk lie, counted in frames from that of its step 0.
 
     Args:
         chunk_size: H, actions.
         fps: frames per second of the recording.
         action_freq: actions per second; None for one action per frame.
+        start: the chunk's first step.
 
     Returns:
         The frame before each action, int64 [H], and how far it is from there to the next frame, 0 to below 1,
         float64 [H].
     """
-    steps = np.arange(chunk_size)
+    steps = np.arange(start, start + chunk_size)
     if action_freq is None or action_freq == fps:
         return steps, np.zeros(chunk_size)
     # In float64, and multiplied first: whole positions come out whole, and no rounding pattern arises.

@@ -41,9 +41,11 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
 
     - `observation.images.{i}` uint8 [3, S, S] and `observation.images.{i}_is_pad` bool [], for every i below
       max_cameras: the camera of slot i letterboxed, or zeros and True where the dataset has none
+    - with `history` N, these images are [N, 3, S, S] and the state [N, state_dim]: N observations, the last
+      of them that of the sample's frame; before the episode's start its first one repeats
     - `observation.state` float32 [state_dim], `action` float32 [chunk_size, action_dim]: canonical joints
       (see `depi.datasets.recording.joints`), or the recorded numbers of a robot that is no SO-100
-    - `action_is_pad` bool [chunk_size]: True past the episode's end, where the last action repeats
+    - `action_is_pad` bool [chunk_size]: True outside the episode, where its first or last action repeats
     - `task` str
     - `dataset_index` (among the datasets in use), `episode_index` (as recorded), `frame_index` (in its
       episode), `index` (in this training set) int64 [], `timestamp` float32 [] in seconds
@@ -63,13 +65,18 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
     Args:
         sources: the datasets.
         chunk_size: actions per sample.
-        image_size: S.
+        chunk_start: the step of the first of them, counted from the sample's frame: 0, or below.
+        history: N, observations per sample; None for one, whose tensors have no dimension N.
+        image_size: S; None for images as recorded, with `recorded_keys` only.
         antialias: scale images down with antialiasing; see `letterbox`.
+        recorded_keys: of a single dataset with `cameras="name"`: images keep the keys of their cameras, and
+            there is no slot without a camera.
         max_cameras: camera slots; a dataset's further cameras are not read.
         cameras: which cameras are read, and which first; see `camera_order`. A dataset fills slots without
             gaps; `TrainingStream` puts each image where the order wants it.
         action_freq: actions per second in a chunk, interpolated linearly; None for the frames as recorded.
-            Where timestamps contradict the declared rate, theirs is taken.
+            Where timestamps contradict the declared rate, theirs is taken. Observations of the past lie as
+            far apart as actions, each at the frame that is nearest.
         joint_convention: the units of SO-100 joints, `degrees`, `normalized` or as recorded (`native`).
         max_bad_fraction: more than this share of bad episodes is an error, when opening or whenever a further
             one turns out to be bad. Bad are the episodes left out, and those with a frame that was replaced.
@@ -97,8 +104,11 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         sources: Sequence[DatasetSource],
         *,
         chunk_size: int = 50,
-        image_size: int = 224,
+        chunk_start: int = 0,
+        history: int | None = None,
+        image_size: int | None = 224,
         antialias: bool = False,
+        recorded_keys: bool = False,
         max_cameras: int = 3,
         cameras: str = "name",
         action_freq: float | None = None,
@@ -115,7 +125,12 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         video_backend: str | None = None,
     ) -> None:
         _check(sources, max_cameras, cameras, joint_convention, episodes)
+        if (recorded_keys and (len(sources) > 1 or cameras != "name")) or (
+            image_size is None and not recorded_keys
+        ):
+            raise ValueError("images keep their keys and sizes in a single dataset only, in its own order")
         self.chunk_size, self.image_size, self.max_cameras = chunk_size, image_size, max_cameras
+        self.chunk_start, self.history, self.recorded_keys = chunk_start, history, recorded_keys
         self.action_freq, self.antialias = action_freq, antialias
         chosen = None if episodes is None else tuple(sorted(set(episodes)))
         options = Options(
@@ -135,7 +150,9 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         self.reader = PlaceReader(backend=video_backend)
         self._index_folder = collection.index.folder
         self._map()
-        self.prepared = None if prepared is None else PreparedImages(prepared, image_size, antialias)
+        if prepared is not None and image_size is None:
+            raise UserError("prepared images have one size: name it with --dataset.image_size")
+        self.prepared = None if prepared is None else PreparedImages(prepared, image_size or 0, antialias)
         self._locate_prepared()
         left_out = [
             f"episode {episode} of {entry['repo_id']}: {reason}"
@@ -166,7 +183,19 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         first = self.entries[0]
         self.state_dim, self.action_dim = first["state_dim"], first["action_dim"]
         self.state_names, self.action_names = (_joint_names(first, name) for name in ("state", "action"))
-        self.camera_slots = tuple(f"observation.images.{slot}" for slot in range(self.max_cameras))
+        self.camera_slots = (
+            tuple(first["cameras"])
+            if self.recorded_keys
+            else tuple(f"observation.images.{slot}" for slot in range(self.max_cameras))
+        )
+
+    @property
+    def image_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of the images of each slot."""
+        if self.image_size is not None:
+            return ((self.image_size, self.image_size),) * len(self.camera_slots)
+        recorded = self.entries[0]["camera_sizes"]
+        return tuple(tuple(recorded[camera]) for camera in self.entries[0]["cameras"])
 
     def _locate_prepared(self) -> None:
         """Per episode the row of its first prepared image; per dataset the rows of a frame."""
@@ -195,10 +224,11 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a spawned worker needs: it maps the columns itself."""
-        small = ("chunk_size", "image_size", "antialias", "max_cameras", "action_freq")
+        sample = ("chunk_size", "chunk_start", "history", "image_size", "antialias", "recorded_keys")
         places = ("quarantined", "roots", "reader", "_index_folder", "_quarantine")
         prepared = ("prepared", "_prepared_row", "_prepared_step")
-        return {name: vars(self)[name] for name in (*small, *places, *prepared)}
+        rest = ("max_cameras", "action_freq", *places, *prepared)
+        return {name: vars(self)[name] for name in (*sample, *rest)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -259,10 +289,10 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         episode = self._episode(index)
         dataset = int(self.episode_dataset[episode])
         start, end = self.episode_start[episode : episode + 2].tolist()
-        action, action_is_pad = self._action_chunk(index, end, self.entries[dataset]["recorded_fps"])
+        fps = self.entries[dataset]["recorded_fps"]
+        action, action_is_pad = self._action_chunk(index, start, end, fps)
         sample: dict[str, Any] = {
-            **self._images(episode, index - start),
-            STATE: torch.from_numpy(self.state[index].copy()),
+            **self._observation(episode, index, start, fps),
             ACTION: action,
             "action_is_pad": action_is_pad,
             "task": self.tasks[self.task[index]],
@@ -277,26 +307,37 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         sample.update({key: torch.tensor(value) for key, value in numbers.items()})
         return sample
 
-    def _action_chunk(self, index: int, end: int, fps: float) -> tuple[Tensor, Tensor]:
-        """Actions float32 [chunk_size, D] from frame `index` on, and which of them lie past the episode."""
-        lower, way = chunk_places(self.chunk_size, fps, self.action_freq)
+    def _action_chunk(self, index: int, start: int, end: int, fps: float) -> tuple[Tensor, Tensor]:
+        """Actions float32 [chunk_size, D] around frame `index`, and which of them lie outside the episode."""
+        lower, way = chunk_places(self.chunk_size, fps, self.action_freq, self.chunk_start)
         rows = index + lower
         if not way.any():
-            return torch.from_numpy(self.action[np.minimum(rows, end - 1)]), torch.from_numpy(rows >= end)
+            outside = (rows < start) | (rows >= end)
+            return torch.from_numpy(self.action[rows.clip(start, end - 1)]), torch.from_numpy(outside)
         weight = torch.from_numpy(way.astype(np.float32))[:, None]
-        here, after = (torch.from_numpy(self.action[np.minimum(row, end - 1)]) for row in (rows, rows + 1))
-        return torch.lerp(here, after, weight), torch.from_numpy(rows + way > end - 1)
+        here, after = (torch.from_numpy(self.action[row.clip(start, end - 1)]) for row in (rows, rows + 1))
+        outside = (rows < start) | (rows + way > end - 1)
+        return torch.lerp(here, after, weight), torch.from_numpy(outside)
+
+    def _observation(self, episode: int, index: int, start: int, fps: float) -> dict[str, Tensor]:
+        """The images and the state at frame `index` of the training set, or those up to there."""
+        if self.history is None:
+            return {**self._images(episode, index - start), STATE: torch.from_numpy(self.state[index].copy())}
+        lower, way = chunk_places(self.history, fps, self.action_freq, 1 - self.history)
+        rows = np.maximum(index + lower + (way >= 0.5), start)
+        seen = {row: self._images(episode, row - start) for row in dict.fromkeys(rows.tolist())}
+        images = {
+            key: value if key.endswith("_is_pad") else torch.stack([seen[row][key] for row in rows.tolist()])
+            for key, value in seen[index].items()
+        }
+        return {**images, STATE: torch.from_numpy(self.state[rows])}
 
     def _images(self, episode: int, frame: int) -> dict[str, Tensor]:
         found = self.camera_images(episode, frame, self.image_size)
         images: dict[str, Tensor] = {}
-        for key, image in zip(self.camera_slots, found, strict=True):
+        for key, image, size in zip(self.camera_slots, found, self.image_sizes, strict=False):
             images[f"{key}_is_pad"] = torch.tensor(image is None)
-            images[key] = (
-                torch.zeros((3, self.image_size, self.image_size), dtype=torch.uint8)
-                if image is None
-                else image
-            )
+            images[key] = torch.zeros((3, *size), dtype=torch.uint8) if image is None else image
         return images
 
     def camera_images(self, episode: int, frame: int, size: int | None = None) -> list[Tensor | None]:
