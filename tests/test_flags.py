@@ -124,7 +124,8 @@ def check_train(*args: str) -> None:
     [
         (["--stepz=3"], "did you mean --steps?"),
         (["--lr=1e-4"], "did you mean --policy.optimizer_lr?"),
-        (["--policy.type=act"], "--policy.type=act is none of pi0, depi_pi0"),
+        (["--policy.type=groot"], "--policy.type=groot is none of pi0, depi_pi0, value, act, diffusion"),
+        (["--policy.type=act", "--policy.down_dims=[8]"], "goes with --policy.type=diffusion"),
         (["--policy.type=pi0", "--policy.vision_depth=2"], "goes with --policy.type=depi_pi0"),
         (["--policy.chunk_size=many"], "--policy.chunk_size"),
         (["--dataset.video_backend=pyav"], "not a flag here: the faster decoder is chosen"),
@@ -152,11 +153,16 @@ def test_training_help_is_short_and_has_every_flag(capsys):
         with pytest.raises(SystemExit):
             check_train(f"--help={section}" if section else "--help")
         texts[section] = capsys.readouterr().out
-    assert len(texts[""].splitlines()) < 200
+    assert len(texts[""].splitlines()) < 210
     assert "--help=policy" in texts[""]
     assert "--dataset.repo_id=" in texts[""]
     assert "--wandb.project=depi" in texts["wandb"]
     assert "--peft.r=16" in texts["peft"]
+    with pytest.raises(SystemExit):
+        check_train("--help=policy", "--policy.type=act")
+    of_act = capsys.readouterr().out
+    assert "--policy.dim_model=512" in of_act
+    assert "--policy.down_dims" not in of_act
     from lerobot.policies.pi0.configuration_pi0 import PI0Config
 
     for name in PI0Config.__dataclass_fields__:

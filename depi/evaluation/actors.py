@@ -1,7 +1,7 @@
 """The interface of policies in an evaluation: one function, `act(observations) -> chunks`."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -109,11 +109,6 @@ def check_cameras(
         logger.warning("the policy does not use these cameras: %s", ", ".join(sorted(left)))
 
 
-def numbered_slots(policy_keys: Iterable[str]) -> bool:
-    """Whether a policy's cameras are slots, `observation.images.0` and so on."""
-    return all(key == f"observation.images.{slot}" for slot, key in enumerate(policy_keys))
-
-
 def camera_keys(
     policy_keys: Sequence[str], cameras: Sequence[str], *, rename: dict[str, str], order: str = "name"
 ) -> dict[str, str | None]:
@@ -125,7 +120,7 @@ def camera_keys(
     Raises:
         UserError: a camera of the policy is not among the environment's, or two of them get the same key.
     """
-    from depi.datasets.recording.cameras import camera_order
+    from depi.datasets.recording.cameras import camera_order, numbered_slots
 
     if not cameras:
         raise UserError("the environment has no camera, the policy needs at least one")

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from depi.datasets.recording.cameras import camera_order
+from depi.datasets.recording.cameras import camera_order, numbered_slots
 from depi.datasets.recording.joints import CONVENTIONS
 from depi.errors import UserError, one_line
-from depi.evaluation.actors import Actor, numbered_slots
+from depi.evaluation.actors import Actor
 from depi.evaluation.config import EvaluateConfig
 from depi.evaluation.pi0_actor import Pi0Actor
 from depi.evaluation.results import checkpoint_digest

@@ -1,7 +1,8 @@
 """What a configuration of any family says: the network's sizes, what is frozen, what the data looks like."""
 
 import math
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
 
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
@@ -104,8 +105,12 @@ class TrainingData(Protocol):
     state_dim: int
     action_dim: int
     camera_slots: tuple[str, ...]  # batch keys
-    # Height and width in pixels of each slot's images, which policies of DePi's own scale themselves.
-    image_sizes: tuple[tuple[int, int], ...]
+
+
+class SizedData(TrainingData, Protocol):
+    """What LeRobot's policies need to know besides: DePi's own scale images themselves."""
+
+    image_sizes: Sequence[tuple[int, int]]  # height and width in pixels, of each slot
 
 
 def set_features(config: Any, data: TrainingData) -> None:
@@ -128,7 +133,11 @@ def set_features(config: Any, data: TrainingData) -> None:
             raise UserError(f"the data's {name} has {size} numbers, the policy has room for 1 to {room}")
     if not data.camera_slots:
         raise UserError("the policy needs at least one camera, and the data has none")
-    sizes = [config.image_resolution] * len(data.camera_slots) if family.own else data.image_sizes
+    sizes = (
+        [config.image_resolution] * len(data.camera_slots)
+        if family.own
+        else cast(SizedData, data).image_sizes
+    )
     config.input_features = {
         **{
             slot: PolicyFeature(type=FeatureType.VISUAL, shape=(3, *size))

@@ -72,7 +72,7 @@ class Family:
 
     name: str
     configs: Mapping[str, type]
-    policy: type
+    policy: Any
     network: Callable[[Any], "SceneReader"]
     dimensions: Callable[[Any], "SceneDimensions"]
     layout: Callable[[Any], "Layout"]

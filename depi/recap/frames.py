@@ -72,6 +72,7 @@ class FrameReader:
     def _frames(self, first: int, last: int) -> Iterator[tuple[int, int, dict[int, Tensor] | LeftOut]]:
         """(episode, frame in it, image by the dataset's slot) of each frame."""
         data, size = self.dataset, self.dataset.image_size
+        assert size is not None  # images as recorded are for LeRobot's policies
         images: dict[int, Tensor] = {}
         left_out: LeftOut | None = None
         if data.prepared is not None:

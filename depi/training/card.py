@@ -9,7 +9,7 @@ from lerobot.configs import PreTrainedConfig
 
 from depi.catalog.text import in_markdown
 from depi.datasets.judging.offsets import name_offsets
-from depi.datasets.recording.cameras import camera_order
+from depi.datasets.recording.cameras import camera_order, numbered_slots
 from depi.errors import UserError
 from depi.files import read_json
 from depi.hub.names import is_dataset_id, parse_dataset_id
@@ -98,11 +98,17 @@ def _interface_lines(config: TrainConfig, policy: PreTrainedConfig) -> list[str]
         f"- State: {policy.robot_state_feature.shape[0]} joints.",
         family_of(policy).output(policy),
         f"- Units: {UNITS[config.dataset.joint_convention]}",
-        f"- Camera slots: {camera_order(config.dataset.cameras).card}",
+        *_slot_lines(config, policy),
         *_prompt_lines(config),
         WEIGHTS_LINES["ema" if averaged else "raw"],
         "",
     ]
+
+
+def _slot_lines(config: TrainConfig, policy: PreTrainedConfig) -> list[str]:
+    if not numbered_slots(policy.image_features):  # of one dataset, with the keys as recorded
+        return []
+    return [f"- Camera slots: {camera_order(config.dataset.cameras).card}"]
 
 
 def _sizes(policy: PreTrainedConfig) -> str:

@@ -241,8 +241,8 @@ def _check_lerobot_policy(config: TrainConfig) -> None:
     }
     if config.resume and config.policy.type == "vqbet":
         raise UserError(
-            "a vqbet run cannot go on exactly: LeRobot's class counts the steps of its first stage outside of "
-            "checkpoints; begin another run from it with --policy.path"
+            "a vqbet run cannot go on exactly, LeRobot's class counts the steps of its first stage beside "
+            "checkpoints: begin another run from it with --policy.path"
         )
     for flag, given in asked.items():
         if given:

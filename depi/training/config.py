@@ -62,8 +62,7 @@ class DatasetConfig:
     action_freq: float | None = None
 
     max_cameras: int = 3
-    # Of LeRobot's own policies: side in pixels of the images, letterboxed to a square; null: as recorded, of
-    # one dataset with --dataset.cameras=name, else 224.
+    # LeRobot's own policies: pixels of a side, letterboxed; null: one dataset as recorded, several 224.
     image_size: int | None = None
     # Slots of the cameras: by name, by view (wrist, front, top, side), shuffle for each sample, or a list of
     # cameras or views such as front,wrist,top: slot 0 is for the first, others are left out.
@@ -177,11 +176,11 @@ class AdvantageConfig:
 
 @dataclass
 class TrainConfig:
-    """Train pi0 on one or many LeRobot datasets.
+    """Train pi0, or another policy of LeRobot's, on one or many LeRobot datasets.
 
     Data:    --num_datasets=N (the best N of data_ids/), --dataset.repo_ids=FILE.json,
              --dataset.mixture=FILE.yaml or --dataset.repo_id=USER/NAME
-    Policy:  --policy.type=pi0 (from scratch) or --policy.path=FOLDER_OR_REPO (fine-tuning)
+    Policy:  --policy.type=pi0, act, diffusion (from scratch) or --policy.path=FOLDER_OR_REPO (fine-tuning)
     Resume:  --resume=true with --config_path=RUN/checkpoints/last/pretrained_model
              or --output_dir=RUN, or --config_path=USER/RUN of the Hub
     Exit:    0 all steps done; 2 wrong flags, unusable data or too many bad steps, with one sentence why;

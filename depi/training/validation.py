@@ -17,10 +17,11 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils.data import BatchSampler
 
+from depi.datasets.recording.cameras import numbered_slots
 from depi.datasets.recording.joints import CONVENTIONS
 from depi.datasets.union.multi import MultiLeRobotDataset
 from depi.errors import UserError
-from depi.evaluation.actors import Actor, Observation, numbered_slots
+from depi.evaluation.actors import Actor, Observation
 from depi.evaluation.config import EnvironmentConfig, EvaluateConfig, PolicyConfig
 from depi.evaluation.environments import resolve
 from depi.evaluation.evaluate import as_actor, check_environment, roll_out

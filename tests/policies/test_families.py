@@ -17,15 +17,15 @@ from depi.policies import (
     save_checkpoint,
 )
 from depi.policies.configuration import dimensions_of
-from depi.policies.families import TYPES, family
-from depi.policies.trust import check_checkpoint
+from depi.policies.families import TYPES, family, own_types
+from depi.policies.trust import LEROBOT_TYPES, allowed_of, check_checkpoint
 from depi.training.card import model_card
 from depi.training.config import TrainConfig
 from depi.training.data import NEEDS
 from depi.training.estimate import estimate_memory, model_to_train
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", own_types().split(", "))
 def test_a_record_fits_its_network_and_what_lerobot_knows(kind):
     record = family(kind)
     assert PreTrainedConfig.get_choice_class(kind) is record.configs[kind]
@@ -47,11 +47,22 @@ def test_a_record_fits_its_network_and_what_lerobot_knows(kind):
     assert bool(record.usage) is not record.acts
 
 
+@pytest.mark.parametrize("kind", sorted(TYPES.keys() - set(own_types().split(", "))))
+def test_lerobots_own_policies_are_one_record_with_lerobots_classes(kind):
+    record = family(kind)
+    assert record is family("act")
+    assert PreTrainedConfig.get_choice_class(kind) is record.configs[kind]
+    assert allowed_of(kind) is LEROBOT_TYPES[kind]
+    assert set(record.needs) <= NEEDS.keys()
+    with pytest.raises(UserError, match="counted of DePi's own networks only"):
+        dimensions_of(record.configs[kind](device="cpu"))
+
+
 def test_an_unknown_type_is_one_sentence():
     with pytest.raises(
-        UserError, match="policy type 'act' is none that DePi trains: it knows pi0, depi_pi0, value"
+        UserError, match="policy type 'tdmpc' is none that DePi trains: it knows pi0, depi_pi0, value, act"
     ):
-        family("act")
+        family("tdmpc")
 
 
 def test_a_family_that_is_registered_is_all_that_is_needed(data, stats, tokenizer, tmp_path, monkeypatch):

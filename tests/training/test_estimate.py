@@ -160,7 +160,7 @@ def test_command(capsys):
     ("flags", "message"),
     [
         ([], "no policy"),
-        (["--policy.type=act"], "pi0, depi_pi0"),
+        (["--policy.type=act"], "counted of DePi's own networks only"),
         (["--policy.type=pi0", "--sharding=half"], "none of none, full"),
         (["--policy.type=pi0", "--recompute=2"], "0 to 1"),
         (["--policy.type=pi0", "--batch_size=0"], "at least 1"),

@@ -4,11 +4,9 @@ import pytest
 import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
-from runs import losses, replaced, weights
-from safetensors.torch import load_file
+from runs import losses, weights
 from small_lerobot import small_policy, small_run
 
-from depi.files import read_json
 from depi.train import main as train
 
 KINDS = ("act", "diffusion")

@@ -40,6 +40,11 @@ def _short_name(camera_key: str) -> str:
     return camera_key.removeprefix("observation.images.").lower()
 
 
+def numbered_slots(policy_keys: Iterable[str]) -> bool:
+    """Whether a policy's cameras are slots, `observation.images.0` and so on."""
+    return all(key == f"observation.images.{slot}" for slot, key in enumerate(policy_keys))
+
+
 def slots_by_view(
     camera_keys: Sequence[str], views: Mapping[str, str], num_slots: int
 ) -> tuple[int | None, ...]:
