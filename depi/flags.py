@@ -222,9 +222,9 @@ def _decoding_problem(error: DecodingError) -> str:
 def _unknown(
     flags: Flags, known: Mapping[str, Flag], name: str, command: str, replaced: Mapping[str, str]
 ) -> str:
-    for pattern, remedy in replaced.items():
-        if name == pattern or (pattern.endswith(".*") and name.startswith(pattern[:-1])):
-            return f"--{name} is not a flag here: {remedy}"
+    remedy = replacement(name, replaced)
+    if remedy is not None:
+        return f"--{name} is not a flag here: {remedy}"
     takers = [
         f"--{group}.type={kind}"
         for group, choice in flags.choices.items()
@@ -239,6 +239,16 @@ def _unknown(
     close = close or [candidate for candidate in names if candidate.endswith(("." + last, "_" + last))]
     hint = f"did you mean --{close[0]}?" if close else "there is none of a similar name;"
     return f"unknown flag --{name}: {hint} see `{command} --help`"
+
+
+def replacement(name: str, replaced: Mapping[str, str]) -> str | None:
+    """What to use instead of another program's flag, see `check_flags`; None where that says nothing."""
+    for pattern, remedy in replaced.items():
+        if name in (pattern, pattern.removesuffix(".*")) or (
+            pattern.endswith(".*") and name.startswith(pattern[:-1])
+        ):
+            return remedy
+    return None
 
 
 def help_text(

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,14 @@ from depi.policies.trust import check_checkpoint
 from depi.training.config import TRAIN_CONFIG_NAME, TrainConfig
 from depi.training.data import mixture_of, weighted_mixture
 from depi.training.folders import fetch_checkpoint, last_checkpoint
-from depi.training.lerobot_flags import COMMAND, REPLACED_FLAGS, check_train_flags
+from depi.training.lerobot_flags import (
+    COMMAND,
+    REPLACED_FLAGS,
+    check_train_flags,
+    without_lerobots_own,
+)
+
+logger = logging.getLogger(__name__)
 
 # What flags may change about the policy of a resumed run: where it computes, and whether it is published.
 FREE_ON_RESUME = ("device", "repo_id", "private", "push_to_hub", "tags", "license")
@@ -122,7 +130,9 @@ def _parse(args: list[str]) -> TrainConfig:
         config = draccus.parse(TrainConfig, args=args)
         _set_choices(config, own)
         return config
-    content = _read_config_file(_find_config_file(config_path))
+    content, gone = without_lerobots_own(_read_config_file(_find_config_file(config_path)))
+    if gone:
+        logger.warning("%s: settings of LeRobot's that do not count here: %s", config_path, ", ".join(gone))
     if "path" in (content.get("policy") or {}) or parser.get_path_arg("policy", given):
         content.pop("policy", None)
     policy = content.get("policy")

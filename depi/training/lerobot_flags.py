@@ -1,11 +1,14 @@
 """LeRobot's flags that DePi does not have -> what to use instead."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from depi.flags import check_flags
+from depi.flag_sources import read_flags
+from depi.flags import check_flags, replacement
 
 COMMAND = "depi/train.py"
+_CONFIG = Path(__file__).with_name("config.py")
 
 _PRESET = "the optimizer is set with --policy.optimizer_lr, --policy.optimizer_weight_decay and the like"
 _SCHEDULE = (
@@ -21,7 +24,9 @@ REPLACED_FLAGS = {
     "dataset.image_transforms.*": (
         "augmentation is set with --dataset.augment_color, --dataset.augment_hue, --dataset.augment_geometry"
     ),
-    "dataset.use_imagenet_stats": "pi0 scales images to -1..1 and needs no statistics of them; leave it out",
+    "dataset.use_imagenet_stats": (
+        "LeRobot's own policies get ImageNet's statistics, pi0 scales images to -1..1; leave it out"
+    ),
     "dataset.streaming": "datasets are downloaded to the local cache; leave it out",
     "dataset.repo_type": "only dataset repositories are read, no buckets",
     "dataset.depth_output_unit": "depth images are not read",
@@ -47,8 +52,41 @@ REPLACED_FLAGS = {
     "hydra.*": "flags are --name=value; see --help",
     "device": "use --policy.device",
     "offline_steps": "use --steps",
+    "offline.steps": "use --steps",
     "training.*": "flags have no such prefix: --batch_size, --steps, --save_freq, --log_freq",
 }
+
+
+# Fields of LeRobot's train_config.json, of some version, that are no flags.
+_NO_FLAGS = ("checkpoint_path", "dataset.local_files_only")
+
+
+def without_lerobots_own(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A `train_config.json` without what only LeRobot has: what REPLACED_FLAGS names.
+
+    Returns:
+        what is left, and the names of what was left out, but for values that are null, false or empty.
+    """
+    flags = read_flags(_CONFIG, "TrainConfig")
+    kinds = {name: content[name].get("type") for name in flags.choices if isinstance(content.get(name), dict)}
+    ours = flags.known(kinds).keys()
+    gone: list[str] = []
+
+    def keep(part: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        kept: dict[str, Any] = {}
+        for key, value in part.items():
+            name = prefix + key
+            if name in flags.sections and isinstance(value, dict):
+                kept[key] = keep(value, f"{name}.")
+            elif name == "env_eval_freq":
+                kept.setdefault("eval_freq", value)
+            elif name not in ours and (name in _NO_FLAGS or replacement(name, REPLACED_FLAGS)):
+                gone.extend([name] if value else [])
+            else:
+                kept[key] = value
+        return kept
+
+    return keep(content, ""), gone
 
 
 def check_train_flags(args: Sequence[str]) -> list[str]:
@@ -61,6 +99,4 @@ def check_train_flags(args: Sequence[str]) -> list[str]:
         UserError: a flag is unknown, or a number is not valid.
         SystemExit: `--help`, after printing it.
     """
-    return check_flags(
-        Path(__file__).with_name("config.py"), "TrainConfig", args, COMMAND, replaced=REPLACED_FLAGS
-    )
+    return check_flags(_CONFIG, "TrainConfig", args, COMMAND, replaced=REPLACED_FLAGS)

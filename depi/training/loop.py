@@ -218,7 +218,7 @@ def measure(run: Run, writer: MetricsWriter | None, stop: list[int]) -> None:
     """Evaluate the policy, and write what was measured."""
     values = evaluate(run, stop)
     if writer and values:
-        writer.say(describe(run.step, values))
+        writer.say(describe(run, values))
         writer.write_evaluation(run.step, values, curves(run, values))
 
 

@@ -83,13 +83,12 @@ class Meter:
         loss, norm, taken = run.accelerator.reduce(self.sums, "mean").tolist()
         elapsed = time.perf_counter() - self.started - self.other_s
         steps = run.step - self.first_step
-        samples = run.step * run.global_batch
         replaced, memory, flops = self._of_all_processes()
         metrics = StepMetrics(
             step=run.step,
-            samples=samples,
-            episodes=samples * run.dataset.num_episodes / run.dataset.num_frames,
-            epochs=samples / run.stream.samples.mixture.num_frames,
+            samples=run.samples,
+            episodes=run.episodes,
+            epochs=run.epochs,
             loss=loss / taken if taken else None,
             grad_norm=norm / taken if taken else None,
             lr=run.scheduler.get_last_lr()[0],

@@ -51,9 +51,9 @@ class StepMetrics:
 
     def __str__(self) -> str:
         numbers = {
-            "step": _short(self.step),
-            "smpl": _short(self.samples),
-            "ep": _short(self.episodes),
+            "step": short_count(self.step),
+            "smpl": short_count(self.samples),
+            "ep": short_count(self.episodes),
             "epch": f"{self.epochs:.2f}",
             "loss": "-" if self.loss is None else f"{self.loss:.3f}",
             "grdn": "-" if self.grad_norm is None else f"{self.grad_norm:.3f}",
@@ -66,7 +66,7 @@ class StepMetrics:
         if self.mfu is not None:
             numbers["mfu"] = f"{self.mfu:.1%}"
         if self.skipped:
-            numbers["skip"] = _short(self.skipped)
+            numbers["skip"] = short_count(self.skipped)
         return " ".join(f"{name}:{number}" for name, number in numbers.items())
 
     def known(self) -> dict[str, float]:
@@ -76,7 +76,7 @@ class StepMetrics:
         return {name: value for name, value in values.items() if value is not None}
 
 
-def _short(number: float) -> str:
+def short_count(number: float) -> str:
     """Return 1234567 as 1M, the way LeRobot prints counts."""
     for unit in ("", "K", "M", "B"):
         if abs(number) < 1000:

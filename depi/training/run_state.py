@@ -38,3 +38,18 @@ class Run:
         """Samples that one optimizer step sees, over processes and micro-batches."""
         config = self.config
         return config.batch_size * self.accelerator.num_processes * config.gradient_accumulation_steps
+
+    @property
+    def samples(self) -> int:
+        """Samples seen since the run began."""
+        return self.step * self.global_batch
+
+    @property
+    def episodes(self) -> float:
+        """The same in episodes of average length."""
+        return self.samples * self.dataset.num_episodes / self.dataset.num_frames
+
+    @property
+    def epochs(self) -> float:
+        """The same in passes over the frames that are drawn."""
+        return self.samples / self.stream.samples.mixture.num_frames

@@ -6,6 +6,7 @@ Both leave training as it would be without them: random numbers, modes and the s
 import contextlib
 import logging
 import random
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ from depi.policies.factory import AnyPolicy
 from depi.policies.families import family_of
 from depi.training.config import TrainConfig
 from depi.training.data import Collate, PolicyStream, load_batches
+from depi.training.metrics import short_count
 from depi.training.run_state import Run
 
 logger = logging.getLogger(__name__)
@@ -67,8 +69,9 @@ def evaluate(run: Run, stop: Sequence[int] = ()) -> dict[str, float]:
         stop: signals that have come; rollouts end early once there is one.
 
     Returns:
-        by names that begin with `eval/`: `eval/loss` and `eval/loss/<repo id>`; `eval/success_rate`,
-        `eval/mean_length` and `eval/mean_reward`. Those of the rollouts on the main process alone.
+        by names that begin with `eval/`: `eval/loss` and `eval/loss/<repo id>`; and of the rollouts, on the
+        main process alone, `eval/success_rate`, `eval/mean_length` in steps, `eval/mean_reward`, which is the
+        sum over an episode, and `eval/seconds` for all of them.
     """
     values = {}
     with undisturbed(run):
@@ -154,8 +157,10 @@ def success(run: Run, stop: Sequence[int] = ()) -> dict[str, float]:
     policy = _whole_policy(run)
     values: dict[str, float] = {}
     if policy is not None:
+        started = time.perf_counter()
         try:
             values = _rates(_roll_out(run, policy, stop))
+            values["eval/seconds"] = time.perf_counter() - started
         except Stopped:
             logger.warning("the rollouts of step %d were stopped", run.step)
         except (UserError, OSError) as error:
@@ -179,15 +184,21 @@ def _rates(result: dict[str, Any]) -> dict[str, float]:
     return values
 
 
-def describe(step: int, values: dict[str, float]) -> str:
-    """The log line of an evaluation."""
-    parts = [f"eval step:{step}"]
+def describe(run: Run, values: dict[str, float]) -> str:
+    """The log line of an evaluation, in LeRobot's words where it has them; success in per cent."""
+    parts = [
+        f"eval step:{short_count(run.step)} smpl:{short_count(run.samples)} ep:{short_count(run.episodes)} "
+        f"epch:{run.epochs:.2f}"
+    ]
     if "eval/loss" in values:
         worst = sorted(_by_dataset(values).items(), key=lambda pair: -pair[1])[:NAMED]
         named = ", ".join(f"{name.removeprefix('eval/loss/')} {loss:.3f}" for name, loss in worst)
         parts.append(f"loss:{values['eval/loss']:.3f} (largest: {named})")
     if "eval/success_rate" in values:
-        parts.append(f"success:{values['eval/success_rate']:.0%} length:{values['eval/mean_length']:.1f}")
+        parts.append(
+            f"∑rwrd:{values['eval/mean_reward']:.3f} success:{100 * values['eval/success_rate']:.1f} "
+            f"length:{values['eval/mean_length']:.1f} eval_s:{values['eval/seconds']:.3f}"
+        )
     return " ".join(parts)
 
 
