@@ -9,7 +9,6 @@ import pytest
 import torch
 from lerobot.configs import FeatureType
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
-from recordings import Recording, write_v2, write_v3
 from runs import losses, replaced
 from safetensors.torch import load_file, save_file
 
@@ -23,33 +22,6 @@ from depi.training.config import config_to_json
 
 FROM_DATA = ("input_features", "output_features", "action_feature_names")
 LAST = "checkpoints/last/pretrained_model"
-
-
-@pytest.fixture(scope="module")
-def gym_data(module_hub, tmp_path_factory) -> None:
-    """What `lerobot/pusht` and `lerobot/aloha_sim_insertion_human` look like, very short."""
-    pusht = Recording(
-        lengths=(8, 6),
-        cameras=("observation.image",),
-        names=["motor_0", "motor_1"],
-        tasks=("Push the T-shaped block onto the T-shaped target.",),
-        dim=2,
-        size=(96, 96),
-    )
-    joints = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
-    aloha = Recording(
-        lengths=(7, 6),
-        fps=50,
-        cameras=("observation.images.top",),
-        names=[f"{side}_{joint}" for side in ("left", "right") for joint in joints],
-        tasks=("Insert the peg into the socket.",),
-        dim=14,
-    )
-    folder = tmp_path_factory.mktemp("gym")
-    write_v3(folder / "pusht", pusht)
-    write_v2(folder / "aloha", aloha)
-    for name, repo_id in (("pusht", "lerobot/pusht"), ("aloha", "lerobot/aloha_sim_insertion_human")):
-        upload_folder(folder / name, repo_id, repo_type="dataset", commit_message="Upload")
 
 
 @pytest.fixture
@@ -187,7 +159,7 @@ def test_resuming_with_more_steps_the_way_the_tutorial_does(flags, tmp_path, cap
     [
         ("--policy.use_amp=true", "--policy.dtype=bfloat16"),
         ("--env.type=no_such", "pusht"),
-        ("--policy.type=smolvla", "--policy.type=smolvla is none of pi0, depi_pi0"),
+        ("--policy.type=groot", "--policy.type=groot is none of pi0, depi_pi0"),
         ("--dataset.streaming=true", "not a flag here"),
     ],
 )
