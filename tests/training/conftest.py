@@ -26,7 +26,7 @@ def data_ids(module_hub, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def gym_data(module_hub, tmp_path_factory) -> None:
-    """What `lerobot/pusht` and `lerobot/aloha_sim_insertion_human` look like, very short, and another aloha."""
+    """What `lerobot/pusht` and `lerobot/aloha_sim_insertion_human` look like, very short; another aloha."""
     pusht = Recording(
         lengths=(8, 6),
         cameras=("observation.image",),

@@ -146,7 +146,8 @@ def test_fine_tuning_an_act_on_another_task(trained, gym_data, tmp_path, capfd):
     other = ["--dataset.repo_id=alice/cube", f"--output_dir={tmp_path / 'tuned'}"]
     command = [f"--policy.path={trained / LAST}", *other, "--steps=1"]
     small_steps = ["--batch_size=2", "--num_workers=0"]
-    assert train([*command, *small_steps, "--policy.optimizer_lr=1e-12"]) == 0
+    rates = ["--policy.optimizer_lr=1e-12", "--policy.optimizer_lr_backbone=1e-12"]
+    assert train([*command, *small_steps, *rates]) == 0
     saved = PreTrainedConfig.from_pretrained(tmp_path / "tuned" / LAST)
     assert list(saved.image_features) == ["observation.images.high", "observation.images.low"]
     before, after = (
