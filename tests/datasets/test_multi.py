@@ -323,7 +323,7 @@ def test_chunks_are_resampled_by_interpolation(v21, fps, freq, frame):
     dataset = opened(v21, chunk_size=5, action_freq=freq)
     dataset.fps[0] = fps
     action, _ = Recording().joints(0)
-    chunk, is_pad = dataset._action_chunk(frame, 7, float(fps))
+    chunk, is_pad = dataset._action_chunk(frame, 0, 7, float(fps))
     for step in range(5):
         position = frame + step * fps / freq
         lower = min(int(position), 6)

@@ -42,7 +42,8 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
     - `observation.images.{i}` uint8 [3, S, S] and `observation.images.{i}_is_pad` bool [], for every i below
       max_cameras: the camera of slot i letterboxed, or zeros and True where the dataset has none
     - with `history` N, these images are [N, 3, S, S] and the state [N, state_dim]: N observations, the last
-      of them that of the sample's frame; before the episode's start its first one repeats
+      of them that of the sample's frame; before the episode's start its first one repeats. With N = 1 images
+      have no such dimension, as LeRobot's dataset gives them
     - `observation.state` float32 [state_dim], `action` float32 [chunk_size, action_dim]: canonical joints
       (see `depi.datasets.recording.joints`), or the recorded numbers of a robot that is no SO-100
     - `action_is_pad` bool [chunk_size]: True outside the episode, where its first or last action repeats
@@ -327,7 +328,9 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         rows = np.maximum(index + lower + (way >= 0.5), start)
         seen = {row: self._images(episode, row - start) for row in dict.fromkeys(rows.tolist())}
         images = {
-            key: value if key.endswith("_is_pad") else torch.stack([seen[row][key] for row in rows.tolist()])
+            key: value
+            if len(rows) == 1 or key.endswith("_is_pad")
+            else torch.stack([seen[row][key] for row in rows.tolist()])
             for key, value in seen[index].items()
         }
         return {**images, STATE: torch.from_numpy(self.state[rows])}
