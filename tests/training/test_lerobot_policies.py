@@ -93,7 +93,7 @@ def test_a_bad_batch_is_skipped_and_all_its_samples_are_named(data_ids, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_are_one_that_accumulates(kind, two, tmp_path):
-    """Each process draws by the seeds of its own samples, as micro-batches do; batch norms are the first's."""
+    """Each process draws by the seeds of its own samples, as micro-batches do."""
     normed = {"use_group_norm": "true"} if kind == "diffusion" else {}
     flags = [*small_policy(kind, **normed), *two]
     one, pair = tmp_path / "one", tmp_path / "two"
