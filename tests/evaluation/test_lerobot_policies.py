@@ -138,8 +138,10 @@ def test_interleaved_episodes_get_the_actions_that_lerobot_gives(checkpoints, na
 def test_what_does_not_fit_is_named(checkpoints, tmp_path):
     with pytest.raises(UserError, match=r"384x384 pixels, the policy's 96x96"):
         evaluate(
-            choices(checkpoints / "act", tmp_path / "a", 1, observation_height=None, observation_width=None)
+            choices(checkpoints / "act", tmp_path / "a", 1, observation_height=384, observation_width=384)
         )
+    unsaid = choices(checkpoints / "act", tmp_path / "b", 1, observation_height=None, observation_width=None)
+    assert evaluate(unsaid)["env"]["observation_height"] == 96, "the size that the policy takes"
     with pytest.raises(
         UserError, match=r"observation.image is none of the environment's \(observation.images"
     ):
