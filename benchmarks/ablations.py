@@ -25,7 +25,8 @@ from depi.errors import UserError
 from depi.flags import parse_flags
 from depi.models.gemma import GemmaLayer, GemmaPrefix, attention, attention_bias, rotary_table
 from depi.models.packing import Rows, pack, pad, to_list
-from depi.models.pi0 import Observation, Pi0, Pi0Dimensions
+from depi.models.pi0 import Pi0, Pi0Dimensions
+from depi.models.scene import Observation
 from depi.models.siglip import SiglipTower
 
 Work = Callable[[], object]

@@ -7,10 +7,10 @@ ones. All figures are per sample; where samples differ, sum over them.
 Letters: N patches per image, P prefix tokens, S suffix tokens.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from depi.models.pi0 import Pi0Dimensions
-from depi.models.scene import SceneDimensions
+from depi.models.scene import Product, SceneDimensions
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,11 @@ def sample_flops(d: SceneDimensions, cameras: int, prompt_tokens: int) -> Sample
     )
 
 
-def sampling_flops(d: Pi0Dimensions, cameras: int, prompt_tokens: int, num_steps: int = 10) -> int:
+def sampling_flops(d: SceneDimensions, cameras: int, prompt_tokens: int, num_steps: int = 10) -> int:
     """Forward operations of one action chunk: prefix and state once, the suffix at every Euler step."""
     parts = sample_flops(d, cameras, prompt_tokens)
-    state = product(1, d.state_dim, d.expert_width).forward
-    return parts.vision.forward + parts.prefix.forward + num_steps * (parts.suffix.forward - state) + state
+    once = sum_of(d.suffix.once).forward
+    return parts.vision.forward + parts.prefix.forward + num_steps * (parts.suffix.forward - once) + once
 
 
 def vision_ends(d: SceneDimensions, patches: int) -> Flops:
@@ -134,5 +134,9 @@ def rest_of_layer(d: SceneDimensions, tokens: int, width: int, mlp_dim: int, *, 
 
 def suffix_ends(d: SceneDimensions) -> Flops:
     """What surrounds the layers behind the prefix, such as pi0's state, actions, time and output."""
-    products = (product(*sizes, input_grad=grad) for *sizes, grad in d.suffix.products)
-    return sum(products, Flops())
+    return sum_of((*d.suffix.products, *d.suffix.once))
+
+
+def sum_of(products: Iterable[Product]) -> Flops:
+    """The operations of matrix products that a `Suffix` names."""
+    return sum((product(*sizes, input_grad=grad) for *sizes, grad in products), Flops())

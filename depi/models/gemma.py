@@ -18,6 +18,7 @@ from depi.models.packing import Rows, to_list, to_rows
 
 KeysValues = tuple[Tensor, Tensor]  # in rows, each [B, L, G, D]; keys already rotated
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, each float32 [..., 1, D / 2]
+Modulations = tuple[Tensor, Tensor]  # of the norms before attention and MLP, each [..., 3 W]
 
 
 def rotary_table(positions: Tensor, head_dim: int, max_wavelength: float = 10_000.0) -> Rotation:
@@ -77,6 +78,30 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, 1.0 + self.weight.float(), eps=1e-6).type_as(x)
 
 
+class AdaptiveRMSNorm(nn.Module):
+    """Scale each vector to unit mean square, then scale and shift it as a modulation says; float32 inside.
+
+    The same modulation has a gate for what is made of the vector (adaLN-Zero: Peebles and Xie, Scalable
+    Diffusion Models with Transformers, 2023, section 3.2).
+    """
+
+    def forward(self, x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., W] and [..., 3 W] -> [..., W] and the gate [..., W], in the type of the input."""
+        scale, shift, gate = modulation.float().chunk(3, dim=-1)
+        normed = F.rms_norm(x.float(), x.shape[-1:], eps=1e-6) * (1.0 + scale) + shift
+        return normed.type_as(x), gate.type_as(x)
+
+
+def normalise(norm: nn.Module, x: Tensor, modulation: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """What a layer computes with, and the gate of its result, None without modulation."""
+    return (norm(x), None) if modulation is None else norm(x, modulation)
+
+
+def gated(x: Tensor, gate: Tensor | None) -> Tensor:
+    """A layer's result, as much of it as the gate lets pass."""
+    return x if gate is None else x * gate
+
+
 class GatedMLP(nn.Module):
     """GeGLU with the tanh approximation of GELU."""
 
@@ -100,7 +125,7 @@ class KeyValueLayer(nn.Module):
     def __init__(self, width: int, num_kv_heads: int, head_dim: int):
         super().__init__()
         self.head_dim = head_dim
-        self.attention_norm = RMSNorm(width)
+        self.attention_norm: nn.Module = RMSNorm(width)
         self.k_proj = nn.Linear(width, num_kv_heads * head_dim, bias=False)
         self.v_proj = nn.Linear(width, num_kv_heads * head_dim, bias=False)
 
@@ -125,7 +150,7 @@ class GemmaLayer(KeyValueLayer):
         super().__init__(width, num_kv_heads, head_dim)
         self.q_proj = nn.Linear(width, num_heads * head_dim, bias=False)
         self.o_proj = nn.Linear(num_heads * head_dim, width, bias=False)
-        self.mlp_norm = RMSNorm(width)
+        self.mlp_norm: nn.Module = RMSNorm(width)
         self.mlp = GatedMLP(width, mlp_dim)
 
     def forward(  # type: ignore[override]
@@ -135,18 +160,30 @@ class GemmaLayer(KeyValueLayer):
         rows: Rows | None,
         bias: Tensor,
         earlier: KeysValues | None = None,
+        modulations: Modulations | None = None,
     ) -> tuple[Tensor, KeysValues]:
         """Tokens [..., W] -> new tokens, and their keys and values.
 
-        `earlier` are keys and values that stand before the layer's own ones; `bias` is an `attention_bias`.
+        `earlier` are keys and values that stand before the layer's own ones; `bias` is an `attention_bias`;
+        `modulations` are those of an `AdaptiveLayer`.
         """
-        normed = self.attention_norm(x)
+        before, behind = modulations or (None, None)
+        normed, gate = normalise(self.attention_norm, x, before)
         q = to_rows(rotate(self.heads(self.q_proj(normed)), rotation), rows)
         k, v = own = self.keys_values(normed, rotation, rows)
         if earlier is not None:
             k, v = torch.cat((earlier[0], k), dim=1), torch.cat((earlier[1], v), dim=1)
-        x = x + self.o_proj(to_list(attention(q, k, v, bias), rows))
-        return x + self.mlp(self.mlp_norm(x)), own
+        x = x + gated(self.o_proj(to_list(attention(q, k, v, bias), rows)), gate)
+        normed, gate = normalise(self.mlp_norm, x, behind)
+        return x + gated(self.mlp(normed), gate), own
+
+
+class AdaptiveLayer(GemmaLayer):
+    """A layer whose norms are modulated from outside."""
+
+    def __init__(self, width: int, *sizes: int):
+        super().__init__(width, *sizes)
+        self.attention_norm, self.mlp_norm = AdaptiveRMSNorm(), AdaptiveRMSNorm()
 
 
 class GemmaPrefix(nn.Module):
@@ -174,14 +211,15 @@ class GemmaPrefix(nn.Module):
 class GemmaSuffix(nn.Module):
     """The action expert: a narrower Gemma whose layers also read the prefix's keys and values."""
 
+    layer: type[GemmaLayer] = GemmaLayer
+
     def __init__(
         self, *, width: int, depth: int, mlp_dim: int, num_heads: int, num_kv_heads: int, head_dim: int
     ):
         super().__init__()
-        self.layers = nn.ModuleList(
-            GemmaLayer(width, mlp_dim, num_heads, num_kv_heads, head_dim) for _ in range(depth)
-        )
-        self.norm = RMSNorm(width)
+        sizes = (width, mlp_dim, num_heads, num_kv_heads, head_dim)
+        self.layers = nn.ModuleList(self.layer(*sizes) for _ in range(depth))
+        self.norm: nn.Module = RMSNorm(width)
         self.recompute = 0.0
 
     def forward(self, x: Tensor, rotation: Rotation, bias: Tensor, prefix: list[KeysValues]) -> Tensor:
@@ -189,3 +227,48 @@ class GemmaSuffix(nn.Module):
         for layer, earlier in zip(planned(self.layers, self.recompute), prefix, strict=True):
             x, _ = layer(x, rotation, None, bias, earlier)
         return self.norm(x)
+
+
+class ZeroLinear(nn.Linear):
+    """A linear layer that begins as zero."""
+
+
+class Modulation(nn.Module):
+    """The matrices that make the modulations of an expert's norms from one condition.
+
+    They stand outside of the layers: all are computed at once, when sampling for all Euler steps before the
+    first of them.
+    """
+
+    def __init__(self, width: int, depth: int):
+        super().__init__()
+        self.attention = nn.ModuleList(ZeroLinear(width, 3 * width) for _ in range(depth))
+        self.mlp = nn.ModuleList(ZeroLinear(width, 3 * width) for _ in range(depth))
+        self.norm = ZeroLinear(width, 3 * width)
+
+    def forward(self, condition: Tensor) -> Tensor:
+        """[B, W] -> [B, 2 * depth + 1, 3 W]: before attention and MLP, layer by layer; of the last norm."""
+        pairs = zip(self.attention, self.mlp, strict=True)
+        matrices = [*(matrix for pair in pairs for matrix in pair), self.norm]
+        return torch.stack([matrix(condition) for matrix in matrices], dim=1)
+
+
+class AdaptiveSuffix(GemmaSuffix):
+    """The action expert whose norms are modulated; see `Modulation`."""
+
+    layer = AdaptiveLayer
+
+    def __init__(self, *, width: int, depth: int, **sizes: int):
+        super().__init__(width=width, depth=depth, **sizes)
+        self.norm = AdaptiveRMSNorm()
+        self.modulation = Modulation(width, depth)
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, rotation: Rotation, bias: Tensor, prefix: list[KeysValues], modulations: Tensor
+    ) -> Tensor:
+        """As `GemmaSuffix.forward`, with modulations [..., 2 * depth + 1, 3 W] that fit to [B, L]."""
+        *pairs, last = modulations.unbind(dim=-2)
+        layers = planned(self.layers, self.recompute)
+        for layer, earlier, *pair in zip(layers, prefix, pairs[::2], pairs[1::2], strict=True):
+            x, _ = layer(x, rotation, None, bias, earlier, tuple(pair))
+        return self.norm(x, last)[0]

@@ -10,9 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from depi.models.gemma import GemmaLayer, KeysValues, Rotation, attention, rotate
+from depi.models.flow import FlowNetwork
+from depi.models.gemma import (
+    GemmaLayer,
+    KeysValues,
+    Modulations,
+    Rotation,
+    attention,
+    gated,
+    normalise,
+    rotate,
+)
 from depi.models.packing import Rows, to_list, to_rows
-from depi.models.pi0 import Pi0
 
 
 class FusedLayer(nn.Module):
@@ -35,9 +44,12 @@ class FusedLayer(nn.Module):
         rows: Rows | None,
         bias: Tensor,
         earlier: KeysValues | None = None,
+        modulations: Modulations | None = None,
     ) -> tuple[Tensor, KeysValues]:
         """As `GemmaLayer.forward`."""
-        heads = F.linear(self.attention_norm(x), self.qkv).unflatten(-1, (-1, self.head_dim))
+        before, behind = modulations or (None, None)
+        normed, passed = normalise(self.attention_norm, x, before)
+        heads = F.linear(normed, self.qkv).unflatten(-1, (-1, self.head_dim))
         turned = to_rows(rotate(heads[..., : -self.kv_heads, :], rotation), rows)
         q, own_k = turned[..., : -self.kv_heads, :], turned[..., -self.kv_heads :, :]
         own_v = to_rows(heads[..., -self.kv_heads :, :], rows)
@@ -48,9 +60,11 @@ class FusedLayer(nn.Module):
         else:
             k, v = torch.cat((earlier[0], own_k), dim=1), torch.cat((earlier[1], own_v), dim=1)
             mixed = short_attention(q, k, v, bias)
-        x = x + F.linear(to_list(mixed, rows), self.o)
-        gate, up = F.linear(self.mlp_norm(x), self.gate_up).chunk(2, dim=-1)
-        return x + F.linear(F.gelu(gate, approximate="tanh") * up, self.down), (own_k, own_v)
+        x = x + gated(F.linear(to_list(mixed, rows), self.o), passed)
+        normed, passed = normalise(self.mlp_norm, x, behind)
+        gate, up = F.linear(normed, self.gate_up).chunk(2, dim=-1)
+        change = F.linear(F.gelu(gate, approximate="tanh") * up, self.down)
+        return x + gated(change, passed), (own_k, own_v)
 
 
 def short_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -73,7 +87,7 @@ def side_by_side(layers: Sequence[nn.Linear], dtype: torch.dtype) -> nn.Paramete
 
 
 @torch.no_grad()
-def prepare_for_inference(model: Pi0, dtype: torch.dtype) -> None:
+def prepare_for_inference(model: FlowNetwork, dtype: torch.dtype) -> None:
     """Convert the matrices of all layers to `dtype`, in place and one layer at a time, and freeze everything.
 
     Norms, positions, and the layers around the action expert stay in float32, as in training.
@@ -83,13 +97,14 @@ def prepare_for_inference(model: Pi0, dtype: torch.dtype) -> None:
         TypeError: a layer has other modules than its matrices, such as an adapter; nothing is changed then.
     """
     for name, module in (*model.prefix.named_modules(), *model.suffix.named_modules()):
-        if name.endswith("_proj") and type(module) is not nn.Linear:
+        if hasattr(module, "base_layer"):
             raise TypeError(f"{name} is a {type(module).__name__}; merge adapters into the weights first")
     model.requires_grad_(False)
     for stack in (model.prefix, model.suffix):
         for number, layer in enumerate(stack.layers):
             stack.layers[number] = FusedLayer(layer, dtype)
-    wide = (model.vision.layers, model.image_proj, model.token_embedding, model.prefix.last_layer)
+    rest = (model.prefix.last_layer, model.suffix)  # of the suffix, what modulates its norms
+    wide = (model.vision.layers, model.image_proj, model.token_embedding, *rest)
     for module in (model.vision.patch_embedding, *(inner for part in wide for inner in part.modules())):
         if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
             for name, parameter in module.named_parameters(recurse=False):

@@ -12,7 +12,7 @@ beta = 1 that is c alone, and u is not computed.
 Several chunks of one observation (`noise` of N times as many rows) read the scene once: the keys and values
 of the prefix are repeated.
 
-Letters in shapes as in `pi0`; K = P + S keys, Z Euler steps.
+Letters in shapes as in `flow`; K = P + S keys, Z Euler steps.
 """
 
 from typing import NamedTuple
@@ -20,9 +20,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from depi.models.flow import FlowNetwork, Prefix
 from depi.models.gemma import KeysValues, Rotation, attention_bias, rotary_table
 from depi.models.packing import any_length, pad, to_rows
-from depi.models.pi0 import Observation, Pi0, Prefix
+from depi.models.scene import Observation
 
 PROMPT_BUCKET = 16  # prompts are cut to a multiple of this, so that few shapes occur
 
@@ -30,7 +31,7 @@ PROMPT_BUCKET = 16  # prompts are cut to a multiple of this, so that few shapes 
 class Given(NamedTuple):
     """The first actions of a chunk that are known when it is sampled, as a network knows them from training.
 
-    See `depi.models.pi0.prefix_times`.
+    See `depi.models.flow.prefix_times`.
     """
 
     actions: Tensor  # float32 [B, H, A]
@@ -43,8 +44,8 @@ class Scene(NamedTuple):
     keys_values: list[KeysValues]  # of the prefix, per layer
     rotation: Rotation  # of the suffix
     bias: Tensor  # `attention_bias` of the suffix, [B, 1, S * Q / G, K]
-    state: Tensor  # embedded, float32 [B, 1, E]
-    moments: Tensor  # embedded time of each step, float32 [Z, 1, E]; with given actions [Z, H, E]
+    state: Tensor  # embedded, float32 [B, S - H, E]
+    moments: Tensor  # embedded time of each step, [Z, 1, ...]; with given actions [Z, H, ...]
     given: Given | None = None
     guidance: float = 1.0  # beta; other than 1: there are 2 B rows, with the condition and then without it
 
@@ -68,7 +69,7 @@ def trim(observation: Observation) -> Observation:
 
 @torch.no_grad()
 def sample_actions(
-    model: Pi0,
+    model: FlowNetwork,
     observation: Observation,
     noise: Tensor,
     num_steps: int = 10,
@@ -96,7 +97,7 @@ def sample_actions(
 
 @torch.no_grad()
 def read_scene(
-    model: Pi0,
+    model: FlowNetwork,
     observation: Observation,
     num_steps: int,
     guidance: float = 1.0,
@@ -144,14 +145,14 @@ def first_point(noise: Tensor, given: Given | None) -> Tensor:
     return noise if given is None else torch.where(given.steps[:, None], given.actions, noise)
 
 
-def velocity(model: Pi0, scene: Scene, x_t: Tensor, step: int) -> Tensor:
-    """What `Pi0.velocity` predicts, float32 [B, H, A], at x_t [B, H, A] and the time of an Euler step.
+def velocity(model: FlowNetwork, scene: Scene, x_t: Tensor, step: int) -> Tensor:
+    """What `FlowNetwork.velocity` predicts, float32 [B, H, A], at x_t [B, H, A] and an Euler step's time.
 
     With guidance, what it predicts for both prompts, combined. Zero where actions are given.
     """
     rows = x_t if scene.guidance == 1.0 else x_t.repeat(2, 1, 1)
-    embeddings = model.embed_suffix(scene.state, rows, scene.moments[step])
-    predicted = model.read_suffix(embeddings, scene.rotation, scene.bias, scene.keys_values)
+    moment = scene.moments[step]
+    predicted = model.respond(rows, scene.state, moment, scene.rotation, scene.bias, scene.keys_values)
     if scene.guidance != 1.0:
         conditional, unconditional = predicted.chunk(2)
         predicted = unconditional + scene.guidance * (conditional - unconditional)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.init import normal_, ones_, zeros_
 
-from depi.models.gemma import RMSNorm, Rotation, attention_bias, rotary_table
+from depi.models.gemma import RMSNorm, Rotation, ZeroLinear, attention_bias, rotary_table
 from depi.models.packing import Packing, Rows, any_length
 from depi.models.siglip import SiglipTower
 
@@ -40,6 +40,9 @@ TINY_VISION = {
 }
 
 
+Product = tuple[int, int, int, bool]
+
+
 class Observation(NamedTuple):
     """The inputs of a network."""
 
@@ -56,12 +59,14 @@ class Suffix(NamedTuple):
 
     products: the matrix products around them, for `depi.models.flops`: vectors, their size, the result's, and
         whether a gradient passes on to the vectors.
+    once: those that sampling has once for all Euler steps.
     """
 
     tokens: int
     width: int
     mlp_dim: int
-    products: tuple[tuple[int, int, int, bool], ...]
+    products: tuple[Product, ...]
+    once: tuple[Product, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -189,12 +194,15 @@ class SceneReader(nn.Module):
 
 @torch.no_grad()
 def draw_weights(part: nn.Module) -> None:
-    """Random weights: normal with variance 1 / inputs for matrices, zero biases, unit norms.
+    """Random weights: normal with variance 1 / inputs for matrices, zero biases, unit norms, no modulation.
 
     Token and position vectors have length about 1 (tokens are scaled by sqrt(width) when they are read).
     """
     for module in part.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if isinstance(module, ZeroLinear):
+            zeros_(module.weight)
+            zeros_(module.bias)
+        elif isinstance(module, nn.Linear | nn.Conv2d):
             normal_(module.weight, std=module.weight[0].numel() ** -0.5)
             if module.bias is not None:
                 zeros_(module.bias)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from depi.errors import UserError, one_line
 from depi.files import atomic_write, read_json
-from depi.models.pi0 import Pi0
+from depi.models.flow import FlowNetwork
 from depi.models.scene import SceneReader
 from depi.policies.convert import Layout, check_finite, lerobot_name, open_weights
 
@@ -38,6 +38,8 @@ FULLY_TRAINED = (
     "action_in_proj",
     "action_time_mlp_in",
     "action_time_mlp_out",
+    "time_mlp_in",  # pi0.5's
+    "time_mlp_out",
     "action_out_proj",
 )
 INIT_TYPES = (None, "gaussian", "orthogonal")  # others change the base weights
@@ -62,7 +64,7 @@ _BFLOAT16_PARTS = ("vision", "image_proj", "token_embedding", "prefix", "suffix"
 logger = logging.getLogger(__name__)
 
 
-def add_adapters(model: Pi0, peft: PeftConfig) -> None:
+def add_adapters(model: FlowNetwork, peft: PeftConfig) -> None:
     """Freeze `model` but for new LoRA adapters, which change nothing yet, and some fully trained modules.
 
     Names in `peft.target_modules` and `peft.full_training_modules` may be DePi's or LeRobot's; matching is as
@@ -125,7 +127,7 @@ def _refuse_unsupported(peft: PeftConfig) -> None:
             raise UserError(f"--peft.{name} must be at least 1, not {value}")
 
 
-def _matching(model: Pi0, names: Collection[str], wanted: str | list[str]) -> set[str]:
+def _matching(model: FlowNetwork, names: Collection[str], wanted: str | list[str]) -> set[str]:
     """Those of `names` that are `wanted`, by their own name or by LeRobot's."""
 
     def is_wanted(name: str) -> bool:
@@ -183,7 +185,7 @@ def merged_state(state: Mapping[str, Tensor], model: SceneReader) -> dict[str, T
 
 
 def save_adapters(
-    folder: Path, model: Pi0, base: str | Path | None, weights: Mapping[str, Tensor] | None = None
+    folder: Path, model: FlowNetwork, base: str | Path | None, weights: Mapping[str, Tensor] | None = None
 ) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors` in LeRobot's layout, float32.
 
@@ -220,7 +222,7 @@ def save_adapters(
 
 
 @torch.no_grad()
-def load_adapters(model: Pi0, folder: Path) -> None:
+def load_adapters(model: FlowNetwork, folder: Path) -> None:
     """Fill the adapters and fully trained modules of `model` from what `save_adapters` wrote.
 
     Raises:
@@ -247,7 +249,7 @@ def load_adapters(model: Pi0, folder: Path) -> None:
         parameter.copy_(tensors[name])
 
 
-def base_fingerprint(model: Pi0) -> str:
+def base_fingerprint(model: FlowNetwork) -> str:
     """A hash over some numbers of every frozen parameter, rounded or not yet."""
     samples = [
         parameter.detach().flatten()[:: max(1, parameter.numel() // 64)].bfloat16().float()
@@ -349,11 +351,11 @@ def _same_shape(folder: Path, key: str, shape: list[int], target: Tensor) -> Non
         )
 
 
-def _lerobot_module(model: Pi0, name: str) -> str:
+def _lerobot_module(model: FlowNetwork, name: str) -> str:
     return lerobot_name(f"{name}.weight", model.dimensions.depth).removesuffix(".weight")
 
 
-def _saved_name(model: Pi0, name: str) -> str:
+def _saved_name(model: FlowNetwork, name: str) -> str:
     """The key in LeRobot's adapter file for one of `model`'s trainable parameters."""
     stem, part, rest = name.partition(".lora_")
     if not part:

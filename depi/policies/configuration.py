@@ -22,6 +22,7 @@ MOST_COUNTED = 4096
 MOST_PIXELS = 4096 * 2160
 LARGEST = 1 << 20
 """No honest configuration has larger numbers in it."""
+LARGEST_DEPTH = 1000
 LONGEST_NAME = 200
 
 

@@ -13,8 +13,7 @@ from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from depi.errors import UserError, one_line
 from depi.models.scene import SceneDimensions
 from depi.models.value import ValueDimensions
-from depi.policies.configuration import LARGEST
-from depi.policies.configuration_depi_pi0 import LARGEST_DEPTH
+from depi.policies.configuration import LARGEST, LARGEST_DEPTH
 
 SIZES = {"full": ValueDimensions.full(), "tiny": ValueDimensions.tiny()}
 # The sizes that are fields of the same name.

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from depi.errors import UserError, one_line
 from depi.files import atomic_write
-from depi.models.pi0 import Pi0Dimensions
+from depi.models.flow import FlowDimensions
 from depi.models.scene import SceneDimensions, SceneReader
 
 PALIGEMMA = "paligemma_with_expert.paligemma."
@@ -71,11 +71,15 @@ RENAMES = {
     "suffix.layers.#.mlp": EXPERT + "model.layers.#.mlp",
     "suffix.layers.#": EXPERT + "model.layers.#.self_attn",
     "suffix.norm": EXPERT + "model.norm",
+    # pi0.5's expert
+    "suffix.modulation.attention.#": EXPERT + "model.layers.#.input_layernorm.dense",
+    "suffix.modulation.mlp.#": EXPERT + "model.layers.#.post_attention_layernorm.dense",
+    "suffix.modulation.norm": EXPERT + "model.norm.dense",
 }
 
 
 def lerobot_name(name: str, depth: int) -> str:
-    """LeRobot's name, without the leading `model.`, for a parameter of `Pi0`."""
+    """LeRobot's name, without the leading `model.`, for a parameter of a `FlowNetwork`."""
     name = name.replace("prefix.last_layer.", f"prefix.layers.{depth - 1}.")
     number = re.search(r"\.(\d+)\.", name)
     pattern = name if number is None else name.replace(number[0], ".#.", 1)
@@ -103,12 +107,12 @@ def own_layout(d: SceneDimensions) -> Layout:
     return Layout(str, {})
 
 
-def lerobot_layout(d: Pi0Dimensions) -> Layout:
+def lerobot_layout(d: FlowDimensions) -> Layout:
     """LeRobot's names, and the parameters that it has besides."""
     return Layout(partial(lerobot_name, depth=d.depth), unused_shapes(d))
 
 
-def unused_shapes(d: Pi0Dimensions) -> dict[str, tuple[int, ...]]:
+def unused_shapes(d: FlowDimensions) -> dict[str, tuple[int, ...]]:
     """LeRobot's names, without `model.`, and shapes of the parameters that never influence its output."""
     last = f"{LANGUAGE}layers.{d.depth - 1}."
     return {
@@ -274,8 +278,6 @@ def _canonical_names(path: Path, keys: Iterable[str]) -> dict[str, str]:
         name = canonical_name(key)
         if name.startswith(STATISTICS):
             continue
-        if name.startswith(("time_mlp_in.", "time_mlp_out.")) or ".dense." in name:
-            raise UserError(f"{path} holds a pi0.5 ({key}); DePi trains pi0")
         if name in found:
             raise UserError(f"{path} holds {name} twice, as {found[name]} and as {key}")
         found[name] = key

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 TYPES = {
     "pi0": "depi.policies.family_pi0",
     "depi_pi0": "depi.policies.family_pi0",
+    "pi05": "depi.policies.family_pi05",
+    "depi_pi05": "depi.policies.family_pi05",
     "value": "depi.policies.family_value",
     # LeRobot's own classes:
     **dict.fromkeys(

@@ -1,22 +1,19 @@
 """pi0, in the published size and in any other: see `Family`."""
 
-import dataclasses
-
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.policies.pi0.processor_pi0 import make_pi0_pre_post_processors
 
-from depi.errors import UserError
+from depi.models.flow import FlowDimensions
 from depi.models.pi0 import Pi0, Pi0Dimensions
 from depi.policies.configuration_depi_pi0 import DepiPi0Config
+from depi.policies.configuration_sizes import flow_dimensions, refuse_unsupported
 from depi.policies.convert import lerobot_layout
 from depi.policies.families import Family
 from depi.policies.pi0 import Pi0Policy
 from depi.policies.trust import PI0_STEPS
 
-EXPERT_SIZES = {"gemma_300m": (1024, 4096), "gemma_2b": (2048, 16_384)}  # width, MLP size
 
-
-def dimensions(config: PI0Config) -> Pi0Dimensions:
+def dimensions(config: PI0Config) -> FlowDimensions:
     """The network's sizes.
 
     Raises:
@@ -24,34 +21,7 @@ def dimensions(config: PI0Config) -> Pi0Dimensions:
         ValueError: sizes do not fit together.
     """
     refuse_unsupported(config)
-    shared = {
-        "image_size": config.image_resolution[0],
-        "chunk_size": config.chunk_size,
-        "state_dim": config.max_state_dim,
-        "action_dim": config.max_action_dim,
-        "min_period": config.min_period,
-        "max_period": config.max_period,
-    }
-    if isinstance(config, DepiPi0Config):
-        names = {field.name for field in dataclasses.fields(Pi0Dimensions)} - set(shared)
-        return Pi0Dimensions(**shared, **{name: getattr(config, name) for name in names})
-    width, mlp_dim = EXPERT_SIZES[config.action_expert_variant]
-    return Pi0Dimensions.full(**shared, expert_width=width, expert_mlp_dim=mlp_dim)
-
-
-def refuse_unsupported(config: PI0Config) -> None:
-    """Raise a UserError for settings that would otherwise be ignored."""
-    problems = {
-        f"paligemma_variant {config.paligemma_variant} is not available; use gemma_2b": (
-            config.paligemma_variant != "gemma_2b"
-        ),
-        "time_sampling_beta_beta other than 1 is not available": config.time_sampling_beta_beta != 1.0,
-        f"n_obs_steps {config.n_obs_steps} is not available; pi0 sees one observation": config.n_obs_steps
-        != 1,
-    }
-    for problem, present in problems.items():
-        if present:
-            raise UserError(f"policy configuration: {problem}")
+    return flow_dimensions(config, Pi0Dimensions)
 
 
 def _output(config: PI0Config) -> str:

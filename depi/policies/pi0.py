@@ -15,9 +15,10 @@ from torch import Tensor
 
 from depi.errors import UserError
 from depi.models.capture import Captured
+from depi.models.flow import prefix_times, sample_noise, sample_time
 from depi.models.inference import prepare_for_inference
-from depi.models.pi0 import Observation, prefix_times, sample_noise, sample_time
 from depi.models.sampling import Given, sample_actions, trim
+from depi.models.scene import Observation
 from depi.policies.base import OwnPolicy
 from depi.policies.batches import pad_last
 from depi.policies.choices import check_choices, choices_of

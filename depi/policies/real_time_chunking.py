@@ -20,8 +20,9 @@ from lerobot.policies.rtc.modeling_rtc import RTCProcessor
 from torch import Tensor
 
 from depi.errors import UserError
-from depi.models.pi0 import Observation, Pi0
+from depi.models.flow import FlowNetwork
 from depi.models.sampling import Given, first_point, read_scene, velocity
+from depi.models.scene import Observation
 from depi.policies.choices import choices_of
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def _say_guided(delay: int, most: int) -> None:
 
 @torch.no_grad()
 def sample_guided(
-    model: Pi0,
+    model: FlowNetwork,
     observation: Observation,
     noise: Tensor,
     num_steps: int,

@@ -49,10 +49,10 @@ _STEPS = frozenset(
 
 
 PI0_STEPS = Allowed(steps=frozenset({"pi0_new_line_processor"}), tokenizers=_PALIGEMMA)
+PI05_STEPS = Allowed(steps=frozenset({"pi05_prepare_state_tokenizer_processor_step"}), tokenizers=_PALIGEMMA)
 # LeRobot's other policies. Each was read in LeRobot 0.6.1: it loads no code, and no repository but by the
 # fields named here.
 LEROBOT_TYPES: Mapping[str, Allowed] = {
-    "pi05": Allowed(steps=frozenset({"pi05_prepare_state_tokenizer_processor_step"}), tokenizers=_PALIGEMMA),
     "act": Allowed(),
     "diffusion": Allowed(),
     "vqbet": Allowed(),

@@ -179,7 +179,7 @@ def activation_bytes(
     """
     patches = batch_size * images * d.patches
     prefix = patches + batch_size * words
-    tokens, width, mlp_dim, _ = d.suffix
+    tokens, width, mlp_dim = d.suffix[:3]
     suffix = batch_size * tokens
     queries, keys = d.num_heads * d.head_dim, 2 * d.num_kv_heads * d.head_dim
     norms, vision_norms = (6, 10) if cuda else (10, 8)

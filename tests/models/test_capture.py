@@ -11,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from depi.models import capture
 from depi.models.capture import Captured
 from depi.models.inference import prepare_for_inference
-from depi.models.pi0 import Observation, Pi0, Pi0Dimensions
+from depi.models.pi0 import Pi0, Pi0Dimensions
 from depi.models.sampling import sample_actions
+from depi.models.scene import Observation
 
 SIZES = Pi0Dimensions.tiny(image_size=28, depth=2, chunk_size=4, state_dim=5, action_dim=3)
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depi.models.packing import pack, pad, to_list, to_rows
-from depi.models.pi0 import Observation, Pi0, Pi0Dimensions
+from depi.models.pi0 import Pi0, Pi0Dimensions
+from depi.models.scene import Observation
 
 SIZES = Pi0Dimensions.tiny(
     image_size=28, vision_width=32, vision_mlp_dim=48, vocab_size=50, width=48, mlp_dim=64, expert_width=32,

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch.distributions import Beta
 
+from depi.models.flow import sample_time, suffix_mask, time_embedding
 from depi.models.gemma import GemmaLayer, RMSNorm, attention, attention_bias, rotary_table, rotate
 from depi.models.packing import pad
-from depi.models.pi0 import Observation, Pi0, Pi0Dimensions, sample_time, suffix_mask, time_embedding
+from depi.models.pi0 import Pi0, Pi0Dimensions
 from depi.models.sampling import sample_actions
+from depi.models.scene import Observation
 
 SIZES = Pi0Dimensions.tiny(
     image_size=28,
@@ -111,7 +113,7 @@ def test_samples_are_independent(model, inputs):
 
 def test_suffix_mask_by_hand():
     expected = [[1, 0, 0], [1, 1, 1], [1, 1, 1]]
-    assert suffix_mask(2, torch.device("cpu")).int().tolist() == expected
+    assert suffix_mask(1, 2, torch.device("cpu")).int().tolist() == expected
 
 
 def test_attention_against_a_slow_computation():

@@ -171,7 +171,7 @@ def test_smaller_state_and_action_are_padded(make_config, data, batch):
         ({"image_resolution": (224, 168)}, "not square"),
         ({"image_resolution": (30, 30)}, "not a multiple"),
         ({"time_sampling_beta_beta": 2.0}, "beta_beta"),
-        ({"n_obs_steps": 2}, "one observation"),
+        ({"n_obs_steps": 2}, "n_obs_steps 2"),
     ],
 )
 def test_what_is_not_available_is_refused(changes, message):

@@ -10,7 +10,8 @@ from lerobot.configs.default import PeftConfig
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 
 from depi.cli import main
-from depi.models.pi0 import Observation, Pi0, Pi0Dimensions
+from depi.models.pi0 import Pi0, Pi0Dimensions
+from depi.models.scene import Observation
 from depi.policies import DepiPi0Config, make_policy
 from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
 from depi.training.estimate import activation_bytes, estimate_memory, model_to_train
