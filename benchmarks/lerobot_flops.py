@@ -1,4 +1,4 @@
-"""Exact floating-point operations of LeRobot's pi0, counted as in `depi.models.flops`."""
+"""Exact floating-point operations of LeRobot's pi0 and pi0.5, counted as in `depi.models.flops`."""
 
 from depi.models.flops import (
     Flops,
@@ -12,11 +12,11 @@ from depi.models.flops import (
     vision_ends,
     vision_layer,
 )
-from depi.models.pi0 import Pi0Dimensions
+from depi.models.flow import FlowDimensions
 
 
-def lerobot_flops(d: Pi0Dimensions, camera_slots: int, padded_tokens: int) -> SampleFlops:
-    """Operations of one sample of pi0 in LeRobot 0.6.1, which computes every camera slot and padded token.
+def lerobot_flops(d: FlowDimensions, camera_slots: int, padded_tokens: int) -> SampleFlops:
+    """Operations of one sample in LeRobot 0.6.1, which computes every camera slot and padded token.
 
     Prefix and suffix share one attention over all tokens, and the last prefix layer is computed in full:
     its output projection and MLP only forwards, since the loss does not depend on them.
@@ -27,7 +27,7 @@ def lerobot_flops(d: Pi0Dimensions, camera_slots: int, padded_tokens: int) -> Sa
         padded_tokens: length to which prompts are padded.
     """
     patches = camera_slots * d.patches
-    p, s = patches + padded_tokens, 1 + d.chunk_size
+    p, s = patches + padded_tokens, d.suffix.tokens
     vision = vision_layer(d, camera_slots) * d.vision_depth
     inner = d.num_heads * d.head_dim
     own = keys_values(d, p, d.width) + product(p, d.width, inner) + attention_flops(p, p + s, inner)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from lerobot_flops import lerobot_flops
-from lerobot_pi0 import CAMERAS, PADDED_TOKENS, SIZES, for_lerobot, make_batch, make_depi, make_lerobot
+from lerobot_pi0 import CAMERAS, FAMILIES, Stock, for_lerobot, make_batch, make_depi, make_lerobot
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
@@ -43,6 +43,7 @@ RECOMPUTE = {"depi": (0.0, 0.25, 0.5, 0.75, 1.0), "lerobot": (0.0, 1.0)}
 class Plan:
     """One row: which implementation, in which size, on what."""
 
+    family: str  # pi0 or pi05
     implementation: str  # depi_eager, depi, lerobot_eager, lerobot_compiled, lerobot_compiled_<mode>
     size: str  # of SIZES
     device: str
@@ -55,9 +56,14 @@ class Plan:
     profile: Path | None  # folder for tables of kernels
 
     @property
-    def family(self) -> str:
+    def maker(self) -> str:
         """depi or lerobot."""
         return self.implementation.partition("_")[0]
+
+    @property
+    def stock(self) -> Stock:
+        """The family as LeRobot has it."""
+        return FAMILIES[self.family]
 
 
 @dataclass
@@ -103,8 +109,8 @@ def measure(plan: Plan) -> dict[str, Any]:
     Raises:
         torch.OutOfMemoryError: memory does not suffice with every layer computed twice.
     """
-    least = plan.recompute if plan.family == "depi" else 0.0
-    shares = [share for share in RECOMPUTE[plan.family] if share >= least]
+    least = plan.recompute if plan.maker == "depi" else 0.0
+    shares = [share for share in RECOMPUTE[plan.maker] if share >= least]
     for share in shares:
         try:
             return _measure_once(plan, share)
@@ -123,6 +129,7 @@ def _measure_once(plan: Plan, recompute: float) -> dict[str, Any]:
     if plan.device == "cpu":
         torch.set_num_threads(1)  # threads that wait for one another burn processor time
     cameras, tokens = draw_samples(plan.mix, plan.batch_size)
+    tokens = tokens + plan.stock.said_tokens
     subject = make_subject(plan, cameras, tokens, recompute)
     if plan.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -166,12 +173,12 @@ def draw_samples(mix: str, batch_size: int) -> tuple[Tensor, Tensor]:
 def make_subject(plan: Plan, cameras: Tensor, tokens: Tensor, recompute: float) -> Subject:
     """Policy, optimiser and batches of either implementation, with the settings that it is meant to have."""
     torch.manual_seed(0)
-    d, generator = SIZES[plan.size], torch.Generator().manual_seed(1)
+    d, generator = plan.stock.sizes[plan.size], torch.Generator().manual_seed(1)
     batches: list[dict[str, Any]] = [
         make_batch(d, *sample, "cpu", generator) for sample in zip(cameras, tokens, strict=True)
     ]
     variant = plan.implementation.partition("_")[2]
-    if plan.family == "depi":
+    if plan.maker == "depi":
         policy = make_depi(d, plan.device, dtype=plan.dtype)
         policy.model.set_recompute(recompute)
         if variant != "eager":
@@ -187,7 +194,7 @@ def make_subject(plan: Plan, cameras: Tensor, tokens: Tensor, recompute: float) 
         batches = [for_lerobot(batch) for batch in batches]
         optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())
     batches = [send_to_device(batch, plan.device) for batch in batches]
-    return Subject(policy, optimizer, batches, plan.device, plan.dtype, stock=plan.family == "lerobot")
+    return Subject(policy, optimizer, batches, plan.device, plan.dtype, stock=plan.maker == "lerobot")
 
 
 def fused_adamw(policy: Any) -> torch.optim.Optimizer:
@@ -253,10 +260,10 @@ def rates(plan: Plan, cameras: Tensor, tokens: Tensor, step: float) -> dict[str,
 
     `mfu` is their share of the card's bfloat16 peak: nothing recomputed, padded or thrown away counts.
     """
-    d = SIZES[plan.size]
+    d = plan.stock.sizes[plan.size]
     pairs = zip(cameras.flatten().tolist(), tokens.flatten().tolist(), strict=True)
     model = sum(sample_flops(d, *pair).training() for pair in pairs) / BATCHES
-    theirs = lerobot_flops(d, len(CAMERAS), PADDED_TOKENS).training() * plan.batch_size
+    theirs = lerobot_flops(d, len(CAMERAS), plan.stock.padded_tokens).training() * plan.batch_size
     peak = bf16_peak(device_name(plan.device)) if plan.dtype == "bfloat16" else None
     return {
         "model_tflop": model / 1e12,

@@ -1,11 +1,13 @@
-"""Training steps of pi0 per second: DePi's, and those of stock LeRobot.
+"""Training steps of pi0 or pi0.5 per second: DePi's, and those of stock LeRobot.
 
     python benchmarks/train_step.py                       # published size on a GPU, else a reduced one
     python benchmarks/train_step.py --implementations=depi --batch_sizes=32 --results=depi.jsonl
     python benchmarks/train_step.py --report=depi.jsonl,lerobot.jsonl
+    python benchmarks/train_step.py --family=pi05
 
 Random weights and random batches, no data loading: `3` has three cameras in each sample, `community` has
-one, two, three in 40, 45, 15% of them; prompts have 6 to 24 of 48 tokens. Compared are
+one, two, three in 40, 45, 15% of them; prompts have 6 to 24 of 48 tokens, those of pi0.5, which hold the
+state, 40 to 58 of 200. Compared are
 
 - depi_eager, depi: without and with `torch.compile`; float32 weights, fused AdamW
 - lerobot_eager, lerobot_compiled: LeRobot 0.6.1, its optimiser, its `compile_model=True`; add
@@ -47,12 +49,20 @@ from rich.table import Table
 type Row = dict[str, Any]
 
 IMPLEMENTATIONS = "depi_eager,depi,lerobot_eager,lerobot_compiled"
-ROW = ("size", "dtype", "implementation", "batch_size", "mix")  # what a later row of a file replaces
+ROW = (
+    "family",
+    "size",
+    "dtype",
+    "implementation",
+    "batch_size",
+    "mix",
+)  # what a later row of a file replaces
 
 
 def parse(args: list[str] | None = None) -> argparse.Namespace:
     """Flags, with defaults that fit the device."""
-    parser = argparse.ArgumentParser(description="Training steps of pi0 per second.")
+    parser = argparse.ArgumentParser(description="Training steps per second.")
+    parser.add_argument("--family", choices=("pi0", "pi05"), default="pi0")
     parser.add_argument("--device", choices=("cuda", "cpu"))
     parser.add_argument("--size", choices=("full", "reduced", "smoke"), help="full on cuda, reduced on cpu")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="bfloat16 on cuda, float32 on cpu")
@@ -119,7 +129,8 @@ def run_worker(
     if limit_s <= 0:
         return "not started: the time limit was reached"
     flags = {
-        **{name: getattr(options, name) for name in ("device", "size", "dtype", "mixes", "steps", "warmup")},
+        **{name: getattr(options, name) for name in ("family", "device", "size", "dtype", "mixes")},
+        **{name: getattr(options, name) for name in ("steps", "warmup")},
         **{"recompute": options.recompute, "results": results.resolve()},
         **{"implementations": implementation, "batch_sizes": batch_size},
         **({"profile": options.profile.resolve()} if options.profile else {}),
@@ -148,6 +159,7 @@ def work(options: argparse.Namespace) -> None:
         row = identity(options, options.implementations, int(options.batch_sizes), mix)
         row |= {"device": device_name(options.device), "torch": torch.__version__}
         plan = Plan(
+            family=options.family,
             implementation=row["implementation"],
             size=options.size,
             device=options.device,
@@ -174,7 +186,9 @@ def work(options: argparse.Namespace) -> None:
 
 def identity(options: argparse.Namespace, implementation: str, batch_size: int, mix: str) -> Row:
     """What tells a row from others."""
-    return dict(zip(ROW, (options.size, options.dtype, implementation, batch_size, mix), strict=True))
+    return dict(
+        zip(ROW, (options.family, options.size, options.dtype, implementation, batch_size, mix), strict=True)
+    )
 
 
 def append(results: Path, row: Row) -> None:
@@ -186,9 +200,9 @@ def append(results: Path, row: Row) -> None:
 
 
 def read_lines(results: Path) -> list[Row]:
-    """All rows of a file, none if there is no file."""
+    """All rows of a file, none if there is no file; those of before pi0.5 do not say their family."""
     lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
-    return [json.loads(line) for line in lines]
+    return [{"family": "pi0"} | json.loads(line) for line in lines]
 
 
 def read_rows(files: Iterable[Path]) -> list[Row]:
@@ -210,8 +224,8 @@ def show(rows: list[Row], json_only: bool) -> None:
 def table(rows: list[Row]) -> Table:
     """A line per row, by batch size and mix."""
     devices = ", ".join(sorted({row["device"] for row in rows if "device" in row}))
-    sizes = ", ".join(sorted({f"{row['size']} size, {row['dtype']}" for row in rows}))
-    result = Table(title=f"pi0 training steps, {sizes}, on {devices}; times in ms")
+    sizes = ", ".join(sorted({f"{row['family']}, {row['size']} size, {row['dtype']}" for row in rows}))
+    result = Table(title=f"Training steps, {sizes}, on {devices}; times in ms")
     numbers = {
         "samples/s": "samples_per_s",
         "step": "step_ms",

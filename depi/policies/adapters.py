@@ -32,16 +32,6 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Every linear layer of the language model and of the action expert. LeRobot adapts less by default: only
 # queries and values of the expert.
 DEFAULT_TARGETS = r"(prefix|suffix)\..*"
-# As small as adapters to them would be.
-FULLY_TRAINED = (
-    "state_proj",
-    "action_in_proj",
-    "action_time_mlp_in",
-    "action_time_mlp_out",
-    "time_mlp_in",  # pi0.5's
-    "time_mlp_out",
-    "action_out_proj",
-)
 INIT_TYPES = (None, "gaussian", "orthogonal")  # others change the base weights
 # Settings of adapter files that change what an adapter means.
 PLAIN_SETTINGS: dict[str, tuple[Any, ...]] = {
@@ -86,7 +76,7 @@ def add_adapters(model: FlowNetwork, peft: PeftConfig) -> None:
             f"--peft.target_modules={peft.target_modules} matches no linear layer that is not frozen; "
             "names are like suffix.layers.0.q_proj or LeRobot's"
         )
-    wanted = FULLY_TRAINED if peft.full_training_modules is None else peft.full_training_modules
+    wanted = around_the_suffix(model) if peft.full_training_modules is None else peft.full_training_modules
     modules = {
         name
         for name, module in model.named_modules()
@@ -115,6 +105,15 @@ def add_adapters(model: FlowNetwork, peft: PeftConfig) -> None:
         len(full),
         trainable / 1e6,
     )
+
+
+def around_the_suffix(model: FlowNetwork) -> list[str]:
+    """The layers before and behind the action expert, which are as small as adapters to them would be."""
+    return [
+        name
+        for name, module in model.named_children()
+        if isinstance(module, nn.Linear) and module is not model.image_proj
+    ]
 
 
 def _refuse_unsupported(peft: PeftConfig) -> None:

@@ -1,4 +1,4 @@
-"""LeRobot's own pi0 at reduced size: its classes, patched, and a configuration and a batch for them."""
+"""LeRobot's own pi0 and pi0.5 at reduced size: their classes, patched; configurations and batches."""
 
 import sys
 from contextlib import contextmanager
@@ -7,49 +7,52 @@ from pathlib import Path
 import pytest
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
-from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 
 from depi.models.pi0 import Pi0Dimensions
+from depi.models.pi05 import Pi05Dimensions
+from depi.policies.families import family
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from lerobot_pi0 import lerobot_sizes
+from lerobot_pi0 import FAMILIES, lerobot_sizes, stock_of  # noqa: F401  FAMILIES is for tests
 
 CAMERAS = tuple(f"observation.images.{slot}" for slot in range(3))
 
 # Attention in LeRobot's code insists on 8 heads.
-REDUCED = Pi0Dimensions(
-    image_size=28,
-    patch_size=14,
-    vision_width=48,
-    vision_depth=2,
-    vision_heads=4,
-    vision_mlp_dim=72,
-    vocab_size=500,
-    width=64,
-    mlp_dim=96,
-    expert_width=40,
-    expert_mlp_dim=80,
-    depth=3,
-    num_heads=8,
-    num_kv_heads=2,
-    head_dim=16,
-    chunk_size=6,
-)
+SIZES = {
+    "image_size": 28,
+    "patch_size": 14,
+    "vision_width": 48,
+    "vision_depth": 2,
+    "vision_heads": 4,
+    "vision_mlp_dim": 72,
+    "vocab_size": 500,
+    "width": 64,
+    "mlp_dim": 96,
+    "expert_width": 40,
+    "expert_mlp_dim": 80,
+    "depth": 3,
+    "num_heads": 8,
+    "num_kv_heads": 2,
+    "head_dim": 16,
+    "chunk_size": 6,
+}
+REDUCED = {"pi0": Pi0Dimensions(**SIZES), "pi05": Pi05Dimensions(**SIZES)}
 
 
 @contextmanager
-def reduced_sizes():
-    """Inside, `pi0` has the sizes of `REDUCED`, both in LeRobot and in DePi."""
-    with lerobot_sizes(REDUCED), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pi0Dimensions, "full", lambda **_: REDUCED)
-        yield
+def reduced_sizes(name="pi0"):
+    """Inside, a family has the sizes of `REDUCED`, in LeRobot and in DePi; gives LeRobot's policy class."""
+    reduced = REDUCED[name]
+    with lerobot_sizes(reduced), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(reduced), "full", lambda **_: reduced)
+        yield stock_of(reduced).policy
 
 
-def make_config():
+def make_config(name="pi0"):
     visual = PolicyFeature(type=FeatureType.VISUAL, shape=(3, 28, 28))
-    return PI0Config(
+    return family(name).configs[name](
         device="cpu",
         image_resolution=(28, 28),
         chunk_size=6,

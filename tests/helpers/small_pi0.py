@@ -1,11 +1,16 @@
-"""A very small pi0 and batches for it, for tests of several folders."""
+"""A very small pi0 or pi0.5 and batches for it, for tests of several folders."""
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 
-from depi.policies import DepiPi0Config, Pi0Policy, make_policy
+from depi.models.gemma import ZeroLinear
+from depi.policies import Pi0Policy, make_policy
+from depi.policies.families import family
+
+both_families = pytest.mark.parametrize("kind", ["depi_pi0", "depi_pi05"])
 
 CAMERAS = ("observation.images.0", "observation.images.1")
 SIZES = {
@@ -26,10 +31,20 @@ SIZES = {
 }
 
 
-def make_small(**changes) -> Pi0Policy:
+def make_small(kind: str = "depi_pi0", **changes) -> Pi0Policy:
     torch.manual_seed(0)
     data = SimpleNamespace(state_dim=6, action_dim=6, camera_slots=CAMERAS)
-    return make_policy(DepiPi0Config(device="cpu", **{**SIZES, **changes}), data)
+    config = family(kind).configs[kind](device="cpu", **{**SIZES, **changes})
+    return liven(make_policy(config, data))
+
+
+def liven(policy: Pi0Policy) -> Pi0Policy:
+    """Let a new pi0.5 look at its prefix, which its gates keep it from at first; pi0 stays as it is."""
+    for module in policy.modules():
+        if isinstance(module, ZeroLinear):
+            torch.nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            torch.nn.init.normal_(module.bias)
+    return policy
 
 
 def make_batch(size: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -5,11 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
-from small_pi0 import SIZES
+from small_pi0 import SIZES, liven
 from transformers import AutoTokenizer
 
 from depi.hub.server.tokenizer import write_tokenizer
-from depi.policies import DepiPi0Config, make_policy
+from depi.policies import make_policy
+from depi.policies.families import family
 
 CAMERAS = tuple(f"observation.images.{slot}" for slot in range(3))
 SMALL = {**SIZES, "chunk_size": 7, "n_action_steps": 5, "tokenizer_max_length": 16}
@@ -28,22 +29,30 @@ def data():
 
 @pytest.fixture
 def stats():
+    """By which pi0 and pi0.5 normalise alike: quantiles that are one standard deviation from the mean."""
+    values = {"mean": 10.0, "std": 30.0, "q01": -20.0, "q99": 40.0}
     return {
-        key: {"mean": torch.full((6,), 10.0), "std": torch.full((6,), 30.0)} for key in (OBS_STATE, ACTION)
+        key: {name: torch.full((6,), value) for name, value in values.items()} for key in (OBS_STATE, ACTION)
     }
 
 
 @pytest.fixture
-def make_config():
+def kind():
+    """The policy type; a test that is marked with `both_families` runs with two."""
+    return "depi_pi0"
+
+
+@pytest.fixture
+def make_config(kind):
     def make(**changes):
-        return DepiPi0Config(device="cpu", **{**SMALL, **changes})
+        return family(kind).configs[kind](device="cpu", **{**SMALL, **changes})
 
     return make
 
 
 @pytest.fixture
 def policy(make_config, data):
-    return make_policy(make_config(), data)
+    return liven(make_policy(make_config(), data))
 
 
 @pytest.fixture

@@ -4,13 +4,14 @@ import pytest
 import torch
 from lerobot.configs.default import PeftConfig
 from safetensors.torch import load_file, save_file
+from small_pi0 import both_families
 
 from depi.errors import UserError
 from depi.files import read_json, write_json
 from depi.policies import load_policy, make_policy, make_processors
 from depi.policies.adapters import (
-    FULLY_TRAINED,
     add_adapters,
+    around_the_suffix,
     hold_frozen_in_bfloat16,
     load_adapters,
     lora_layers,
@@ -71,23 +72,29 @@ def test_adapters_need_a_checkpoint(make_config, data):
         make_policy(make_config(use_peft=True), data)
 
 
+@both_families
 def test_fresh_adapters_change_nothing(base, batch):
     before = base.forward(batch)[0]
     add_adapters(base.model, PeftConfig(r=4))
     assert torch.equal(base.forward(batch)[0], before)
 
 
+@both_families
 def test_only_adapters_and_small_projections_learn(adapted, batch):
     before = values(adapted)
     losses = train(adapted, batch, steps=20)
     assert losses[-1] < 0.7 * losses[0]
     moved = {name for name, value in values(adapted).items() if not torch.equal(value, before[name])}
-    assert moved == {name for name in before if ".lora_" in name or name.startswith(FULLY_TRAINED)}
-    # Seven matrices in each layer, but in the last one of the language model only keys and values.
-    assert len(lora_layers(adapted.model)) == 3 * 7 + 2 * 7 + 2
+    around = tuple(around_the_suffix(adapted.model))
+    assert moved == {name for name in before if ".lora_" in name or name.startswith(around)}
+    # Seven matrices in each layer, but in the last one of the language model only keys and values; and those
+    # that modulate pi0.5's norms.
+    modulations = 2 * 3 + 1 if adapted.name == "depi_pi05" else 0
+    assert len(lora_layers(adapted.model)) == 3 * 7 + 2 * 7 + 2 + modulations
     assert {parameter.dtype for parameter in adapted.get_optim_params()} == {torch.float32}
 
 
+@both_families
 def test_a_merged_checkpoint_acts_like_the_adapted_policy(adapted, batch, tmp_path):
     train(adapted, batch)
     expected = adapted.predict_action_chunk(batch)
@@ -103,6 +110,7 @@ def test_a_merged_checkpoint_acts_like_the_adapted_policy(adapted, batch, tmp_pa
     assert (base - expected).abs().max() > 0.01
 
 
+@both_families
 def test_adapters_alone_are_a_checkpoint_too(adapted, batch, stats, tokenizer, tmp_path):
     train(adapted, batch)
     expected = adapted.predict_action_chunk(batch)
@@ -133,6 +141,7 @@ def test_adapters_come_back_exactly_on_the_same_base_only(adapted, batch, make_c
         load_adapters(other_rank.model, tmp_path)
 
 
+@both_families
 def test_compiling_and_recomputing_change_nothing(adapted, batch):
     for layer in lora_layers(adapted.model).values():
         torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
@@ -150,6 +159,7 @@ def test_compiling_and_recomputing_change_nothing(adapted, batch):
     torch.testing.assert_close(gradients(), expected, rtol=1e-4, atol=1e-6)
 
 
+@both_families
 def test_frozen_weights_in_bfloat16_compute_the_same(base, make_config, batch):
     """Autocast rounds the others to the same numbers; only the scaled token embedding is rounded twice."""
     base.config.dtype = "bfloat16"
@@ -166,21 +176,26 @@ def test_frozen_weights_in_bfloat16_compute_the_same(base, make_config, batch):
     kept_in_float32 = {
         name for name, parameter in base.model.named_parameters() if parameter.dtype == torch.float32
     }
+    around = tuple(around_the_suffix(base.model))
     assert kept_in_float32 == {
         name
         for name, _ in base.model.named_parameters()
-        if "norm" in name or "position" in name or ".lora_" in name or name.startswith(FULLY_TRAINED)
+        if ("norm" in name and "modulation" not in name)
+        or "position" in name
+        or ".lora_" in name
+        or name.startswith(around)
     }
 
 
 def test_names_may_be_lerobots(base):
     """What LeRobot adapts by default, in its own words: queries and values of the expert, the projections."""
+    around = around_the_suffix(base.model)
     projections = "state_proj|action_in_proj|action_out_proj|action_time_mlp_in|action_time_mlp_out"
     targets = rf"(.*\.gemma_expert\..*\.self_attn\.(q|v)_proj|model\.({projections}))"
     add_adapters(base.model, PeftConfig(target_modules=targets, full_training_modules=[]))
     assert set(lora_layers(base.model)) == {
         *(f"suffix.layers.{layer}.{name}_proj" for layer in range(3) for name in "qv"),
-        *FULLY_TRAINED,
+        *around,
     }
     assert all(".lora_" in name for name, value in base.model.named_parameters() if value.requires_grad)
 

@@ -1,24 +1,23 @@
-"""Adapters between DePi and LeRobot's own pi0 at reduced size: either reads what the other has written."""
+"""Adapters between DePi and LeRobot's pi0 and pi0.5 at reduced size: either reads the other's files."""
 
-import lerobot.policies.pi0.modeling_pi0 as lerobot_pi0
 import pytest
 import torch
 from lerobot.configs.default import PeftConfig
 from peft import PeftModel, get_peft_model_state_dict
-from reduced_lerobot import make_batch, make_config, reduced_sizes
+from reduced_lerobot import FAMILIES, make_batch, make_config, reduced_sizes
 from safetensors.torch import load_file
 
-from depi.policies import load_policy
+from depi.policies import load_config, load_policy
 from depi.policies.adapters import ADAPTER_WEIGHTS, add_adapters, save_adapters
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A folder with LeRobot's pi0 at reduced size; DePi and LeRobot think that it is the published one."""
+@pytest.fixture(scope="module", params=["pi0", "pi05"])
+def base(tmp_path_factory, request):
+    """A folder with LeRobot's policy at reduced size; DePi and LeRobot think that it is the published one."""
     folder = tmp_path_factory.mktemp("base")
     torch.manual_seed(1)
-    with reduced_sizes():
-        lerobot_pi0.PI0Policy(make_config()).save_pretrained(folder)
+    with reduced_sizes(request.param) as policy_class:
+        policy_class(make_config(request.param)).save_pretrained(folder)
         yield folder
 
 
@@ -40,7 +39,8 @@ def actions(policy):
 
 def lerobot_policy(folder):
     """LeRobot's loader hides mismatches; here they are errors."""
-    policy = lerobot_pi0.PI0Policy(make_config())
+    config = load_config(folder)
+    policy = FAMILIES[config.type].policy(config)
     policy.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     return policy.eval()
 
@@ -66,7 +66,7 @@ def test_depi_runs_what_lerobot_has_adapted(base, tmp_path, targets):
     """LeRobot adapts also what never influences its output, and that changes nothing."""
     policy = lerobot_policy(base)
     policy.config.pretrained_path = base
-    full = None if targets is None else ["state_proj"]
+    full = None if targets is None else ["action_in_proj"]
     flags = {"method_type": "LORA", "r": 4, "target_modules": targets, "full_training_modules": full}
     wrapped = policy.wrap_with_peft(peft_cli_overrides=flags)
     disturb(wrapped.parameters())
