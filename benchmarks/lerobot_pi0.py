@@ -81,7 +81,7 @@ FAMILIES = {
     # About, with PaliGemma's tokenizer: "Task: , State: ... ;\nAction: " of six joints.
     "pi05": Stock("pi05", Pi05Dimensions, modeling_pi05, modeling_pi05.PI05Policy, 200, 34),
 }
-SIZES = FAMILIES["pi0"].sizes
+SIZES: dict[str, Any] = FAMILIES["pi0"].sizes
 
 
 def stock_of(d: FlowDimensions) -> Stock:

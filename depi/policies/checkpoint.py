@@ -58,7 +58,7 @@ def load_config(folder: Path, overrides: Sequence[str] = ()) -> Any:
 
 
 def policy_type(folder: Path) -> str:
-    """The policy type in a checkpoint folder; openpi's checkpoints are of type `pi0`.
+    """The policy type in a checkpoint folder; openpi's checkpoints are of type `pi0` or `pi05`.
 
     Raises:
         UserError: the file is missing, malformed, or names none.

@@ -4,7 +4,8 @@ Their weights are `convert`'s business; here their configuration becomes LeRobot
 normalisation statistics are found.
 
 openpi: `model.safetensors` and `config.json` of `convert_jax_model_to_pytorch.py`, and beside them
-`assets/<asset id>/norm_stats.json`. LeRobot before 0.4: other field names, statistics among the weights.
+`assets/<asset id>/norm_stats.json`. The converter does not write whether it is a pi0 or a pi0.5: the names of
+the weights say it. LeRobot before 0.4: other field names, statistics among the weights.
 """
 
 import logging
@@ -24,9 +25,11 @@ from depi.policies.convert import open_weights
 logger = logging.getLogger(__name__)
 
 NORM_STATS = "norm_stats.json"
+KINDS = ("mean", "std", "q01", "q99")  # of its statistics; pi0.5 normalises by the quantiles
 # openpi's names of its cameras, as LeRobot's published pi0 carries them.
 OPENPI_CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 OPENPI_FIELDS = {"action_dim", "action_horizon"}
+MOST_TOKENS = {"pi0": 48, "pi05": 200}  # of a prompt, by openpi's defaults
 RENAMED = {"num_steps": "num_inference_steps", "resize_imgs_with_padding": "image_resolution"}
 # What older LeRobot could be told, and the only value that means what DePi does; None: any value does.
 DROPPED: dict[str, Any] = {
@@ -57,8 +60,11 @@ def present_config(content: Any, path: Path) -> Any:
 
 
 def _from_openpi(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    if content.get("pi05"):
-        raise UserError(f"{path} describes a pi0.5; DePi trains pi0")
+    kind = "pi05" if content.get("pi05") or _is_pi05(path.parent) else "pi0"
+    if kind == "pi05" and content.get("discrete_state_input") is False:
+        raise UserError(
+            f"{path}: discrete_state_input false is not available: DePi's pi0.5 has its state in the prompt"
+        )
     for name in ("paligemma_variant", "action_expert_variant"):
         if str(content.get(name, "")).endswith("_lora"):
             raise UserError(
@@ -72,7 +78,7 @@ def _from_openpi(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     horizon, room = content["action_horizon"], content["action_dim"]
     state_dim, action_dim = _stored_sizes(path.parent, room)
     return {
-        "type": "pi0",
+        "type": kind,
         "paligemma_variant": content.get("paligemma_variant", "gemma_2b"),
         "action_expert_variant": content.get("action_expert_variant", "gemma_300m"),
         "dtype": "float32" if content.get("precision") == "float32" else "bfloat16",
@@ -80,7 +86,7 @@ def _from_openpi(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "n_action_steps": horizon,
         "max_state_dim": room,
         "max_action_dim": room,
-        "tokenizer_max_length": content.get("max_token_len") or 48,
+        "tokenizer_max_length": content.get("max_token_len") or MOST_TOKENS[kind],
         "input_features": {
             **{
                 f"observation.images.{name}": {"type": "VISUAL", "shape": [3, 224, 224]}
@@ -90,6 +96,15 @@ def _from_openpi(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         },
         "output_features": {ACTION: {"type": "ACTION", "shape": [action_dim]}},
     }
+
+
+def _is_pi05(folder: Path) -> bool:
+    """Whether the weights are those of a pi0.5; False where there are none."""
+    path = folder / "model.safetensors"
+    if not path.exists():
+        return False
+    with open_weights(path) as file:
+        return any(name.removeprefix("model.").startswith("time_mlp_in.") for name in file.offset_keys())
 
 
 def _stored_sizes(folder: Path, room: int) -> tuple[int, int]:
@@ -146,9 +161,10 @@ def _openpi_stats(path: Path) -> Stats:
         entry = found.get(name) if isinstance(found, dict) else None
         if not isinstance(entry, dict) or not {"mean", "std"} <= entry.keys():
             raise UserError(f"{path} has no mean and std of {name}")
-        stats[key] = {kind: _vector(entry[kind], f"{path}: {name} {kind}") for kind in ("mean", "std")}
-        if len(stats[key]["mean"]) != len(stats[key]["std"]):
-            raise UserError(f"{path}: mean and std of {name} have different lengths")
+        kinds = [kind for kind in KINDS if entry.get(kind) is not None]
+        stats[key] = {kind: _vector(entry[kind], f"{path}: {name} {kind}") for kind in kinds}
+        if len({len(values) for values in stats[key].values()}) > 1:
+            raise UserError(f"{path}: {', '.join(kinds)} of {name} have different lengths")
     return stats
 
 

@@ -5,6 +5,9 @@ The prompt of a policy that was trained with it is `TASK`, a newline, `Advantage
 indicator it is the task and a newline, as pi0's prompts always are. With PaliGemma's vocabulary the indicator
 takes about 4 of the 48 tokens of `tokenizer_max_length`; of a prompt that is too long the task is cut,
 never the indicator.
+
+pi0.5's prompts, in LeRobot as in openpi, are `Task: TASK, State: NUMBERS;`, a newline, and `Action: `; the
+indicator is a line before the last. Of a prompt that is too long, what is cut comes before the indicator too.
 """
 
 import copy
@@ -14,8 +17,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from lerobot.lerobot_types import TransitionKey
+from lerobot.policies.pi05.processor_pi05 import Pi05PrepareStateTokenizerProcessorStep
 from lerobot.processor import PolicyProcessorPipeline, TokenizerProcessorStep
-from lerobot.utils.constants import OBS_LANGUAGE, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+from lerobot.utils.constants import (
+    OBS_LANGUAGE,
+    OBS_LANGUAGE_ATTENTION_MASK,
+    OBS_LANGUAGE_TOKENS,
+    OBS_STATE,
+)
 from torch import Tensor
 
 INDICATORS = ("negative", "positive")
@@ -25,6 +35,8 @@ UNCONDITIONAL_TOKENS = f"{OBS_LANGUAGE}.unconditional_tokens"
 UNCONDITIONAL_MASK = f"{OBS_LANGUAGE}.unconditional_mask"
 
 _LINES = tuple(f"Advantage: {indicator}" for indicator in INDICATORS)
+# How pi0.5's prompts end.
+_ACTION = "\nAction: "
 
 
 def with_indicator(task: str, positive: bool | None) -> str:
@@ -65,6 +77,7 @@ class AdvantageTokenizerStep(TokenizerProcessorStep):
     Args:
         indicator: `positive` or `negative`; None in training, where texts are taken as they are and each
             sample brings its own indicator, or none.
+        state_in_prompt: prompts are pi0.5's; the step stands for LeRobot's that writes them, too.
     """
 
     # LeRobot imports a step without a registered name by its class: nobody has to register it first. The name
@@ -72,6 +85,7 @@ class AdvantageTokenizerStep(TokenizerProcessorStep):
     _registry_name: ClassVar[str | None] = None
 
     indicator: str | None = "positive"
+    state_in_prompt: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,40 +106,64 @@ class AdvantageTokenizerStep(TokenizerProcessorStep):
             raise ValueError("the task must be a text or a list of texts")
         default = None if self.indicator is None else self.indicator == "positive"
         said = [indicator_of(task) for task in tasks]
-        tokens, mask = self.encode(tasks, [default if each is None else each for each in said])
+        state = observation[OBS_STATE] if self.state_in_prompt else None
+        tokens, mask = self.encode(tasks, [default if each is None else each for each in said], state)
         found = {OBS_LANGUAGE_TOKENS: tokens, OBS_LANGUAGE_ATTENTION_MASK: mask}
         if default is not None:
-            tokens, mask = self.encode(tasks, [None] * len(tasks))
+            tokens, mask = self.encode(tasks, [None] * len(tasks), state)
             found |= {UNCONDITIONAL_TOKENS: tokens, UNCONDITIONAL_MASK: mask}
         device = self._detect_device(self.transition)
         return observation | {key: value.to(device) for key, value in found.items()}
 
-    def encode(self, tasks: Sequence[str], indicators: Sequence[bool | None]) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, tasks: Sequence[str], indicators: Sequence[bool | None], state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Tokens int64 [B, L] and mask bool [B, L] of prompts, each with the indicator given for it or none.
 
-        Indicators that the texts end with are left out. Without indicator the tokens are LeRobot's.
+        Indicators that the texts end with are left out. Without indicator the tokens are LeRobot's. `state`
+        is normalised, [B, S]; only pi0.5's prompts need it.
         """
         bare = [with_indicator(task, None) for task in tasks]
-        plain = [text if text.endswith("\n") else f"{text}\n" for text in bare]
+        if state is None:
+            plain = [text if text.endswith("\n") else f"{text}\n" for text in bare]
+        else:
+            plain = prompts_with_state(bare, state)
         encoded = self._tokenize_text(plain)
         tokens, mask = encoded["input_ids"], encoded["attention_mask"].bool()
         for row, (text, positive) in enumerate(zip(plain, indicators, strict=True)):
             if positive is None:
                 continue
             tail = self._tail(positive)
-            head = self.input_tokenizer(text.rstrip("\n"))["input_ids"][: self.max_length - len(tail)]
+            text = text.removesuffix(self._end).rstrip("\n")
+            head = self.input_tokenizer(text)["input_ids"][: self.max_length - len(tail)]
             whole = torch.tensor(head + tail)
             tokens[row] = self.input_tokenizer.pad_token_id
             tokens[row, : len(whole)] = whole
             mask[row] = torch.arange(self.max_length) < len(whole)
         return tokens, mask
 
+    @property
+    def _end(self) -> str:
+        return _ACTION if self.state_in_prompt else "\n"
+
     def _tail(self, positive: bool) -> list[int]:
-        return self.input_tokenizer(f"\n{_LINES[positive]}\n", add_special_tokens=False)["input_ids"]
+        text = f"\n{_LINES[positive]}{self._end}"
+        return self.input_tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def get_config(self) -> dict[str, Any]:
         """What a checkpoint says of this step."""
-        return super().get_config() | {"indicator": self.indicator}
+        told = {"state_in_prompt": True} if self.state_in_prompt else {}
+        return super().get_config() | {"indicator": self.indicator} | told
+
+
+def prompts_with_state(tasks: Sequence[str], state: Tensor) -> list[str]:
+    """pi0.5's prompts of tasks and normalised states [B, S], by LeRobot's own step."""
+    transition: Any = {
+        TransitionKey.OBSERVATION: {OBS_STATE: state},
+        TransitionKey.COMPLEMENTARY_DATA: {"task": list(tasks)},
+    }
+    told = Pi05PrepareStateTokenizerProcessorStep()(transition)
+    return told[TransitionKey.COMPLEMENTARY_DATA]["task"]
 
 
 def conditioned(pre: PolicyProcessorPipeline) -> PolicyProcessorPipeline:
@@ -135,10 +173,15 @@ def conditioned(pre: PolicyProcessorPipeline) -> PolicyProcessorPipeline:
         ValueError: prompts of this length have no room for an indicator.
     """
     steps = []
+    writes_state = False
     for step in pre.steps:
+        if isinstance(step, Pi05PrepareStateTokenizerProcessorStep):
+            writes_state = True  # it would take an indicator for a part of the task
+            continue
         if type(step) is TokenizerProcessorStep:
             fields = {field.name for field in dataclasses.fields(step) if field.init}
-            step = AdvantageTokenizerStep(**{name: getattr(step, name) for name in fields})
+            settings = {name: getattr(step, name) for name in fields}
+            step = AdvantageTokenizerStep(**settings, state_in_prompt=writes_state)
         steps.append(step)
     return dataclasses.replace(pre, steps=steps)
 

@@ -46,6 +46,9 @@ type Pipeline = PolicyProcessorPipeline[Any, Any]
 
 logger = logging.getLogger(__name__)
 
+# Quantiles of a joint are at least this share of the widest joint's apart, as standard deviations are.
+QUANTILE_FLOOR = 1e-3
+
 
 def make_processors(
     config: Any, stats: Mapping[str, Mapping[str, Any]], *, indicator: bool = False
@@ -55,16 +58,18 @@ def make_processors(
     Args:
         config: with features set; see `set_features`.
         stats: `{"observation.state": {"mean": ..., "std": ...}, "action": ...}`, arrays or tensors; those of
-            relative actions where the policy's are, see `relative_joints`.
+            relative actions where the policy's are, see `relative_joints`. What the configuration normalises
+            by has to be there; see `widened` for quantiles.
         indicator: prompts say that the advantage is positive, where they do not say what it is.
 
     Raises:
         UserError: the tokenizer cannot be had, or knows more tokens than the policy.
     """
     tensors = {
-        key: {name: torch.as_tensor(np.asarray(value)) for name, value in values.items()}
+        key: widened({name: torch.as_tensor(np.asarray(value)) for name, value in values.items()})
         for key, values in stats.items()
     }
+    _need_statistics(config, tensors)
 
     def make() -> tuple[Pipeline, Pipeline]:
         pre, post = family_of(config).processors(config, tensors)
@@ -73,6 +78,31 @@ def make_processors(
     pre, post = _with_tokenizer(make)
     _fit_tokenizer(pre, config)
     return pre, post
+
+
+def widened(stats: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Statistics whose quantiles are safe to divide by: a joint that rests in 98% of the frames has none.
+
+    The upper quantile is moved up until they are at least QUANTILE_FLOOR of the widest joint's apart, or 1 if
+    no joint moves at all: where the joint rests, the result is -1, as LeRobot and openpi have it.
+    """
+    stats = dict(stats)
+    for low, high in (("q01", "q99"), ("q10", "q90")):
+        if low in stats and high in stats:
+            spread = stats[high] - stats[low]
+            least = QUANTILE_FLOOR * spread.amax() if spread.amax() > 1e-8 else torch.ones_like(spread)
+            stats[high] = torch.where(spread < least, stats[low] + least, stats[high])
+    return stats
+
+
+def _need_statistics(config: Any, stats: Mapping[str, Mapping[str, Any]]) -> None:
+    for key, feature in {**config.input_features, **config.output_features}.items():
+        mode = NormalizationMode(config.normalization_mapping.get(feature.type.value, "IDENTITY"))
+        missing = set(_PAIRS.get(mode, ())) - stats.get(key, {}).keys()
+        if key in stats and missing:
+            raise UserError(
+                f"{key} is normalised by {mode.value}, and its statistics lack {', '.join(sorted(missing))}"
+            )
 
 
 def relative_joints(config: Any) -> list[bool] | None:

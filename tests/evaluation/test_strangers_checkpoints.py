@@ -54,7 +54,7 @@ STEPS_OF_ALL = {
 }
 STEPS_OF_SOME = {
     "pi0_new_line_processor": {"pi0", "depi_pi0", "value"},
-    "pi05_prepare_state_tokenizer_processor_step": {"pi05"},
+    "pi05_prepare_state_tokenizer_processor_step": {"pi05", "depi_pi05"},
     "smolvla_new_line_processor": {"smolvla"},
 }
 REFUSED_STEPS = {

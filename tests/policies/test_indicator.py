@@ -8,11 +8,13 @@ import pytest
 import torch
 from lerobot.configs import RTCAttentionSchedule
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
-from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+from small_pi0 import SIZES, both_families, liven
 
 from depi.errors import UserError
 from depi.models.sampling import sample_actions, trim
 from depi.policies import load_processors, make_policy, make_processors, preprocess, save_checkpoint
+from depi.policies.families import family
 from depi.policies.indicator import (
     UNCONDITIONAL_MASK,
     UNCONDITIONAL_TOKENS,
@@ -23,6 +25,7 @@ from depi.policies.indicator import (
     with_indicator,
 )
 
+LONGEST = {"depi_pi0": 24, "depi_pi05": 80}  # prompts, in tokens
 POSITIVE, NEGATIVE = "\nAdvantage: positive", "\nAdvantage: negative"
 
 
@@ -66,9 +69,9 @@ def test_a_prompt_is_one_line_and_an_indicator(prompt, plain):
 
 
 @pytest.fixture
-def conditioned(make_config, data, stats, tokenizer):
+def conditioned(make_config, data, stats, tokenizer, kind):
     """A policy with its processors, whose prompts get an indicator."""
-    policy = make_policy(make_config(tokenizer_max_length=24), data)
+    policy = liven(make_policy(make_config(tokenizer_max_length=LONGEST[kind]), data))
     return policy, make_processors(policy.config, stats, indicator=True)
 
 
@@ -124,6 +127,39 @@ def test_tokens_are_those_of_the_whole_text(conditioned):
         assert torch.equal(mask, whole["attention_mask"].bool())
 
 
+@pytest.mark.parametrize("kind", ["depi_pi05"])
+def test_prompts_of_pi05(conditioned, stats, raw_batch):
+    """The indicator stands behind the state; without one, tokens are those of LeRobot's own pipeline."""
+    policy, (pre, _) = conditioned
+    raw_batch["task"] = ["push", f" lift_it{NEGATIVE}", f"put the red cube next to the blue{POSITIVE}", ""]
+    raw_batch[OBS_STATE] = torch.tensor([-20.0, 40, 10, -80, 25, 100]).repeat(4, 1)
+    state = "State: 0 255 128 -1 192 255;"
+    heads = [
+        f"Task: {task}, {state}" for task in ("push", "lift it", "put the red cube next to the blue", "")
+    ]
+    step = step_of(pre)
+
+    processed = preprocess(raw_batch, pre)
+    lines = [POSITIVE, NEGATIVE, POSITIVE, POSITIVE]
+    told = [f"<bos>{head}{line}\nAction: " for head, line in zip(heads, lines, strict=True)]
+    assert read(processed, step) == told
+    bare = [f"<bos>{head}\nAction: " for head in heads]
+    assert read(processed, step, UNCONDITIONAL) == bare
+    whole = step._tokenize_text([text.removeprefix("<bos>") for text in told])
+    assert torch.equal(processed[OBS_LANGUAGE_TOKENS], whole["input_ids"])
+
+    taught = preprocess(raw_batch, as_told(pre))
+    assert read(taught, step) == [bare[0], *told[1:3], bare[3]]
+    raw_batch["task"] = [with_indicator(task, None) for task in raw_batch["task"]]
+    plain = preprocess(raw_batch, make_processors(policy.config, stats)[0])
+    assert read(plain, step) == bare
+    assert torch.equal(plain[OBS_LANGUAGE_TOKENS], processed[UNCONDITIONAL_TOKENS])
+
+    raw_batch["task"] = ["put the red cube next to the blue box " * 9] * 4
+    for cut in read(preprocess(raw_batch, pre), step):
+        assert cut.endswith(f"{POSITIVE}\nAction: ")
+
+
 @pytest.mark.parametrize("positive", [True, False])
 def test_a_long_task_is_cut_and_never_the_indicator(conditioned, raw_batch, positive):
     pre = conditioned[1][0]
@@ -146,31 +182,42 @@ def test_prompts_must_have_room(make_config, data, stats, tokenizer):
 STOCK = """
 import json, sys
 import torch
+from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import make_pre_post_processors
-from lerobot.policies.pi0.configuration_pi0 import PI0Config
 assert "depi" not in sys.modules
 folder, task = sys.argv[1:]
-pre, _ = make_pre_post_processors(PI0Config(device="cpu"), pretrained_path=folder)
-image = torch.zeros(3, 28, 28)
-batch = pre({"observation.state": torch.zeros(6), "observation.images.0": image, "task": task})
-print(json.dumps(batch["observation.language.tokens"][batch["observation.language.attention_mask"]].tolist()))
+found = []
+for kind in ("pi0", "pi05"):
+    config = PreTrainedConfig.get_choice_class(kind)(device="cpu")
+    pre, _ = make_pre_post_processors(config, pretrained_path=f"{folder}/depi_{kind}")
+    image = torch.zeros(3, 28, 28)
+    batch = pre({"observation.state": torch.zeros(6), "observation.images.0": image, "task": task})
+    mask = batch["observation.language.attention_mask"]
+    found.append(batch["observation.language.tokens"][mask].tolist())
+print(json.dumps(found))
 """
 
 
 @pytest.mark.usefixtures("module_hub")
-def test_stock_lerobot_adds_the_indicator(make_config, data, stats, tmp_path):
+def test_stock_lerobot_adds_the_indicator(data, stats, tmp_path):
     """A program that never heard of DePi: LeRobot finds the step by the name in the file."""
-    policy = make_policy(make_config(tokenizer_max_length=24), data)
-    pre, post = make_processors(policy.config, stats, indicator=True)
-    save_checkpoint(tmp_path, policy, pre, post)
+    for kind, longest in LONGEST.items():
+        config = family(kind).configs[kind](device="cpu", **{**SIZES, "tokenizer_max_length": longest})
+        policy = make_policy(config, data)
+        pre, post = make_processors(policy.config, stats, indicator=True)
+        save_checkpoint(tmp_path / kind, policy, pre, post)
     done = subprocess.run(
         [sys.executable, "-c", STOCK, tmp_path, "push"], capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr[-3000:]
     tokens = json.loads(done.stdout.splitlines()[-1])
-    assert step_of(pre).input_tokenizer.decode(tokens) == f"<bos>push{POSITIVE}\n"
+    assert [step_of(pre).input_tokenizer.decode(row) for row in tokens] == [
+        f"<bos>push{POSITIVE}\n",
+        f"<bos>Task: push, State: 85 85 85 85 85 85;{POSITIVE}\nAction: ",
+    ]
 
 
+@both_families
 def test_a_checkpoint_remembers(conditioned, stats, raw_batch, tmp_path):
     policy, (pre, post) = conditioned
     save_checkpoint(tmp_path, policy, pre, post)
@@ -237,6 +284,7 @@ def by_hand(policy, batch, strength, steps):
     return x_t[..., :6]
 
 
+@both_families
 @pytest.mark.parametrize("strength", [0.0, 0.5, 2.0, 7.5])
 def test_guidance_is_the_formula(told, strength):
     policy, batch = told
@@ -279,6 +327,7 @@ def test_images_are_encoded_once(told):
     assert rows == [8, 8, 8]
 
 
+@both_families
 def test_guidance_goes_with_real_time_chunking(told):
     policy, batch = told
     policy.set_guidance(3.0)

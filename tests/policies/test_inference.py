@@ -8,6 +8,7 @@ from lerobot.configs import RTCAttentionSchedule
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from peft import LoraConfig, inject_adapter_in_model
+from small_pi0 import both_families, liven
 
 from depi.errors import UserError
 from depi.models.inference import FusedLayer
@@ -48,6 +49,16 @@ def test_only_the_action_expert_runs_at_every_step(policy, batch):
     assert [len(calls) for calls in every] == [6] * 3
 
 
+@pytest.mark.parametrize("kind", ["depi_pi05"])
+def test_pi05s_norms_are_modulated_once_for_all_steps(policy, batch):
+    model = policy.model
+    once = [
+        counted(part) for part in (model.time_mlp_in, model.suffix.modulation, model.suffix.modulation.norm)
+    ]
+    policy.predict_action_chunk(batch, num_steps=6)
+    assert [len(calls) for calls in once] == [1] * 3
+
+
 @pytest.mark.parametrize(("longest", "words"), [(3, 16), (16, 16), (17, 32), (33, 48), (48, 48)])
 def test_prompts_are_cut_to_the_longest(policy, batch, longest, words):
     batch = longer(batch)
@@ -81,6 +92,7 @@ def test_without_any_camera_the_prompt_still_counts(policy, batch):
     assert not torch.allclose(policy.predict_action_chunk(batch), chunk)
 
 
+@both_families
 def test_weights_for_inference_give_the_same_actions(policy, batch):
     """In float32 nothing is rounded: only sums are in another order."""
     prepared = copy.deepcopy(policy).for_inference()
@@ -93,9 +105,10 @@ def test_weights_for_inference_give_the_same_actions(policy, batch):
     )
 
 
+@both_families
 def test_bfloat16_for_inference(make_config, data, batch):
     """As near to full precision as autocast is, with every large matrix in bfloat16 and nothing else."""
-    policy = make_policy(make_config(dtype="bfloat16"), data)
+    policy = liven(make_policy(make_config(dtype="bfloat16"), data))
     exact = sample_actions(policy.model, policy.observe(batch), batch["noise"])[..., :6]
     by_autocast = policy.predict_action_chunk(batch)
     policy.for_inference()
@@ -105,8 +118,8 @@ def test_bfloat16_for_inference(make_config, data, batch):
     assert 0 < relative_error(chunk, exact) < max(2 * rounding, 0.02)
     assert relative_error(chunk, by_autocast) < 0.03
     in_float32 = {name for name, value in policy.model.named_parameters() if value.dtype == torch.float32}
-    heads = ("state_proj", "action_", "vision.position_embedding")
-    assert all("norm" in name or name.startswith(heads) for name in in_float32)
+    heads = ("state_proj", "action_", "time_", "vision.position_embedding")
+    assert all(("norm" in name and "modulation" not in name) or name.startswith(heads) for name in in_float32)
 
 
 def test_float32_stays_float32(policy):
@@ -125,14 +138,16 @@ def test_for_inference_is_for_inference(policy, batch, tmp_path):
     assert not any(parameter.requires_grad for parameter in policy.parameters())
 
 
-def test_adapters_are_not_dropped(policy, batch):
-    inject_adapter_in_model(LoraConfig(target_modules=["down_proj"], init_lora_weights=False), policy.model)
+@pytest.mark.parametrize(("kind", "target"), [("depi_pi0", "down_proj"), ("depi_pi05", "modulation.norm")])
+def test_adapters_are_not_dropped(policy, batch, target):
+    inject_adapter_in_model(LoraConfig(target_modules=[target], init_lora_weights=False), policy.model)
     chunk = policy.predict_action_chunk(batch)
-    with pytest.raises(UserError, match=r"down_proj is a \w+; merge adapters"):
+    with pytest.raises(UserError, match=rf"{target} is a \w+; merge adapters"):
         policy.for_inference()
     torch.testing.assert_close(policy.predict_action_chunk(batch), chunk)
 
 
+@both_families
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_layers_give_the_same_actions(make_config, data, batch, monkeypatch, backend):
     """LeRobot's default mode would make a CUDA graph of each layer, and inside the one that is captured."""
@@ -143,7 +158,7 @@ def test_compiled_layers_give_the_same_actions(make_config, data, batch, monkeyp
         compile_layer(layer, fullgraph=fullgraph, backend=backend)
 
     monkeypatch.setattr(torch.nn.Module, "compile", with_backend)
-    plain = make_policy(make_config(depth=2), data)
+    plain = liven(make_policy(make_config(depth=2), data))
     compiled = make_policy(make_config(depth=2, compile_model=True, compile_mode="max-autotune"), data)
     compiled.load_state_dict(plain.state_dict())
     compiled.for_inference()
@@ -160,6 +175,7 @@ def guided(policy, **changes):
     return policy
 
 
+@both_families
 def test_left_over_actions_pull(policy, batch):
     """Firmly before the inference delay, not at all after the horizon."""
     plain = policy.predict_action_chunk(batch)
@@ -175,6 +191,7 @@ def test_left_over_actions_pull(policy, batch):
     assert shift[5:].abs().max() < shift[4]
 
 
+@both_families
 def test_guidance_needs_no_copy_of_the_weights_for_training(policy, batch):
     left_over = torch.randn(3, 6)
     arguments = {"inference_delay": 1, "prev_chunk_left_over": left_over}
@@ -230,7 +247,7 @@ def test_real_time_chunking_must_be_on(policy, batch):
 @pytest.fixture
 def on_gpu(make_config, data, batch):
     """A prepared bfloat16 policy and a batch on the GPU."""
-    policy = make_policy(make_config(dtype="bfloat16"), data, device="cuda").for_inference()
+    policy = liven(make_policy(make_config(dtype="bfloat16"), data, device="cuda")).for_inference()
     return policy, {key: value.to("cuda") for key, value in batch.items()}
 
 
@@ -239,6 +256,7 @@ def plain_actions(policy, batch):
         return sample_actions(policy.model, trim(policy.observe(batch)), batch["noise"])[..., :6]
 
 
+@both_families
 @pytest.mark.gpu
 def test_a_captured_chunk_is_the_plain_one(on_gpu):
     policy, batch = on_gpu

@@ -7,9 +7,9 @@ import torch
 from huggingface_hub import HfApi
 from lerobot.utils.constants import ACTION, OBS_STATE
 from safetensors.torch import load_file, save_file
+from small_pi0 import both_families
 
 from depi.errors import UserError
-from depi.models.pi0 import Pi0Dimensions
 from depi.policies import load_config, load_policy, load_processors, preprocess
 from depi.policies.convert import EMBEDDING, LANGUAGE, PALIGEMMA, canonical_name, save_weights
 
@@ -27,7 +27,7 @@ def small(monkeypatch, policy):
     """Let the published size be a small one; these files cannot name their sizes."""
     d = policy.model.dimensions
     monkeypatch.setattr(
-        Pi0Dimensions,
+        type(d),
         "full",
         classmethod(lambda cls, *, chunk_size, **_: cls(**{**vars(d), "chunk_size": chunk_size})),
     )
@@ -45,13 +45,13 @@ def weights(small, tmp_path):
 @pytest.fixture
 def openpi(weights, tmp_path):
     """What openpi's converter writes: bfloat16, tied tensors once, no embedding of the expert, no prefix."""
-    del weights[EMBEDDING]
+    weights.pop(EMBEDDING)
     folder = tmp_path / "openpi"
     stats = folder / "assets" / "someone" / "so101"
     stats.mkdir(parents=True)
     save_file({key: value.bfloat16() for key, value in weights.items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(OPENPI))
-    entry = {"mean": [10.0] * 6, "std": [30.0] * 6, "q01": [0.0] * 6, "q99": [1.0] * 6}
+    entry = {"mean": [10.0] * 6, "std": [30.0] * 6, "q01": [-20.0] * 6, "q99": [40.0] * 6}
     (stats / "norm_stats.json").write_text(json.dumps({"norm_stats": {"state": entry, "actions": entry}}))
     return folder
 
@@ -61,17 +61,21 @@ def change_config(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_weights_and_configuration(openpi, small):
+@both_families
+def test_weights_and_configuration(openpi, small, kind):
     loaded = load_policy(openpi, device="cpu", config_overrides=["--n_action_steps=5"])
     for name, parameter in loaded.model.named_parameters():
         expected = small.model.get_parameter(name).bfloat16().float()
         assert torch.equal(parameter, expected), name
     config = loaded.config
-    assert (config.type, config.dtype, config.chunk_size, config.n_action_steps) == ("pi0", "bfloat16", 7, 5)
+    assert f"depi_{config.type}" == kind  # which is known by the names of the weights alone
+    assert (config.dtype, config.chunk_size, config.n_action_steps) == ("bfloat16", 7, 5)
+    assert config.tokenizer_max_length == {"pi0": 48, "pi05": 200}[config.type]
     assert config.robot_state_feature.shape == config.action_feature.shape == (6,)
     assert len(config.image_features) == 3
 
 
+@both_families
 def test_processors_from_norm_stats(openpi, tokenizer, raw_batch, caplog):
     pre, post = load_processors(openpi, device="cpu")
     batch = preprocess(raw_batch, pre)
@@ -109,7 +113,7 @@ def test_statistics_that_do_not_serve(openpi, tokenizer):
 
 def test_what_is_refused(openpi):
     for changes, message in (
-        ({"pi05": True}, r"describes a pi0\.5"),
+        ({"pi05": True, "discrete_state_input": False}, "DePi's pi0.5 has its state in the prompt"),
         ({"paligemma_variant": "gemma_2b_lora"}, "merge them into the weights"),
         ({"action_horizon": "many"}, "action_horizon must be an integer"),
         ({"action_horizon": 10**9}, "action_horizon must be an integer"),
@@ -119,13 +123,23 @@ def test_what_is_refused(openpi):
             load_config(openpi)
 
 
-@pytest.mark.parametrize(
-    "key", ["time_mlp_in.weight", PALIGEMMA.replace("paligemma.", "gemma_expert.") + "norm.dense.weight"]
-)
-def test_weights_of_pi05(openpi, weights, key):
-    save_file(weights | {key: torch.zeros(2)}, openpi / "model.safetensors")
-    with pytest.raises(UserError, match=r"holds a pi0.5"):
+def test_weights_of_another_family(openpi):
+    """A LeRobot configuration that does not belong to the weights."""
+    load_config(openpi).save_pretrained(openpi)
+    assert load_policy(openpi, device="cpu").config.type == "pi0"
+    change_config(openpi, type="pi05")
+    with pytest.raises(UserError, match=r"does not fit the policy in its config.json, \d+ tensors differ"):
         load_policy(openpi)
+
+
+@pytest.mark.parametrize("kind", ["depi_pi05"])
+def test_pi05_needs_quantiles(openpi, tokenizer):
+    file = openpi / "assets" / "someone" / "so101" / "norm_stats.json"
+    content = json.loads(file.read_text())
+    del content["norm_stats"]["state"]["q99"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="state is normalised by QUANTILES, and its statistics lack q99"):
+        load_processors(openpi)
 
 
 def test_adapters_are_named(openpi, weights):

@@ -4,14 +4,20 @@ import pytest
 import torch
 from lerobot.configs import FeatureType
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
-from lerobot.utils.constants import ACTION, OBS_STATE
+from lerobot.policies.pi05.configuration_pi05 import PI05Config
+from lerobot.utils.constants import ACTION, OBS_LANGUAGE_TOKENS, OBS_STATE
+from small_pi0 import both_families, liven
 
 from depi.errors import UserError
 from depi.models.pi0 import Pi0Dimensions
+from depi.models.pi05 import Pi05Dimensions
 from depi.policies import DepiPi0Config, Pi0Policy, make_policy, set_features
 from depi.policies.configuration import dimensions_of
+from depi.policies.configuration_depi_pi05 import DepiPi05Config
+from depi.policies.pi05 import Pi05Policy
 
 
+@both_families
 def test_padded_steps_do_not_count_where_they_are_masked(policy, batch):
     """Against the same mean, summed step by step."""
     policy.config.do_mask_loss_for_padding = True
@@ -52,6 +58,7 @@ def test_masked_actions_have_no_gradient(policy, batch):
     assert policy.forward(batch | {"action_is_pad": only_padding})[0] == 0
 
 
+@both_families
 def test_nothing_of_an_absent_camera_matters(policy, batch):
     key = "observation.images.1"
     other_pixels = torch.where(batch[f"{key}_is_pad"][:, None, None, None], 255 - batch[key], batch[key])
@@ -59,6 +66,7 @@ def test_nothing_of_an_absent_camera_matters(policy, batch):
     torch.testing.assert_close(policy.forward(batch | {key: other_pixels})[0], policy.forward(batch)[0])
 
 
+@both_families
 def test_missing_camera_takes_no_work(policy, batch):
     """A batch without a camera's key is computed without it, and means the same as one that masks it."""
     for slot, key in enumerate(policy.config.image_features):
@@ -86,13 +94,14 @@ def test_noise_and_time_are_drawn_when_absent(policy, batch):
     assert policy.forward(batch)[0] == third
 
 
+@both_families
 def test_actions(policy, batch):
     chunk = policy.predict_action_chunk(batch)
     assert chunk.shape == (4, 7, 6)
     torch.testing.assert_close(policy.predict_action_chunk(batch, noise=batch["noise"]), chunk)
     queued = [policy.select_action(batch) for _ in range(5)]
     torch.testing.assert_close(torch.stack(queued, dim=1), chunk[:, :5])
-    other = {**batch, OBS_STATE: batch[OBS_STATE] + 1}
+    other = {**batch, OBS_LANGUAGE_TOKENS: batch[OBS_LANGUAGE_TOKENS] + 1}
     next_chunk = policy.predict_action_chunk(other)
     torch.testing.assert_close(policy.select_action(other), next_chunk[:, 0])
     torch.testing.assert_close(policy.select_action(batch), next_chunk[:, 1])
@@ -100,6 +109,7 @@ def test_actions(policy, batch):
     torch.testing.assert_close(policy.select_action(batch), chunk[:, 0])
 
 
+@both_families
 def test_training_fits_a_batch(policy, batch):
     """Pixels, state and noise lead to the recorded actions after a few steps on one batch."""
     optimizer = torch.optim.AdamW(policy.get_optim_params(), lr=3e-3)
@@ -113,8 +123,9 @@ def test_training_fits_a_batch(policy, batch):
     assert losses[-1] < 0.2 * losses[0]
 
 
+@both_families
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights(make_config, data, batch):
-    policy = make_policy(make_config(dtype="bfloat16"), data)
+    policy = liven(make_policy(make_config(dtype="bfloat16"), data))
     full_precision = policy.forward(batch)[0]
     seen = []
     policy.model.suffix.layers[0].register_forward_hook(lambda _m, args, _o: seen.append(args[0].dtype))
@@ -129,10 +140,11 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights(make_config, da
     torch.testing.assert_close(loss, full_precision, rtol=0.02, atol=0)
 
 
+@both_families
 def test_frozen_parts_get_no_gradient(make_config, data, batch):
     for flag, trained in (
         ("freeze_vision_encoder", lambda name: not name.startswith("vision.")),
-        ("train_expert_only", lambda name: name.startswith(("state_", "action_", "suffix."))),
+        ("train_expert_only", lambda name: name.startswith(("state_", "action_", "time_", "suffix."))),
     ):
         policy = make_policy(make_config(**{flag: True}), data)
         policy.forward(batch)[0].backward()
@@ -143,6 +155,7 @@ def test_frozen_parts_get_no_gradient(make_config, data, batch):
         assert len(policy.get_optim_params()) == len(with_gradient)
 
 
+@both_families
 def test_recomputing_activations_changes_nothing(make_config, data, batch):
     gradients = []
     for recompute in (False, True):
@@ -154,6 +167,7 @@ def test_recomputing_activations_changes_nothing(make_config, data, batch):
         torch.testing.assert_close(kept, recomputed)
 
 
+@both_families
 def test_smaller_state_and_action_are_padded(make_config, data, batch):
     data.state_dim, data.action_dim = 2, 3
     policy = make_policy(make_config(), data)
@@ -164,6 +178,7 @@ def test_smaller_state_and_action_are_padded(make_config, data, batch):
     assert policy.predict_action_chunk(small).shape == (4, 7, 3)
 
 
+@pytest.mark.parametrize("config_class", [PI0Config, PI05Config])
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -174,14 +189,16 @@ def test_smaller_state_and_action_are_padded(make_config, data, batch):
         ({"n_obs_steps": 2}, "n_obs_steps 2"),
     ],
 )
-def test_what_is_not_available_is_refused(changes, message):
+def test_what_is_not_available_is_refused(changes, message, config_class):
     with pytest.raises(UserError, match=message):
-        dimensions_of(PI0Config(device="cpu", **changes))
+        dimensions_of(config_class(device="cpu", **changes))
 
 
 def test_sizes_of_both_configurations():
     assert dimensions_of(PI0Config(device="cpu")) == Pi0Dimensions.full()
     assert dimensions_of(DepiPi0Config(device="cpu")) == Pi0Dimensions.tiny()
+    assert dimensions_of(PI05Config(device="cpu")) == Pi05Dimensions.full()
+    assert dimensions_of(DepiPi05Config(device="cpu")) == Pi05Dimensions.tiny()
     wide = dimensions_of(PI0Config(device="cpu", action_expert_variant="gemma_2b", chunk_size=60))
     assert (wide.expert_width, wide.expert_mlp_dim, wide.chunk_size) == (2048, 16_384, 60)
     with pytest.raises(ValueError, match="width must be between"):
@@ -219,3 +236,9 @@ def test_full_size_has_no_dead_parameters():
     with torch.device("meta"):
         policy = Pi0Policy(PI0Config(device="cpu"))
     assert sum(parameter.numel() for parameter in policy.parameters()) == 3_128_992_528
+    with torch.device("meta"):
+        policy = Pi05Policy(PI05Config(device="cpu"))
+    # Of pi0's: no state, a smaller time MLP, and matrices in place of 37 norms.
+    norms = 37 * ((1024 + 1) * 3 * 1024 - 1024)
+    removed = (32 + 1) * 1024 + 1024 * 1024
+    assert sum(parameter.numel() for parameter in policy.parameters()) == 3_128_992_528 + norms - removed
