@@ -47,9 +47,11 @@ def attention_bias(visible: Tensor, heads_per_group: int, dtype: torch.dtype) ->
         [B, 1, L * Q / G, K] or [B, 1, 1, K], 0 where visible and -inf elsewhere.
     """
     rows = visible if visible.shape[1] == 1 else visible.repeat_interleave(heads_per_group, dim=1)
-    # Fused kernels need rows that begin at multiples of 16 numbers, and copy other ones in every layer.
+    # Fused kernels need rows that begin at multiples of 16 numbers, and copy other ones in every layer. There
+    # is always room behind a row: compiled code would be made once more for a length that needs none.
     length = rows.shape[2]
-    bias = torch.zeros(*rows.shape[:2], -(-length // 16) * 16, dtype=dtype, device=rows.device)[..., :length]
+    room = (length // 16 + 1) * 16
+    bias = torch.zeros(*rows.shape[:2], room, dtype=dtype, device=rows.device)[..., :length]
     return bias.masked_fill_(~rows, -torch.inf)[:, None]
 
 

@@ -6,11 +6,15 @@ import pytest
 import torch
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 
+from depi.models.flow import FlowDimensions, FlowNetwork
 from depi.models.gemma import ZeroLinear
+from depi.models.pi0 import Pi0Dimensions
+from depi.models.pi05 import Pi05Dimensions
 from depi.policies import Pi0Policy, make_policy
 from depi.policies.families import family
 
-both_families = pytest.mark.parametrize("kind", ["depi_pi0", "depi_pi05"])
+KINDS = ("depi_pi0", "depi_pi05")
+both_families = pytest.mark.parametrize("kind", KINDS)
 
 CAMERAS = ("observation.images.0", "observation.images.1")
 SIZES = {
@@ -38,13 +42,24 @@ def make_small(kind: str = "depi_pi0", **changes) -> Pi0Policy:
     return liven(make_policy(config, data))
 
 
-def liven(policy: Pi0Policy) -> Pi0Policy:
+def make_network(kind: str, state_dim: int, **sizes) -> FlowNetwork:
+    """A tiny network of a policy type, without the policy."""
+    if kind == "depi_pi0":
+        dimensions: FlowDimensions = Pi0Dimensions.tiny(**sizes, state_dim=state_dim)
+    else:
+        dimensions = Pi05Dimensions.tiny(**sizes)
+    model = family(kind).network(dimensions)
+    model.init_weights()
+    return liven(model)
+
+
+def liven[Part: torch.nn.Module](part: Part) -> Part:
     """Let a new pi0.5 look at its prefix, which its gates keep it from at first; pi0 stays as it is."""
-    for module in policy.modules():
+    for module in part.modules():
         if isinstance(module, ZeroLinear):
             torch.nn.init.normal_(module.weight, std=module.in_features**-0.5)
             torch.nn.init.normal_(module.bias)
-    return policy
+    return part
 
 
 def make_batch(size: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:

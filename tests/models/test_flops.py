@@ -11,11 +11,15 @@ from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TO
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from depi.models.flops import sample_flops, sampling_flops
+from depi.models.flops import sample_flops, sampling_flops, sum_of
 from depi.models.pi0 import Pi0Dimensions
+from depi.models.pi05 import Pi05Dimensions
 from depi.policies.batches import pack_batch
 
-SMALL = Pi0Dimensions.tiny(image_size=28, depth=3, num_heads=8, chunk_size=7)
+SMALL, SMALL05 = (
+    kind.tiny(image_size=28, depth=3, num_heads=8, chunk_size=7) for kind in (Pi0Dimensions, Pi05Dimensions)
+)
+both_sizes = pytest.mark.parametrize("d", [SMALL, SMALL05], ids=["pi0", "pi05"])
 
 
 @pytest.fixture
@@ -42,9 +46,14 @@ def count(run) -> int:
     return counter.get_total_flops()
 
 
+def words(helper, d):
+    """To how many a prompt is padded."""
+    return helper.stock_of(d).padded_tokens
+
+
 def batch_of(helper, d, size, device):
     generator = torch.Generator().manual_seed(0)
-    whole = torch.full((size,), 3), torch.full((size,), helper.PADDED_TOKENS)
+    whole = torch.full((size,), 3), torch.full((size,), words(helper, d))
     batch = helper.make_batch(d, *whole, device, generator)
     return {**batch, "noise": torch.zeros(size, d.chunk_size, d.action_dim, device=device)} | {
         "time": torch.full((size,), 0.5, device=device)
@@ -58,19 +67,21 @@ def their_loss(policy, batch):
         masks,
         batch[OBS_LANGUAGE_TOKENS],
         batch[OBS_LANGUAGE_ATTENTION_MASK],
-        policy.prepare_state(batch),
+        *([policy.prepare_state(batch)] if policy.name == "pi0" else []),
         policy.prepare_action(batch),
         batch["noise"],
         batch["time"],
     )[..., :6].mean()
 
 
+@both_sizes
 @pytest.mark.parametrize("size", [1, 3])
-def test_depi_training_step(helper, size):
-    policy = helper.make_depi(SMALL, "cpu")
-    batch = batch_of(helper, SMALL, size, "cpu")
-    assert count(lambda: policy.forward(batch)) == size * sample_flops(SMALL, 3, 48).forward
-    assert count(lambda: policy.forward(batch)[0].backward()) == size * sample_flops(SMALL, 3, 48).training()
+def test_depi_training_step(helper, size, d):
+    policy = helper.make_depi(d, "cpu")
+    batch = batch_of(helper, d, size, "cpu")
+    expected = sample_flops(d, 3, words(helper, d))
+    assert count(lambda: policy.forward(batch)) == size * expected.forward
+    assert count(lambda: policy.forward(batch)[0].backward()) == size * expected.training()
 
 
 def test_depi_recomputes_layers_only(helper):
@@ -82,21 +93,23 @@ def test_depi_recomputes_layers_only(helper):
     assert 0.9 * expected < counted <= expected
 
 
-def test_lerobot_training_step(helper, lerobot_flops):
-    policy = helper.make_lerobot(SMALL, "cpu")
-    batch = helper.for_lerobot(batch_of(helper, SMALL, 2, "cpu"))
-    assert count(lambda: their_loss(policy, batch)) == 2 * lerobot_flops(SMALL, 3, 48).forward
-    assert count(lambda: their_loss(policy, batch).backward()) == 2 * lerobot_flops(SMALL, 3, 48).training()
+@both_sizes
+def test_lerobot_training_step(helper, lerobot_flops, d):
+    policy = helper.make_lerobot(d, "cpu")
+    batch = helper.for_lerobot(batch_of(helper, d, 2, "cpu"))
+    expected = lerobot_flops(d, 3, words(helper, d))
+    assert count(lambda: their_loss(policy, batch)) == 2 * expected.forward
+    assert count(lambda: their_loss(policy, batch).backward()) == 2 * expected.training()
 
 
-def test_full_size(helper, lerobot_flops, no_autocast):
-    d = Pi0Dimensions.full()
+@pytest.mark.parametrize("d", [Pi0Dimensions.full(), Pi05Dimensions.full()], ids=["pi0", "pi05"])
+def test_full_size(helper, lerobot_flops, no_autocast, d):
     batch = batch_of(helper, d, 1, "meta")
     ours = helper.make_depi(d, "meta")
-    assert count(lambda: ours.forward(batch)[0].backward()) == sample_flops(d, 3, 48).training()
+    assert count(lambda: ours.forward(batch)[0].backward()) == sample_flops(d, 3, words(helper, d)).training()
     theirs = helper.make_lerobot(d, "meta")
     counted = count(lambda: their_loss(theirs, helper.for_lerobot(batch)).backward())
-    assert counted == lerobot_flops(d, 3, 48).training()
+    assert counted == lerobot_flops(d, 3, words(helper, d)).training()
 
 
 def test_a_mixed_batch_costs_hardly_more_than_its_samples(helper, no_autocast):
@@ -118,10 +131,16 @@ def test_published_size_costs_what_it_is_said_to_cost():
     assert flops.training() == pytest.approx(11.7e12, rel=0.03)
 
 
-def test_sampling(helper):
-    policy = helper.make_depi(SMALL, "cpu")
-    batch = batch_of(helper, SMALL, 2, "cpu")
-    assert count(lambda: policy.predict_action_chunk(batch)) == 2 * sampling_flops(SMALL, 3, 48)
+@both_sizes
+def test_sampling(helper, d):
+    policy = helper.make_depi(d, "cpu")
+    batch = batch_of(helper, d, 2, "cpu")
+    counted = count(lambda: policy.predict_action_chunk(batch))
+    if d is SMALL:
+        assert counted == 2 * sampling_flops(d, 3, words(helper, d))
+    else:  # the modulations of an Euler step are computed for all samples at once
+        modulations = sum_of(size for size in d.suffix.products if size[0] == 1).forward
+        assert counted == 2 * sampling_flops(d, 3, words(helper, d)) - 10 * modulations
 
 
 def test_absent_cameras_and_padding_cost_nothing():

@@ -4,15 +4,27 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_pi0 import KINDS, make_network
 
 from depi.models.packing import pack, pad, to_list, to_rows
-from depi.models.pi0 import Pi0, Pi0Dimensions
+from depi.models.pi05 import Pi05
 from depi.models.scene import Observation
 
-SIZES = Pi0Dimensions.tiny(
-    image_size=28, vision_width=32, vision_mlp_dim=48, vocab_size=50, width=48, mlp_dim=64, expert_width=32,
-    expert_mlp_dim=40, depth=3, head_dim=16, chunk_size=4, state_dim=5, action_dim=3,
-)  # fmt: skip
+SIZES = {
+    "image_size": 28,
+    "vision_width": 32,
+    "vision_mlp_dim": 48,
+    "vocab_size": 50,
+    "width": 48,
+    "mlp_dim": 64,
+    "expert_width": 32,
+    "expert_mlp_dim": 40,
+    "depth": 3,
+    "head_dim": 16,
+    "chunk_size": 4,
+    "state_dim": 5,
+    "action_dim": 3,
+}
 
 
 def make_masks(cameras, words, slots=3, length=10):
@@ -37,12 +49,10 @@ def make_inputs(image_mask, token_mask, packing=None):
     return observation, torch.randn(batch, 4, 3), torch.randn(batch, 4, 3), torch.rand(batch)
 
 
-@pytest.fixture
-def model():
+@pytest.fixture(params=KINDS)
+def model(request):
     torch.manual_seed(0)
-    model = Pi0(SIZES)
-    model.init_weights()
-    return model
+    return make_network(request.param, **SIZES)
 
 
 def gradients(model, *inputs):
@@ -58,7 +68,7 @@ def test_packed_equals_padded(model, recompute):
     padded, padded_gradients = gradients(model, observation, *rest)
     model.set_recompute(recompute)
     packed, packed_gradients = gradients(
-        model, observation._replace(packing=pack(*RAGGED, SIZES.patches)), *rest
+        model, observation._replace(packing=pack(*RAGGED, model.dimensions.patches)), *rest
     )
     torch.testing.assert_close(packed, padded)
     for name, gradient in padded_gradients.items():
@@ -72,7 +82,7 @@ def test_only_what_is_there_is_computed(model):
     observation, *rest = make_inputs(*RAGGED)
     model(observation, *rest)
     assert seen == {"images": 15, "tokens": 15 * 4 + 50}
-    model(observation._replace(packing=pack(*RAGGED, SIZES.patches)), *rest)
+    model(observation._replace(packing=pack(*RAGGED, model.dimensions.patches)), *rest)
     assert seen == {"images": 7, "tokens": 7 * 4 + 40}  # 23 words, rounded up to 8 a sample
 
 
@@ -140,8 +150,10 @@ def test_nothing_recompiles_after_the_first_steps(model):
     for _ in range(12):
         image_mask = torch.rand(6, 3, generator=generator) < 0.6
         token_mask = torch.arange(30) < torch.randint(1, 30, (6, 1), generator=generator)
-        observation, *rest = make_inputs(image_mask, token_mask, pack(image_mask, token_mask, SIZES.patches))
+        observation, *rest = make_inputs(
+            image_mask, token_mask, pack(image_mask, token_mask, model.dimensions.patches)
+        )
         model(observation, *rest).mean().backward()
         compiled.append(counter.frame_count)
-    # SigLIP's layer, the prefix's, its last one and the suffix's.
-    assert set(compiled) == {4}
+    # SigLIP's layer, the prefix's, its last one and the suffix's; and what modulates pi0.5's.
+    assert set(compiled) == {5 if type(model) is Pi05 else 4}

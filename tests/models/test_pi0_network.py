@@ -5,30 +5,39 @@ import math
 
 import pytest
 import torch
+from small_pi0 import KINDS, make_network
 from torch.distributions import Beta
 
 from depi.models.flow import sample_time, suffix_mask, time_embedding
-from depi.models.gemma import GemmaLayer, RMSNorm, attention, attention_bias, rotary_table, rotate
+from depi.models.gemma import (
+    AdaptiveRMSNorm,
+    GemmaLayer,
+    RMSNorm,
+    attention,
+    attention_bias,
+    rotary_table,
+    rotate,
+)
 from depi.models.packing import pad
-from depi.models.pi0 import Pi0, Pi0Dimensions
+from depi.models.pi0 import Pi0Dimensions
 from depi.models.sampling import sample_actions
 from depi.models.scene import Observation
 
-SIZES = Pi0Dimensions.tiny(
-    image_size=28,
-    vision_width=32,
-    vision_mlp_dim=48,
-    vocab_size=50,
-    width=48,
-    mlp_dim=64,
-    expert_width=32,
-    expert_mlp_dim=40,
-    depth=2,
-    head_dim=16,
-    chunk_size=4,
-    state_dim=5,
-    action_dim=3,
-)
+SIZES = {
+    "image_size": 28,
+    "vision_width": 32,
+    "vision_mlp_dim": 48,
+    "vocab_size": 50,
+    "width": 48,
+    "mlp_dim": 64,
+    "expert_width": 32,
+    "expert_mlp_dim": 40,
+    "depth": 2,
+    "head_dim": 16,
+    "chunk_size": 4,
+    "state_dim": 5,
+    "action_dim": 3,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -36,11 +45,9 @@ def _seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def model():
-    model = Pi0(SIZES)
-    model.init_weights()
-    return model
+@pytest.fixture(params=KINDS)
+def model(request):
+    return make_network(request.param, **SIZES)
 
 
 @pytest.fixture
@@ -114,6 +121,7 @@ def test_samples_are_independent(model, inputs):
 def test_suffix_mask_by_hand():
     expected = [[1, 0, 0], [1, 1, 1], [1, 1, 1]]
     assert suffix_mask(1, 2, torch.device("cpu")).int().tolist() == expected
+    assert suffix_mask(0, 2, torch.device("cpu")).all()
 
 
 def test_attention_against_a_slow_computation():
@@ -166,6 +174,31 @@ def test_rms_norm_is_exact_in_bfloat16():
     assert torch.equal(norm(x), expected.bfloat16())
 
 
+def test_adaptive_norm_by_hand():
+    norm = AdaptiveRMSNorm()
+    x, modulation = torch.randn(2, 3, 8), torch.randn(2, 1, 24)
+    normed, gate = norm(x, modulation)
+    scale, shift, expected_gate = modulation[..., :8], modulation[..., 8:16], modulation[..., 16:]
+    unit = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    torch.testing.assert_close(normed, unit * (1 + scale) + shift)
+    assert torch.equal(gate, expected_gate)
+    rounded, gate = norm(x.bfloat16(), modulation)
+    assert rounded.dtype == gate.dtype == torch.bfloat16
+
+
+def test_a_new_pi05_begins_with_closed_gates(inputs):
+    """As openpi's: what the prefix says comes in as the modulations learn."""
+    model = make_network("depi_pi05", **SIZES)
+    model.init_weights()
+    other = {**inputs, "tokens": (inputs["tokens"] + 1) % 50}
+    assert torch.equal(errors(model, inputs), errors(model, other))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(2):
+        errors(model, inputs).mean().backward()
+        optimizer.step()
+    assert not torch.allclose(errors(model, inputs), errors(model, other))
+
+
 def test_time_embedding_by_hand():
     embedding = time_embedding(torch.tensor([0.25]), 4, 0.5, 2.0)
     angles = [2 * math.pi * 0.25 / 0.5, 2 * math.pi * 0.25 / 2.0]
@@ -188,7 +221,7 @@ def test_every_parameter_gets_a_gradient(model, inputs):
 
 def test_initial_activations_keep_their_scale(model, inputs):
     """Random weights leave signals near unit size, in the prefix and at the output."""
-    packing = pad(inputs["image_mask"], inputs["token_mask"], SIZES.patches)
+    packing = pad(inputs["image_mask"], inputs["token_mask"], model.dimensions.patches)
     embeddings = model.embed_prefix(inputs["images"], inputs["tokens"], packing)
     assert 0.5 < embeddings[-12:].std() < 2
     assert 0.3 < embeddings[:-12].std() < 3
