@@ -58,12 +58,12 @@ class Pi05(FlowNetwork):
         return state.new_zeros(len(state), 0, self.dimensions.expert_width)
 
     def embed_time(self, time: Tensor) -> Tensor:
-        """Time [B] -> modulations of all norms, [B, 1, M, 3 E]."""
+        """Time [B] -> modulations of all norms, [B, 1, M, 3 E]; of each step, [B, H] -> [B, H, M, 3 E]."""
         d = self.dimensions
         with torch.autocast(time.device.type, enabled=False):
-            waves = time_embedding(time, d.expert_width, d.min_period, d.max_period)
+            waves = time_embedding(time.flatten(), d.expert_width, d.min_period, d.max_period)
             condition = F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(waves))))
-        return self.suffix.modulation(condition)[:, None]
+        return self.suffix.modulation(condition).unflatten(0, (len(time), -1))
 
     def expert(
         self,

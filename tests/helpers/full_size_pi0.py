@@ -16,6 +16,7 @@ from lerobot.policies.factory import make_policy as stock_policy
 from lerobot.policies.factory import make_pre_post_processors as stock_processors
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.utils.constants import ACTION, OBS_STATE
+from small_pi0 import liven
 
 from depi.policies import make_policy, make_processors, preprocess, save_checkpoint
 
@@ -25,6 +26,8 @@ STATS = {
     OBS_STATE: {"mean": np.linspace(-40, 40, 6), "std": np.linspace(10, 35, 6)},
     ACTION: {"mean": np.linspace(-30, 50, 6), "std": np.linspace(5, 25, 6)},
 }
+for values in STATS.values():  # by which pi0.5 normalises
+    values |= {"q01": values["mean"] - 2 * values["std"], "q99": values["mean"] + 2 * values["std"]}
 
 
 class ArmEnv(EnvConfig):
@@ -47,7 +50,7 @@ def inputs(config: PI0Config) -> tuple[dict, torch.Tensor]:
 def write(folder: Path, config: PI0Config) -> None:
     torch.manual_seed(0)
     data = SimpleNamespace(state_dim=6, action_dim=6, camera_slots=(CAMERA,))
-    policy = make_policy(config, data)
+    policy = liven(make_policy(config, data))
     before, after = make_processors(config, STATS)
     save_checkpoint(folder, policy, before, after)
     observation, noise = inputs(config)

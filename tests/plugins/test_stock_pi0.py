@@ -1,4 +1,4 @@
-"""Checkpoints of type `pi0` need no plugin: stock LeRobot's factory makes policy and pipelines from them."""
+"""Checkpoints of type `pi0` and `pi05` need no plugin: stock LeRobot's factory runs them."""
 
 import dataclasses
 import subprocess
@@ -6,40 +6,43 @@ import sys
 from pathlib import Path
 
 import full_size_pi0
-import lerobot.policies.pi0.modeling_pi0 as lerobot_pi0
 import numpy as np
 import psutil
 import pytest
 import reduced_lerobot
 import torch
-from lerobot.policies.pi0.configuration_pi0 import PI0Config
-from reduced_lerobot import REDUCED, make_config, reduced_sizes
+from reduced_lerobot import FAMILIES, REDUCED, make_config, reduced_sizes
 
-from depi.models.pi0 import Pi0, Pi0Dimensions
+from depi.policies.configuration import dimensions_of
 from depi.policies.convert import lerobot_name, unused_shapes
+from depi.policies.families import family
+
+both = pytest.mark.parametrize("name", ["pi0", "pi05"])
 
 SCRIPT = Path(full_size_pi0.__file__)
 MEMORY, DISK = 19e9, 18e9  # bytes for LeRobot's policy in float32, and for the checkpoint
 
 
-def test_full_size_has_every_name_and_shape_of_stock_lerobot():
+@both
+def test_full_size_has_every_name_and_shape_of_stock_lerobot(name):
     """Nothing patched: the published size, without its memory."""
-    config = PI0Config(device="cpu")
+    config = family(name).configs[name](device="cpu")
     config.device = "meta"
     with torch.device("meta"):
-        theirs = lerobot_pi0.PI0Policy(config).state_dict()
-        ours = Pi0(Pi0Dimensions.full())
-    shapes = {lerobot_name(name, 18): tuple(value.shape) for name, value in ours.state_dict().items()}
-    written = {f"model.{name}": shape for name, shape in (shapes | unused_shapes(ours.dimensions)).items()}
-    assert written == {name: tuple(value.shape) for name, value in theirs.items()}
+        theirs = FAMILIES[name].policy(config).state_dict()
+        ours = family(name).network(dimensions_of(config))
+    shapes = {lerobot_name(key, 18): tuple(value.shape) for key, value in ours.state_dict().items()}
+    written = {f"model.{key}": shape for key, shape in (shapes | unused_shapes(ours.dimensions)).items()}
+    assert written == {key: tuple(value.shape) for key, value in theirs.items()}
 
 
-def test_stock_factory_gives_the_same_actions(module_hub, tmp_path, monkeypatch, capsys):
-    """Both sides are patched to a reduced size, which a `pi0` configuration cannot express."""
-    roomy = dataclasses.replace(REDUCED, vocab_size=1024)  # for the tokenizer
-    monkeypatch.setattr(reduced_lerobot, "REDUCED", roomy)
-    with reduced_sizes():
-        full_size_pi0.write(tmp_path, make_config())
+@both
+def test_stock_factory_gives_the_same_actions(module_hub, tmp_path, monkeypatch, capsys, name):
+    """Both sides are patched to a reduced size, which these configurations cannot express."""
+    roomy = dataclasses.replace(REDUCED[name], vocab_size=1024)  # for the tokenizer
+    monkeypatch.setitem(reduced_lerobot.REDUCED, name, roomy)
+    with reduced_sizes(name):
+        full_size_pi0.write(tmp_path, make_config(name))
         full_size_pi0.stock(tmp_path)
     same_actions(tmp_path, capsys.readouterr().out)
 
