@@ -16,6 +16,7 @@ from pathlib import Path
 CHOICES = {
     "PreTrainedConfig": (
         "lerobot.policies.pi0.configuration_pi0",
+        "lerobot.policies.pi05.configuration_pi05",
         "depi.policies.*",
         "lerobot.policies.act.configuration_act",
         "lerobot.policies.diffusion.configuration_diffusion",
@@ -26,7 +27,7 @@ CHOICES = {
     "EnvConfig": ("lerobot.envs.configs", "depi.sim.*", "depi.evaluation.*"),
 }
 # Policy types of LeRobot's that have more flags here than its configuration has fields.
-FLAGS_BESIDE = {"pi0": ("depi.policies.choices", "OwnChoices")}
+FLAGS_BESIDE = dict.fromkeys(("pi0", "pi05"), ("depi.policies.choices", "OwnChoices"))
 _PACKAGES = ("depi", "lerobot")
 
 

@@ -14,7 +14,7 @@ EXPERT_SIZES = {"gemma_300m": (1024, 4096), "gemma_2b": (2048, 16_384)}  # width
 
 @dataclass
 class AnySize(OwnChoices):
-    """Sizes and DePi's own choices, beside a LeRobot configuration; the defaults train on a laptop's processor."""
+    """Sizes, and DePi's choices, beside a LeRobot configuration; the defaults train on a laptop."""
 
     image_resolution: tuple[int, int] = (84, 84)
     patch_size: int = 14

@@ -8,7 +8,7 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.utils.constants import ACTION, OBS_STATE
-from small_pi0 import make_batch, make_small
+from small_pi0 import both_families, liven, make_batch, make_small
 
 from depi.errors import UserError
 from depi.models.sampling import sample_actions
@@ -22,12 +22,13 @@ MOST = 4
 @pytest.fixture
 def trained(make_config, data):
     """A policy that was told to train for delays, and then to chunk in real time."""
-    policy = make_policy(make_config(rtc_training_max_delay=MOST), data)
+    policy = liven(make_policy(make_config(rtc_training_max_delay=MOST), data))
     policy.config.rtc_config = RTCConfig()
     policy.init_rtc_processor()
     return policy
 
 
+@both_families
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_loss_is_that_of_the_steps_after_the_delay(trained, batch, masked):
     trained.config.do_mask_loss_for_padding = masked
@@ -67,6 +68,7 @@ def test_without_delay_it_is_the_plain_loss(trained, make_config, data, batch):
     assert not torch.isclose(trained(batch)[0], plain(batch)[0])
 
 
+@both_families
 def test_given_actions_have_no_noise(trained, batch):
     batch["inference_delay"] = torch.full((4,), 2)
     before = trained(batch)[0]

@@ -77,7 +77,7 @@ def test_killed_resumed_evaluated_published_and_run_by_lerobot(flags, tmp_path, 
     config = PreTrainedConfig.from_pretrained(folder)
     theirs = get_policy_class(config.type).from_pretrained(folder, config=config)
     before, after = make_pre_post_processors(config, pretrained_path=str(folder))
-    (camera,) = config.image_features
+    camera = next(iter(config.image_features))
     batch = {
         camera: torch.rand(1, 3, 96, 96),
         "observation.state": torch.tensor([[200.0, 300.0]]),
