@@ -1,1 +1,1 @@
-"""Networks in plain PyTorch: `siglip` (vision), `gemma` (language, action expert), `pi0` and `pi05` (both together)."""
+"""Networks in plain PyTorch: `siglip` (vision), `gemma` (language, action expert), `pi0`, `pi05` (both)."""

@@ -159,7 +159,7 @@ def test_resuming_with_more_steps_the_way_the_tutorial_does(flags, tmp_path, cap
     [
         ("--policy.use_amp=true", "--policy.dtype=bfloat16"),
         ("--env.type=no_such", "pusht"),
-        ("--policy.type=groot", "--policy.type=groot is none of pi0, depi_pi0"),
+        ("--policy.type=groot", "--policy.type=groot is none of pi0, pi05, depi_pi0, depi_pi05"),
         ("--dataset.streaming=true", "not a flag here"),
     ],
 )
