@@ -211,11 +211,12 @@ def activation_bytes(
         present = stack in active
         kinds[name] = int(number_bytes * ((depth - again) * whole + again * kept)) if present else 0
         largest = max(largest, number_bytes * whole if present and again else 0)
-    # Between the layers: rotary tables, the suffix's mask, the expert's embeddings and last norm in float32,
+    # Between the layers: rotary tables, the suffix's mask, what its embeddings are made of and its last norm,
     # the last layer of the prefix (one norm), the images and vision's last norm.
     row = math.ceil((prefix + suffix) / batch_size / 16) * 16
     rest = 4 * d.head_dim * (prefix + suffix) + number_bytes * suffix * d.num_heads // d.num_kv_heads * row
-    rest += suffix * width * (16 + 4 + norms)
+    around = sum(vectors * size for vectors, size, _, grad in d.suffix.products if grad)
+    rest += 4 * batch_size * around + suffix * width * (4 + norms)
     rest += prefix * d.width * norms if "prefix" in active else 0
     rest += number_bytes * patches * (3 * d.patch_size**2 + 2 * d.vision_width) if "vision" in active else 0
     return {**kinds, "between layers": int(rest)}, int(largest)

@@ -27,6 +27,7 @@ def measure_steps(benchmarks):
 
 def plan(measure_steps, **changes):
     settings = {
+        "family": "pi0",
         "implementation": "depi_eager",
         "size": "smoke",
         "device": "cpu",
@@ -71,9 +72,12 @@ def test_what_fails_is_a_row_with_the_reason(benchmarks, tmp_path, monkeypatch):
     assert "FAILED" in shown
 
 
+@pytest.mark.parametrize("family", ["pi0", "pi05"])
 @pytest.mark.parametrize("implementation", ["depi_eager", "lerobot_eager"])
-def test_measure(measure_steps, implementation, tmp_path):
-    row = measure_steps.measure(plan(measure_steps, implementation=implementation, profile=tmp_path))
+def test_measure(measure_steps, implementation, tmp_path, family):
+    row = measure_steps.measure(
+        plan(measure_steps, family=family, implementation=implementation, profile=tmp_path)
+    )
     assert row["samples_per_s"] == pytest.approx(2e3 / row["step_ms"], rel=0.01)
     assert min(row["forward_ms"], row["backward_ms"], row["optimizer_ms"]) > 0
     assert row["model_tflop"] < row["lerobot_tflop"]

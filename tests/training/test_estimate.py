@@ -8,20 +8,28 @@ import pytest
 import torch
 from lerobot.configs.default import PeftConfig
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
+from small_pi0 import both_families, make_network
 
 from depi.cli import main
-from depi.models.pi0 import Pi0, Pi0Dimensions
 from depi.models.scene import Observation
-from depi.policies import DepiPi0Config, make_policy
+from depi.policies import make_policy
 from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
+from depi.policies.families import family
 from depi.training.estimate import activation_bytes, estimate_memory, model_to_train
 from depi.training.optimizer import make_optimizer
 
-SIZES = Pi0Dimensions.tiny(
-    width=192, mlp_dim=640, expert_width=96, expert_mlp_dim=320, vision_width=160, vision_mlp_dim=480,
-    vision_depth=4, depth=6, chunk_size=20,
-)  # fmt: skip
-IMAGES, WORDS, BATCH = 2, 24, 3
+SIZES = {
+    "width": 192,
+    "mlp_dim": 640,
+    "expert_width": 96,
+    "expert_mlp_dim": 320,
+    "vision_width": 160,
+    "vision_mlp_dim": 480,
+    "vision_depth": 4,
+    "depth": 6,
+    "chunk_size": 20,
+}
+IMAGES, WORDS, BATCH, STATE = 2, 24, 3, 32
 
 
 class Saved:
@@ -49,7 +57,7 @@ def kept_bytes(model):
         torch.ones(BATCH, IMAGES, dtype=torch.bool),
         torch.zeros(BATCH, WORDS, dtype=torch.int64),
         torch.ones(BATCH, WORDS, dtype=torch.bool),
-        torch.zeros(BATCH, d.state_dim),
+        torch.zeros(BATCH, STATE),
     )
     actions = torch.zeros(BATCH, d.chunk_size, d.action_dim)
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved.tensor)
@@ -70,23 +78,23 @@ def kept_bytes(model):
     return sum(storages.values())
 
 
+@both_families
 @pytest.mark.parametrize("recompute", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("frozen", [(), ("vision",), ("vision", "image_proj", "token_embedding", "prefix")])
-def test_activations(recompute, frozen):
-    model = Pi0(SIZES)
-    model.init_weights()
+def test_activations(recompute, frozen, kind):
+    model = make_network(kind, state_dim=STATE, **SIZES)
     model.set_recompute(recompute)
     for name in frozen:
         getattr(model, name).requires_grad_(False)
     active = [stack for stack in ("vision", "prefix", "suffix") if stack not in frozen]
-    kinds, _ = activation_bytes(
-        SIZES, batch_size=BATCH, images=IMAGES, words=WORDS, recompute=recompute, active=active, cuda=False
-    )
+    d, shape = model.dimensions, {"batch_size": BATCH, "images": IMAGES, "words": WORDS}
+    kinds, _ = activation_bytes(d, **shape, recompute=recompute, active=active, cuda=False)
     measured = kept_bytes(model)
     print(f"{sum(kinds.values())} estimated, {measured} measured")
     assert sum(kinds.values()) == pytest.approx(measured, rel=0.15), kinds
 
 
+@both_families
 @pytest.mark.parametrize(
     ("flags", "peft"),
     [
@@ -96,10 +104,10 @@ def test_activations(recompute, frozen):
         ({"dtype": "bfloat16"}, PeftConfig(r=4)),
     ],
 )
-def test_what_is_exact(flags, peft):
+def test_what_is_exact(flags, peft, kind):
     """Weights, gradients and optimizer state, against real ones."""
     data = SimpleNamespace(state_dim=6, action_dim=6, camera_slots=("observation.images.0",))
-    policy = make_policy(DepiPi0Config(device="cpu", **flags), data)
+    policy = make_policy(family(kind).configs[kind](device="cpu", **flags), data)
     if peft is not None:
         add_adapters(policy.model, peft)
     if policy.config.dtype == "bfloat16":
