@@ -10,7 +10,14 @@ from lerobot.policies.factory import make_pre_post_processors
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 
 from depi.errors import MachineError, UserError
-from depi.policies import make_policy, make_processors, preprocess, save_checkpoint, set_features
+from depi.policies import (
+    load_processors,
+    make_policy,
+    make_processors,
+    preprocess,
+    save_checkpoint,
+    set_features,
+)
 from depi.policies.processors import TOKENIZER, _with_tokenizer
 
 
@@ -119,3 +126,26 @@ def test_a_full_disk_while_the_tokenizer_is_fetched_is_no_fault_of_the_network(w
 
     with pytest.raises(MachineError, match=r"hub: the disk is full .*make room there"):
         _with_tokenizer(build)
+
+
+@pytest.mark.parametrize("kind", ["depi_pi05"])
+def test_a_joint_that_rests_between_its_quantiles_is_not_divided_by_nothing(
+    make_config, data, stats, tokenizer, raw_batch, tmp_path
+):
+    for values in stats.values():
+        values["q99"][3] = values["q01"][3]
+        values["q99"][4] = values["q01"][4] + 0.03  # half of the least share of 60
+    policy = make_policy(make_config(), data)
+    pre, post = make_processors(policy.config, stats)
+    raw_batch[ACTION][..., 3:5] = torch.tensor([-20.0, -19.99])
+    raw_batch[ACTION][0, 0, 3] = 40.0
+    batch = preprocess(raw_batch, pre)
+    assert batch[ACTION][0, 0, 3] == pytest.approx(2 * 60 / 0.06 - 1, rel=1e-3)
+    assert (batch[ACTION][1:, :, 3] == -1).all()  # as LeRobot and openpi have it
+    torch.testing.assert_close(post(batch[ACTION]), raw_batch[ACTION], rtol=0, atol=1e-3)
+    save_checkpoint(tmp_path, policy, pre, post)
+    torch.testing.assert_close(preprocess(raw_batch, load_processors(tmp_path)[0])[ACTION], batch[ACTION])
+
+    del stats[ACTION]["q01"]
+    with pytest.raises(UserError, match="action is normalised by QUANTILES, and its statistics lack q01"):
+        make_processors(policy.config, stats)
