@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
+from small_pi0 import both_families, liven
 
 from depi.errors import UserError
 from depi.models.sampling import sample_actions
@@ -24,6 +25,7 @@ def one_by_one(policy, batch, noise):
     ]
 
 
+@both_families
 @pytest.mark.parametrize("prepared", [False, True], ids=["as trained", "for inference"])
 def test_chunks_are_those_of_their_own_noise(several, batch, prepared):
     noise = torch.randn(4, 3, 7, 32)
@@ -38,6 +40,7 @@ def test_chunks_are_those_of_their_own_noise(several, batch, prepared):
     assert several.predict_action_chunk(batch).shape == (4, 7, 6)
 
 
+@both_families
 def test_the_prefix_is_read_once(several, batch):
     del batch["noise"]
     rows = []
@@ -57,8 +60,9 @@ def test_the_chunk_nearest_to_the_mean():
     assert (nearest_to_mean(chunks[:, :1]) == -1).all()
 
 
+@both_families
 def test_advantages_guide_each_chunk(make_config, data, batch):
-    policy = make_policy(make_config(num_samples=2), data)
+    policy = liven(make_policy(make_config(num_samples=2), data))
     policy.set_guidance(2.0)
     names = ("observation.language.unconditional_tokens", "observation.language.unconditional_mask")
     batch |= {names[0]: batch["observation.language.tokens"] + 1}
@@ -71,10 +75,11 @@ def test_advantages_guide_each_chunk(make_config, data, batch):
         torch.testing.assert_close(chunks[:, number], alone, rtol=1e-4, atol=1e-5)
 
 
+@both_families
 @pytest.mark.parametrize("most", [0, 3], ids=["guided", "trained"])
 @pytest.mark.parametrize("shape", [(5, 6), (1, 5, 6), (4, 5, 6)])
 def test_left_over_actions_are_those_of_their_sample(make_config, data, batch, most, shape):
-    policy = make_policy(make_config(num_samples=2, rtc_training_max_delay=most), data)
+    policy = liven(make_policy(make_config(num_samples=2, rtc_training_max_delay=most), data))
     policy.config.rtc_config = RTCConfig()
     policy.init_rtc_processor()
     noise, left_over = torch.randn(4, 2, 7, 32), torch.randn(shape)

@@ -83,6 +83,7 @@ def test_delays_are_drawn_when_absent(trained, batch):
     assert len(losses) > 1
 
 
+@both_families
 @pytest.mark.parametrize("prepared", [False, True], ids=["as trained", "for inference"])
 @pytest.mark.parametrize("left_over_shape", [(5, 6), (4, 7, 6)])
 def test_a_chunk_begins_with_what_is_executed(trained, batch, left_over_shape, prepared):
