@@ -124,7 +124,10 @@ def check_train(*args: str) -> None:
     [
         (["--stepz=3"], "did you mean --steps?"),
         (["--lr=1e-4"], "did you mean --policy.optimizer_lr?"),
-        (["--policy.type=groot"], "--policy.type=groot is none of pi0, pi05, depi_pi0, depi_pi05, value, act, diffusion"),
+        (
+            ["--policy.type=groot"],
+            "--policy.type=groot is none of pi0, pi05, depi_pi0, depi_pi05, value, act, diffusion",
+        ),
         (["--policy.type=act", "--policy.down_dims=[8]"], "goes with --policy.type=diffusion"),
         (["--policy.type=pi0", "--policy.vision_depth=2"], "goes with --policy.type=depi_pi0"),
         (["--policy.chunk_size=many"], "--policy.chunk_size"),

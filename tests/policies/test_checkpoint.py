@@ -184,8 +184,8 @@ def test_missing_files(folder, tmp_path):
 
 def test_other_policy_type(folder):
     content = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(content | {"type": "act"}))
-    with pytest.raises(UserError, match="policy type 'act'; DePi knows pi0, depi_pi0"):
+    (folder / "config.json").write_text(json.dumps(content | {"type": "tdmpc"}))
+    with pytest.raises(UserError, match="policy type 'tdmpc'; DePi knows pi0, depi_pi0"):
         load_policy(folder)
     for content in ([], {}, {"type": ["pi0"]}, {"type": {"pi0": 1}}):
         (folder / "config.json").write_text(json.dumps(content))

@@ -61,7 +61,7 @@ def test_lerobots_own_policies_are_one_record_with_lerobots_classes(kind):
 def test_an_unknown_type_is_one_sentence():
     with pytest.raises(
         UserError,
-        match="policy type 'tdmpc' is none that DePi trains: it knows pi0, depi_pi0, pi05, depi_pi05, value, act",
+        match="policy type 'tdmpc' is none that DePi trains: it knows pi0, depi_pi0, pi05, depi_pi05, value",
     ):
         family("tdmpc")
 
