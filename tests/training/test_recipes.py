@@ -6,26 +6,30 @@ from pathlib import Path
 
 import pytest
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
+from lerobot.policies.pi05.configuration_pi05 import PI05Config
 from recordings import Recording, write_v3
 from small_pi0 import SIZES
 
 from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
 from depi.hub.client.api import upload_folder
-from depi.policies import DepiPi0Config, make_policy, make_processors, save_checkpoint
+from depi.policies import make_policy, make_processors, save_checkpoint
 from depi.policies.choices import choices_of
+from depi.policies.families import family
 from depi.training.command_line import parse_train_config
 
 RECIPES = Path(__file__).parents[2] / "configs" / "train"
 
 
 @pytest.fixture(scope="module")
-def pi0_base(module_hub, tmp_path_factory) -> None:
-    """A small checkpoint under the name of the published one."""
+def bases(module_hub, tmp_path_factory) -> None:
+    """Small checkpoints under the names of the published ones."""
     folder = tmp_path_factory.mktemp("base")
     dataset = MultiLeRobotDataset([DatasetSource("a/b", root=write_v3(folder / "b", Recording()))])
-    policy = make_policy(DepiPi0Config(device="cpu", **SIZES), dataset)
-    save_checkpoint(folder / "pi0", policy, *make_processors(policy.config, dataset.stats))
-    upload_folder(folder / "pi0", "lerobot/pi0_base", repo_type="model", commit_message="Upload")
+    for name in ("pi0", "pi05"):
+        config = family(name).configs[f"depi_{name}"](device="cpu", **SIZES)
+        policy = make_policy(config, dataset)
+        save_checkpoint(folder / name, policy, *make_processors(policy.config, dataset.stats))
+        upload_folder(folder / name, f"lerobot/{name}_base", repo_type="model", commit_message="Upload")
 
 
 @pytest.mark.parametrize(
@@ -36,7 +40,7 @@ def pi0_base(module_hub, tmp_path_factory) -> None:
         ("pi0_so101_sim", "sim/so101", ("so101", "pick_lift"), 30),
     ],
 )
-def test_a_recipe_says_all_that_a_run_needs(pi0_base, tmp_path, name, repo_id, env, chunk):
+def test_a_recipe_says_all_that_a_run_needs(bases, tmp_path, name, repo_id, env, chunk):
     args = [f"--config_path={RECIPES / name}.yaml", f"--output_dir={tmp_path / 'run'}"]
     config = parse_train_config(args)
     assert config.dataset.repo_id == repo_id
@@ -49,18 +53,22 @@ def test_a_recipe_says_all_that_a_run_needs(pi0_base, tmp_path, name, repo_id, e
     assert (offline.dataset.repo_id, offline.dataset.root) == (repo_id, tmp_path / "recorded")
 
 
-def test_the_recipe_of_the_base_is_openpis(pi0_base, tmp_path):
-    args = [f"--config_path={RECIPES / 'pi0_base.yaml'}", f"--output_dir={tmp_path / 'run'}"]
+@pytest.mark.parametrize(
+    ("stock", "batch_size", "steps"), [(PI0Config, 32, 30_000), (PI05Config, 64, 20_000)], ids=["pi0", "pi05"]
+)
+def test_the_recipe_of_the_base_is_openpis(bases, tmp_path, stock, batch_size, steps):
+    stock = stock(device="cpu")
+    args = [f"--config_path={RECIPES / stock.type}_base.yaml", f"--output_dir={tmp_path / 'run'}"]
     config = parse_train_config([*args, "--dataset.repo_id=a/b"])
     policy, data = config.policy, config.dataset
     assert (policy.use_relative_actions, policy.relative_exclude_joints) == (True, ["gripper"])
     assert not choices_of(policy).do_mask_loss_for_padding
+    assert policy.type == f"depi_{stock.type}"
     assert policy.optimizer_weight_decay == 1e-10
     assert (config.ema.decay, config.ema.export) == (0.99, True)
     assert (data.augment_color, data.augment_hue, data.augment_geometry) == (1, 0, 1)
-    assert policy.scheduler_decay_steps == config.steps == 30_000
-    assert (policy.chunk_size, config.batch_size, data.cameras) == (50, 32, "front,wrist")
-    stock = PI0Config(device="cpu")
+    assert (policy.chunk_size, config.batch_size, config.steps) == (50, batch_size, steps)
+    assert data.cameras == "front,wrist"
     for name in ("optimizer_lr", "optimizer_betas", "optimizer_eps", "optimizer_grad_clip_norm"):
         assert getattr(policy, name) == getattr(stock, name)
     for name in ("scheduler_warmup_steps", "scheduler_decay_steps", "scheduler_decay_lr"):
