@@ -6,6 +6,7 @@ import pytest
 import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
+from lerobot.policies.pi05.configuration_pi05 import PI05Config
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.utils.constants import ACTION, OBS_STATE
 from small_pi0 import both_families, liven, make_batch, make_small
@@ -181,13 +182,14 @@ def test_it_learns_to_go_on(make_config):
     assert 0.1 < (free[:, 2:].mean(dim=(1, 2)) > 0).float().mean() < 0.9
 
 
-def test_the_published_size_keeps_lerobots_configuration(data, tmp_path):
+@pytest.mark.parametrize("published", [PI0Config, PI05Config])
+def test_the_published_size_keeps_lerobots_configuration(data, tmp_path, published):
     """Stock LeRobot refuses a config.json with a field that it does not know."""
-    config = PI0Config(device="cpu")
+    config = published(device="cpu")
     set_features(config, data)
     config.rtc_training_max_delay = 8
     save_config(config, tmp_path)
-    assert type(PreTrainedConfig.from_pretrained(tmp_path)) is PI0Config
+    assert type(PreTrainedConfig.from_pretrained(tmp_path)) is published
     assert json.loads((tmp_path / CHOICES_FILE).read_text()) == {"rtc_training_max_delay": 8}
     assert choices_of(load_config(tmp_path)).rtc_training_max_delay == 8
     assert choices_of(load_config(tmp_path, ["--rtc_training_max_delay=2"])).rtc_training_max_delay == 2
@@ -214,6 +216,7 @@ def test_a_strangers_choices_are_checked(data, tmp_path, content, says):
         load_config(tmp_path)
 
 
+@both_families
 def test_a_type_of_depis_own_has_the_field(trained, tmp_path):
     trained.save_pretrained(tmp_path)
     assert not (tmp_path / CHOICES_FILE).exists()

@@ -15,7 +15,7 @@ from depi.training.config import config_to_json
 FLAG = "--policy.rtc_training_max_delay=3"
 
 
-@pytest.mark.parametrize("kind", ["pi0", "depi_pi0"])
+@pytest.mark.parametrize("kind", ["pi0", "depi_pi0", "pi05", "depi_pi05"])
 def test_the_flag_is_that_of_every_size(tmp_path, kind):
     args = [f"--policy.type={kind}", "--policy.device=cpu", "--dataset.repo_id=a/b", FLAG]
     config = parse_train_config([*args, f"--output_dir={tmp_path / 'run'}"])
