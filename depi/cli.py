@@ -29,7 +29,7 @@ VERBS = {
     "value": ("depi.recap.plot", "draw the values that a value function gives the frames of an episode"),
     "samples": ("depi.training.samples", "list and draw what a training step saw, or one frame"),
     "plot": ("depi.training.plot", "draw loss, learning rate and throughput of runs"),
-    "estimate": ("depi.training.estimate", "estimate the memory that a training configuration needs"),
+    "estimate": ("depi.training.estimate_command", "estimate the memory that a training configuration needs"),
     "sim": ("depi.sim.record", "record simulated SO-101 datasets, test the scripted experts"),
     "eval": ("depi.evaluation.evaluate", "roll a checkpoint out in a simulator"),
     "compare": ("depi.evaluation.compare", "compare two evaluations, seed by seed, videos side by side"),

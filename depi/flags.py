@@ -1,6 +1,7 @@
 """Commands configured by dataclasses: one flag per field, parsed by draccus."""
 
 import contextlib
+import dataclasses
 import difflib
 import inspect
 import io
@@ -74,6 +75,20 @@ def parse_flags[Config](
         ) from None
     except OSError as error:
         raise UserError(f"{command}: cannot read {error.filename}: {error.strerror}") from None
+
+
+def take_flags(args: Sequence[str], config_class: type) -> tuple[list[str], list[str]]:
+    """The flags of a dataclass among `args`, `--help` being one of them, and the others."""
+    names = {"help", *(field.name for field in dataclasses.fields(config_class))}
+    taken: list[str] = []
+    others: list[str] = []
+    chosen = others
+    for arg in args:
+        if arg.startswith("-"):
+            name = arg.lstrip("-").partition("=")[0].replace("-", "_")
+            chosen = taken if name in names or arg == "-h" else others
+        chosen.append(arg)
+    return taken, others
 
 
 def check_ranges(config: object, prefix: str = "", /, **bounds: tuple[float, float | None]) -> None:

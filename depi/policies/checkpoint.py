@@ -74,10 +74,13 @@ def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
     return kind, content
 
 
-def resolve_checkpoint(path_or_repo_id: str | Path, revision: str | None = None) -> Path:
+def resolve_checkpoint(
+    path_or_repo_id: str | Path, revision: str | None = None, *, weights: bool = True
+) -> Path:
     """The local folder that holds a checkpoint, downloaded from the Hub if it is not a folder already.
 
-    A run stands for its last checkpoint, a checkpoint for its `pretrained_model` folder.
+    A run stands for its last checkpoint, a checkpoint for its `pretrained_model` folder. Without `weights`
+    only the configuration is downloaded.
 
     Raises:
         UserError: there is no such folder or repository, it is no checkpoint, or a folder is asked for a
@@ -92,7 +95,7 @@ def resolve_checkpoint(path_or_repo_id: str | Path, revision: str | None = None)
             if inner.is_dir() and not (folder / CONFIG).exists():
                 folder = inner.resolve()
     else:
-        folder = _download(str(path_or_repo_id), revision)
+        folder = _download(str(path_or_repo_id), revision, weights)
     if not (folder / CONFIG).exists():
         raise UserError(f"{path_or_repo_id} is no checkpoint: it has no {CONFIG}{_remedy(folder)}")
     return folder
@@ -110,7 +113,7 @@ def _remedy(folder: Path) -> str:
     )
 
 
-def _download(repo_id: str, revision: str | None) -> Path:
+def _download(repo_id: str, revision: str | None, weights: bool) -> Path:
     from depi.hub.client.api import download_files, repo_info
 
     if repo_id.count("/") != 1 or repo_id.startswith((".", "/", "~")):
@@ -127,5 +130,7 @@ def _download(repo_id: str, revision: str | None) -> Path:
     ]
     if CONFIG not in wanted:
         raise UserError(f"{repo_id} is no checkpoint: it has no {CONFIG}")
+    if not weights:
+        wanted = [name for name in wanted if name in (CONFIG, CHOICES_FILE)]
     assert info.sha is not None
     return download_files(repo_id, wanted, revision=info.sha, repo_type="model", progress=True)

@@ -48,7 +48,7 @@ def parse_train_config(args: Sequence[str]) -> TrainConfig:
             directory exists without `--resume`, or there is nothing to resume.
     """
     args = _with_policy_of_file(check_train_flags(args))
-    config = parse_flags(TrainConfig, args, COMMAND, parse=_parse, replaced=REPLACED_FLAGS)
+    config = _parse_flags(args)
     if config.resume:
         _locate_resumed_run(config, args)
         config.profile = parser.parse_arg("profile", args)  # what was profiled once is not every time
@@ -62,6 +62,23 @@ def parse_train_config(args: Sequence[str]) -> TrainConfig:
     if config.pushes:
         _check_publishing(config)
     return config
+
+
+def read_train_config(args: Sequence[str]) -> TrainConfig:
+    """What the command line of `depi/train.py` says of the training: neither data nor weights are looked for.
+
+    Raises:
+        UserError: a flag is unknown or wrong, or no policy is named.
+    """
+    args = _with_policy_of_file(check_train_flags(args))
+    config = _parse_flags(args)
+    if not config.resume:
+        _name_policy(config, args, weights=False)
+    return config
+
+
+def _parse_flags(args: list[str]) -> TrainConfig:
+    return parse_flags(TrainConfig, args, COMMAND, parse=_parse, replaced=REPLACED_FLAGS)
 
 
 def _check_foreign_choices(config: TrainConfig, args: Sequence[str]) -> None:
@@ -199,13 +216,15 @@ def _find_config_file(config_path: str) -> Path:
     raise UserError(f"--config_path={config_path} is neither a file, nor a folder with {TRAIN_CONFIG_NAME}")
 
 
-def _name_policy(config: TrainConfig, args: Sequence[str]) -> None:
+def _name_policy(config: TrainConfig, args: Sequence[str], *, weights: bool = True) -> None:
     path = parser.get_path_arg("policy", args)
     if path:
         overrides = parser.get_cli_overrides("policy", args) or []
-        folder = resolve_checkpoint(path, parser.parse_arg("pretrained_revision", overrides))
+        revision = parser.parse_arg("pretrained_revision", overrides)
+        folder = resolve_checkpoint(path, revision, weights=weights)
         config.policy = load_config(folder, overrides)
-        check_checkpoint(folder, config.policy.type)
+        if weights:
+            check_checkpoint(folder, config.policy.type)
         config.policy.pretrained_path = folder
     if config.policy is None:
         raise UserError(

@@ -1,4 +1,4 @@
-"""`depi estimate`: the memory that a training configuration needs, before anything is allocated.
+"""The memory that a training configuration needs, before anything is allocated.
 
 Parameters are counted on the meta device, exactly. Activations are counted by formula: what each operation
 keeps for the backward pass when layers are not compiled (compiled ones keep less).
@@ -13,30 +13,22 @@ A recomputed layer keeps its input alone, W (in the suffix also the prefix's key
 again, one layer at a time, in the backward pass. Stacks that no gradient passes keep nothing.
 """
 
-import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import draccus
 import torch
-from lerobot.configs import PreTrainedConfig, parser
 from lerobot.configs.default import PeftConfig
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from depi.errors import UserError
-from depi.flags import parse_flags
 from depi.models.scene import SceneDimensions, SceneReader
 from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
-from depi.policies.checkpoint import load_config, resolve_checkpoint
 from depi.policies.configuration import dimensions_of, freeze_parts
-from depi.policies.families import TYPES, family_of
-from depi.training.config import SHARDINGS
+from depi.policies.families import family_of
+from depi.training.config import TrainConfig
 
-CARDS_GB = (24, 40, 48, 80, 141)
 # A rule of thumb for the CUDA context, workspaces, and what the allocator cannot use.
 RESERVE_GB = 1.5
 STACKS = ("vision", "prefix", "suffix")
@@ -49,6 +41,7 @@ class Estimate:
     weights: int
     gradients: int
     optimizer: int
+    average: int  # of the weights, with --ema.decay
     compute_copies: int  # bfloat16
     activations: Mapping[str, int]
     recomputed_layer: int  # the largest one, in the backward pass
@@ -63,6 +56,7 @@ class Estimate:
             "weights": self.weights,
             "gradients (float32)": self.gradients,
             "optimizer state": self.optimizer,
+            "moving average of the weights": self.average,
             "bfloat16 copies of weights": self.compute_copies,
             **{f"activations: {kind}": size for kind, size in self.activations.items()},
             "one layer in the backward pass": self.recomputed_layer,
@@ -74,17 +68,18 @@ class Estimate:
         """Bytes."""
         return sum(self.parts.values())
 
-    def fits(self) -> dict[int, bool]:
-        """Whether it fits, by card size in GB."""
-        return {card: self.total <= card * 1e9 for card in CARDS_GB}
-
     def line(self) -> str:
         """One line for a log."""
-        return (
-            f"memory per device: about {self.total / 1e9:.1f} GB (weights {self.weights / 1e9:.1f}, "
-            f"gradients {self.gradients / 1e9:.1f}, optimizer {self.optimizer / 1e9:.1f}, bfloat16 copies "
-            f"{self.compute_copies / 1e9:.1f}, activations {sum(self.activations.values()) / 1e9:.1f})"
-        )
+        parts = {
+            "weights": self.weights,
+            "gradients": self.gradients,
+            "optimizer": self.optimizer,
+            "moving average": self.average,
+            "bfloat16 copies": self.compute_copies,
+            "activations": sum(self.activations.values()),
+        }
+        listed = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts.items() if size)
+        return f"memory per device: about {self.total / 1e9:.1f} GB ({listed})"
 
     def to_dict(self) -> dict[str, object]:
         """As JSON-able values, in bytes."""
@@ -93,8 +88,40 @@ class Estimate:
             "total": self.total,
             "parameters": self.parameters,
             "trainable_parameters": self.trainable,
-            "fits_gb": {str(card): fits for card, fits in self.fits().items()},
         }
+
+
+def estimate_run(
+    config: TrainConfig,
+    model: SceneReader,
+    *,
+    images: float = 3,
+    processes: int = 1,
+    local: int | None = None,
+    cuda: bool = True,
+) -> Estimate:
+    """Bytes that each device needs for a training run.
+
+    Args:
+        config: with its policy.
+        model: as the run trains it, see `model_to_train`.
+        images: real images per sample, on average if they are packed.
+        processes: of the run.
+        local: of them on one machine; None for all.
+        cuda: on a GPU.
+    """
+    policy: Any = config.policy
+    return estimate_memory(
+        model,
+        batch_size=config.batch_size,
+        images=images,
+        words=policy.tokenizer_max_length,
+        recompute=config.recompute or float(policy.gradient_checkpointing),
+        shards={"none": 1, "full": processes, "hybrid": local or processes}[config.sharding],
+        averaged=config.ema.decay is not None,
+        bfloat16=policy.dtype == "bfloat16",
+        cuda=cuda,
+    )
 
 
 def estimate_memory(
@@ -105,6 +132,7 @@ def estimate_memory(
     words: int = 48,
     recompute: float = 0.0,
     shards: int = 1,
+    averaged: bool = False,
     bfloat16: bool = True,
     cuda: bool = True,
 ) -> Estimate:
@@ -117,6 +145,7 @@ def estimate_memory(
         words: prompt tokens per sample.
         recompute: share, 0..1, of the layers of each stack that are recomputed in the backward pass.
         shards: devices over which weights, gradients and optimizer state are split.
+        averaged: a moving average of what is trained is kept.
         bfloat16: compute in bfloat16 beside float32 weights.
         cuda: fused norms; False counts what the CPU keeps.
     """
@@ -141,6 +170,7 @@ def estimate_memory(
         weights=sum(parameter.numel() * parameter.element_size() for parameter in parameters) // shards,
         gradients=4 * trainable // shards,
         optimizer=8 * trainable // shards,  # AdamW in float32
+        average=4 * trainable // shards if averaged else 0,
         compute_copies=2 * copied if bfloat16 else 0,
         activations=activations,
         recomputed_layer=largest,
@@ -238,84 +268,3 @@ def model_to_train(config: Any, peft: PeftConfig | None) -> SceneReader:
     if config.dtype == "bfloat16":
         hold_frozen_in_bfloat16(model)
     return model
-
-
-@dataclass
-class EstimateConfig:
-    """Say what memory a training configuration needs, and which cards have it; nothing is allocated.
-
-    depi estimate --policy.type=pi0 --policy.dtype=bfloat16 --batch_size=8
-    """
-
-    # --policy.type=pi0 or --policy.path=FOLDER_OR_REPO, with the flags that training takes.
-    policy: PreTrainedConfig | None = None
-    # Samples per process and micro-batch.
-    batch_size: int = 8
-    # Real images per sample, on average.
-    images: float = 3.0
-    # Share, 0 to 1, of the layers that are computed again in the backward pass.
-    recompute: float = 0.0
-    # Adapters, as LeRobot names them: --peft.r=16, --peft.target_modules.
-    peft: PeftConfig | None = None
-    num_processes: int = 1
-    # none: every process holds everything. full: weights, gradients and optimizer state are split; so they
-    # are with hybrid, over the processes of one machine.
-    sharding: str = "none"
-    # Print JSON, in bytes, instead of a table.
-    json: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "num_processes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.recompute <= 1:
-            raise ValueError(f"--recompute must be 0 to 1, not {self.recompute}")
-        if not 0 < self.images <= 100:
-            raise ValueError(f"--images must be above 0 and at most 100, not {self.images}")
-        if self.sharding not in SHARDINGS:
-            raise ValueError(f"--sharding={self.sharding} is none of {', '.join(SHARDINGS)}")
-
-
-def main(args: list[str]) -> int:
-    """Run `depi estimate`."""
-    config = parse_flags(
-        EstimateConfig,
-        args,
-        "depi estimate",
-        parse=lambda flags: draccus.parse(EstimateConfig, args=parser.filter_path_args(["policy"], flags)),
-    )
-    path = parser.get_path_arg("policy", args)
-    if path:
-        overrides = parser.get_cli_overrides("policy", args) or []
-        folder = resolve_checkpoint(path, parser.parse_arg("pretrained_revision", overrides))
-        config.policy = load_config(folder, overrides)
-    if config.policy is None or config.policy.type not in TYPES:
-        raise UserError(
-            "depi estimate: no policy that DePi trains: give --policy.type=pi0 or value, or --policy.path"
-        )
-    estimate = estimate_memory(
-        model_to_train(config.policy, config.peft),
-        batch_size=config.batch_size,
-        images=config.images,
-        words=config.policy.tokenizer_max_length,
-        recompute=config.recompute,
-        shards=1 if config.sharding == "none" else config.num_processes,
-        bfloat16=config.policy.dtype == "bfloat16",
-    )
-    if config.json:
-        print(json.dumps(estimate.to_dict()))
-    else:
-        Console().print(_table(estimate))
-        print(", ".join(f"{card} GB: {'yes' if fits else 'no'}" for card, fits in estimate.fits().items()))
-    return 0
-
-
-def _table(estimate: Estimate) -> Table:
-    title = f"{estimate.parameters / 1e6:,.0f} M parameters, {estimate.trainable / 1e6:,.0f} M trained"
-    table = Table("per device", title=title)
-    table.add_column("GB", justify="right")
-    for name, size in estimate.parts.items():
-        table.add_row(name, f"{size / 1e9:.2f}")
-    table.add_section()
-    table.add_row("total", f"{estimate.total / 1e9:.2f}")
-    return table

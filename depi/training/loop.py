@@ -29,10 +29,11 @@ from depi.policies.families import family_of
 from depi.training.bad_steps import BadSteps, steps_skipped_before
 from depi.training.config import TrainConfig
 from depi.training.data import STOP_SIGNALS, Collate, batches, lost_workers_named
+from depi.training.fitting import full_memory_named
 from depi.training.meter import Meter
 from depi.training.metrics import MetricsWriter, is_measured
 from depi.training.profiling import StepProfiler
-from depi.training.run import prepare
+from depi.training.run import memory_facts, prepare
 from depi.training.run_state import Run
 from depi.training.saving import Saver
 from depi.training.sharding import synchronize_gradients
@@ -70,7 +71,8 @@ def train(config: TrainConfig) -> int:
             f"--sharding={config.sharding} needs several processes: accelerate launch --num_processes=8 ..."
         )
     run = prepare(config, accelerator)
-    with stop_signals() as stop, lost_workers_named():
+    facts = memory_facts(run.dataset, accelerator)
+    with stop_signals() as stop, lost_workers_named(), full_memory_named(config, **facts):
         status = fit(run, stop)
     accelerator.wait_for_everyone()
     # Gloo's threads need the interpreter to free their last tensors; ending them while they wait for it would

@@ -27,7 +27,8 @@ from depi.training.checkpoint import DATA_REPORT_NAME, load_trained_policy, load
 from depi.training.config import TrainConfig
 from depi.training.data import PolicyStream, dataset_sources, open_sources, resumed_sources, training_stream
 from depi.training.ema import MovingAverage
-from depi.training.estimate import Estimate, estimate_memory
+from depi.training.estimate import Estimate, estimate_run
+from depi.training.fitting import full_memory_named, warn_if_too_large
 from depi.training.folders import check_checkpoint, remove_leftovers
 from depi.training.optimizer import make_optimizer, make_scheduler
 from depi.training.run_state import Run
@@ -57,7 +58,10 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     with accelerator.main_process_first():  # likewise for checkpoints and the tokenizer
         if config.resume_from and accelerator.is_main_process:
             check_checkpoint(config.resume_from)
-        policy = build_policy(config, dataset).to(accelerator.device)
+        facts = memory_facts(dataset, accelerator)
+        warn_if_too_large(config, accelerator.device, **facts)
+        with full_memory_named(config, **facts):
+            policy = build_policy(config, dataset).to(accelerator.device)
         stream = training_stream(dataset, config, policy.config)
         processors = build_processors(config, policy, stream)
     held_out = None
@@ -116,20 +120,31 @@ def begin_output(config: TrainConfig, report: dict[str, Any]) -> None:
     remove_leftovers(config.checkpoints_dir)
 
 
+def memory_facts(dataset: MultiLeRobotDataset, accelerator: Accelerator) -> dict[str, Any]:
+    """What the data and the launch say about memory, for `fitting`."""
+    images = max(len(entry["cameras"]) for entry in dataset.entries)
+    return {
+        "images": min(images, len(dataset.camera_slots)),
+        "processes": accelerator.num_processes,
+        "local": processes_here(),
+    }
+
+
 def expected_memory(run: Run) -> Estimate:
     """What the run will need on each device, before it has allocated most of it."""
-    config, policy, processes = run.config, run.policy.config, run.accelerator.num_processes
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return estimate_memory(
+    return estimate_run(
+        run.config,
         run.policy.model,
-        batch_size=config.batch_size,
         images=max(run.stream.samples.images),
-        words=policy.tokenizer_max_length,
-        recompute=config.recompute or float(policy.gradient_checkpointing),
-        shards={"none": 1, "full": processes, "hybrid": local}[config.sharding],
-        bfloat16=policy.dtype == "bfloat16",
+        processes=run.accelerator.num_processes,
+        local=processes_here(),
         cuda=run.accelerator.device.type == "cuda",
     )
+
+
+def processes_here() -> int:
+    """The processes of the run on this machine, as the launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def open_dataset(config: TrainConfig, began: Mapping[str, Any] | None = None) -> MultiLeRobotDataset:

@@ -1,6 +1,5 @@
 """What `depi estimate` says, against what a step really keeps."""
 
-import json
 from types import SimpleNamespace
 from weakref import WeakSet
 
@@ -10,12 +9,12 @@ from lerobot.configs.default import PeftConfig
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from small_pi0 import both_families, make_network
 
-from depi.cli import main
 from depi.models.scene import Observation
-from depi.policies import make_policy
+from depi.policies import DepiPi0Config, make_policy
 from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
 from depi.policies.families import family
-from depi.training.estimate import activation_bytes, estimate_memory, model_to_train
+from depi.training.config import TrainConfig
+from depi.training.estimate import activation_bytes, estimate_memory, estimate_run, model_to_train
 from depi.training.optimizer import make_optimizer
 
 SIZES = {
@@ -152,29 +151,10 @@ def test_adapters_and_frozen_parts():
     assert everywhere.activations["vision"] > 0
 
 
-def test_command(capsys):
-    flags = ["estimate", "--policy.type=pi0", "--policy.dtype=bfloat16"]
-    assert main([*flags, "--batch_size=8", "--recompute=1", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert report["fits_gb"]["80"] is True
-    assert report["fits_gb"]["40"] is False
-    assert 3.1e9 < report["parameters"] < 3.2e9
-    assert main([*flags, "--policy.train_expert_only=true", "--batch_size=2", "--peft.r=16"]) == 0
-    out = capsys.readouterr().out
-    assert "action expert" in out
-    assert "24 GB: yes" in out
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ([], "no policy"),
-        (["--policy.type=act"], "counted of DePi's own networks only"),
-        (["--policy.type=pi0", "--sharding=half"], "none of none, full"),
-        (["--policy.type=pi0", "--recompute=2"], "0 to 1"),
-        (["--policy.type=pi0", "--batch_size=0"], "at least 1"),
-    ],
-)
-def test_command_refuses(flags, message, capsys):
-    assert main(["estimate", *flags]) == 2
-    assert message in capsys.readouterr().err
+def test_a_moving_average_is_counted():
+    config = TrainConfig(policy=DepiPi0Config(device="cpu"))
+    model = model_to_train(config.policy, None)
+    without = estimate_run(config, model)
+    config.ema.decay = 0.99
+    averaged = estimate_run(config, model)
+    assert averaged.total - without.total == averaged.average == 4 * averaged.trainable

@@ -67,8 +67,8 @@ def test_the_recipe_of_the_base_is_openpis(bases, tmp_path, stock, batch_size, s
     assert policy.optimizer_weight_decay == 1e-10
     assert (config.ema.decay, config.ema.export) == (0.99, True)
     assert (data.augment_color, data.augment_hue, data.augment_geometry) == (1, 0, 1)
-    assert (policy.chunk_size, config.batch_size, config.steps) == (50, batch_size, steps)
-    assert data.cameras == "front,wrist"
+    assert (policy.chunk_size, config.steps, data.cameras) == (50, steps, "front,wrist")
+    assert config.batch_size * config.gradient_accumulation_steps == batch_size
     for name in ("optimizer_lr", "optimizer_betas", "optimizer_eps", "optimizer_grad_clip_norm"):
         assert getattr(policy, name) == getattr(stock, name)
     for name in ("scheduler_warmup_steps", "scheduler_decay_steps", "scheduler_decay_lr"):
