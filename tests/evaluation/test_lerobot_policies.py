@@ -86,7 +86,13 @@ def choices(checkpoint, folder, batch_size, **more) -> EvaluateConfig:
     )
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("act", "diffusion") else pytest.param(name, marks=pytest.mark.slow)
+        for name in CONFIGS
+    ],
+)
 def test_results_do_not_depend_on_how_many_are_played_at_once(checkpoints, tmp_path, name):
     results = [evaluate(choices(checkpoints / name, tmp_path / str(size), size)) for size in (1, 3)]
     first, second = (

@@ -209,6 +209,7 @@ def cases_of_steps(folder: Path, bases: dict[str, Path]) -> Iterator[Case]:
         yield f"class {name}", "eval", str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_nothing_that_a_checkpoint_names_runs_or_is_fetched(stranger, tmp_path):
     """Every type and step of LeRobot through DePi's doors, in a process whose every doing is watched."""
@@ -279,7 +280,7 @@ def hostile_environment(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (
+        pytest.param(
             [
                 "-m",
                 "depi.cli",
@@ -289,8 +290,9 @@ def hostile_environment(folder: Path) -> dict[str, str]:
                 "--policy.device=cpu",
             ],
             "a step that is not part of act: action_tokenizer_processor",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             [
                 SCRIPT,
                 "--policy.path=stranger/tokens",
@@ -299,9 +301,10 @@ def hostile_environment(folder: Path) -> dict[str, str]:
             ],
             f"tokenizer_name is '{STRANGER}', and nothing is loaded from there",
         ),
-        (
+        pytest.param(
             [SCRIPT, "--resume=true", "--config_path=stranger/run"],
             "a step that is not part of depi_pi0: action_tokenizer_processor",
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["eval", "train", "resume"],
