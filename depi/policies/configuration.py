@@ -139,11 +139,15 @@ def set_features(config: Any, data: TrainingData) -> None:
         if family.own
         else cast(SizedData, data).image_sizes
     )
+    images = {
+        slot: PolicyFeature(type=FeatureType.VISUAL, shape=(3, *size))
+        for slot, size in zip(data.camera_slots, sizes, strict=True)
+    }
+    learned = list(config.input_features or ())
+    if images.keys() <= set(learned):  # the weights of a checkpoint know its cameras by their order
+        images = {key: images[key] for key in learned if key in images}
     config.input_features = {
-        **{
-            slot: PolicyFeature(type=FeatureType.VISUAL, shape=(3, *size))
-            for slot, size in zip(data.camera_slots, sizes, strict=True)
-        },
+        **images,
         OBS_STATE: PolicyFeature(type=FeatureType.STATE, shape=(data.state_dim,)),
     }
     config.output_features = outputs

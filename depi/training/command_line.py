@@ -24,7 +24,7 @@ from depi.policies.choices import NAMES as CHOICES
 from depi.policies.choices import are_beside, check_choices, set_choices, split_flags
 from depi.policies.families import family, family_of, own_types
 from depi.policies.trust import check_checkpoint
-from depi.training.config import TRAIN_CONFIG_NAME, TrainConfig
+from depi.training.config import TRAIN_CONFIG_NAME, DatasetConfig, TrainConfig
 from depi.training.data import mixture_of, weighted_mixture
 from depi.training.folders import fetch_checkpoint, last_checkpoint
 from depi.training.lerobot_flags import (
@@ -268,6 +268,12 @@ def _check_lerobot_policy(config: TrainConfig) -> None:
         "--peft": config.peft is not None,
         "--advantage.mode": config.advantage.mode != "off",
     }
+    slots = config.dataset.max_cameras
+    if config.as_recorded and slots != DatasetConfig.max_cameras:
+        raise UserError(
+            f"--dataset.max_cameras={slots}: {config.policy.type} sees all cameras of one dataset, as in "
+            "LeRobot; leave the flag out, or list those that it shall see: --dataset.cameras=front,wrist"
+        )
     if config.resume and config.policy.type == "vqbet":
         raise UserError(
             "a vqbet run cannot go on exactly, LeRobot's class counts the steps of its first stage beside "

@@ -18,6 +18,7 @@ from depi.datasets.recording.joints import SPACES
 from depi.datasets.union.lists import read_conventions
 from depi.evaluation.config import EpisodesConfig
 from depi.policies.choices import choices_beside
+from depi.policies.families import family_of
 from depi.training.mixture import MixtureSource, read_mixture
 
 TRAIN_CONFIG_NAME = "train_config.json"
@@ -61,6 +62,7 @@ class DatasetConfig:
     # Action steps per second; null keeps each dataset's own rate.
     action_freq: float | None = None
 
+    # Camera slots; further cameras of a dataset are not read.
     max_cameras: int = 3
     # LeRobot's own policies: pixels of a side, letterboxed; null: one dataset as recorded, several 224.
     image_size: int | None = None
@@ -290,6 +292,12 @@ class TrainConfig:
         if self.policy is not None:
             encoded["policy"] |= choices_beside(self.policy)
         return {name: value for name, value in encoded.items() if name != "resume_from"}
+
+    @property
+    def as_recorded(self) -> bool:
+        """Whether images keep the keys of their cameras: one dataset, for a policy of LeRobot's."""
+        lerobots = self.policy is not None and not family_of(self.policy).own
+        return lerobots and self.dataset.repo_id is not None and self.dataset.cameras == "name"
 
     @property
     def pushes(self) -> bool:

@@ -91,7 +91,6 @@ def open_sources(
     assert isinstance(data.conventions, dict)  # the configuration reads the file
     return MultiLeRobotDataset(
         sources,
-        max_cameras=data.max_cameras,
         cameras=data.cameras,
         joint_convention=data.joint_convention,
         conventions=data.conventions,
@@ -102,7 +101,7 @@ def open_sources(
         max_bad_datasets=data.max_bad_datasets,
         episodes=data.episodes,
         offline=data.offline,
-        **shape,
+        **{"max_cameras": data.max_cameras, **shape},
     )
 
 

@@ -161,13 +161,13 @@ def open_dataset(config: TrainConfig, began: Mapping[str, Any] | None = None) ->
         config,
         sources,
         began=None if began is None else began["datasets"],
-        **sample_shape(config, len(sources)),
+        **sample_shape(config),
         action_freq=config.dataset.action_freq,
         prepared=config.dataset.prepared,
     )
 
 
-def sample_shape(config: TrainConfig, num_sources: int) -> dict[str, Any]:
+def sample_shape(config: TrainConfig) -> dict[str, Any]:
     """The arguments of MultiLeRobotDataset that follow from the policy."""
     policy: Any = config.policy
     if family_of(policy).own:
@@ -177,14 +177,14 @@ def sample_shape(config: TrainConfig, num_sources: int) -> dict[str, Any]:
             "antialias": choices_of(policy).image_antialias,
         }
     data = config.dataset
-    as_recorded = num_sources == 1 and data.cameras == "name"
     seen, actions = policy.observation_delta_indices, policy.action_delta_indices
     return {
         "chunk_size": len(actions),
         "chunk_start": actions[0],
         "history": None if seen is None else len(seen),
-        "image_size": data.image_size or (None if as_recorded else LETTERBOXED),
-        "recorded_keys": as_recorded,
+        "image_size": data.image_size or (None if config.as_recorded else LETTERBOXED),
+        "recorded_keys": config.as_recorded,
+        "max_cameras": None if config.as_recorded else data.max_cameras,
     }
 
 

@@ -62,4 +62,6 @@ def test_images_as_recorded_are_for_one_dataset(root):
     with pytest.raises(ValueError, match="in a single dataset only"):
         opened(root, image_size=None)
     with pytest.raises(ValueError, match="in a single dataset only"):
+        opened(root, max_cameras=None)
+    with pytest.raises(ValueError, match="in a single dataset only"):
         opened(root, recorded_keys=True, cameras="view")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from recordings import Recording, write_v3
 from runs import LAUNCH, SCRIPT, losses, metrics, weights
 from safetensors.torch import load_file
 from small_lerobot import small_policy, small_run
@@ -75,6 +76,28 @@ def test_many_datasets_are_slots_of_one_size_and_their_held_out_loss_is_by_datas
     assert by_dataset
     assert all(np.isfinite(by_dataset))
     assert min(by_dataset) <= evaluated["eval/loss"] <= max(by_dataset)
+
+
+def test_all_cameras_of_one_dataset_are_seen_in_the_order_of_the_checkpoint(tmp_path, capfd):
+    """As LeRobot does; of many datasets, --dataset.max_cameras are."""
+    cameras = [f"observation.images.{name}" for name in ("side", "top", "front", "wrist")]
+    root = write_v3(tmp_path / "four", Recording(lengths=(7, 5), cameras=tuple(cameras)))
+    data = ["--dataset.repo_id=alice/four", f"--dataset.root={root}"]
+    run, tuned = tmp_path / "run", tmp_path / "tuned"
+    assert train([*small_policy("diffusion"), *data, *small_run(run, steps=1)]) == 0
+    seen = read_json(run / LAST / "config.json")["input_features"]
+    assert list(seen) == [*reversed(cameras), "observation.state"]
+    report = read_json(run / "data_report.json")["datasets"][0]
+    assert (len(report["cameras"]), report["cameras_not_used"]) == (4, [])
+
+    theirs = {key: seen[key] for key in (*cameras, "observation.state")}  # LeRobot's order: the recording's
+    write_json(run / LAST / "config.json", read_json(run / LAST / "config.json") | {"input_features": theirs})
+    assert train([f"--policy.path={run / LAST}", *data, *small_run(tuned, steps=1)]) == 0
+    assert list(read_json(tuned / LAST / "config.json")["input_features"]) == list(theirs)
+
+    few = [*small_policy("diffusion"), *data, *small_run(tmp_path / "few"), "--dataset.max_cameras=2"]
+    assert train(few) == 2
+    assert "diffusion sees all cameras of one dataset" in capfd.readouterr().err.splitlines()[-1]
 
 
 def test_a_bad_batch_is_skipped_and_all_its_samples_are_named(data_ids, tmp_path):

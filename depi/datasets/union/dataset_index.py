@@ -58,7 +58,7 @@ class Part:
 class Options:
     """What is wanted of each dataset.
 
-    max_cameras: camera slots; the videos of further cameras are not fetched.
+    max_cameras: camera slots; the videos of further cameras are not fetched. None for all cameras.
     episodes: recorded episode indices, ascending, where the source itself chooses none; None for all.
     joint_convention: the units of state and action, one of `depi.datasets.recording.joints.SPACES`.
     offline: ask no Hub.
@@ -69,7 +69,7 @@ class Options:
     bad_episodes: those, of datasets that were judged before.
     """
 
-    max_cameras: int
+    max_cameras: int | None
     episodes: tuple[int, ...] | None = None
     joint_convention: str = "degrees"
     offline: bool = False

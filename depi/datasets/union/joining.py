@@ -18,18 +18,19 @@ from depi.datasets.union.statistics import compute_stats, stats_to_json
 from depi.files import draft_folder
 
 
-def join(folder: Path, parts: Sequence[Part], max_cameras: int, manifest: Mapping[str, Any]) -> None:
+def join(folder: Path, parts: Sequence[Part], max_cameras: int | None, manifest: Mapping[str, Any]) -> None:
     """Write the index of several datasets, which agree in kind, with their statistics.
 
     Args:
         folder: to be made.
         parts: the datasets in order; at least one.
-        max_cameras: camera slots.
+        max_cameras: camera slots; None for as many as a dataset has cameras.
         manifest: what else to store.
     """
     frames_folder = folder.with_name(f"{folder.name}.frames")
     with cache_faults(folder), draft_folder(frames_folder) as scratch:
-        episodes = _Episodes(max_cameras)
+        slots = max(len(part.cameras) for part in parts) if max_cameras is None else max_cameras
+        episodes = _Episodes(slots)
         frames = _stream_frames(scratch, parts, episodes)
         joints = {STATE: frames["state"], ACTION: frames["action"]}
         write_index(

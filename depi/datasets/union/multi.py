@@ -72,7 +72,8 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         antialias: scale images down with antialiasing; see `letterbox`.
         recorded_keys: of a single dataset with `cameras="name"`: images keep the keys of their cameras, and
             there is no slot without a camera.
-        max_cameras: camera slots; a dataset's further cameras are not read.
+        max_cameras: camera slots; a dataset's further cameras are not read. None, with `recorded_keys` only:
+            all cameras of the dataset.
         cameras: which cameras are read, and which first; see `camera_order`. A dataset fills slots without
             gaps; `TrainingStream` puts each image where the order wants it.
         action_freq: actions per second in a chunk, interpolated linearly; None for the frames as recorded.
@@ -110,7 +111,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         image_size: int | None = 224,
         antialias: bool = False,
         recorded_keys: bool = False,
-        max_cameras: int = 3,
+        max_cameras: int | None = 3,
         cameras: str = "name",
         action_freq: float | None = None,
         joint_convention: str = "degrees",
@@ -127,10 +128,10 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
     ) -> None:
         _check(sources, max_cameras, cameras, joint_convention, episodes)
         if (recorded_keys and (len(sources) > 1 or cameras != "name")) or (
-            image_size is None and not recorded_keys
+            None in (image_size, max_cameras) and not recorded_keys
         ):
             raise ValueError("images keep their keys and sizes in a single dataset only, in its own order")
-        self.chunk_size, self.image_size, self.max_cameras = chunk_size, image_size, max_cameras
+        self.chunk_size, self.image_size = chunk_size, image_size
         self.chunk_start, self.history, self.recorded_keys = chunk_start, history, recorded_keys
         self.action_freq, self.antialias = action_freq, antialias
         chosen = None if episodes is None else tuple(sorted(set(episodes)))
@@ -170,6 +171,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         self.tasks: tuple[str, ...] = tuple(index.tasks.to_pylist())
         self.camera_kind, self.camera_file = index.camera_kind, index.camera_file
         self.camera_begin, self.camera_end = index.camera_begin, index.camera_end
+        self.max_cameras = self.camera_kind.shape[1]
         self.files, self.file_dataset = index.files, index.file_dataset
         self.episode_recorded = index.recorded
         self.entries: list[dict[str, Any]] = index.manifest["datasets"]
@@ -228,7 +230,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         sample = ("chunk_size", "chunk_start", "history", "image_size", "antialias", "recorded_keys")
         places = ("quarantined", "roots", "reader", "_index_folder", "_quarantine")
         prepared = ("prepared", "_prepared_row", "_prepared_step")
-        rest = ("max_cameras", "action_freq", *places, *prepared)
+        rest = ("action_freq", *places, *prepared)
         return {name: vars(self)[name] for name in (*sample, *rest)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -483,17 +485,17 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
 
 def _check(
     sources: Sequence[DatasetSource],
-    max_cameras: int,
+    max_cameras: int | None,
     cameras: str,
     joint_convention: str,
     episodes: Sequence[int] | None,
 ) -> None:
     if not sources:
         raise UserError("no dataset is named, name at least one")
-    if max_cameras < 1:
+    if max_cameras is not None and max_cameras < 1:
         raise UserError(f"max_cameras is {max_cameras}, it must be at least 1")
     try:
-        check_slots(cameras, max_cameras)
+        check_slots(cameras, max_cameras or 1)
     except ValueError as error:
         raise UserError(str(error)) from None
     if joint_convention not in SPACES:
