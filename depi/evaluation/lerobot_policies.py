@@ -159,9 +159,11 @@ class LeRobotActor:
 
     def act(self, observations: Sequence[Observation]) -> list[NDArray[np.float32]]:
         """One chunk, or one action, for each observation."""
-        device = self._policy.config.device
-        cuda = [torch.device(device)] if device and device.startswith("cuda") else []
-        with torch.random.fork_rng(cuda), torch.inference_mode():
+        config = self._policy.config
+        device = torch.device(config.device or "cpu")
+        random = torch.random.fork_rng([device] if device.type == "cuda" else [])
+        # As lerobot-eval: the device's own kind of number, float16 on CUDA.
+        with random, torch.inference_mode(), torch.autocast(device.type, enabled=config.use_amp):
             return [self._act(observation) for observation in observations]
 
     def _act(self, observation: Observation) -> NDArray[np.float32]:
@@ -177,7 +179,8 @@ class LeRobotActor:
         else:
             actions = self._policy.select_action(batch)[:, None]
         self._memories[observation.place] = self._take_memory()
-        played = self._after(actions)[0].float().cpu().numpy()
+        # Before they get their units: in those, half precision has steps of half a degree.
+        played = self._after(actions.float())[0].cpu().numpy()
         return to_degrees(played, units(observation.table, self._convention))
 
     def _take_memory(self) -> dict[str, Any]:

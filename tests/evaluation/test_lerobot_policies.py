@@ -106,8 +106,12 @@ def test_results_do_not_depend_on_how_many_are_played_at_once(checkpoints, tmp_p
     assert results[0]["errors"] == {}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_interleaved_episodes_get_the_actions_that_lerobot_gives(checkpoints, name):
+@pytest.mark.parametrize(
+    ("name", "amp"), [*((name, False) for name in CONFIGS), ("act", True), ("diffusion", True)]
+)
+def test_interleaved_episodes_get_the_actions_that_lerobot_gives(checkpoints, name, amp):
+    if name not in CONFIGS:
+        pytest.skip("diffusers is missing")
     kind = CONFIGS[name]().type
     table = find_table(resolve(EnvironmentConfig(type="pusht")))
     draw = np.random.default_rng(0)
@@ -119,13 +123,14 @@ def test_interleaved_episodes_get_the_actions_that_lerobot_gives(checkpoints, na
         ]
         for place in (0, 1)
     }  # fmt: skip
-    actor = LeRobotActor(*load_lerobot_policy(checkpoints / name, kind, "cpu"))
+    policy, (before, after) = load_lerobot_policy(checkpoints / name, kind, "cpu")
+    policy.config.use_amp = amp
+    actor = LeRobotActor(policy, (before, after))
     mixed = {0: [], 1: []}
     for step in range(6):
         both = [Observation(place, place, step, shown[place][step], table) for place in (0, 1)]
         for place, actions in enumerate(actor.act(both)):
             mixed[place].append(actions)
-    policy, (before, after) = load_lerobot_policy(checkpoints / name, kind, "cpu")
     for place in (0, 1):
         policy.reset()
         for step in range(6):
@@ -136,9 +141,14 @@ def test_interleaved_episodes_get_the_actions_that_lerobot_gives(checkpoints, na
             torch.manual_seed(seed)
             if name == "act":
                 policy.reset()  # one chunk for each observation
-            with torch.inference_mode():
-                action = after(policy.select_action(before({**batch, "task": ["Push."]})))
+            with torch.inference_mode(), torch.autocast("cpu", enabled=amp):
+                action = after(policy.select_action(before({**batch, "task": ["Push."]})).float())
             np.testing.assert_allclose(mixed[place][step][0], action[0].numpy(), rtol=1e-6)
+    if amp:
+        policy.config.use_amp = False
+        exact = actor.act([Observation(1, 1, 0, shown[1][0], table)])[0]
+        difference = np.abs(exact[0] - mixed[1][0][0]).max()
+        assert 0 < difference < 0.05 * np.abs(exact[0]).max()
 
 
 def test_what_does_not_fit_is_named(checkpoints, tmp_path):
