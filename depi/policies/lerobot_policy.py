@@ -41,6 +41,9 @@ class LeRobotPolicy(PreTrainedPolicy):
     def __init__(self, config: Any, **_: Any):
         super().__init__(config)
         self.model: PreTrainedPolicy = _construct(config)
+        trained = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+        if any(parameter.dtype != torch.float32 for parameter in trained):
+            self.model.float()  # bfloat16, as of smolvla's backbone, would round small steps away
 
     @classmethod
     def read(cls, config: Any, weights: Path, *, device: str, strict: bool = True) -> Self:

@@ -20,7 +20,7 @@ def save_tiny_vlm(folder: Path) -> Path:
         Qwen2VLVideoProcessor,
     )
 
-    tokenizer = _tokenizer()
+    tokenizer = byte_tokenizer(SPECIAL, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     _, vision_start, vision_end, image, video = tokenizer.convert_tokens_to_ids(list(SPECIAL))
     text = {
         "vocab_size": len(tokenizer),
@@ -60,7 +60,8 @@ def save_tiny_vlm(folder: Path) -> Path:
     return folder
 
 
-def _tokenizer():
+def byte_tokenizer(special=(), **named):
+    """A tokenizer of single bytes and of special tokens, some with a name such as `eos_token`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -69,8 +70,5 @@ def _tokenizer():
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=list(SPECIAL),
+        tokenizer_object=tokenizer, additional_special_tokens=list(special), **named
     )
