@@ -26,10 +26,10 @@ from lerobot.utils.constants import (
 from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import track
-from torchvision.transforms.v2.functional import resize
 from torchvision.utils import make_grid
 
 from depi.catalog.text import clean
+from depi.datasets.recording.cameras import letterbox
 from depi.errors import UserError
 from depi.files import atomic_write, read_json
 from depi.flags import parse_flags
@@ -264,22 +264,22 @@ def as_the_network_sees_it(run: PastRun, sample: dict[str, Any]) -> dict[str, An
     assert run.config.policy is not None
     collate = Collate(pre, run.config.policy, ragged=False)
     batch = collate([sample])
-    (tokenizer,) = (
-        step.input_tokenizer for step in collate.pre.steps if isinstance(step, TokenizerProcessorStep)
-    )
-    words = batch[OBS_LANGUAGE_TOKENS][0][batch[OBS_LANGUAGE_ATTENTION_MASK][0].bool()]
-    seen: dict[str, Any] = {"prompt": tokenizer.decode(words)}
+    seen: dict[str, Any] = {}
+    for step in collate.pre.steps:
+        if isinstance(step, TokenizerProcessorStep):  # act and others read no text
+            words = batch[OBS_LANGUAGE_TOKENS][0][batch[OBS_LANGUAGE_ATTENTION_MASK][0].bool()]
+            seen["prompt"] = step.input_tokenizer.decode(words)
     for name, recorded, normalised in (
         ("state", sample[OBS_STATE], batch[OBS_STATE][0]),
         ("first_action", sample[ACTION][0], batch[ACTION][0, 0]),
         ("last_action", sample[ACTION][-1], batch[ACTION][0, -1]),
     ):
         seen[name] = {"recorded": _numbers(recorded), "normalised": _numbers(normalised)}
-    return {**seen, "actions_past_the_end": int(sample["action_is_pad"].sum())}
+    return {**seen, "actions_outside_the_episode": int(sample["action_is_pad"].sum())}
 
 
-def _numbers(values: torch.Tensor) -> list[float]:
-    return [round(value, 4) for value in values.tolist()]
+def _numbers(values: torch.Tensor) -> list[Any]:
+    return values.double().round(decimals=4).tolist()
 
 
 def draw(path: Path, samples: Sequence[dict[str, Any]], slots: Sequence[str], side: int | None) -> None:
@@ -288,13 +288,16 @@ def draw(path: Path, samples: Sequence[dict[str, Any]], slots: Sequence[str], si
     Args:
         path: the PNG, written whole or not at all.
         samples: at least one; several are numbered.
-        slots: keys of their images, uint8 [3, S, S].
-        side: to which images are scaled; None leaves their size.
+        slots: keys of their images, uint8 [3, H, W], or [N, 3, H, W] for N observations, all drawn.
+        side: of the squares into which images are fitted; by default that of the largest image.
     """
-    strips = torch.stack([torch.cat([sample[slot] for slot in slots], dim=2) for sample in samples])
-    if side is not None:
-        strips = resize(strips, [side, side * len(slots)])
-    columns = max(1, round((len(strips) / len(slots)) ** 0.5))
+    images = [
+        [image for slot in slots for image in sample[slot].view(-1, *sample[slot].shape[-3:])]
+        for sample in samples
+    ]
+    side = side or max(max(image.shape) for image in images[0])
+    strips = torch.stack([torch.cat([_fitted(image, side) for image in row], dim=2) for row in images])
+    columns = max(1, round((len(strips) / len(images[0])) ** 0.5))
     grid = make_grid(strips, nrow=columns, padding=_GAP, pad_value=255)
     sheet = Image.fromarray(grid.permute(1, 2, 0).numpy())
     pen, (height, width) = ImageDraw.Draw(sheet), strips.shape[-2:]
@@ -305,6 +308,10 @@ def draw(path: Path, samples: Sequence[dict[str, Any]], slots: Sequence[str], si
         pen.text(corner, f" {number} ", fill="white")
     with atomic_write(path) as temporary:
         sheet.save(temporary, format="PNG")
+
+
+def _fitted(image: torch.Tensor, side: int) -> torch.Tensor:
+    return image if image.shape[1:] == (side, side) else letterbox(image, side, antialias=True)
 
 
 def _sheet_name(config: SamplesConfig) -> str:
@@ -327,7 +334,7 @@ def _show(found: dict[str, Any], drawn: Sequence[Drawn]) -> None:
             f"{one.dataset}@{(one.revision or 'local')[:8]} episode {one.episode} frame {one.frame}  "
             f"[{cameras}]  {clean(one.task)}{told}"
         )
-    for name in ("prompt", "state", "first_action", "last_action", "actions_past_the_end"):
+    for name in ("prompt", "state", "first_action", "last_action", "actions_outside_the_episode"):
         if name in found:
             print(f"{name}: {found[name]!r}")
     more = f" (the first {MAX_DRAWN})" if len(drawn) > MAX_DRAWN else ""

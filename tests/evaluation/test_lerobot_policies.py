@@ -15,6 +15,7 @@ from lerobot.policies.tdmpc.configuration_tdmpc import TDMPCConfig
 
 from depi.errors import UserError
 from depi.evaluation.actors import Observation, camera_keys
+from depi.evaluation.compare import main as compare
 from depi.evaluation.config import EnvironmentConfig, EpisodesConfig, EvaluateConfig, PolicyConfig
 from depi.evaluation.environments import find_table, resolve
 from depi.evaluation.evaluate import evaluate
@@ -149,6 +150,18 @@ def test_interleaved_episodes_get_the_actions_that_lerobot_gives(checkpoints, na
         exact = actor.act([Observation(1, 1, 0, shown[1][0], table)])[0]
         difference = np.abs(exact[0] - mixed[1][0][0]).max()
         assert 0 < difference < 0.05 * np.abs(exact[0]).max()
+
+
+def test_two_policies_are_compared(checkpoints, tmp_path, capsys):
+    for name in ("act", "ensembling"):
+        config = choices(checkpoints / name, tmp_path / name, 2)
+        config.eval.n_episodes = config.eval.n_videos = 2
+        evaluate(config)
+    capsys.readouterr()
+    pair = [str(tmp_path / "act"), str(tmp_path / "ensembling"), f"--output_dir={tmp_path / 'pairs'}"]
+    assert compare([*pair, "--json=true"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["paired"] == len(result["videos"]) == 2
 
 
 def test_what_does_not_fit_is_named(checkpoints, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from PIL import Image
 from recordings import Recording, write_v3
 from runs import LAUNCH, SCRIPT, losses, metrics, weights
 from safetensors.torch import load_file
@@ -98,6 +99,31 @@ def test_all_cameras_of_one_dataset_are_seen_in_the_order_of_the_checkpoint(tmp_
     few = [*small_policy("diffusion"), *data, *small_run(tmp_path / "few"), "--dataset.max_cameras=2"]
     assert train(few) == 2
     assert "diffusion sees all cameras of one dataset" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_samples_are_shown_with_all_their_observations(data_ids, tmp_path, capfd):
+    run = tmp_path / "run"
+    assert train([*small_policy("diffusion"), *ONE, *small_run(run, steps=1, batch_size=2)]) == 0
+    capfd.readouterr()
+    assert cli.main(["samples", str(run), "--step=1", "--json=true"]) == 0
+    listed = json.loads(capfd.readouterr().out)["samples"]
+    assert [sample["dataset"] for sample in listed] == ["alice/pick"] * 2
+    first = ["--dataset=alice/pick", f"--episode={listed[0]['episode']}", "--frame=0"]
+    assert cli.main(["samples", str(run), *first, "--json=true"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["samples"][0]["slots"] == ["observation.images.wrist", "observation.images.front"]
+    before, now = found["state"]["recorded"]
+    assert before == now, "before the first observation it repeats"
+    assert len(found["first_action"]["normalised"]) == 6
+    assert found["actions_outside_the_episode"] >= 1
+    assert "prompt" not in found
+    with Image.open(found["sheet"]) as sheet:
+        pixels = np.asarray(sheet)
+    assert pixels.shape == (64, 4 * 64, 3), "two observations of two cameras, each in a square"
+    wrist_before, wrist_now, front_before, front_now = np.split(pixels, 4, axis=1)
+    assert np.array_equal(wrist_before, wrist_now)
+    assert np.array_equal(front_before, front_now)
+    assert not np.array_equal(wrist_now, front_now)
 
 
 def test_a_bad_batch_is_skipped_and_all_its_samples_are_named(data_ids, tmp_path):

@@ -94,7 +94,7 @@ def test_one_frame_as_the_network_sees_it(run, tmp_path, capsys):
     assert (one["dataset"], one["episode"], one["frame"]) == ("alice/pick", 1, 5)
     assert "drop the cube" in found["prompt"]
     assert found["prompt"].rstrip().endswith("Advantage: positive") == (one["indicator"] == "positive")
-    assert found["actions_past_the_end"] == 2  # of 4, from the sixth of seven frames on
+    assert found["actions_outside_the_episode"] == 2  # of 4, from the sixth of seven frames on
     assert len(found["state"]["recorded"]) == len(found["first_action"]["normalised"]) == 6
     assert np.abs(found["state"]["normalised"]).max() < 5 < np.abs(found["state"]["recorded"]).max()
     assert Image.open(tmp_path / "one.png").size == (3 * 28, 28)
