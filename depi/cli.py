@@ -1,6 +1,7 @@
 """The `depi` command: one entry per verb, each imported only when it is called."""
 
 import contextlib
+import difflib
 import errno
 import importlib
 import multiprocessing
@@ -12,6 +13,7 @@ from typing import Never
 
 from depi.errors import UserError, machine_error, message
 from depi.log import start_logging
+from depi.other_programs import verb_hint
 
 # verb: (module with `main(args) -> exit status`, one line of help)
 VERBS = {
@@ -28,6 +30,7 @@ VERBS = {
     ),
     "value": ("depi.recap.plot", "draw the values that a value function gives the frames of an episode"),
     "samples": ("depi.training.samples", "list and draw what a training step saw, or one frame"),
+    "train": ("depi.train", "train pi0 or another policy, in one process"),
     "plot": ("depi.training.plot", "draw loss, learning rate and throughput of runs"),
     "estimate": ("depi.training.estimate_command", "estimate the memory that a training configuration needs"),
     "sim": ("depi.sim.record", "record simulated SO-101 datasets, test the scripted experts"),
@@ -49,9 +52,18 @@ def usage() -> str:
     return (
         "usage: depi VERB [--flag=value ...]\n\n"
         f"{verbs}\n\n"
-        "`depi VERB --help` lists a verb's flags. Training is a script of its own:\n"
+        "`depi VERB --help` lists a verb's flags. On several GPUs, `depi train` is a script:\n"
         "  accelerate launch depi/train.py --num_datasets=1500"
     )
+
+
+def _no_verb(word: str) -> str:
+    hint = verb_hint(word)
+    if hint is not None:
+        return f"depi has no verb {word!r}: {hint}"
+    close = difflib.get_close_matches(word, VERBS, n=1)
+    said = f"did you mean {close[0]}? There are" if close else "choose one of"
+    return f"depi has no verb {word!r}: {said} {', '.join(VERBS)}"
 
 
 def run(command: Callable[[list[str]], int], args: Sequence[str]) -> int:
@@ -88,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     verb, *rest = args
     if verb not in VERBS:
-        print(f"error: depi has no verb {verb!r}: choose one of {', '.join(VERBS)}", file=sys.stderr)
+        print(f"error: {_no_verb(verb)}", file=sys.stderr)
         return 2
     start_logging()
     return run(lambda flags: importlib.import_module(VERBS[verb][0]).main(flags), rest)

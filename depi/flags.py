@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import inspect
 import io
+import logging
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,9 @@ from draccus.utils import DecodingError, ParsingError
 
 from depi.errors import UserError, one_line
 from depi.flag_sources import Flag, Flags, read_flags
+from depi.other_programs import HYDRA, VALUES, replacement, todays_name
+
+logger = logging.getLogger(__name__)
 
 _SIMPLE_TYPES: dict[str, object] = {
     "int": int,
@@ -35,7 +39,6 @@ def parse_flags[Config](
     command: str,
     positionals: Sequence[str] = (),
     parse: Callable[[list[str]], Config] | None = None,
-    replaced: Mapping[str, str] | None = None,
 ) -> Config:
     """Parse `args` into `config_class`; see `check_flags` for how they may be written.
 
@@ -45,7 +48,6 @@ def parse_flags[Config](
         command: the command's name, for messages.
         positionals: fields that may be given without a flag, in order.
         parse: turns normalised arguments into a config, where plain draccus is not enough.
-        replaced: see `check_flags`.
 
     Raises:
         UserError: unknown flag, value of the wrong type, a value that the dataclass refuses, or an empty
@@ -53,7 +55,7 @@ def parse_flags[Config](
         SystemExit: `--help`, after printing it.
     """
     source = Path(inspect.getsourcefile(config_class) or "")
-    normalised = check_flags(source, config_class.__name__, args, command, positionals, replaced)
+    normalised = check_flags(source, config_class.__name__, args, command, positionals)
     complaints = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaints):
@@ -115,13 +117,13 @@ def check_flags(
     args: Sequence[str],
     command: str,
     positionals: Sequence[str] = (),
-    replaced: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Check what can be checked without importing the configuration class, and return normal arguments.
 
     Flags are the fields' names; `--list-rules` and `--list_rules` are the same, a boolean flag may stand
     alone for `=true`, lists may do without brackets (`--episodes=0,1`, `--episodes 0 1`). Leading arguments
-    without dashes fill `positionals` in order. `--help=policy` prints one section of the help.
+    without dashes fill `positionals` in order. `--help=policy` prints one section of the help. What users of
+    other programs may type is answered as `depi.other_programs` says; some of it is accepted, with a hint.
 
     Args:
         source: the file of the configuration class.
@@ -129,8 +131,6 @@ def check_flags(
         args: what follows the command.
         command: the command's name, for messages.
         positionals: fields that may be given without a flag, in order.
-        replaced: flags of other programs, without dashes -> what to use here instead, a clause;
-            `optimizer.*` stands for all flags that start with `optimizer.`.
 
     Raises:
         UserError: an unknown flag, a number or boolean that is not valid, or an empty path.
@@ -146,15 +146,31 @@ def check_flags(
     chosen = _chosen_types(flags, args)
     for name, kind in chosen.items():
         if kind not in flags.choices[name]:
-            raise UserError(f"{command}: --{name}.type={kind} is none of {', '.join(flags.choices[name])}")
+            gone = VALUES.get(f"{name}.type", {}).get(kind or "")
+            why = f": {gone}" if gone else f" is none of {', '.join(flags.choices[name])}"
+            raise UserError(f"{command}: --{name}.type={kind}{why}")
     known = flags.known(chosen)
-    normalised = _normalise(known, args, positionals)
+    normalised = _normalise(known, args, positionals, command)
+    taken = False  # whether the argument before is a flag that waits for its value
     for arg, follower in zip_longest(normalised, normalised[1:], fillvalue="--"):
         name, equals, value = arg.partition("=")
         if name.startswith("--"):
             given = value if equals else None if follower.startswith("--") else follower
-            _check_flag(flags, known, name[2:], given, command, replaced or {})
+            _check_flag(flags, known, name[2:], given, command)
+            taken = not equals
+        elif not taken:
+            raise UserError(f"{command}: {_stray(arg)}; see `{command} --help`")
+        else:
+            taken = False
     return normalised
+
+
+def _stray(arg: str) -> str:
+    """What to say of an argument that no flag takes."""
+    name, equals, value = arg.partition("=")
+    if not equals:
+        return f"{arg!r} belongs to no flag: flags are --name=value"
+    return f"{arg} is written --{HYDRA.get(name, name)}={value}"
 
 
 def _chosen_types(flags: Flags, args: Sequence[str]) -> dict[str, str | None]:
@@ -167,7 +183,9 @@ def _chosen_types(flags: Flags, args: Sequence[str]) -> dict[str, str | None]:
     return chosen
 
 
-def _normalise(known: Mapping[str, Flag], args: Sequence[str], positionals: Sequence[str]) -> list[str]:
+def _normalise(
+    known: Mapping[str, Flag], args: Sequence[str], positionals: Sequence[str], command: str
+) -> list[str]:
     rest = list(args)
     normalised = []
     for name in positionals:
@@ -178,7 +196,10 @@ def _normalise(known: Mapping[str, Flag], args: Sequence[str], positionals: Sequ
         if not name.startswith("--"):
             normalised.append(name + equals + value)
             continue
-        name = "--" + name[2:].replace("-", "_")
+        typed = name[2:].replace("-", "_")
+        name = "--" + todays_name(typed, command, known)
+        if name != f"--{typed}":
+            logger.warning("%s: --%s is called %s; the old name is accepted for now", command, typed, name)
         flag = known.get(name[2:])
         types = flag.types if flag else set()
         if types & {"list", "tuple"} and "Path" not in types:
@@ -205,7 +226,6 @@ def _check_flag(
     name: str,
     value: str | None,
     command: str,
-    replaced: Mapping[str, str],
 ) -> None:
     """Raise a UserError for a wrong flag; draccus refuses one without a value (None)."""
     group, _, field = name.rpartition(".")
@@ -215,7 +235,7 @@ def _check_flag(
         return
     flag = known.get(name)
     if flag is None:
-        raise UserError(f"{command}: {_unknown(flags, known, name, command, replaced)}")
+        raise UserError(f"{command}: {_unknown(flags, known, name, command)}")
     if value is None:
         return
     if "Path" in flag.types and not value:
@@ -234,10 +254,8 @@ def _decoding_problem(error: DecodingError) -> str:
     return f"{flag}{one_line(error.message)}"
 
 
-def _unknown(
-    flags: Flags, known: Mapping[str, Flag], name: str, command: str, replaced: Mapping[str, str]
-) -> str:
-    remedy = replacement(name, replaced)
+def _unknown(flags: Flags, known: Mapping[str, Flag], name: str, command: str) -> str:
+    remedy = replacement(name, command)
     if remedy is not None:
         return f"--{name} is not a flag here: {remedy}"
     takers = [
@@ -254,16 +272,6 @@ def _unknown(
     close = close or [candidate for candidate in names if candidate.endswith(("." + last, "_" + last))]
     hint = f"did you mean --{close[0]}?" if close else "there is none of a similar name;"
     return f"unknown flag --{name}: {hint} see `{command} --help`"
-
-
-def replacement(name: str, replaced: Mapping[str, str]) -> str | None:
-    """What to use instead of another program's flag, see `check_flags`; None where that says nothing."""
-    for pattern, remedy in replaced.items():
-        if name in (pattern, pattern.removesuffix(".*")) or (
-            pattern.endswith(".*") and name.startswith(pattern[:-1])
-        ):
-            return remedy
-    return None
 
 
 def help_text(

@@ -24,7 +24,7 @@ def _train(args: list[str]) -> int:
     from depi.training.lerobot_flags import check_train_flags
 
     try:
-        check_train_flags(args)
+        args = check_train_flags(args)
         from depi.training.command_line import parse_train_config
         from depi.training.loop import train
 

@@ -44,6 +44,24 @@ def test_unknown_verb_is_one_sentence_and_status_2():
     assert "collect-ids" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("visualize_dataset", "`depi view USER/NAME --episode=0`"),
+        ("lerobot-dataset-viz", "`depi view USER/NAME --episode=0`"),
+        ("opentau-train", "it is `depi train` here"),
+        ("lerobot/scripts/accelerate_train.py", "`depi train`"),
+        ("control_robot.py", "lerobot-record"),
+        ("trian", "did you mean train?"),
+    ],
+)
+def test_commands_of_other_programs_are_answered_with_what_to_type(word, says, capsys):
+    assert cli.main([word]) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize("verb", [verb for verb in cli.VERBS if verb not in ("sim", "hub")])
 def test_wrong_flag_is_one_sentence_and_status_2(verb, capsys):
     assert cli.main([verb, "--no_such_flag=1"]) == 2
@@ -118,7 +136,7 @@ def test_a_failing_command_does_not_wait_for_its_downloads(tmp_path, end, status
         return None
 
     (tmp_path / "ids.txt").write_text("".join(f"ann/pick{number}\n" for number in range(30)))
-    flags = [f"--ids_file={tmp_path / 'ids.txt'}", f"--output_dir={tmp_path / 'out'}"]
+    flags = [f"--repo_ids={tmp_path / 'ids.txt'}", f"--data_ids={tmp_path / 'out'}"]
     with serve(tmp_path / "hub", faults=answer) as hub:
         command = subprocess.Popen(
             [sys.executable, "-m", "depi.cli", "collect-ids", *flags],

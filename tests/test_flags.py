@@ -8,9 +8,11 @@ import pytest
 from depi import train
 from depi.errors import UserError
 from depi.flags import check_flags, parse_flags
-from depi.training.lerobot_flags import REPLACED_FLAGS
+from depi.other_programs import FLAGS, TRAIN
+from depi.training.lerobot_flags import refuse_other_programs
 
-TRAIN_SOURCE = Path(train.__file__).parent / "training" / "config.py"
+PACKAGE = Path(train.__file__).parent
+TRAIN_SOURCE = PACKAGE / "training" / "config.py"
 
 
 @dataclass
@@ -116,7 +118,7 @@ def test_help_groups_the_flags_with_their_comments(capsys):
 
 
 def check_train(*args: str) -> None:
-    check_flags(TRAIN_SOURCE, "TrainConfig", args, "depi/train.py", replaced=REPLACED_FLAGS)
+    check_flags(TRAIN_SOURCE, "TrainConfig", args, TRAIN)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +137,15 @@ def check_train(*args: str) -> None:
         (["--optimizer.lr=1e-4"], "--policy.optimizer_lr"),
         (["--device=cuda"], "use --policy.device"),
         (["--dataset.streaming", "true"], "local cache"),
+        (["--offline.steps=9"], "use --steps"),
+        (["--use_amp=true"], "--policy.dtype=bfloat16"),
+        (["--control.policy.path=x"], "lerobot-rollout --policy.path"),
+        (["--policy.advantage=on"], "use --advantage.mode=on"),
+        (["--dataset_mixture.weights=[1]"], "--dataset.mixture"),
+        (["--num_train_steps=9"], "use --steps"),
+        (["--env.type=xarm"], "LeRobot has dropped this environment"),
+        (["policy=act", "env=pusht"], "policy=act is written --policy.type=act"),
+        (["pi05_libero", "--exp-name=x"], "'pi05_libero' belongs to no flag"),
     ],
 )
 def test_wrong_training_flags_say_what_to_use_instead(args, says):
@@ -145,9 +156,42 @@ def test_wrong_training_flags_say_what_to_use_instead(args, says):
 
 
 def test_what_lerobots_users_may_type_is_no_flag_of_ours_already():
-    for name in REPLACED_FLAGS:
+    for name in FLAGS[TRAIN]:
         with pytest.raises(UserError, match="is not a flag here"):
             check_train(f"--{name.replace('*', 'x')}=1")
+
+
+@pytest.mark.parametrize(
+    ("command", "source", "class_name", "typed", "meant"),
+    [
+        (TRAIN, TRAIN_SOURCE, "TrainConfig", "--repo_ids=x.json", "--dataset.repo_ids=x.json"),
+        (TRAIN, TRAIN_SOURCE, "TrainConfig", "--repo-id=a/b", "--dataset.repo_id=a/b"),
+        (TRAIN, TRAIN_SOURCE, "TrainConfig", "--ids_file=x", "--dataset.repo_ids=x"),
+        ("depi annotate", PACKAGE / "annotate/annotate.py", "AnnotateConfig", "--dataset.root=x", "--root=x"),
+        ("depi view", PACKAGE / "catalog/view.py", "ViewConfig", "--episode-index=3", "--episode=3"),
+    ],
+)
+def test_other_names_of_datasets_are_accepted_with_a_hint(command, source, class_name, typed, meant, caplog):
+    assert check_flags(source, class_name, [typed], command) == [meant]
+    assert f"is called {meant.partition('=')[0]}; the old name is accepted for now" in caplog.text
+    caplog.clear()
+    assert check_flags(source, class_name, [meant], command) == [meant]
+    assert not caplog.text
+
+
+def test_a_configuration_of_opentau_is_answered_with_the_words_of_here():
+    content = {
+        "policy": {"type": "pi0", "advantage": "on", "optimizer_lr": 1e-4},
+        "dataset_mixture": {"datasets": [{"repo_id": "a/b"}], "weights": [1.0]},
+        "steps": 10,
+    }
+    with pytest.raises(UserError) as caught:
+        refuse_other_programs(content, "x.json")
+    said = str(caught.value)
+    assert said.startswith("x.json is the configuration of another program (docs/coming-from.md)")
+    assert "policy.advantage: use --advantage.mode=on" in said
+    assert said.count("--dataset.mixture") == 1
+    refuse_other_programs({"policy": {"type": "pi0"}, "steps": 10, "optimizer": {"lr": 1.0}}, "x.json")
 
 
 def test_training_help_is_short_and_has_every_flag(capsys):

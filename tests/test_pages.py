@@ -14,6 +14,7 @@ from depi.cli import VERBS
 from depi.errors import UserError
 from depi.flag_sources import read_flags
 from depi.flags import check_flags, take_flags
+from depi.other_programs import RENAMED, TRAIN, replacement, verb_hint
 from depi.training.estimate_command import EstimateConfig
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +50,8 @@ def commands() -> dict[str, list[tuple[Path, str]]]:
                 config, command = node.args[0], constants.get(ast.unparse(node.args[2]), node.args[2])
                 if isinstance(config, ast.Name) and isinstance(command, ast.Constant):
                     found.setdefault(command.value.removesuffix(" RUN..."), []).append((path, config.id))
-    return found | {"depi/train.py": [(PACKAGE / "training" / "config.py", "TrainConfig")]}
+    training = [(PACKAGE / "training" / "config.py", "TrainConfig")]
+    return found | {TRAIN: training, "depi train": training}
 
 
 @cache
@@ -124,6 +126,21 @@ def refusal(place: tuple[Path, str], args: list[str], command: str) -> str | Non
     except UserError as error:
         return str(error)
     return None
+
+
+def test_what_people_coming_from_other_programs_type_is_answered():
+    """The flags and commands on the left of the page's tables; names of classes and files are none."""
+    rows = [
+        row for row in (ROOT / "docs" / "coming-from.md").read_text().splitlines() if row.startswith("| ")
+    ]
+    words = [span.split()[0] for row in rows for span in code_spans(row.split(" | ")[0])]
+    typed = [
+        word for word in words if re.fullmatch(r"[a-z][\w./-]*", word) and word not in ("on", "use", "ignore")
+    ]
+    assert len(typed) > 50
+    for word in typed:
+        known = word in known_flags() or word in RENAMED["depi view"]
+        assert known or replacement(word, TRAIN) or verb_hint(word) or word == "train_config.json", word
 
 
 def anchors(page: Path) -> set[str]:

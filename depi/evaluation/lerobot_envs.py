@@ -17,6 +17,7 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from depi.errors import UserError
 from depi.evaluation.config import EnvironmentConfig
 from depi.evaluation.environments import EXTRAS
+from depi.other_programs import VALUES
 
 
 def known_types() -> list[str]:
@@ -111,7 +112,9 @@ def _lerobot_config(config: EnvironmentConfig) -> LeRobotEnvConfig:
     import draccus
 
     if config.type not in known_types():
-        raise UserError(f"--env.type={config.type} is none of {', '.join(known_types())}")
+        gone = VALUES["env.type"].get(config.type)
+        why = f": {gone}" if gone else f" is none of {', '.join(known_types())}"
+        raise UserError(f"--env.type={config.type}{why}")
     fields: dict[str, Any] = dict(config.options)
     for name in ("task", "fps", "episode_length", "observation_height", "observation_width"):
         if getattr(config, name) is not None:

@@ -19,6 +19,7 @@ from depi.files import read_json
 from depi.flags import parse_flags
 from depi.hub.client.api import download_file, repo_info, require_token
 from depi.hub.names import is_repo_id
+from depi.other_programs import TRAIN
 from depi.policies import load_config, resolve_checkpoint
 from depi.policies.choices import NAMES as CHOICES
 from depi.policies.choices import are_beside, check_choices, set_choices, split_flags
@@ -27,12 +28,7 @@ from depi.policies.trust import check_checkpoint
 from depi.training.config import TRAIN_CONFIG_NAME, DatasetConfig, TrainConfig
 from depi.training.data import mixture_of, weighted_mixture
 from depi.training.folders import fetch_checkpoint, last_checkpoint
-from depi.training.lerobot_flags import (
-    COMMAND,
-    REPLACED_FLAGS,
-    check_train_flags,
-    without_lerobots_own,
-)
+from depi.training.lerobot_flags import check_train_flags, refuse_other_programs, without_lerobots_own
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +74,7 @@ def read_train_config(args: Sequence[str]) -> TrainConfig:
 
 
 def _parse_flags(args: list[str]) -> TrainConfig:
-    return parse_flags(TrainConfig, args, COMMAND, parse=_parse, replaced=REPLACED_FLAGS)
+    return parse_flags(TrainConfig, args, TRAIN, parse=_parse)
 
 
 def _check_foreign_choices(config: TrainConfig, args: Sequence[str]) -> None:
@@ -147,7 +143,9 @@ def _parse(args: list[str]) -> TrainConfig:
         config = draccus.parse(TrainConfig, args=args)
         _set_choices(config, own)
         return config
-    content, gone = without_lerobots_own(_read_config_file(_find_config_file(config_path)))
+    content = _read_config_file(_find_config_file(config_path))
+    refuse_other_programs(content, config_path)
+    content, gone = without_lerobots_own(content)
     if gone:
         logger.warning("%s: settings of LeRobot's that do not count here: %s", config_path, ", ".join(gone))
     if "path" in (content.get("policy") or {}) or parser.get_path_arg("policy", given):
