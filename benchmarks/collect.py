@@ -212,7 +212,7 @@ def ask(hub: "subprocess.Popen[str]") -> dict[str, Any]:
 def collect(hub: "subprocess.Popen[str]", environment: dict[str, str], out: Path, connections: int) -> dict:
     """Run the command once in a process of its own; its summary, and what it cost both sides."""
     before, started = ask(hub), time.monotonic()
-    command = [sys.executable, "-m", "depi.cli", "collect-ids", "--json", f"--output_dir={out}"]
+    command = [sys.executable, "-m", "depi.cli", "collect-ids", "--json", f"--data_ids={out}"]
     with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as complaints:
         process = subprocess.Popen(
             [*command, f"--workers={connections}"], env=environment, stdout=answer, stderr=complaints

@@ -216,7 +216,7 @@ def examine_by_depi(datasets: dict[str, Path], folder: Path, deep: bool) -> dict
     (out / "ids.json").write_text(json.dumps(list(datasets)))
     with _hub(folder / "hub", datasets) as environment:
         env = {**os.environ, **environment, "HF_HOME": str(out / "home"), "DEPI_CACHE": str(out / "cache")}
-        flags = [f"--ids_file={out / 'ids.json'}", f"--output_dir={out / 'data_ids'}", "--json"]
+        flags = [f"--repo_ids={out / 'ids.json'}", f"--data_ids={out / 'data_ids'}", "--json"]
         flags += [f"--disable_rules=[{','.join(CROSS_RULES)}]", *(["--deep"] if deep else [])]
         status, output, cpu_s = run_command([sys.executable, "-m", "depi.cli", "collect-ids", *flags], env)
     if status not in (0, 3):

@@ -188,7 +188,7 @@ def test_commands_write_and_print_no_secret(place):
     place.proxy.failures = [("GET", "/api/datasets"), ("GET", "/tree/"), ("PUT", "/lfs/")]
     annotations = f"--annotations={place.work}/annotations"
     statuses, printed = place.run(
-        [{}, "collect-ids", "--search=[so101]", f"--output_dir={place.work}/ids"],
+        [{}, "collect-ids", "--search=[so101]", f"--data_ids={place.work}/ids"],
         [{}, "report", f"--data_ids={place.work}/ids"],
         [{}, "annotate", "--repo_id=ann/so101_0", annotations, "--max_episodes=1"],
         [{}, "annotate", "--repo_id=s3://robots/box", annotations, "--max_episodes=1"],
@@ -218,7 +218,7 @@ def test_failures_tell_no_secret(place):
     offline = {"HF_HUB_OFFLINE": "1"}
     vlm = f"--base_url={with_password('http://127.0.0.1:9/v1', VLM_PASSWORD)}"
     box = ["--repo_id=s3://robots/box", f"--annotations={place.work}/annotations"]
-    collect = ["collect-ids", "--search=[so101]", f"--output_dir={place.work}/ids"]
+    collect = ["collect-ids", "--search=[so101]", f"--data_ids={place.work}/ids"]
     statuses, printed = place.run(
         *([hub, *collect] for hub in (nobody, wrong, unquoted)),
         *([hub, "annotate", "--repo_id=ann/so101_0", *box[1:]] for hub in (nobody, wrong, unquoted)),

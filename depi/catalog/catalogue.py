@@ -161,7 +161,7 @@ def write_catalog(
             for name, content in ((EPISODES_FILE, episodes_table(rows)), (CATALOG_FILE, table)):
                 pq.write_table(content, stack.enter_context(atomic_write(folder / name)))
     except OSError as error:
-        fault = machine_error(error, folder, "choose another --output_dir")
+        fault = machine_error(error, folder, "choose another --data_ids")
         raise fault or UserError(f"cannot write the lists into {folder}: {error}") from None
 
 

@@ -47,7 +47,7 @@ SHOWN = 10
 
 @dataclass
 class CollectConfig(Thresholds):
-    """Find datasets on the Hub, judge each by named rules, and write into --output_dir:
+    """Find datasets on the Hub, judge each by named rules, and write into --data_ids:
 
     dataset_list.json        every candidate
     dataset_list_valid.json  the accepted ones, best first; with --top only the best of them
@@ -56,7 +56,7 @@ class CollectConfig(Thresholds):
     catalog.parquet          one row per candidate with everything found
     thumbnails.parquet       with --deep: one small picture per camera
 
-    Without --tags, --search, --author and --ids_file, the usual tags and names of SO-100 and SO-101
+    Without --tags, --search, --author and --repo_ids, the usual tags and names of SO-100 and SO-101
     datasets are searched: --wide also finds those without the robot in their tags, or inside longer words.
     What has not changed since the last call is not inspected again.
 
@@ -65,7 +65,7 @@ class CollectConfig(Thresholds):
     """
 
     # Where the files are written.
-    output_dir: Path = Path("data_ids")
+    data_ids: Path = Path("data_ids")
     # Look for datasets tagged "LeRobot" and one of these, as in --tags=[so100,so101].
     tags: list[str] | None = None
     # Look for datasets with one of these in their name, as in --search=[so100,so101].
@@ -73,7 +73,7 @@ class CollectConfig(Thresholds):
     # Only datasets of this user or organisation; without --tags and --search all of them.
     author: str | None = None
     # Also the datasets named in this file: a JSON list, or one id per line.
-    ids_file: Path | None = None
+    repo_ids: Path | None = None
     # Look farther: tags, or the flag alone, for every dataset tagged "LeRobot", whatever its robot; names for
     # every name on the Hub with SO-100 or SO-101 in it, which takes about 1,000 requests; all for both.
     wide: bool | str = False
@@ -189,32 +189,32 @@ def collect(config: CollectConfig) -> Summary:
     started = time.monotonic()
     of_videos = optional_rules() & set(config.disable_rules)
     disabled = check_disabled([name for name in config.disable_rules if name not in of_videos]) | of_videos
-    _check_writable(config.output_dir)
+    _check_writable(config.data_ids)
     judged_by = {
         "rules_version": RULES_VERSION,
         "disabled": sorted(disabled),
         **{item.name: getattr(config, item.name) for item in dataclasses.fields(Thresholds)},
     }
-    earlier = [] if config.refresh else read_rows(config.output_dir, judged_by)
-    journal = Journal(config.output_dir, {**judged_by, "refresh": config.refresh})
+    earlier = [] if config.refresh else read_rows(config.data_ids, judged_by)
+    journal = Journal(config.data_ids, {**judged_by, "refresh": config.refresh})
     limits = session.Settings(config.workers, config.max_requests_per_second)
     with closing(journal), session.limited(limits):
         candidates = _find(config)
         journal.open()
         for name in (*CATALOG_FILES, THUMBNAILS_FILE):
-            remove_drafts(config.output_dir / name)
+            remove_drafts(config.data_ids / name)
         rows, reused = inspect_found(config, disabled, candidates, [*earlier, *journal.rows], journal)
         rows = settle(rows, disabled, config)
         if config.deep:
             run = make_runner(config.engine, workers=config.deep_workers, address=config.ray.address)
             look = partial(look_at_videos, max_seconds=config.max_seconds, settings=_share(config))
-            rows = look_deep(config.output_dir, rows, run, look, config, disabled)
-        write_catalog(config.output_dir, rows, judged_by, top=config.top)
+            rows = look_deep(config.data_ids, rows, run, look, config, disabled)
+        write_catalog(config.data_ids, rows, judged_by, top=config.top)
         journal.finish()
     verdicts = Counter(row.verdict for row in rows)
     accepted = [row for row in rows if row.verdict == ACCEPTED]
     return Summary(
-        output_dir=config.output_dir,
+        output_dir=config.data_ids,
         found=len(rows),
         accepted=verdicts[ACCEPTED],
         listed=min(verdicts[ACCEPTED], config.top or verdicts[ACCEPTED]),
@@ -241,14 +241,14 @@ def _share(config: CollectConfig) -> session.Settings:
 
 
 def _find(config: CollectConfig) -> list[Candidate]:
-    named = (config.tags, config.search, config.author, config.ids_file)
+    named = (config.tags, config.search, config.author, config.repo_ids)
     only_robot_types = config.robot_types is not None and all(each is None for each in named)
     wide = config.wide if isinstance(config.wide, str) else "tags" if config.wide else None
     return find(
         tags=config.tags,
         search=config.search,
         author=config.author,
-        ids_file=config.ids_file,
+        repo_ids=config.repo_ids,
         wide=wide or ("tags" if only_robot_types else None),
         limit=config.limit,
     )

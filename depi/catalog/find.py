@@ -68,28 +68,28 @@ def find(
     tags: Sequence[str] | None = None,
     search: Sequence[str] | None = None,
     author: str | None = None,
-    ids_file: Path | None = None,
+    repo_ids: Path | None = None,
     wide: str | None = None,
     limit: int | None = None,
 ) -> list[Candidate]:
     """Candidates sorted by repo_id, each once; the first `limit` of them.
 
     The result is the union of datasets with the tag "LeRobot" and one of `tags`, datasets whose name
-    contains one of `search`, datasets in `ids_file`. `author` narrows tags and search to that user or
+    contains one of `search`, datasets in `repo_ids`. `author` narrows tags and search to that user or
     organisation, and alone takes all of their datasets. `wide`, one of WIDE, adds every dataset with the tag
     "LeRobot", whatever its robot is, or every dataset of the Hub in whose name SO-100 or SO-101 occurs, see
     `depi.catalog.names`. Without any of these, or with wide names alone, the usual tags and names of SO-100
     and SO-101 datasets are searched.
 
     Raises:
-        UserError: the Hub cannot be listed, `ids_file` is malformed, or nothing was found.
+        UserError: the Hub cannot be listed, `repo_ids` is malformed, or nothing was found.
     """
     recorders: Sequence[str] = ()
-    if tags is None and search is None and author is None and ids_file is None and wide in (None, "names"):
+    if tags is None and search is None and author is None and repo_ids is None and wide in (None, "names"):
         tags, search, recorders = DEFAULT_TAGS, DEFAULT_SEARCH, RECORDER_TAGS
     found: dict[str, Candidate] = {}
-    if ids_file is not None:
-        found.update((repo_id, Candidate(repo_id, ways=("ids_file",))) for repo_id in read_ids(ids_file))
+    if repo_ids is not None:
+        found.update((repo_id, Candidate(repo_id, ways=("repo_ids",))) for repo_id in read_ids(repo_ids))
     listings: dict[str, dict[str, Any]] = {f"tag {tag}": {"tags": (BASE_TAG, tag)} for tag in tags or ()}
     listings |= {f"tag {tag}": {"tags": (tag,)} for tag in recorders}
     listings |= {f"name {text}": {"search": text} for text in search or ()}
@@ -105,7 +105,7 @@ def find(
         better = candidate if candidate.gated is not None or known.revision is None else known
         found[candidate.repo_id] = replace(better, ways=tuple(dict.fromkeys((*known.ways, *candidate.ways))))
     if not found:
-        raise UserError("no dataset was found; widen --tags, --search or --author, or name --ids_file")
+        raise UserError("no dataset was found; widen --tags, --search or --author, or name --repo_ids")
     candidates = [found[repo_id] for repo_id in sorted(found)]
     return candidates if limit is None else candidates[:limit]
 

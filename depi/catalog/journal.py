@@ -49,10 +49,10 @@ class Journal:
         except BlockingIOError:
             raise UserError(
                 f"another depi collect-ids writes into {self._path.parent}: wait for it, or choose another "
-                "--output_dir"
+                "--data_ids"
             ) from None
         except OSError as error:
-            fault = machine_error(error, self._path.parent, "choose another --output_dir")
+            fault = machine_error(error, self._path.parent, "choose another --data_ids")
             raise fault or UserError(f"cannot write {self._path}: {error.strerror}") from None
         self._read(self._file)
         return self._file

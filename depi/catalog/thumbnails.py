@@ -50,7 +50,7 @@ def write_thumbnails(folder: Path, thumbnails: Iterable[Thumbnail]) -> None:
         with atomic_write(folder / THUMBNAILS_FILE) as temporary:
             pq.write_table(table, temporary)
     except OSError as error:
-        fault = machine_error(error, folder, "choose another --output_dir")
+        fault = machine_error(error, folder, "choose another --data_ids")
         raise fault or UserError(f"cannot write {folder / THUMBNAILS_FILE}: {error}") from None
 
 

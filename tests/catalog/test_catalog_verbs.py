@@ -320,7 +320,7 @@ def crowd(module_hub, tmp_path_factory, make_dataset, publish):
 
 
 def test_top_lists_the_best_and_judges_all(crowd, tmp_path, capsys):
-    assert collecting.main([f"--output_dir={tmp_path}", "--top", "2"]) == 0
+    assert collecting.main([f"--data_ids={tmp_path}", "--top", "2"]) == 0
     assert "the best 2 of 6 accepted (--top)" in capsys.readouterr().out
     valid = json.loads((tmp_path / "dataset_list_valid.json").read_text())
     assert valid == ["ann/so101_4", "ann/so101_3"]
@@ -328,20 +328,20 @@ def test_top_lists_the_best_and_judges_all(crowd, tmp_path, capsys):
     assert [row.verdict for row in rows] == ["accepted"] * 6
     assert [row.repo_id for row in rows][:2] == valid
     assert json.loads((tmp_path / "bad_dataset_ids.json").read_text()) == {}
-    again = collect(CollectConfig(output_dir=tmp_path, top=100))
+    again = collect(CollectConfig(data_ids=tmp_path, top=100))
     assert (again.reused, again.accepted, again.listed) == (6, 6, 6)
     assert len(json.loads((tmp_path / "dataset_list_valid.json").read_text())) == 6
 
 
 def test_a_licence_can_be_asked_for(crowd, tmp_path):
-    assert collecting.main([f"--output_dir={tmp_path}", "--licenses=[apache-2.0,mit]"]) == 0
+    assert collecting.main([f"--data_ids={tmp_path}", "--licenses=[apache-2.0,mit]"]) == 0
     bad = json.loads((tmp_path / "bad_dataset_ids.json").read_text())
     reason = "license_allowed: no licence given, wanted apache-2.0, mit (--licenses)"
     assert bad == {"bob/so101_unlicensed": [reason]}
 
 
 def test_what_was_measured_is_in_the_rows(crowd, tmp_path):
-    collect(CollectConfig(output_dir=tmp_path))
+    collect(CollectConfig(data_ids=tmp_path))
     (row,) = [row for row in read_rows(tmp_path) if row.repo_id == "ann/so101_2"]
     assert (row.camera_sizes, row.num_tasks, row.bimanual, row.evaluation) == (["64x48"], 1, False, False)
     assert row.downloads is not None
@@ -362,11 +362,11 @@ def test_rules_from_a_file_hold_unless_a_flag_says_otherwise(crowd, tmp_path):
     rules = tmp_path / "rules.yaml"
     rules.write_text("min_episodes: 4\nlicenses: [apache-2.0]\ndisable_rules: [license_allowed]\n")
     out = tmp_path / "out"
-    assert collecting.main([f"--output_dir={out}", f"--rules={rules}"]) == 0
+    assert collecting.main([f"--data_ids={out}", f"--rules={rules}"]) == 0
     assert json.loads((out / "dataset_list_valid.json").read_text()) == ["ann/so101_4", "ann/so101_3"]
-    assert collecting.main([f"--output_dir={out}", "--rules", str(rules), "--min_episodes=3"]) == 0
+    assert collecting.main([f"--data_ids={out}", "--rules", str(rules), "--min_episodes=3"]) == 0
     assert len(json.loads((out / "dataset_list_valid.json").read_text())) == 3
-    flags = [f"--output_dir={out}", f"--rules={rules}", "--disable-rules=[enough_episodes]"]
+    flags = [f"--data_ids={out}", f"--rules={rules}", "--disable-rules=[enough_episodes]"]
     assert collecting.main(flags) == 0
     bad = json.loads((out / "bad_dataset_ids.json").read_text())
     assert list(bad) == ["bob/so101_unlicensed"]
@@ -389,7 +389,7 @@ def test_a_rules_file_is_checked(tmp_path, text, message):
     rules = tmp_path / "rules.yaml"
     rules.write_text(text)
     with pytest.raises(UserError, match=message):
-        collecting.main([f"--rules={rules}", f"--output_dir={tmp_path / 'out'}"])
+        collecting.main([f"--rules={rules}", f"--data_ids={tmp_path / 'out'}"])
     assert not (tmp_path / "out").exists()
 
 

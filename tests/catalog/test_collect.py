@@ -118,7 +118,7 @@ def crowd(module_hub, tmp_path_factory, make_dataset, publish):
 def collected(crowd, tmp_path_factory):
     """Folder and summary of one call over the whole community."""
     folder = tmp_path_factory.mktemp("ids")
-    return folder, collect(CollectConfig(output_dir=folder, workers=4))
+    return folder, collect(CollectConfig(data_ids=folder, workers=4))
 
 
 def test_candidates_are_listed_and_the_good_accepted_best_first(collected):
@@ -237,7 +237,7 @@ def test_a_second_call_asks_no_repository_and_gives_the_same_files(collected, mo
 
     for name in ("repo_info", "download_file", "download_files"):
         monkeypatch.setattr(client, name, not_again)
-    second = collect(CollectConfig(output_dir=folder, workers=4))
+    second = collect(CollectConfig(data_ids=folder, workers=4))
     assert second.reused == first.found
     assert (second.accepted, second.rejected, second.failed) == (first.accepted, first.rejected, 0)
     assert {name: (folder / name).read_bytes() for name in LISTS} == before
@@ -245,7 +245,7 @@ def test_a_second_call_asks_no_repository_and_gives_the_same_files(collected, mo
 
 
 def test_the_order_of_completion_does_not_matter(crowd, collected, tmp_path):
-    collect(CollectConfig(output_dir=tmp_path, workers=1))
+    collect(CollectConfig(data_ids=tmp_path, workers=1))
     for name in LISTS:
         assert (tmp_path / name).read_bytes() == (collected[0] / name).read_bytes()
 
@@ -255,7 +255,7 @@ def test_the_printed_summary_shows_numbers_and_reasons_and_no_markup_of_stranger
 ):
     monkeypatch.setenv("COLUMNS", "240")
     monkeypatch.setattr(collecting, "SHOWN", 100)
-    assert main([f"--output_dir={collected[0]}"]) == 0
+    assert main([f"--data_ids={collected[0]}"]) == 0
     out = capsys.readouterr().out
     assert "[bold red]koch[/] ]0;title" in out
     assert "not_duplicate" in out
@@ -264,7 +264,7 @@ def test_the_printed_summary_shows_numbers_and_reasons_and_no_markup_of_stranger
 
 
 def test_json_prints_one_machine_readable_line(collected, capsys):
-    assert main([f"--output_dir={collected[0]}", "--json"]) == 0
+    assert main([f"--data_ids={collected[0]}", "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["accepted"] == 5
     assert summary["ways"]["tag so101"]["accepted"] == 3
@@ -275,7 +275,7 @@ def test_json_prints_one_machine_readable_line(collected, capsys):
 
 
 def test_flags_narrow_tune_and_switch_off(crowd, tmp_path):
-    flags = [f"--output_dir={tmp_path}", "--author=eve", "--min_fps=1", "--disable_rules=[not_evaluation]"]
+    flags = [f"--data_ids={tmp_path}", "--author=eve", "--min_fps=1", "--disable_rules=[not_evaluation]"]
     assert main(flags) == 0
     # Declared 2 fps is in range now, and the next tier finds that it is not true.
     bad = json.loads((tmp_path / "bad_dataset_ids.json").read_text())
@@ -287,7 +287,7 @@ def test_flags_narrow_tune_and_switch_off(crowd, tmp_path):
 
 
 def test_other_thresholds_judge_again(crowd, tmp_path):
-    config = {"output_dir": tmp_path, "author": "ann"}
+    config = {"data_ids": tmp_path, "author": "ann"}
     assert collect(CollectConfig(**config)).accepted == 1
     second = collect(CollectConfig(**config, min_cameras=3))
     assert (second.accepted, second.reused) == (0, 0)
@@ -301,7 +301,7 @@ def test_other_thresholds_judge_again(crowd, tmp_path):
 def test_ids_from_a_file_and_one_that_is_not_there(crowd, tmp_path):
     ids = tmp_path / "ids.json"
     ids.write_text(json.dumps(["bob/version_three", "nobody/nothing", "bob/version_three"]))
-    config = CollectConfig(output_dir=tmp_path / "out", ids_file=ids)
+    config = CollectConfig(data_ids=tmp_path / "out", repo_ids=ids)
     summary = collect(config)
     assert (summary.found, summary.accepted, summary.rejected) == (2, 1, 1)
     (reason,) = json.loads((tmp_path / "out/bad_dataset_ids.json").read_text())["nobody/nothing"]
@@ -312,7 +312,7 @@ def test_ids_from_a_file_and_one_that_is_not_there(crowd, tmp_path):
 
 
 def test_limit_takes_the_first_of_the_sorted_candidates(crowd, tmp_path):
-    collect(CollectConfig(output_dir=tmp_path, limit=2))
+    collect(CollectConfig(data_ids=tmp_path, limit=2))
     assert json.loads((tmp_path / "dataset_list.json").read_text()) == [
         "ann/two_cameras",
         "bob/version_three",
@@ -323,7 +323,7 @@ def test_only_what_changed_is_inspected_again(hub, tmp_path, make_dataset, publi
     for number, name in enumerate(("one", "two", "three")):
         publish(make_dataset(tmp_path / name, seed=number), f"ann/so101_{name}")
     out = tmp_path / "out"
-    assert collect(CollectConfig(output_dir=out)).accepted == 3
+    assert collect(CollectConfig(data_ids=out)).accepted == 3
     edit_info(tmp_path / "two", fps=300)
     publish(tmp_path / "two", "ann/so101_two")
     asked = []
@@ -331,7 +331,7 @@ def test_only_what_changed_is_inspected_again(hub, tmp_path, make_dataset, publi
     monkeypatch.setattr(
         client, "repo_info", lambda repo_id, **kw: asked.append(repo_id) or ask(repo_id, **kw)
     )
-    summary = collect(CollectConfig(output_dir=out))
+    summary = collect(CollectConfig(data_ids=out))
     assert asked == ["ann/so101_two"]
     assert (summary.accepted, summary.rejected, summary.reused) == (2, 1, 2)
     bad = json.loads((out / "bad_dataset_ids.json").read_text())
@@ -342,7 +342,7 @@ def test_access_that_was_granted_since_is_noticed(hub, tmp_path, make_dataset, p
     publish(make_dataset(tmp_path / "open", seed=1), "ann/so101_open")
     publish(make_dataset(tmp_path / "gated", seed=2), "bob/so101_gated")
     HfApi().update_repo_settings("bob/so101_gated", repo_type="dataset", gated="manual")
-    config = CollectConfig(output_dir=tmp_path / "out", disable_rules=["not_gated"])
+    config = CollectConfig(data_ids=tmp_path / "out", disable_rules=["not_gated"])
     monkeypatch.setenv("HF_TOKEN", hub.read_token)
     first = collect(config)
     assert (first.accepted, first.rejected, first.rejected_by_rule) == (1, 1, {"reachable": 1})

@@ -86,7 +86,7 @@ def differing(one: Row, other: Row) -> dict[str, tuple]:
 
 def test_killed_at_any_moment_and_started_again_it_ends_the_same(slow_hub, tmp_path):
     out, whole = tmp_path / "out", tmp_path / "whole"
-    command = [sys.executable, "-m", "depi.cli", "collect-ids", f"--output_dir={out}", "--workers=2"]
+    command = [sys.executable, "-m", "depi.cli", "collect-ids", f"--data_ids={out}", "--workers=2"]
     draw = random.Random()
     kept = 0
     for _ in range(3):
@@ -103,12 +103,12 @@ def test_killed_at_any_moment_and_started_again_it_ends_the_same(slow_hub, tmp_p
     with (out / JOURNAL_FILE).open("ab") as file:
         file.write(b'{"repo_id": "user00/so10')  # as a kill in the middle of a write leaves it
     (out / ".catalog.parquet.0123456789abcdef.tmp").write_bytes(b"PAR1")
-    summary = collect(CollectConfig(output_dir=out, workers=2))
+    summary = collect(CollectConfig(data_ids=out, workers=2))
     assert summary.reused == kept - 1
     assert sorted(path.name for path in out.iterdir()) == sorted(CATALOG_FILES)
     slow_hub.check(out, 24)
 
-    collect(CollectConfig(output_dir=whole, workers=4))
+    collect(CollectConfig(data_ids=whole, workers=4))
     for name in LISTS:
         assert (out / name).read_bytes() == (whole / name).read_bytes()
     for found, expected in zip(read_rows(out), read_rows(whole), strict=True):
@@ -141,7 +141,7 @@ def test_a_journal_gives_back_what_was_judged_by_the_same_rules(tmp_path):
 
 def test_one_call_at_a_time_writes_into_a_folder(slow_hub, tmp_path):
     out = tmp_path / "out"
-    config = CollectConfig(output_dir=out)
+    config = CollectConfig(data_ids=out)
     with closing(Journal(out, {})) as other:
         other.open()
         with pytest.raises(UserError, match="another depi collect-ids writes into"):
@@ -203,21 +203,21 @@ def test_wide_finds_arms_that_call_themselves_something_else(hub, tmp_path, make
     publish(make_dataset(tmp_path / "b", seed=2, robot_type="koch"), "ann/koch_box", tags=("LeRobot",))
     publish(make_dataset(tmp_path / "c", seed=3), "ann/so101_box")
     out = tmp_path / "out"
-    assert collect(CollectConfig(output_dir=out)).found == 1
-    assert collect(CollectConfig(output_dir=out, wide=True)).found == 3
+    assert collect(CollectConfig(data_ids=out)).found == 1
+    assert collect(CollectConfig(data_ids=out, wide=True)).found == 3
     valid = json.loads((out / "dataset_list_valid.json").read_text())
     assert sorted(valid) == ["ann/kitchen", "ann/so101_box"]
 
-    assert collect(CollectConfig(output_dir=tmp_path / "koch", robot_types=["koch"])).found == 1
+    assert collect(CollectConfig(data_ids=tmp_path / "koch", robot_types=["koch"])).found == 1
     with pytest.raises(UserError, match="no dataset names one of these robots: ur5"):
-        collect(CollectConfig(output_dir=tmp_path / "none", robot_types=["ur5"]))
+        collect(CollectConfig(data_ids=tmp_path / "none", robot_types=["ur5"]))
 
 
 def test_two_arms_are_found_and_their_robot_recorded(hub, tmp_path, make_dataset, publish):
     folder = make_dataset(tmp_path / "a", width=12, robot_type="bi_so100_follower")
     publish(folder, "ann/two_hands", tags=("LeRobot", "bi_so100_follower"))
     out = tmp_path / "out"
-    collect(CollectConfig(output_dir=out))
+    collect(CollectConfig(data_ids=out))
     (row,) = read_rows(out)
     assert (row.verdict, row.robot_type, row.bimanual) == ("rejected", "bi_so100_follower", True)
 
@@ -232,7 +232,7 @@ def test_one_repository_that_takes_for_ever_costs_no_other(slow_hub, tmp_path, m
 
     monkeypatch.setattr(HubFiles, "fetch", linger)
     out = tmp_path / "out"
-    assert main([f"--output_dir={out}", "--max_seconds=8"]) == 3
+    assert main([f"--data_ids={out}", "--max_seconds=8"]) == 3
     (failed,) = [row for row in read_rows(out) if row.verdict == "failed"]
     assert failed.repo_id == slow_hub.repo_id_of(0)
     assert failed.reasons == ["not inspected: it takes longer than the time allowed for one repository"]
@@ -241,7 +241,7 @@ def test_one_repository_that_takes_for_ever_costs_no_other(slow_hub, tmp_path, m
 def test_who_looks_at_videos_shares_the_request_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(collecting, "count_cpus", lambda address: 16)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    config = CollectConfig(output_dir=tmp_path, max_requests_per_second=8)
+    config = CollectConfig(data_ids=tmp_path, max_requests_per_second=8)
     for changes, rate in (
         ({}, 4.0),
         ({"deep_workers": 4}, 2.0),
@@ -256,4 +256,4 @@ def test_who_looks_at_videos_shares_the_request_limit(tmp_path, monkeypatch):
 def test_flags_that_make_no_sense(tmp_path):
     for flag in ("--max_requests_per_second=0", "--max_seconds=-1", "--engine=abacus", "--deep_workers=-1"):
         with pytest.raises(UserError, match=flag.partition("=")[0]):
-            main([f"--output_dir={tmp_path}", flag])
+            main([f"--data_ids={tmp_path}", flag])

@@ -29,13 +29,13 @@ def test_what_cannot_be_fetched_is_failed_and_not_bad(
 
     monkeypatch.setattr(client, "download_files", cut_off)
     out = tmp_path / "out"
-    assert main([f"--output_dir={out}"]) == 3
+    assert main([f"--data_ids={out}"]) == 3
     assert "not inspected: the Hub broke off" in capsys.readouterr().out
     assert json.loads((out / "bad_dataset_ids.json").read_text()) == {}
     assert json.loads((out / "dataset_list_valid.json").read_text()) == ["ann/so101_good"]
     assert [row.verdict for row in read_rows(out)] == ["accepted", "failed"]
     monkeypatch.setattr(client, "download_files", download)
-    assert main([f"--output_dir={out}"]) == 0
+    assert main([f"--data_ids={out}"]) == 0
     assert len(json.loads((out / "dataset_list_valid.json").read_text())) == 2
 
 
@@ -53,7 +53,7 @@ def test_what_cannot_be_fetched_is_failed_whatever_robot_is_wanted(
         return ask(repo_id, **options)
 
     monkeypatch.setattr(client, "repo_info", cut_off)
-    flags = [f"--output_dir={tmp_path / 'out'}", "--robot_types=[so100_follower]"]
+    flags = [f"--data_ids={tmp_path / 'out'}", "--robot_types=[so100_follower]"]
     assert main(flags) == 3
     assert {row.repo_id: row.verdict for row in read_rows(tmp_path / "out")} == {
         "ann/so100_good": "accepted",
@@ -72,7 +72,7 @@ def test_what_nobody_foresaw_refuses_one_dataset(hub, tmp_path, make_dataset, pu
         return judge(self, facts, files)
 
     monkeypatch.setattr(collecting.Inspector, "_judge", stumble)
-    assert main([f"--output_dir={tmp_path / 'out'}"]) == 0
+    assert main([f"--data_ids={tmp_path / 'out'}"]) == 0
     (refused,) = [row for row in read_rows(tmp_path / "out") if row.verdict == "rejected"]
     assert refused.reasons == ["reachable: unreadable: KeyError: \"'forgotten'\""]
 
@@ -80,7 +80,7 @@ def test_what_nobody_foresaw_refuses_one_dataset(hub, tmp_path, make_dataset, pu
 def test_user_errors_leave_the_files_alone(hub, tmp_path, make_dataset, publish):
     publish(make_dataset(tmp_path / "one"), "ann/so101_one")
     out = tmp_path / "out"
-    collect(CollectConfig(output_dir=out))
+    collect(CollectConfig(data_ids=out))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     broken = tmp_path / "broken.json"
     broken.write_text('["a/b"')
@@ -89,10 +89,10 @@ def test_user_errors_leave_the_files_alone(hub, tmp_path, make_dataset, publish)
     empty = tmp_path / "empty.json"
     empty.write_text("[]")
     for flags, message in [
-        ([f"--ids_file={broken}"], "is not valid JSON"),
-        ([f"--ids_file={strange}"], "'../../etc/passwd', which is no dataset id"),
-        ([f"--ids_file={empty}"], "names no dataset"),
-        ([f"--ids_file={tmp_path / 'absent.json'}"], "does not exist"),
+        ([f"--repo_ids={broken}"], "is not valid JSON"),
+        ([f"--repo_ids={strange}"], "'../../etc/passwd', which is no dataset id"),
+        ([f"--repo_ids={empty}"], "names no dataset"),
+        ([f"--repo_ids={tmp_path / 'absent.json'}"], "does not exist"),
         (["--author=nobody"], "no dataset was found"),
         (["--disable_rules=[no_such]"], "no rule no_such"),
         (["--workers=0"], "at least 1"),
@@ -101,9 +101,9 @@ def test_user_errors_leave_the_files_alone(hub, tmp_path, make_dataset, publish)
         (["--no_such_flag=1"], "no_such_flag"),
     ]:
         with pytest.raises(UserError, match=message.replace("[", r"\[")):
-            main([f"--output_dir={out}", *flags])
+            main([f"--data_ids={out}", *flags])
     with pytest.raises(UserError, match="is a file"):
-        main([f"--output_dir={broken}"])
+        main([f"--data_ids={broken}"])
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
@@ -111,11 +111,11 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_hub_is_asked(tmp_
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(collecting, "find", lambda **_: pytest.fail("asked the Hub"))
     with pytest.raises(UserError, match="is a file"):
-        main([f"--output_dir={tmp_path / 'file' / 'below'}"])
+        main([f"--data_ids={tmp_path / 'file' / 'below'}"])
     if os.geteuid() != 0:
         tmp_path.chmod(0o500)
         with pytest.raises(UserError, match="you may not write to"):
-            main([f"--output_dir={tmp_path / 'out'}"])
+            main([f"--data_ids={tmp_path / 'out'}"])
 
 
 def test_an_unreachable_hub_is_a_user_error(tmp_path, monkeypatch):
@@ -127,7 +127,7 @@ def test_an_unreachable_hub_is_a_user_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(client, "repo_info", no_answer)
     with pytest.raises(UserError, match="no answer"):
-        main([f"--output_dir={tmp_path / 'out'}", f"--ids_file={ids}"])
+        main([f"--data_ids={tmp_path / 'out'}", f"--repo_ids={ids}"])
     assert not (tmp_path / "out").exists()
 
 
@@ -137,8 +137,8 @@ def test_a_damaged_catalogue_is_named(hub, tmp_path, make_dataset, publish):
     out.mkdir()
     (out / "catalog.parquet").write_bytes(b"no parquet")
     with pytest.raises(UserError, match="remove it, or run `depi collect-ids --refresh`"):
-        collect(CollectConfig(output_dir=out))
-    assert collect(CollectConfig(output_dir=out, refresh=True)).accepted == 1
+        collect(CollectConfig(data_ids=out))
+    assert collect(CollectConfig(data_ids=out, refresh=True)).accepted == 1
 
 
 def test_rules_are_listed_without_a_hub(capsys, monkeypatch):

@@ -64,7 +64,7 @@ def test_each_folder_is_a_dataset_of_its_own(counted, tmp_path, make_dataset, mo
     if huge:  # its list of files cannot be had at once
         monkeypatch.setattr(fetch, "MAX_ANSWER", 3_000)
     out = tmp_path / "out"
-    summary = collect(CollectConfig(output_dir=out, workers=4))
+    summary = collect(CollectConfig(data_ids=out, workers=4))
     assert json.loads((out / "dataset_list.json").read_text()) == IDS
     assert sorted(json.loads((out / "dataset_list_valid.json").read_text())) == [IDS[0], IDS[2]]
     assert list(json.loads((out / "bad_dataset_ids.json").read_text())) == [IDS[1]]
@@ -73,7 +73,7 @@ def test_each_folder_is_a_dataset_of_its_own(counted, tmp_path, make_dataset, mo
     assert (row.path, row.revision, row.license) == ("ann/so100_cups", sha, "apache-2.0")
 
     counted.seen.clear()
-    assert collect(CollectConfig(output_dir=out, workers=4)).reused == 3
+    assert collect(CollectConfig(data_ids=out, workers=4)).reused == 3
     assert all(seen.endswith("/api/datasets") for seen in counted.seen)
 
 
@@ -94,7 +94,7 @@ def test_ids_of_a_file_may_name_folders(counted, tmp_path, make_dataset):
     ids = tmp_path / "ids.txt"
     ids.write_text(f"{IDS[2]}\n{COLLECTION}:bob/nothing\n")
     out = tmp_path / "out"
-    summary = collect(CollectConfig(output_dir=out, ids_file=ids))
+    summary = collect(CollectConfig(data_ids=out, repo_ids=ids))
     assert json.loads((out / "dataset_list_valid.json").read_text()) == [IDS[2]]
     (reason,) = json.loads((out / "bad_dataset_ids.json").read_text())[f"{COLLECTION}:bob/nothing"]
     assert reason.startswith("reachable: ")
@@ -114,7 +114,7 @@ def test_too_many_folders_are_a_reason(counted, tmp_path, make_dataset, monkeypa
     monkeypatch.setattr(fetch, "MAX_ANSWER", 3_000)
     monkeypatch.setattr(collection, "MAX_FOLDERS", 1)
     out = tmp_path / "out"
-    assert collect(CollectConfig(output_dir=out)).rejected == 1
+    assert collect(CollectConfig(data_ids=out)).rejected == 1
     bad = json.loads((out / "bad_dataset_ids.json").read_text())
     assert bad == {COLLECTION: [f"reachable: {COLLECTION} holds more than 1 folders"]}
 
@@ -123,7 +123,7 @@ def test_a_folder_with_too_many_files_is_a_reason(counted, tmp_path, make_datase
     publish_collection(tmp_path / "in", make_dataset)
     monkeypatch.setattr(client, "MAX_FILES", 3)
     out = tmp_path / "out"
-    collect(CollectConfig(output_dir=out))
+    collect(CollectConfig(data_ids=out))
     bad = json.loads((out / "bad_dataset_ids.json").read_text())
     assert bad[IDS[0]] == ["reachable: ann/so100_cups holds more than 3 files"]
 
@@ -133,7 +133,7 @@ def test_one_dataset_with_a_boundless_file_list_is_a_reason(counted, tmp_path, m
     client.upload_folder(folder, "mal/so100_endless", repo_type="dataset", commit_message="Add")
     monkeypatch.setattr(fetch, "MAX_ANSWER", 1_000)
     out = tmp_path / "out"
-    collect(CollectConfig(output_dir=out, search=["endless"]))
+    collect(CollectConfig(data_ids=out, search=["endless"]))
     bad = json.loads((out / "bad_dataset_ids.json").read_text())
     assert bad == {"mal/so100_endless": ["reachable: the Hub's answer is larger than 0 MB"]}
 
@@ -154,7 +154,7 @@ def test_files_that_the_hub_leaves_out_of_a_long_list_are_found(
     monkeypatch.setattr(client, "get_json", cut)
     monkeypatch.setattr(client, "LISTED_WHOLE", 10)
     out = tmp_path / "out"
-    assert collect(CollectConfig(output_dir=out)).found == 4
+    assert collect(CollectConfig(data_ids=out)).found == 4
     assert sorted(json.loads((out / "dataset_list_valid.json").read_text())) == [
         "ann/so100_many",
         IDS[0],
@@ -168,7 +168,7 @@ def test_too_many_files_and_no_dataset_among_them_are_a_reason_that_stays(counte
         (tmp_path / f"in/deep/{number}.txt").write_text("no dataset")
     client.upload_folder(tmp_path / "in", "dan/so100_raw", repo_type="dataset", commit_message="Add")
     monkeypatch.setattr(fetch, "MAX_ANSWER", 5_000)
-    config = CollectConfig(output_dir=tmp_path / "out")
+    config = CollectConfig(data_ids=tmp_path / "out")
     assert collect(config).rejected_by_rule == {"has_info": 1}
     assert json.loads((tmp_path / "out/dataset_list.json").read_text()) == ["dan/so100_raw"]
     counted.seen.clear()

@@ -96,9 +96,9 @@ def test_sound_videos_pass_and_each_defect_has_its_reason(hub, cache, tmp_path, 
     for seed, (name, content) in enumerate(BROKEN.items(), start=3):
         publish(put(make_dataset(tmp_path / name, seed=seed), content()), f"bob/so101_{name}")
     out = tmp_path / "out"
-    assert collect(CollectConfig(output_dir=out)).accepted == 2 + len(BROKEN)
+    assert collect(CollectConfig(data_ids=out)).accepted == 2 + len(BROKEN)
     assert not (out / "thumbnails.parquet").exists()
-    summary = collect(CollectConfig(output_dir=out, deep=True, deep_workers=1))
+    summary = collect(CollectConfig(data_ids=out, deep=True, deep_workers=1))
     assert json.loads((out / "dataset_list_valid.json").read_text()) == ["ann/so101_v2", "ann/so101_v3"]
     bad = json.loads((out / "bad_dataset_ids.json").read_text())
     for name, (rule, text) in REASONS.items():
@@ -116,7 +116,7 @@ def test_sound_videos_pass_and_each_defect_has_its_reason(hub, cache, tmp_path, 
     assert len(picture.jpeg) < 6_000
 
     before = (out / "thumbnails.parquet").read_bytes()
-    again = collect(CollectConfig(output_dir=out, deep=True, deep_workers=1))
+    again = collect(CollectConfig(data_ids=out, deep=True, deep_workers=1))
     assert (again.accepted, again.rejected) == (2, len(BROKEN))
     assert (out / "thumbnails.parquet").read_bytes() == before
 
@@ -124,7 +124,7 @@ def test_sound_videos_pass_and_each_defect_has_its_reason(hub, cache, tmp_path, 
 def test_a_rule_of_videos_can_be_switched_off(hub, cache, tmp_path, make_dataset, publish):
     publish(put(make_dataset(tmp_path / "slow", seed=1), film(fps=15)), "bob/so101_slow")
     out = tmp_path / "out"
-    flags = [f"--output_dir={out}", "--deep", "--deep_workers=1"]
+    flags = [f"--data_ids={out}", "--deep", "--deep_workers=1"]
     assert main([*flags, "--disable_rules=[videos_have_declared_fps]"]) == 0
     assert len(json.loads((out / "dataset_list_valid.json").read_text())) == 1
     assert main(flags) == 0
@@ -137,7 +137,7 @@ def test_a_copy_takes_the_place_of_a_refused_original(hub, cache, tmp_path, make
     publish(put(make_dataset(tmp_path / "a", seed=1), film(frames=10)), "ann/so101_original")
     publish(put(make_dataset(tmp_path / "b", seed=1), film()), "bob/so101_copy")
     out = tmp_path / "out"
-    collect(CollectConfig(output_dir=out, deep=True, deep_workers=1))
+    collect(CollectConfig(data_ids=out, deep=True, deep_workers=1))
     assert json.loads((out / "dataset_list_valid.json").read_text()) == ["bob/so101_copy"]
 
 
@@ -424,7 +424,7 @@ def test_a_few_bad_episodes_do_not_refuse_a_dataset(
     }
     publish(filmed_set(tmp_path / "most", make_dataset, most), "bob/so101_most")
     out = tmp_path / "out"
-    flags = CollectConfig(output_dir=out, deep=True, deep_workers=1, disable_rules=["not_duplicate"])
+    flags = CollectConfig(data_ids=out, deep=True, deep_workers=1, disable_rules=["not_duplicate"])
     collect(flags)
     assert json.loads((out / "dataset_list_valid.json").read_text()) == ["ann/so101_few"]
     (reason,) = json.loads((out / "bad_dataset_ids.json").read_text())["bob/so101_most"]
@@ -447,9 +447,9 @@ def test_on_a_cluster_the_results_are_the_same(
         content = film(frames=10) if name == "two" else film()
         publish(put(make_dataset(tmp_path / name, seed=seed), content), f"ann/so101_{name}")
     out, same = tmp_path / "out", tmp_path / "same"
-    collect(CollectConfig(output_dir=out, deep=True))
+    collect(CollectConfig(data_ids=out, deep=True))
     monkeypatch.setenv("DEPI_CACHE", str(tmp_path / "other"))
-    assert main([f"--output_dir={same}", "--deep", "--engine=ray", f"--ray.address={ray_cluster}"]) == 0
+    assert main([f"--data_ids={same}", "--deep", "--engine=ray", f"--ray.address={ray_cluster}"]) == 0
     for name in ("dataset_list_valid.json", "bad_dataset_ids.json", "thumbnails.parquet"):
         assert (same / name).read_bytes() == (out / name).read_bytes()
     assert len(list((tmp_path / "other/videos").rglob("videos.json"))) == 3

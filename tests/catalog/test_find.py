@@ -73,8 +73,8 @@ def test_author_alone_takes_all_and_narrows_the_rest(listed):
 def test_a_file_stands_alone_or_adds_to_what_is_named(listed, tmp_path):
     path = tmp_path / "ids.json"
     path.write_text(json.dumps(["zoe/far", "ann/cubes"]))
-    assert find(ids_file=path) == [Candidate("ann/cubes"), Candidate("zoe/far")]
-    both = find(ids_file=path, tags=["so100"])
+    assert find(repo_ids=path) == [Candidate("ann/cubes"), Candidate("zoe/far")]
+    both = find(repo_ids=path, tags=["so100"])
     assert [candidate.repo_id for candidate in both] == ["ann/cubes", "bob/so100_Lego", "zoe/far"]
     assert both[0].revision == listed["ann/cubes"]
 

@@ -215,10 +215,10 @@ def test_each_way_is_told_what_it_contributed():
         Candidate("a/one", ways=("tag so100", "name so100")),
         Candidate("a/two", ways=("name so100",)),
         Candidate("b/many", ways=("name so100",)),
-        Candidate("c/three", ways=("ids_file",)),
+        Candidate("c/three", ways=("repo_ids",)),
     ]
     assert contributions(candidates, ["a/one", "b/many:x", "b/many:y"]) == {
         "name so100": {"found": 3, "alone": 2, "accepted": 3},
-        "ids_file": {"found": 1, "alone": 1, "accepted": 0},
+        "repo_ids": {"found": 1, "alone": 1, "accepted": 0},
         "tag so100": {"found": 1, "alone": 0, "accepted": 1},
     }

@@ -24,7 +24,7 @@ def published(hub, tmp_path, make_dataset, publish) -> None:
 
 def collect_ids(out: Path, *flags: str, **environment: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "depi.cli", "collect-ids", f"--output_dir={out}", "--json", *flags],
+        [sys.executable, "-m", "depi.cli", "collect-ids", f"--data_ids={out}", "--json", *flags],
         env={**os.environ, **{name: str(value) for name, value in environment.items()}},
         capture_output=True,
         text=True,
@@ -72,7 +72,7 @@ def test_a_full_cache_disk_leaves_the_catalogue_as_it_was(published, tmp_path, s
 
 def test_a_full_disk_below_the_catalogue_keeps_what_was_journalled(published, small_disk):
     out = small_disk.path / "out"
-    assert main([f"--output_dir={out}"]) == 0
+    assert main([f"--data_ids={out}"]) == 0
     before = lists(out)
     small_disk.fill(leave=8 * 1024)
     sentence = only_error(collect_ids(out, "--refresh", "--workers=1"))
@@ -88,7 +88,7 @@ def test_a_full_disk_below_the_catalogue_keeps_what_was_journalled(published, sm
 
 def test_a_full_disk_while_looking_at_videos_refuses_no_dataset(published, tmp_path, small_disk, monkeypatch):
     out = tmp_path / "out"
-    assert main([f"--output_dir={out}"]) == 0
+    assert main([f"--data_ids={out}"]) == 0
     before = lists(out)
     small_disk.fill()
     sentence = only_error(collect_ids(out, "--deep", "--deep_workers=2", DEPI_CACHE=small_disk.path))
@@ -97,6 +97,6 @@ def test_a_full_disk_while_looking_at_videos_refuses_no_dataset(published, tmp_p
     assert lists(out) == before
     small_disk.make_room()
     monkeypatch.setenv("DEPI_CACHE", str(small_disk.path))
-    summary = collect(CollectConfig(output_dir=out, deep=True, deep_workers=1))
+    summary = collect(CollectConfig(data_ids=out, deep=True, deep_workers=1))
     assert (summary.found, summary.failed) == (COUNT, 0)
     assert len(read_thumbnails(out)) == COUNT

@@ -121,7 +121,7 @@ def drafts(*folders: Path) -> list[str]:
 
 def _collect(work: Workplace, out: Path) -> list[str]:
     ids = work.data_ids / "dataset_list_valid.json"
-    return [*DEPI, "collect-ids", f"--output_dir={out}", f"--ids_file={ids}", "--workers=2"]
+    return [*DEPI, "collect-ids", f"--data_ids={out}", f"--repo_ids={ids}", "--workers=2"]
 
 
 def _collected(work: Workplace, out: Path) -> Any:
