@@ -32,6 +32,7 @@ TOKENIZER = "google/paligemma-3b-pt-224"
 TOKEN_REFUSED = "the token is refused"
 HUB_SECONDS = 20.0
 SET_UP = "install DePi's dependencies: uv sync --extra sim"
+SLOW = "the machine is busy: try again, or wait longer with --timeout=300"
 FFMPEG = "install FFmpeg's libraries (Debian: sudo apt-get install ffmpeg)"
 # Free bytes, the variable that moves the folder, and what needs the space. A checkpoint of the full pi0 is
 # written before the old one is removed.
@@ -95,7 +96,7 @@ def _probe(name: str, timeout: float, *args: str) -> dict[str, Any]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:
-        return {"error": f"no answer within {timeout:g} s"}
+        return {"error": f"no answer within {timeout:g} s", "slow": True}
     lines = done.stdout.strip().splitlines()
     try:
         return json.loads(lines[-1])
@@ -126,7 +127,10 @@ def check_gpus(timeout: float) -> Iterator[Finding]:
     """The GPUs that PyTorch finds."""
     found = _probe("gpus", timeout)
     if "error" in found:
-        yield Finding("gpu", "fail", f"PyTorch does not start: {found['error']}", SET_UP)
+        if "slow" in found:
+            yield Finding("gpu", "warn", f"PyTorch gives {found['error']}", SLOW)
+        else:
+            yield Finding("gpu", "fail", f"PyTorch does not start: {found['error']}", SET_UP)
         return
     for number, device in enumerate(found["devices"]):
         detail = f"{device['name']}, {device['free'] / 1e9:.0f} of {device['total'] / 1e9:.0f} GB free"
@@ -159,7 +163,11 @@ def check_codecs(timeout: float) -> Iterator[Finding]:
             name: found.get("error") or found[codec]
             for name, found in (("PyAV", pyav), ("torchcodec", torchcodec))
         }
-        broken = {name: problem for name, problem in problems.items() if problem}
+        slow = [name for name, found in (("PyAV", pyav), ("torchcodec", torchcodec)) if "slow" in found]
+        broken = {name: problem for name, problem in problems.items() if problem and name not in slow}
+        if slow and not broken:
+            yield Finding(f"video {title}", "warn", f"{' and '.join(slow)} gave {problems[slow[0]]}", SLOW)
+            continue
         if not broken:
             yield Finding(f"video {title}", "ok", "PyAV and torchcodec decode it")
             continue
@@ -177,7 +185,9 @@ def check_rendering(timeout: float) -> Iterator[Finding]:
 
     found = _probe("rendering", timeout)
     problem = found.get("error") or found["problem"]
-    if problem:
+    if "slow" in found:
+        yield Finding("rendering", "warn", f"MuJoCo gives {problem}", SLOW)
+    elif problem:
         yield Finding("rendering", "warn", f"MuJoCo renders nothing: {problem}", REMEDY)
     else:
         yield Finding("rendering", "ok", f"MuJoCo, by {found['backend']}")

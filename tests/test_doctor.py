@@ -153,10 +153,19 @@ def test_a_decoder_that_is_missing_is_a_warning_and_both_a_failure(monkeypatch):
 
 
 def test_a_probe_that_crashes_or_hangs_is_a_finding(monkeypatch):
-    assert doctor._probe("gpus", 0.01) == {"error": "no answer within 0.01 s"}
+    assert doctor._probe("gpus", 0.01) == {"error": "no answer within 0.01 s", "slow": True}
     assert doctor._probe("no_such_probe", 60) == {"error": "'no_such_probe'"}
     monkeypatch.setattr(sys, "executable", "/bin/false")
     assert doctor._probe("gpus", 60) == {"error": "it ended with status 1"}
+
+
+def test_a_probe_that_was_only_slow_is_no_reason_to_install_anything(monkeypatch):
+    slow = {"error": "no answer within 9 s", "slow": True}
+    probed(monkeypatch, gpus=slow, pyav={"h264": "", "av1": ""}, torchcodec=slow, rendering=slow)
+    found = [*doctor.check_gpus(9), *doctor.check_codecs(9), *doctor.check_rendering(9)]
+    assert {finding.status for finding in found} == {"warn"}
+    assert {finding.remedy for finding in found} == {doctor.SLOW}
+    assert all("no answer within 9 s" in finding.detail for finding in found)
 
 
 def test_a_codec_that_loses_frames_is_told(monkeypatch):
