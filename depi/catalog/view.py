@@ -47,7 +47,7 @@ class ViewConfig:
     revision: str | None = None
     # The dataset's folder, instead of the Hub.
     root: Path | None = None
-    # Write an mp4 there, display or not; by default NAME_episode_NUMBER.mp4 in the current folder.
+    # Write an mp4 there, display or not; by default outputs/view/NAME_episode_NUMBER.mp4.
     output: Path | None = None
     # The folder that `depi collect-ids` wrote, whose verdict on the episode is shown.
     data_ids: Path = Path("data_ids")
@@ -74,7 +74,8 @@ def main(args: list[str]) -> int:
     if why_not is None:
         show_in_viewer(config, files.revision)
         return 0
-    output = config.output or Path(f"{file_name(config.repo_id)}_episode_{config.episode:06d}.mp4")
+    name = f"{file_name(config.repo_id)}_episode_{config.episode:06d}.mp4"
+    output = config.output or Path("outputs/view", name)
     try:
         write_video(output, replace(read_episode(files, meta), faults=faults), config.height)
     except DatasetError as error:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise, takewhile
 from pathlib import Path
 
@@ -37,8 +37,9 @@ class PlotConfig:
     RUN is the folder of a training run, finished or not. Several are drawn into the same axes.
     """
 
-    runs: list[Path]
-    output: Path = Path("metrics.png")
+    runs: list[Path] = field(default_factory=list)
+    # null: metrics.png in the run's folder; of several runs, outputs/metrics.png.
+    output: Path | None = None
 
 
 def read_curves(run: Path) -> dict[str, Curve]:
@@ -117,9 +118,10 @@ def main(args: Sequence[str]) -> int:
     named = [f"--runs={json.dumps(runs)}"] if runs else []
     config = parse_flags(PlotConfig, [*named, *args[len(runs) :]], "depi plot RUN...")
     if not config.runs:
-        raise UserError("name a run: depi plot RUN...")
+        raise UserError("name a run: depi plot outputs/train/DATE/TIME_JOB, or several")
     curves = {str(run): read_curves(run) for run in config.runs}
-    draw(curves, config.output)
+    output = config.output or (config.runs[0] if len(curves) == 1 else Path("outputs")) / "metrics.png"
+    draw(curves, output)
     show(curves, Console())
-    print(f"drawn in {config.output}")
+    print(f"drawn in {output}")
     return 0

@@ -95,8 +95,8 @@ def test_from_the_hub_only_the_files_of_the_episode_are_fetched(
     monkeypatch.chdir(tmp_path)
     assert main(["someone/arm", "--episode=1", "--height=64"]) == 0
     reason = "LeRobot's viewer reads v3.0, this dataset is v2.1"
-    assert capsys.readouterr().out == f"written to someone_arm_episode_000001.mp4 ({reason})\n"
-    assert len(decode(tmp_path / "someone_arm_episode_000001.mp4")[0]) == 12
+    assert capsys.readouterr().out == f"written to outputs/view/someone_arm_episode_000001.mp4 ({reason})\n"
+    assert len(decode(tmp_path / "outputs" / "view" / "someone_arm_episode_000001.mp4")[0]) == 12
     fetched = [path.name for path in (tmp_path / "hf-home").rglob("episode_0*")]
     assert sorted(set(fetched)) == ["episode_000001.mp4", "episode_000001.parquet"]
 
@@ -111,7 +111,7 @@ def test_a_dataset_inside_a_collection(
     )
     monkeypatch.chdir(tmp_path)
     assert main(["someone/many:ann/pick", "--height=64"]) == 0
-    assert len(decode(tmp_path / "someone_many_ann_pick_episode_000000.mp4")[0]) == 7
+    assert len(decode(tmp_path / "outputs" / "view" / "someone_many_ann_pick_episode_000000.mp4")[0]) == 7
 
 
 def test_recordings_without_cameras_or_names_and_of_other_robots(tmp_path: Path):

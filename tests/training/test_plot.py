@@ -34,6 +34,20 @@ def test_runs_are_drawn_as_png_and_in_the_terminal(tmp_path, capsys):
     assert alone.read_bytes() != output.read_bytes()
 
 
+def test_a_figure_lies_with_its_run_and_not_in_the_current_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        write_run(tmp_path / name)
+    assert cli.main(["plot", "one"]) == 0
+    assert (tmp_path / "one" / "metrics.png").is_file()
+    assert cli.main(["plot", "one", "two"]) == 0
+    assert (tmp_path / "outputs" / "metrics.png").is_file()
+    assert not list(tmp_path.glob("*.png"))
+    capsys.readouterr()
+    assert cli.main(["plot"]) == 2
+    assert capsys.readouterr().err.startswith("error: name a run: depi plot")
+
+
 def test_curves_of_a_run_that_is_still_writing(tmp_path):
     run = write_run(tmp_path / "run", steps=2)
     with (run / "metrics.jsonl").open("a") as file:
