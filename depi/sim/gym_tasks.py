@@ -1,5 +1,6 @@
 """Scripted experts of gym-pusht and gym-aloha, recorded with the features of the datasets on the Hub."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -13,6 +14,10 @@ from depi.errors import UserError
 from depi.sim.gl import select_backend
 from depi.sim.v30 import V30Writer
 from depi.sim.writing import Recording, check_counts, finalized, new_folder, successes, write_card
+
+
+# gym-pusht imports pygame, which imports what setuptools is about to drop.
+warnings.filterwarnings("ignore", "pkg_resources is deprecated")
 
 
 class GymExpert(Protocol):
