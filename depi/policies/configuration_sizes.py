@@ -32,6 +32,10 @@ class AnySize(OwnChoices):
     num_kv_heads: int = 1
     head_dim: int = 32
 
+    # Networks of this size learn from nothing with 40 times the rate of the published weights' fine-tuning.
+    optimizer_lr: float = 1e-3
+    scheduler_decay_lr: float = 1e-4
+
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[misc]
         sizes = {field.name for field in dataclasses.fields(FlowDimensions)} & set(vars(self))
