@@ -47,7 +47,11 @@ def _tell_launcher(sentence: str) -> None:
 def main(argv: Sequence[str]) -> int:
     """Parse the flags, train, and return the exit status (2 for a user's error)."""
     start_logging()
-    return run(_train, argv)
+    alone = "ACCELERATE_MIXED_PRECISION" in os.environ and "WORLD_SIZE" not in os.environ
+    status = run(_train, argv)
+    if status and alone:  # by `accelerate launch`, without torchrun
+        print("accelerate launch adds a traceback of its own; `depi train` has none", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":
