@@ -208,8 +208,8 @@ class TrainConfig:
     # 0 saves at the end only.
     save_freq: int = 20_000
     # Once a checkpoint is complete, remove those before the newest N, but for steps that are multiples of
-    # keep_every; null keeps all.
-    keep_last: int | None = None
+    # keep_every; null keeps all. One of full-size pi0 takes 45 GB.
+    keep_last: int | None = 3
     keep_every: int | None = None
     ema: EmaConfig = field(default_factory=EmaConfig)
     # Publish each checkpoint as --policy.repo_id, in the background and with a tag for its step;

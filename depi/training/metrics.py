@@ -51,7 +51,7 @@ class StepMetrics:
 
     def __str__(self) -> str:
         numbers = {
-            "step": short_count(self.step),
+            "step": str(self.step),
             "smpl": short_count(self.samples),
             "ep": short_count(self.episodes),
             "epch": f"{self.epochs:.2f}",

@@ -1,6 +1,7 @@
 """A run before its first step: data, policy, optimizer, and what a checkpoint brings back."""
 
 import logging
+import math
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from lerobot.configs import PreTrainedConfig
 from lerobot.processor import PolicyProcessorPipeline
+from torch.optim.lr_scheduler import LambdaLR
 
 from depi.datasets.union.multi import MultiLeRobotDataset
 from depi.errors import UserError
@@ -102,6 +104,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
                 f"the run has taken {run.step} steps, more than --steps={config.steps}: ask for more, or go "
                 "on from an earlier checkpoint with --config_path"
             )
+        announce_schedule(run)
     if run.step < config.steps:
         describe(run)
         if family_of(policy.config).own:
@@ -109,6 +112,25 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     else:
         logger.info("the run has finished its %s steps: ask for more with --steps", run.step)
     return run
+
+
+def announce_schedule(run: Run) -> None:
+    """Say where a resumed run's learning rate does not go on where it stopped, as with more --steps.
+
+    LeRobot's presets fit the warm-up and decay into --steps where these are fewer.
+    """
+    scheduler = run.scheduler
+    if not run.accelerator.is_main_process or not isinstance(scheduler, LambdaLR):
+        return
+    stopped, goes_on = scheduler.get_last_lr()[0], scheduler.base_lrs[0] * scheduler.lr_lambdas[0](run.step)
+    if not math.isclose(stopped, goes_on, rel_tol=1e-3):
+        logger.warning(
+            "--steps=%s changes the schedule: the learning rate goes on at %.2g, it was %.2g at step %s",
+            run.config.steps,
+            goes_on,
+            stopped,
+            run.step,
+        )
 
 
 def begin_output(config: TrainConfig, report: dict[str, Any]) -> None:
@@ -282,6 +304,11 @@ def describe(run: Run) -> None:
         config.gradient_accumulation_steps,
         config.output_dir,
     )
+    if config.keep_last is not None and config.save_freq:
+        others = f" and every {config.keep_every} steps" if config.keep_every else ""
+        logger.info(
+            "the newest %s checkpoints%s are kept; --keep_last=null keeps all", config.keep_last, others
+        )
     bad = [
         (entry["repo_id"], episode, reason)
         for entry in data.entries

@@ -187,7 +187,7 @@ def _rates(result: dict[str, Any]) -> dict[str, float]:
 def describe(run: Run, values: dict[str, float]) -> str:
     """The log line of an evaluation, in LeRobot's words where it has them; success in per cent."""
     parts = [
-        f"eval step:{short_count(run.step)} smpl:{short_count(run.samples)} ep:{short_count(run.episodes)} "
+        f"eval step:{run.step} smpl:{short_count(run.samples)} ep:{short_count(run.episodes)} "
         f"epch:{run.epochs:.2f}"
     ]
     if "eval/loss" in values:

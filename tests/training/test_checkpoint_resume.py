@@ -34,7 +34,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_goes_on_exactly(flag
     assert sorted(os.listdir(checkpoints)) == ["000002", "000004", "000006", "last"]
 
 
-def test_a_resumed_run_refuses_another_policy_than_the_checkpoints(flags, tmp_path, capfd):
+def test_a_resumed_run_refuses_another_policy_than_the_checkpoints(flags, tmp_path, capfd, caplog):
     assert train(replaced(flags, steps=2)) == 0
     resume = ["--resume=true", f"--output_dir={tmp_path / 'run'}", "--steps=3"]
     for wrong in ("--policy.optimizer_lr=1.0", "--policy.dtype=bfloat16", "--policy.depth=3"):
@@ -42,6 +42,7 @@ def test_a_resumed_run_refuses_another_policy_than_the_checkpoints(flags, tmp_pa
         assert train([*resume, wrong]) == 2
         assert f"{wrong} cannot change on resume" in capfd.readouterr().err
     assert train([*resume, *(flag for flag in flags if flag.startswith("--policy."))]) == 0
+    assert "--steps=3 changes the schedule: the learning rate goes on at" in caplog.text
 
 
 def test_a_resumed_run_refuses_a_folder_that_has_grown(flags, tmp_path, capfd):
@@ -69,7 +70,7 @@ def test_a_broken_link_names_the_newest_checkpoint(flags, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("keep_last", [1, 2])
-def test_a_resumed_run_outlives_the_checkpoint_that_it_resumed_from(flags, tmp_path, keep_last):
+def test_a_resumed_run_outlives_the_checkpoint_that_it_resumed_from(flags, tmp_path, keep_last, caplog):
     run, whole = tmp_path / "run", tmp_path / "whole"
     flags = replaced(flags, **{"policy.scheduler_decay_steps": 2})
     assert train(replaced(flags, output_dir=whole)) == 0
@@ -78,6 +79,7 @@ def test_a_resumed_run_outlives_the_checkpoint_that_it_resumed_from(flags, tmp_p
     assert len(os.listdir(run / "checkpoints")) == keep_last + 1
     assert losses(run) == losses(whole)
     assert weights(run) == weights(whole)
+    assert "changes the schedule" not in caplog.text
 
 
 def test_a_run_goes_on_elsewhere_and_needs_nothing_that_it_began_with(flags, tmp_path):
