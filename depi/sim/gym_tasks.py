@@ -15,7 +15,6 @@ from depi.sim.gl import select_backend
 from depi.sim.v30 import V30Writer
 from depi.sim.writing import Recording, check_counts, finalized, new_folder, successes, write_card
 
-
 # gym-pusht imports pygame, which imports what setuptools is about to drop.
 warnings.filterwarnings("ignore", "pkg_resources is deprecated")
 
