@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 # Environments that differ in one of these set different tasks for the same seed.
 SAME_TASK = ("type", "task", "setups", "options", "episode_length")
+# What else than the policy may make a difference, beside the other settings of the environment.
+SETTINGS = ("n_action_steps", "guidance", "num_samples", "versions")
 
 
 @dataclass
@@ -50,11 +52,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One `eval.json`: where it lies, whose it is, and its episodes by seed."""
+    """One `eval.json`: where it lies, whose it is, its settings, and its episodes by seed."""
 
     folder: Path
     policy: str
     env: dict[str, Any]
+    settings: dict[str, Any]
     rows: dict[int, Row]
 
     @property
@@ -83,6 +86,7 @@ class Comparison:
 
     Attributes:
         p_value: of McNemar's exact test, two-sided.
+        also_different: settings in which they differ beside the policy, each in one line.
         only_a, only_b: seeds where that one alone succeeded. both, neither: counts.
     """
 
@@ -96,6 +100,7 @@ class Comparison:
     difference: float
     difference_interval_95: tuple[float, float]
     p_value: float
+    also_different: list[str]
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -113,7 +118,8 @@ def read_evaluation(path: Path) -> Evaluation:
     rows = {row.seed: row for row in (_row(file, *each) for each in enumerate(found["episodes"]))}
     # Of rigs from a file it matters what they are, not where the file lies.
     env = {**found["env"], "setups": found.get("setups_file") or found["env"].get("setups")}
-    return Evaluation(file.parent, str(found.get("policy")), env, rows)
+    settings = {name: found.get(name) for name in SETTINGS}
+    return Evaluation(file.parent, str(found.get("policy")), env, settings, rows)
 
 
 def _row(file: Path, index: int, episode: Any) -> Row:
@@ -176,7 +182,28 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
         difference=difference,
         difference_interval_95=interval,
         p_value=mcnemar(len(only_a), len(only_b)),
+        also_different=also_different(a, b),
     )
+
+
+def also_different(a: Evaluation, b: Evaluation) -> list[str]:
+    """The settings in which two evaluations differ beside the policy, as in `env.fps: 10 in A, 30 in B`."""
+    first, second = (flat({"env": side.env, **side.settings}) for side in (a, b))
+    return [
+        f"{one_line(name, 60)}: {_short(first.get(name))} in A, {_short(second.get(name))} in B"
+        for name in sorted(first.keys() | second.keys())
+        if first.get(name) != second.get(name)
+    ]
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Values inside objects by their paths, as in `env.fps`."""
+    if not isinstance(values, dict):
+        return {prefix.removesuffix("."): values}
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.")
+    return found
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -288,25 +315,32 @@ def main(args: Sequence[str]) -> int:
     return 0
 
 
+def _interval(side: Side) -> str:
+    low, high = side.success_interval_95
+    return f"{low:.0%} to {high:.0%}"
+
+
+# As rows: side by side they do not fit into 80 columns.
+_FACTS: dict[str, Callable[[Side], str]] = {
+    "policy": lambda side: side.policy,
+    "success rate": lambda side: f"{side.success_rate:.0%}",
+    "95% interval": _interval,
+    "mean reward": lambda side: f"{side.mean_reward:.2f}",
+    "mean length": lambda side: f"{side.mean_length:.1f}",
+    "errors": lambda side: f"{side.errors} of {side.episodes}",
+}
+
+
 def _print(result: Comparison) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=f"{result.paired} paired seeds")
-    for column in ("", "policy", "success rate", "95% interval", "mean reward", "mean length", "errors"):
+    for column in ("", "A", "B"):
         table.add_column(column, overflow="fold")
-    for name, side in (("A", result.a), ("B", result.b)):
-        low, high = side.success_interval_95
-        table.add_row(
-            name,
-            escape(side.policy),
-            f"{side.success_rate:.0%}",
-            f"{low:.0%} to {high:.0%}",
-            f"{side.mean_reward:.2f}",
-            f"{side.mean_length:.1f}",
-            f"{side.errors} of {side.episodes}",
-        )
+    for name, shown in _FACTS.items():
+        table.add_row(name, *(escape(shown(side)) for side in (result.a, result.b)))
     Console().print(table)
     low, high = result.difference_interval_95
     print(f"B - A: {result.difference:+.0%}, 95% interval {low:+.0%} to {high:+.0%}")
@@ -314,6 +348,8 @@ def _print(result: Comparison) -> None:
         f"both succeeded {result.both}, only A {len(result.only_a)}, only B {len(result.only_b)}, "
         f"neither {result.neither}; McNemar's exact test: p = {result.p_value:.3g}"
     )
+    if result.also_different:
+        print(f"they differ in more than the policy: {'; '.join(result.also_different)}")
     for name, side in (("A", result.a), ("B", result.b)):
         left = side.episodes - side.errors - result.paired
         if left:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from depi.errors import UserError
-from depi.evaluation.compare import wilson
+from depi.evaluation.compare import flat, wilson
 from depi.evaluation.rollout import Episode
 from depi.files import atomic_write, read_json, write_json
 from depi.journal import LineFile, read_lines
@@ -55,22 +55,13 @@ class Journal:
 
 
 def _refuse_differences(folder: Path, old: Any, new: dict[str, Any]) -> None:
-    before, now = _flat(old), _flat(new)
+    before, now = flat(old), flat(new)
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             raise UserError(
                 f"{folder} holds an evaluation with another {name}: {before.get(name)!r} there, "
                 f"{now.get(name)!r} now; choose another --output_dir, or remove that one"
             )
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix.removesuffix("."): values}
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.")
-    return flat
 
 
 def summarise(head: dict[str, Any], episodes: Sequence[Episode], timing: dict[str, Any]) -> dict[str, Any]:

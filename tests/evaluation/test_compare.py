@@ -162,6 +162,19 @@ def test_videos_of_different_rates_take_the_same_time(tmp_path):
     assert len(decoded(tmp_path / "out" / "seed_1000.mp4")) == 20
 
 
+def test_what_else_than_the_policy_differs_is_said(tmp_path, capsys):
+    a, b = evaluation(tmp_path / "a", "10"), evaluation(tmp_path / "b", "01", fps=30, observation_width=96)
+    for folder, steps in ((a, 8), (b, None)):
+        content = read_json(folder / "eval.json")
+        write_json(folder / "eval.json", {**content, "n_action_steps": steps, "versions": {"torch": "2"}})
+    assert main([str(a), str(b)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "they differ in more than the policy: env.fps: 10 in A, 30 in B; " in said
+    assert "env.observation_width: None in A, 96 in B; n_action_steps: 8 in A, None in B" in said
+    assert "torch" not in said
+    assert compare(read_evaluation(a), read_evaluation(a)).also_different == []
+
+
 def test_the_command_prints_a_table_in_a_moment(tmp_path):
     a, b = evaluation(tmp_path / "a", "1100x"), evaluation(tmp_path / "b", "11110")
     command = [sys.executable, "-m", "depi.cli", "compare"]
