@@ -150,8 +150,11 @@ def _print(found: dict[str, Any]) -> None:
     from rich.text import Text
 
     console = Console()
-    totals = Table("datasets", *(name.replace("_", " ") for name in found["episodes"]), title="episodes")
-    totals.add_row(str(found["datasets"]), *(f"{value:,}" for value in found["episodes"].values()))
+    # As rows: side by side they do not fit into 80 columns.
+    totals = Table("total", "")
+    totals.add_row("datasets", f"{found['datasets']:,}")
+    for name, value in found["episodes"].items():
+        totals.add_row(f"episodes, {name.replace('_', ' ')}", f"{value:,}")
     console.print(totals)
     titles = {
         "flags": ("flag", "episodes"),

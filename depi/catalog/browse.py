@@ -190,8 +190,11 @@ def stats(args: list[str]) -> int:
         print(json.dumps(found, ensure_ascii=True))
         return 0
     console = Console()
-    totals = Table(*("datasets", *found["accepted"]))
-    totals.add_row(str(found["datasets"]), *(f"{value:,}" for value in found["accepted"].values()))
+    # As rows: side by side they do not fit into 80 columns.
+    totals = Table("total", "accepted")
+    totals.add_row("datasets, all", f"{found['datasets']:,}")
+    for name, value in found["accepted"].items():
+        totals.add_row(name, f"{value:,}")
     console.print(totals)
     for title, counts, unit in (
         ("verdict", found["verdict"], "datasets"),

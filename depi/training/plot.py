@@ -100,16 +100,16 @@ def sparkline(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
 
 
 def show(runs: dict[str, dict[str, Curve]], console: Console) -> None:
-    """Print a line per run and curve."""
-    table = Table("run", "curve", "first", "steps", "last")
+    """Print a table per run, a line per curve."""
     for run, curves in runs.items():
+        table = Table("curve", "first", "steps", "last")
         for name, label, _ in CURVES:
             if name in curves:
                 steps, values = curves[name]
                 line = f"{steps[0]} {sparkline(values)} {steps[-1]}"
-                table.add_row(run, label, f"{values[0]:.4g}", line, f"{values[-1]:.4g}")
-                run = ""
-    console.print(table)
+                table.add_row(label, f"{values[0]:.4g}", line, f"{values[-1]:.4g}")
+        console.print(run, soft_wrap=True, markup=False, highlight=False)
+        console.print(table)
 
 
 def main(args: Sequence[str]) -> int:

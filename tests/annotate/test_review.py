@@ -61,7 +61,7 @@ def folder(tmp_path: Path, root: Path) -> Path:
         tmp_path,
         REPO,
         result(0, revision=state, confidence=0.8, frames={TOP: (0, 4, 11), HAND: (0, 4, 11)}),
-        result(1, revision=state, confidence=0.95, frames={TOP: (0, 11), HAND: (0, 11)}),
+        result(1, revision=state, confidence=0.95, task="test", frames={TOP: (0, 11), HAND: (0, 11)}),
         result(2, revision=state, frames={TOP: (3,), HAND: (3,)}, flags=("low_confidence",), **unsure),
         replace(failure(3, "the server answered 500"), revision=state),
     )
@@ -106,6 +106,8 @@ def test_the_page_shows_the_frames_that_the_model_saw(browser: Browser, folder: 
     assert card(opened, 0).locator(".camera").all_inner_texts() == ["cam_a (top)", "image2 (wrist)"]
     assert card(opened, 0).locator(".recorded").inner_text() == "test"
     assert card(opened, 0).locator(".new").inner_text() == "Pick up the red cube."
+    headings = [card(opened, episode).locator("h3").all_inner_texts()[1].lower() for episode in (0, 1)]
+    assert headings == ["new", "same as recorded"]
     shown = card(opened, 3).locator("img").evaluate_all("all => all.map(image => image.src)")
     assert list(map(number_in, shown)) == [300, 306, 311, 1300, 1306, 1311], (
         "nothing was seen: its start to end"

@@ -416,6 +416,21 @@ def test_an_empty_catalogue_makes_a_page(browser: Browser, tmp_path: Path):
     assert opened.complaints == []
 
 
+def test_datasets_of_one_month_have_a_growth_chart_and_missing_pictures_are_said(
+    browser: Browser, rows: list[Row], tmp_path: Path
+):
+    month = datetime(2026, 11, 3, tzinfo=UTC)
+    write_catalog(tmp_path, [dataclasses.replace(row, created_at=month) for row in rows[:3]], {})
+    assert main([f"--data_ids={tmp_path}", f"--output={tmp_path / 'page.html'}"]) == 0
+    opened = Opened(browser, tmp_path / "page.html")
+    box = opened.page.locator(".growth path.others").bounding_box()
+    assert box is not None
+    assert min(box["width"], box["height"]) > 100
+    assert opened.page.locator("tbody .no-picture").first.inner_text() == "no picture"
+    opened.page.close()
+    assert opened.complaints == []
+
+
 def test_errors_name_the_remedy(tmp_path: Path):
     with pytest.raises(UserError, match=r"there is no catalogue at .*: `depi collect-ids` writes one"):
         main([f"--data_ids={tmp_path}"])

@@ -82,10 +82,15 @@ function draw(row) {
     frames(row),
     el("div", { class: "texts" },
       el("div", {}, el("h3", {}, "Recorded"), el("p", { class: "recorded" }, row.recorded || "–")),
-      el("div", {}, el("h3", {}, row.task === null && row.proposed ? "Proposed, not used" : "New"),
+      el("div", {}, el("h3", {}, heading(row)),
         row.editing ? editor(row) : el("p", { class: "new" }, row.task ?? row.proposed ?? "–"))),
     buttons(row),
   ]);
+}
+
+function heading(row) {
+  if (row.task === null && row.proposed) return "Proposed, not used";
+  return row.task !== null && row.task === row.recorded ? "Same as recorded" : "New";
 }
 
 const badge = (row) => el("span", { class: `badge ${row.review || (row.status === "annotated" ? "" : "failed")}` },

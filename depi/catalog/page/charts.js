@@ -122,7 +122,8 @@ function growthByMonth() {
   }
   const known = [...months.keys()].sort();
   if (!known.length) return [];
-  const steps = [];
+  // One month alone has no area: it grows from nothing.
+  const steps = known.length === 1 ? [["before", 0, 0]] : [];
   let [year, month] = known[0].split("-").map(Number);
   let [accepted, all] = [0, 0];
   for (let name = known[0]; name <= known.at(-1) && steps.length < 600; ) {

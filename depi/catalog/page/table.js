@@ -47,7 +47,10 @@ function nameCell(row) {
 
 function pictureStrip(row) {
   const all = row.pictures || [];
-  if (!all.length) return el("span", { class: "no-picture", title: "no picture" });
+  if (!all.length) {
+    const why = "no picture: depi collect-ids --deep takes them";
+    return el("span", { class: "no-picture", title: why }, "no picture");
+  }
   const strip = all.slice(0, 2).map((each) => picture(each, { height: 48 }));
   return [strip, all.length > 2 ? el("span", { class: "more-pictures" }, `+${all.length - 2}`) : null];
 }
