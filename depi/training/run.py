@@ -289,7 +289,7 @@ def describe(run: Run) -> None:
     parameters = sum(parameter.numel() for parameter in run.policy.parameters())
     logger.info(
         "training %s (%.1f M parameters) on %s: %s datasets, %s episodes, %s frames; steps %s to %s, "
-        "each of %s samples (batch size %s, processes %s, accumulation %s); output in %s",
+        "each of %s samples (batch size %s, processes %s, accumulation %s); output in %s, %s",
         run.policy.config.type,
         parameters / 1e6,
         run.accelerator.device,
@@ -303,12 +303,10 @@ def describe(run: Run) -> None:
         run.accelerator.num_processes,
         config.gradient_accumulation_steps,
         config.output_dir,
+        "with all checkpoints"
+        if config.keep_last is None
+        else f"with the newest {config.keep_last} checkpoints (--keep_last=null keeps all)",
     )
-    if config.keep_last is not None and config.save_freq:
-        others = f" and every {config.keep_every} steps" if config.keep_every else ""
-        logger.info(
-            "the newest %s checkpoints%s are kept; --keep_last=null keeps all", config.keep_last, others
-        )
     bad = [
         (entry["repo_id"], episode, reason)
         for entry in data.entries
