@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from depi.policies import DepiPi0Config, make_policy, make_processors, save_checkpoint
+from depi.policies import make_policy, make_processors, save_checkpoint
+from depi.policies.families import family
 
 REPOSITORY = Path(__file__).parents[2]
 POLICY_PLUGIN = REPOSITORY / "plugins" / "lerobot_policy_depi"
@@ -72,19 +73,23 @@ def _write_checkpoint(
     cameras: Sequence[str],
     values: Mapping[str, tuple[np.ndarray, np.ndarray]],
     *,
+    kind: str = "depi_pi0",
     indicator: bool = False,
 ) -> Path:
-    """A small `depi_pi0` with random weights; `values` are mean and standard deviation by key."""
+    """A small policy with random weights; `values` are mean and standard deviation by key.
+
+    Quantiles are one standard deviation from the mean.
+    """
     torch.manual_seed(0)
     sizes = {key: len(mean) for key, (mean, _) in values.items()}
     data = SimpleNamespace(
         state_dim=sizes["observation.state"], action_dim=sizes["action"], camera_slots=tuple(cameras)
     )
-    config = DepiPi0Config(device="cpu", **SMALL)
+    config = family(kind).configs[kind](device="cpu", **SMALL)
     policy = make_policy(config, data)
-    stats = {
-        key: {"mean": mean.astype(np.float32), "std": std.astype(np.float32)}
-        for key, (mean, std) in values.items()
-    }
+    stats = {}
+    for key, (mean, std) in values.items():
+        entry = {"mean": mean, "std": std, "q01": mean - std, "q99": mean + std}
+        stats[key] = {name: value.astype(np.float32) for name, value in entry.items()}
     save_checkpoint(folder, policy, *make_processors(config, stats, indicator=indicator))
     return folder

@@ -74,14 +74,14 @@ def test_rollout_records_a_dataset_of_the_robot_that_the_policy_drives(arm, lero
         assert (first[key] - last[key]).abs().max() > 0.2, view
 
 
-@pytest.fixture(scope="module")
-def pusher(module_hub, tmp_path_factory, write_checkpoint):
+@pytest.fixture(params=["depi_pi0", "depi_pi05"])
+def pusher(module_hub, tmp_path, write_checkpoint, request):
     """A checkpoint for PushT, whose agent it sends to one corner."""
     values = {
         "observation.state": (np.full(2, 256.0), np.full(2, 100.0)),
         "action": (np.array([450.0, 60.0]), np.full(2, 5.0)),
     }
-    return write_checkpoint(tmp_path_factory.mktemp("pusher"), SLOTS[:1], values)
+    return write_checkpoint(tmp_path / "pusher", SLOTS[:1], values, kind=request.param)
 
 
 def eval_flags(policy, folder) -> list[str]:
