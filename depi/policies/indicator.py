@@ -14,7 +14,7 @@ import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from lerobot.lerobot_types import TransitionKey
@@ -27,6 +27,8 @@ from lerobot.utils.constants import (
     OBS_STATE,
 )
 from torch import Tensor
+
+from depi.policies.carried_tokenizer import CarriedTokenizerStep
 
 INDICATORS = ("negative", "positive")
 
@@ -68,8 +70,8 @@ def _split(prompt: str) -> tuple[str, bool | None]:
 
 
 @dataclass
-class AdvantageTokenizerStep(TokenizerProcessorStep):
-    """LeRobot's tokenizer step, which ends every prompt with an advantage indicator.
+class AdvantageTokenizerStep(CarriedTokenizerStep):
+    """A tokenizer step that ends every prompt with an advantage indicator.
 
     Texts that end with an indicator already keep theirs. Beside the prompt's tokens [B, L] and mask it gives
     those of the prompt without indicator, under UNCONDITIONAL_TOKENS and UNCONDITIONAL_MASK.
@@ -80,10 +82,6 @@ class AdvantageTokenizerStep(TokenizerProcessorStep):
         state_in_prompt: prompts are pi0.5's; the step stands for LeRobot's that writes them, too.
     """
 
-    # LeRobot imports a step without a registered name by its class: nobody has to register it first. The name
-    # of LeRobot's step would be inherited.
-    _registry_name: ClassVar[str | None] = None
-
     indicator: str | None = "positive"
     state_in_prompt: bool = False
 
@@ -93,6 +91,15 @@ class AdvantageTokenizerStep(TokenizerProcessorStep):
             raise ValueError(f"indicator {self.indicator!r} is none of {', '.join(INDICATORS)}")
         if (self.padding, self.padding_side, self.truncation) != ("max_length", "right", True):
             raise ValueError("prompts with an indicator are padded on the right, to their greatest length")
+        if self.input_tokenizer is not None:
+            self._check_room()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """See `CarriedTokenizerStep`."""
+        super().load_state_dict(state)
+        self._check_room()
+
+    def _check_room(self) -> None:
         if self.max_length < (least := 2 + max(len(self._tail(positive)) for positive in (False, True))):
             raise ValueError(
                 f"tokenizer_max_length {self.max_length} has no room for a task and the indicator: "
@@ -178,7 +185,7 @@ def conditioned(pre: PolicyProcessorPipeline) -> PolicyProcessorPipeline:
         if isinstance(step, Pi05PrepareStateTokenizerProcessorStep):
             writes_state = True  # it would take an indicator for a part of the task
             continue
-        if type(step) is TokenizerProcessorStep:
+        if isinstance(step, TokenizerProcessorStep):
             fields = {field.name for field in dataclasses.fields(step) if field.init}
             settings = {name: getattr(step, name) for name in fields}
             step = AdvantageTokenizerStep(**settings, state_in_prompt=writes_state)

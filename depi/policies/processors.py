@@ -27,13 +27,14 @@ from lerobot.utils.constants import ACTION
 
 from depi.errors import UserError, first_line, machine_error, one_line
 from depi.files import read_json
+from depi.policies.carried_tokenizer import carried_by, carrying, largest_token, standing_in
 from depi.policies.checkpoint import load_config, resolve_checkpoint
 from depi.policies.configuration import dimensions_of
 from depi.policies.families import family_of
 from depi.policies.foreign import stored_stats
 from depi.policies.indicator import conditioned, plain_prompt
 from depi.policies.trust import (
-    OWN_STEP,
+    ADVANTAGE_STEP,
     POSTPROCESSOR,
     PREPROCESSOR,
     TOKENIZER,
@@ -51,9 +52,15 @@ QUANTILE_FLOOR = 1e-3
 
 
 def make_processors(
-    config: Any, stats: Mapping[str, Mapping[str, Any]], *, indicator: bool = False
+    config: Any,
+    stats: Mapping[str, Mapping[str, Any]],
+    *,
+    indicator: bool = False,
+    base: Path | None = None,
 ) -> tuple[Pipeline, Pipeline]:
     """Fresh pipelines: (batch -> batch for the policy, normalised actions -> actions).
+
+    Those of DePi's own policy types save their tokenizer with them; LeRobot's types go by its name.
 
     Args:
         config: with features set; see `set_features`.
@@ -61,6 +68,7 @@ def make_processors(
             relative actions where the policy's are, see `relative_joints`. What the configuration normalises
             by has to be there; see `widened` for quantiles.
         indicator: prompts say that the advantage is positive, where they do not say what it is.
+        base: the checkpoint that is fine-tuned, whose tokenizer is taken where it carries one.
 
     Raises:
         UserError: the tokenizer cannot be had, or knows more tokens than the policy.
@@ -71,8 +79,14 @@ def make_processors(
     }
     _need_statistics(config, tensors)
 
+    own = config.type not in family_of(config).stock
+    tokenizer = carried_by(load_processors(base)[0]) if own and base is not None else None
+
     def make() -> tuple[Pipeline, Pipeline]:
-        pre, post = family_of(config).processors(config, tensors)
+        with standing_in(tokenizer):
+            pre, post = family_of(config).processors(config, tensors)
+        if own:
+            pre = carrying(pre)
         return conditioned(pre) if indicator else pre, post
 
     pre, post = _with_tokenizer(make)
@@ -290,7 +304,7 @@ def is_told_advantages(folder: Path) -> bool:
     path = folder / PREPROCESSOR
     content = read_json(path) if path.exists() else None
     steps = content.get("steps") if isinstance(content, dict) else None
-    return any(isinstance(step, dict) and step.get("class") == OWN_STEP for step in steps or ())
+    return any(isinstance(step, dict) and step.get("class") == ADVANTAGE_STEP for step in steps or ())
 
 
 def _with_tokenizer(build: Callable[[], tuple[Pipeline, Pipeline]]) -> tuple[Pipeline, Pipeline]:
@@ -323,9 +337,11 @@ def _fit_tokenizer(pre: Pipeline, config: Any) -> None:
             # A task that says "<image>" or "<eos>" means these letters. PaliGemma's `<image>` stands behind
             # its vocabulary, and the policy has no embedding for it.
             step.input_tokenizer.split_special_tokens = True
-            size = step.input_tokenizer.vocab_size
+            carried = carried_by(pre)
+            size = step.input_tokenizer.vocab_size if carried is None else largest_token(carried) + 1
             if size > room:
+                name = step.tokenizer_name or "of the policy"
                 raise UserError(
-                    f"the tokenizer {step.tokenizer_name} has {size} tokens, the policy has room for {room}; "
+                    f"the tokenizer {name} has {size} tokens, the policy has room for {room}; "
                     f"use a policy whose vocab_size is at least {size}"
                 )

@@ -15,6 +15,7 @@ from huggingface_hub import constants
 
 from depi.errors import UserError, machine_error, one_line
 from depi.files import read_json
+from depi.policies.carried_tokenizer import CarriedTokenizerStep
 from depi.policies.configuration import MOST_COUNTED
 from depi.policies.families import TYPES, Allowed, family
 from depi.policies.indicator import AdvantageTokenizerStep
@@ -24,8 +25,11 @@ PREPROCESSOR = "policy_preprocessor.json"
 POSTPROCESSOR = "policy_postprocessor.json"
 
 TOKENIZER = "google/paligemma-3b-pt-224"
-# The one step that LeRobot has not: it finds it by this name.
-OWN_STEP = f"{AdvantageTokenizerStep.__module__}.{AdvantageTokenizerStep.__name__}"
+# The steps that LeRobot has not: it finds them by these names. They may hold a tokenizer in place of a name.
+CARRIED_STEP, ADVANTAGE_STEP = (
+    f"{step.__module__}.{step.__name__}" for step in (CarriedTokenizerStep, AdvantageTokenizerStep)
+)
+_OWN_STEPS = (CARRIED_STEP, ADVANTAGE_STEP)
 
 _SMOLVLM = frozenset(
     f"HuggingFaceTB/SmolVLM2-{size}"
@@ -119,7 +123,7 @@ def check_steps(path: Path, kind: str) -> None:
 def _check_step(path: Path, step: Mapping[str, Any], kind: str, allowed: Allowed) -> None:
     name, imported = step.get("registry_name"), step.get("class")
     known = isinstance(name, str) and name in _STEPS | allowed.steps and imported is None
-    if not known and (name is not None or imported != OWN_STEP):
+    if not known and (name is not None or imported not in _OWN_STEPS):
         raise UserError(f"{path} has a step that is not part of {kind}: {one_line(name or imported, 200)}")
     state = step.get("state_file")
     if state is not None and (not isinstance(state, str) or Path(state).name != state):
@@ -129,12 +133,14 @@ def _check_step(path: Path, step: Mapping[str, Any], kind: str, allowed: Allowed
     settings = step.get("config", {})
     if not isinstance(settings, dict):
         raise UserError(f"{path}: the settings of the step {name or imported} are no JSON object")
-    if name == "tokenizer_processor" or imported == OWN_STEP:
-        _check_tokenizer(path, settings, allowed)
+    if name == "tokenizer_processor" or imported in _OWN_STEPS:
+        _check_tokenizer(path, settings, allowed, carried=imported in _OWN_STEPS and state is not None)
 
 
-def _check_tokenizer(path: Path, settings: Mapping[str, Any], allowed: Allowed) -> None:
-    _check_repository(path, "tokenizer_name", settings.get("tokenizer_name"), allowed.tokenizers)
+def _check_tokenizer(path: Path, settings: Mapping[str, Any], allowed: Allowed, *, carried: bool) -> None:
+    # What is carried is data, checked as it is read; a policy type without a tokenizer has no use for one.
+    if not (carried and allowed.tokenizers and settings.get("tokenizer_name") is None):
+        _check_repository(path, "tokenizer_name", settings.get("tokenizer_name"), allowed.tokenizers)
     if settings.get("tokenizer") is not None:  # it would count in place of the name
         raise UserError(f"{path}: a tokenizer step names its tokenizer, and does not hold one")
     length = settings.get("max_length", 1)  # without it, the step has a default

@@ -280,7 +280,10 @@ def build_processors(
         return load_processors(config.resume_from, device=policy.config.device)
     indicator = config.advantage.mode != "off"
     stats = stream.samples.stats(relative_joints(policy.config))
-    return make_processors(policy.config, stats, indicator=indicator)
+    base = policy.config.pretrained_path
+    return make_processors(
+        policy.config, stats, indicator=indicator, base=None if base is None else Path(base)
+    )
 
 
 def describe(run: Run) -> None:

@@ -258,7 +258,7 @@ def test_weights_that_are_no_numbers_are_refused(folder, number):
 )
 @pytest.mark.parametrize("which", ["pre", "post"])
 def test_statistics_that_cannot_be_are_refused(folder, tokenizer, which, name, value, message):
-    (path,) = folder.glob(f"policy_{which}processor*.safetensors")
+    (path,) = folder.glob(f"policy_{which}processor*normalizer*.safetensors")
     save_file(load_file(path) | {name: torch.tensor(value)}, path)
     with pytest.raises(UserError, match=message) as caught:
         load_processors(folder)
@@ -266,7 +266,7 @@ def test_statistics_that_cannot_be_are_refused(folder, tokenizer, which, name, v
 
 
 def test_statistics_without_spread_are_said(folder, tokenizer, caplog):
-    (path,) = folder.glob("policy_preprocessor*.safetensors")
+    (path,) = folder.glob("policy_preprocessor*normalizer*.safetensors")
     stats = load_file(path)
     stats["observation.state.std"][2:4] = 0
     save_file(stats, path)
