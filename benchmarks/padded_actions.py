@@ -22,7 +22,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
-from depi.demo import TRAIN_SCRIPT, depi, run
+from depi.demo.commands import TRAIN_SCRIPT, depi, run
 from depi.files import read_json
 from depi.flags import parse_flags
 from depi.hub.server.serve import serve

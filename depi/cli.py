@@ -17,7 +17,7 @@ from depi.other_programs import verb_hint
 
 # verb: (module with `main(args) -> exit status`, one line of help)
 VERBS = {
-    "demo": ("depi.demo", "run the whole pipeline offline on an embedded Hub"),
+    "demo": ("depi.demo.run", "run the whole pipeline offline on an embedded Hub"),
     "collect-ids": ("depi.catalog.collect", "find and judge the SO-100 datasets of the Hub"),
     "catalog": ("depi.catalog.browse", "show the catalogue: show, stats, diff"),
     "annotate": ("depi.annotate.annotate", "write task texts and camera views by a model, as sidecars"),

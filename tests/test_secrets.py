@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from vlm_server import VlmServer, completion, good_answer, serving
 
-from depi import demo
+from depi.demo.commands import TRAIN_SCRIPT
 from depi.hub.server.serve import LocalHub, serve
 
 USER = "proxy-user"
@@ -242,7 +242,7 @@ def test_failures_tell_no_secret(place):
 def test_programs_write_and_print_no_secret(place):
     """In processes of their own, with the trackers, checks and failures that take longer."""
     launch = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes=1", "--num_machines=1")
-    train = (*launch, "--mixed_precision=no", "--dynamo_backend=no", str(demo.TRAIN_SCRIPT))
+    train = (*launch, "--mixed_precision=no", "--dynamo_backend=no", str(TRAIN_SCRIPT))
     _, trained = place.run(program=(*train, *place.training, "--wandb.enable=true", "--num_workers=1"))
     assert any((place.work / "run/wandb").rglob("*.wandb")), trained
     evaluation = ["--policy.device=cpu", "--env.type=so101", "--env.task=touch", "--eval.n_episodes=1"]

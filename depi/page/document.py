@@ -1,4 +1,4 @@
-"""One file that holds a whole page: its data, style, script and pictures. It needs no network."""
+"""One file that holds a whole page: its data, style, script, pictures and films. It needs no network."""
 
 import base64
 import hashlib
@@ -43,7 +43,8 @@ def render(
         [_part(_HERE, "elements.js"), *(_part(f"{package}.page", script) for script in scripts)]
     )
     policy = (
-        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        f"default-src 'none'; img-src data:; media-src data:; "
+        f"style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
         f"connect-src {"'self'" if may_save else "'none'"}; base-uri 'none'; form-action 'none'"
     )
     heading = html.escape(title)

@@ -20,7 +20,7 @@ from depi.progress import progress_bar
 from depi.sim.env import make_env
 from depi.sim.expert import Expert
 from depi.sim.rollout import Episode, ExpertConfig, measure_expert, play
-from depi.sim.setup import CAMERA_KINDS, Camera, Setup
+from depi.sim.setup import CAMERA_KINDS, Camera, Setup, read_setups
 from depi.sim.tasks import TASKS, find_task
 from depi.sim.writing import Recording, check_counts, finalized, new_folder, successes, write_card
 
@@ -30,6 +30,10 @@ USAGE = """usage: depi sim record --task=TASK --repo_id=USER/NAME [--flag=value 
        depi sim expert --task=TASK [--flag=value ...]
 
 `depi sim record --help` and `depi sim expert --help` list the flags."""
+
+
+# What describes an SO-101's rig and no other robot's.
+RIG_FLAGS = ("cameras", "fps", "convention", "format", "robot_type", "object_color", "robot_color", "table")
 
 
 @dataclass
@@ -46,6 +50,8 @@ class RecordConfig:
             (wrist, front, side, top): `laptop:front,wrist`.
         width, height: pixels of every camera, by default 320x240, and the environment's own for gym tasks.
         task_text: the instruction to record, by default the task's own. `--task_text=` records none.
+        rig: a JSON file with a list of one rig (depi.sim.setup.Setup), in place of the flags that describe
+            it; `depi eval --env.setups=FILE` then evaluates on the same one.
         push: upload to the Hub afterwards, tagged with the format's version.
     """
 
@@ -66,21 +72,36 @@ class RecordConfig:
     object_color: str = Setup.object_color
     robot_color: str = Setup.robot_color
     table: str = Setup.table
+    rig: Path | None = None
     push: bool = False
     private: bool = False
 
     def setup(self) -> Setup:
-        """The rig that the flags describe."""
+        """The rig that the flags describe, or the file that they name.
+
+        Raises:
+            UserError: there is no such rig, or it is described twice.
+        """
+        if self.rig is not None:
+            return self._rig_of_file(self.rig)
         names = ("fps", "convention", "format", "codec", "robot_type", "task_text")
         looks = ("object_color", "robot_color", "table")
         values = {name: getattr(self, name) for name in (*names, *looks)}
         width, height = self.width or Setup.width, self.height or Setup.height
         return Setup(cameras=parse_cameras(self.cameras), width=width, height=height, **values)
 
+    def _rig_of_file(self, path: Path) -> Setup:
+        for name in ("width", "height", "codec", "task_text", *RIG_FLAGS):
+            if getattr(self, name) != getattr(RecordConfig, name):
+                raise UserError(f"--{name} and --rig describe the same: write it into {path}")
+        setups = read_setups(path)
+        if len(setups) != 1:
+            raise UserError(f"{path} holds {len(setups)} rigs: a recording is of one")
+        return setups[0]
+
     def check_gym_flags(self) -> None:
         """Raise a UserError for a flag that describes an SO-101's rig, where the task is of another robot."""
-        rig = ("cameras", "fps", "convention", "format", "robot_type", "object_color", "robot_color", "table")
-        for name in rig:
+        for name in (*RIG_FLAGS, "rig"):
             if getattr(self, name) != getattr(RecordConfig, name):
                 raise UserError(f"--{name} goes with {' and '.join(TASKS)}, not with --task={self.task}")
 

@@ -1,0 +1,90 @@
+"use strict";
+
+const percent = (share) => `${Math.round(100 * share)}%`;
+
+function drawTotals() {
+  const { rate, interval, successes, episodes } = DATA.success;
+  const accepted = DATA.verdicts.filter((row) => row.verdict === "accepted").length;
+  const bad = DATA.verdicts.reduce((sum, row) => sum + (row.verdict === "accepted" ? row.bad_episodes : 0), 0);
+  const last = DATA.losses[0].points.at(-1);
+  const totals = [
+    ["Success", rate === null ? "none" : percent(rate), `${successes} of ${episodes} rollouts`],
+    ["95% interval", interval ? `${percent(interval[0])} to ${percent(interval[1])}` : "unknown", "of the success rate"],
+    ["Loss", fine.format(last[1]), `after ${whole.format(last[0])} steps`],
+    ["Datasets", whole.format(DATA.verdicts.length), "published by the community"],
+    ["Accepted", whole.format(accepted), `without ${bad} bad episodes`],
+    ["Time", `${Math.floor(DATA.seconds / 60)}:${String(DATA.seconds % 60).padStart(2, "0")}`, "minutes, on this machine"],
+  ];
+  byId("totals").replaceChildren(...totals.map(([name, value, note]) =>
+    el("div", {}, el("dt", {}, name), el("dd", { class: "number" }, value), el("dd", { class: "muted" }, note))));
+  byId("subtitle").textContent =
+    "A tiny pi0, trained on this machine on your own recordings, tries what it has learnt.";
+}
+
+function drawFilms() {
+  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const shown = DATA.films.map((film) => el("li", {},
+    el("video", { src: `data:video/mp4;base64,${film.mp4}`, muted: true, loop: true, playsinline: true, controls: true,
+      "aria-label": `rollout ${film.episode}` }),
+    el("p", {}, el("span", { class: `badge ${film.success ? "accepted" : "rejected"}` }, film.success ? "touched" : "missed"),
+      ` after ${film.steps} steps`)));
+  byId("films").replaceChildren(...shown);
+  for (const video of document.querySelectorAll("video")) {
+    video.muted = true;
+    if (!still) video.play().catch(() => {});
+  }
+}
+
+function drawLoss() {
+  const width = 640, height = 300, left = 52, right = 12, top = 14, bottom = 30;
+  const points = DATA.losses.flatMap((run) => run.points);
+  const steps = Math.max(...points.map(([step]) => step));
+  const logs = points.map(([, loss]) => Math.log10(Math.max(loss, 1e-6)));
+  const low = Math.min(...logs), high = Math.max(...logs, low + 0.1);
+  const x = (step) => left + ((width - left - right) * step) / steps;
+  const y = (loss) => top + ((height - top - bottom) * (high - Math.log10(Math.max(loss, 1e-6)))) / (high - low);
+  const chart = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img",
+    "aria-label": DATA.losses.map(({ name, points }) => `${name}: ${fine.format(points.at(-1)[1])} at last`).join("; ") });
+  for (const share of [0, 0.5, 1]) {
+    const loss = 10 ** (low + share * (high - low)), step = share * steps;
+    chart.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: y(loss), y2: y(loss) }),
+      svg("text", { x: left - 6, y: y(loss) + 4, "text-anchor": "end" }, fine.format(loss)),
+      svg("text", { x: x(step), y: height - 8, "text-anchor": ["start", "middle", "end"][2 * share] }, whole.format(step)));
+  }
+  DATA.losses.forEach(({ name, points }, number) => {
+    const kind = ["first", "second"][number];
+    chart.append(svg("polyline", { class: `line ${kind}`, points: points.map(([step, loss]) => `${x(step)},${y(loss)}`).join(" ") }),
+      svg("text", { class: `name ${kind}`, x: width - right, y: top + 12 + 16 * number, "text-anchor": "end" }, name));
+  });
+  byId("loss").replaceChildren(chart);
+}
+
+function drawSteps() {
+  byId("steps").tBodies[0].replaceChildren(...DATA.steps.map(([title, happened, seconds]) =>
+    el("tr", {}, el("td", {}, title), el("td", {}, happened), el("td", { class: "number" }, whole.format(seconds)))));
+}
+
+function drawNext() {
+  byId("begin").textContent = DATA.begin.join("\n");
+  byId("next").replaceChildren(...DATA.commands.flatMap(([purpose, command]) =>
+    [el("dt", {}, purpose), el("dd", {}, el("pre", { class: "command" }, command))]));
+}
+
+function drawVerdicts() {
+  byId("verdicts").replaceChildren(...DATA.verdicts.map((row) => {
+    const said = row.verdict === "accepted"
+      ? `${row.episodes} episodes${row.bad_episodes ? `, ${row.bad_episodes} of them bad` : ""}, score ${fine.format(row.score)}`
+      : row.reasons.join("; ");
+    return el("li", {},
+      row.picture ? picture(row.picture, { loading: "lazy" }) : el("div", { class: "blank" }),
+      el("h3", {}, row.repo_id),
+      el("p", {}, el("span", { class: `badge ${row.verdict}` }, row.verdict), ` ${said}`));
+  }));
+}
+
+drawTotals();
+drawFilms();
+drawLoss();
+drawSteps();
+drawNext();
+drawVerdicts();
