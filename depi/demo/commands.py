@@ -134,9 +134,10 @@ def depi(*args: str) -> list[str]:
 
 def train_command(*more: str, processes: int = 1) -> list[str]:
     """Return the command that trains on the processor, with one thread in each process."""
-    parallel = ("--multi_cpu",) if processes > 1 else ()
+    # By its name this launches any processes that train together.
+    kind = ("--cpu",) if processes == 1 else ("--multi_gpu", "--main_process_port=0")
     return [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu", *parallel),
+        *(sys.executable, "-m", "accelerate.commands.launch", "--quiet", *kind),
         *(f"--num_processes={processes}", "--num_machines=1", "--num_cpu_threads_per_process=1"),
         *("--mixed_precision=no", "--dynamo_backend=no", str(TRAIN_SCRIPT)),
         *more,

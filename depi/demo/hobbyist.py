@@ -15,7 +15,7 @@ SCENES, ROLLOUTS = 100_000, 500_000_000
 ROBOT = Setup(
     cameras=(Camera("wrist", "wrist"),), width=96, height=96, fps=10, codec="h264", object_size=0.04
 )
-IMAGE = ("--policy.image_resolution=[96,96]", "--policy.patch_size=16")
+SIZE = ("--policy.image_resolution=[96,96]", "--policy.patch_size=16", "--policy.depth=2")
 
 
 def record(demo: Demo) -> str:
@@ -44,7 +44,7 @@ def train(demo: Demo) -> str:
             f"--dataset.mixture={demo.root / 'my_recordings.yaml'}",
             f"--output_dir={demo.own_run}",
             *("--policy.type=depi_pi0", "--policy.device=cpu", "--policy.push_to_hub=false"),
-            *IMAGE,
+            *SIZE,
             *("--policy.chunk_size=16", "--policy.n_action_steps=8", "--policy.use_relative_actions=true"),
             *("--policy.optimizer_lr=1e-3", "--policy.scheduler_decay_lr=1e-5"),
             *(f"--steps={demo.config.steps}", "--batch_size=8", "--num_workers=1", "--log_freq=50"),

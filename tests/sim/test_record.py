@@ -1,3 +1,4 @@
+import dataclasses
 import gc
 import json
 
@@ -9,11 +10,12 @@ import pytest
 from depi.datasets.recording.convention import detect_convention
 from depi.datasets.recording.joints import to_degrees
 from depi.errors import UserError
+from depi.files import read_json, write_json
 from depi.sim.env import make_env
 from depi.sim.expert import Expert
 from depi.sim.record import main, record_dataset, to_convention
 from depi.sim.rollout import play
-from depi.sim.setup import Setup
+from depi.sim.setup import Camera, Setup
 
 
 def decode(path):
@@ -190,6 +192,9 @@ def test_nothing_is_left_when_recording_breaks_off(tmp_path, monkeypatch, versio
         (["expert", "--task=touch", "--episodes=0"], "must be positive"),
         (["record", "--task=touch", "--repo_id=a/b", "--root=/dev/null/new"], "cannot be written"),
         (["record", "--task=touch", "--repo_id=a/b", "--push", "--root={new}"], "needs a token"),
+        (["record", "--task=touch", "--repo_id=a/b", "--rig={new}"], "does not exist"),
+        (["record", "--task=touch", "--repo_id=a/b", "--rig={new}", "--fps=10"], "--fps and --rig describe"),
+        (["record", "--task=pusht", "--repo_id=a/b", "--rig={new}"], "--rig goes with touch and pick_lift"),
         (["dance"], "record or expert"),
         ([], "record or expert"),
     ],
@@ -206,6 +211,22 @@ def test_expert_command_reports_as_json(capsys):
     assert main(["expert", "--task=touch", "--episodes=2", "--fps=10", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["task"], report["episodes"], report["successes"]) == ("touch", 2, 2)
+
+
+def test_a_rig_is_recorded_as_its_file_describes_it(tmp_path):
+    rig = Setup(
+        cameras=(Camera("gripper", "wrist", azimuth=5),), width=32, height=32, fps=10, object_size=0.04
+    )
+    write_json(tmp_path / "rig.json", [rig.to_dict()])
+    flags = ["record", "--task=touch", "--repo_id=a/b", f"--rig={tmp_path / 'rig.json'}"]
+    assert main([*flags, f"--root={tmp_path / 'data'}", "--episodes=1", "--seed=3"]) == 0
+    info = read_json(tmp_path / "data" / "meta" / "info.json")
+    assert info["features"]["observation.images.gripper"]["shape"] == [32, 32, 3]
+    played = expert_episode(dataclasses.replace(rig, cameras=()), 3)
+    assert info["total_frames"] == len(played.actions)
+    write_json(tmp_path / "rig.json", [rig.to_dict(), rig.to_dict()])
+    with pytest.raises(UserError, match="holds 2 rigs"):
+        main([*flags, f"--root={tmp_path / 'other'}"])
 
 
 def test_push_publishes_a_tagged_dataset(hub, tmp_path, capsys):
