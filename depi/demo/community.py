@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def publish_community(demo: Demo) -> str:
-    """A community records datasets, each in its own way, and publishes them."""
+    """Fourteen people record datasets, each in their own way."""
     from depi.hub.client.api import upload_folder
     from depi.sim.community import Contributor, community, record_community
 
@@ -48,7 +48,7 @@ def describe(contributor: "Contributor") -> str:
 
 
 def collect(demo: Demo) -> str:
-    """Find the datasets, judge them, and write the report with their pictures."""
+    """Find the datasets, judge them, write the report."""
     folder = demo.data_ids
     run(depi("collect-ids", f"--output_dir={folder}", "--deep"))
     run(depi("report", f"--data_ids={folder}"))
@@ -59,7 +59,7 @@ def collect(demo: Demo) -> str:
 
 
 def annotate(demo: Demo) -> str:
-    """Clean their task texts by rules; with a VLM, new ones are written."""
+    """Clean their task texts by rules; a VLM would write new ones."""
     folder = demo.root / "annotations"
     chosen = (f"--repo_ids={demo.data_ids / 'dataset_list_valid.json'}", f"--annotations={folder}")
     run(depi("annotate", "--backend=rules", *chosen))
@@ -69,7 +69,7 @@ def annotate(demo: Demo) -> str:
 
 
 def train(demo: Demo) -> str:
-    """Train pi0 on the accepted ones, for a little while; SIGTERM half way."""
+    """Train a tiny pi0 on the accepted ones; SIGTERM half way."""
     accepted = read_json(demo.data_ids / "dataset_list_valid.json")
     output, steps = demo.community_run, demo.config.community_steps
     command = train_command(

@@ -38,7 +38,7 @@ STEPS: tuple[tuple[str, Callable[[Demo], str], str], ...] = (
     (
         "train",
         hobbyist.train,
-        "accelerate launch depi/train.py --dataset.repo_id=YOU/so101_touch --policy.path=RUN",
+        "accelerate launch depi/train.py --dataset.repo_id=YOU/so101_touch --policy.path=lerobot/pi0_base",
     ),
     ("publish", hobbyist.publish, "depi upload RUN YOU/pi0-so101"),
     ("evaluate", hobbyist.evaluate, "depi eval --policy.path=YOU/pi0-so101 --env.task=touch"),
@@ -70,8 +70,8 @@ def main(args: Sequence[str]) -> int:
         console.print(f"[bold]embedded Hub[/bold] at {hub.endpoint}, files in {config.root / 'hub'}")
         console.print("[dim]$ depi hub serve --root DIR --port 8080[/dim]")
         for number, (title, step, command) in enumerate(STEPS, start=1):
-            console.rule(f"{number}/{len(STEPS)} {title}: {step.__doc__}", align="left")
-            console.print(f"[dim]$ {command}[/dim]", highlight=False)
+            console.rule(f"{number}/{len(STEPS)} {title}: {first_line(step.__doc__ or '')}", align="left")
+            console.print(f"[dim]$ {command}[/dim]", highlight=False, soft_wrap=True)
             step_started = time.perf_counter()
             result = step(demo)
             demo.results.append((title, result, time.perf_counter() - step_started))
