@@ -70,7 +70,7 @@ def main(args: Sequence[str]) -> int:
         console.print(f"[bold]embedded Hub[/bold] at {hub.endpoint}, files in {config.root / 'hub'}")
         console.print("[dim]$ depi hub serve --root DIR --port 8080[/dim]")
         for number, (title, step, command) in enumerate(STEPS, start=1):
-            console.rule(f"{number}/{len(STEPS)} {title}: {first_line(step.__doc__ or '')}", align="left")
+            console.rule(f"{number}/{len(STEPS)} {title}: {step.__doc__}", align="left")
             console.print(f"[dim]$ {command}[/dim]", highlight=False, soft_wrap=True)
             step_started = time.perf_counter()
             result = step(demo)
