@@ -24,7 +24,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from depi.demo import TRAIN_SCRIPT
+from depi.demo.commands import TRAIN_SCRIPT
 from depi.flags import parse_flags
 from depi.hub.server.serve import serve
 from depi.sim.gym_tasks import GYM_TASKS, record_gym_dataset
