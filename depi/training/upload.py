@@ -1,4 +1,4 @@
-"""`depi upload`: a checkpoint to the Hub, with its model card."""
+"""`depi upload`: a checkpoint to the Hub, with its model card; or a recorded dataset."""
 
 import tempfile
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lerobot.utils.constants import TRAINING_STATE_DIR
 
+from depi.datasets.recording.publish import INFO, publish_dataset
 from depi.errors import UserError
 from depi.flags import parse_flags
 from depi.hub.client.api import upload_folder
@@ -27,14 +28,16 @@ REQUIRED = (
 
 @dataclass
 class UploadConfig:
-    """Publish a checkpoint: depi upload RUN_OR_CHECKPOINT USER/NAME.
+    """Publish a checkpoint or a recorded dataset: depi upload FOLDER USER/NAME.
 
-    The commit is tagged with its step, such as step-000200, so that every checkpoint published to the same
-    repository can be loaded: --policy.path=USER/NAME with --policy.pretrained_revision=step-000200.
+    A dataset is tagged with the version of its format, without which LeRobot does not load it (`hf upload`
+    sets none), and gets a card. Of a checkpoint the commit is tagged with its step, such as step-000200, so
+    that every checkpoint published to the same repository can be loaded: --policy.path=USER/NAME with
+    --policy.pretrained_revision=step-000200.
     """
 
-    # A run (its last checkpoint is taken), a checkpoint, or its pretrained_model folder.
-    checkpoint: Path
+    # A run (its last checkpoint is taken), a checkpoint, or its pretrained_model folder; or a dataset.
+    folder: Path
     repo_id: str
     # Create the repository private. One that is public already is refused.
     private: bool = False
@@ -62,7 +65,9 @@ def find_pretrained_model(path: Path) -> Path:
         UserError: there is none, or it is not complete.
     """
     if not path.is_dir():
-        raise UserError(f"{path} is neither a run, nor a checkpoint, nor a pretrained_model folder")
+        raise UserError(
+            f"{path} is neither a run, a checkpoint or its pretrained_model folder, nor a dataset"
+        )
     folder = resolve_checkpoint(path)
     missing = [name for name in REQUIRED if not (folder / name).is_file()]
     if missing:
@@ -77,7 +82,7 @@ def publish(config: UploadConfig) -> str:
         UserError: there is no average or no training state to publish, no write token, no such user, a
             public repository with `private`, or the Hub is unreachable.
     """
-    pretrained = config.checkpoint
+    pretrained = config.folder
     step = pretrained.parent.name
     with tempfile.TemporaryDirectory(prefix="depi-upload-") as name:
         staged = Path(name)
@@ -102,6 +107,18 @@ def publish(config: UploadConfig) -> str:
             private=config.private,
             tag=config.tag or (f"step-{step}" if step.isdigit() else None),
         )
+
+
+def _publish_dataset(config: UploadConfig) -> str:
+    for flag, given in {
+        "--tag": config.tag,
+        "--weights": config.weights,
+        "--all": config.all,
+        "--eval": config.eval,
+    }.items():
+        if given:
+            raise UserError(f"{flag} is for checkpoints, and {config.folder} is a dataset: leave it out")
+    return publish_dataset(config.folder, config.repo_id, private=config.private)
 
 
 def _link_files(source: Path, target: Path) -> None:
@@ -129,9 +146,12 @@ def _find_evaluation(pretrained: Path) -> Path | None:
 
 def main(args: Sequence[str]) -> int:
     """Run the `depi upload` verb."""
-    config = parse_flags(UploadConfig, args, "depi upload", positionals=("checkpoint", "repo_id"))
-    config.checkpoint = find_pretrained_model(config.checkpoint)
+    config = parse_flags(UploadConfig, args, "depi upload", positionals=("folder", "repo_id"))
+    if (config.folder / INFO).is_file():
+        print(f"{config.repo_id}@{_publish_dataset(config)}")
+        return 0
+    config.folder = find_pretrained_model(config.folder)
     if config.all:
-        check_checkpoint(config.checkpoint)
+        check_checkpoint(config.folder)
     print(f"{config.repo_id}@{publish(config)}")
     return 0

@@ -18,7 +18,7 @@ from depi.policies.families import family
 
 REPOSITORY = Path(__file__).parents[2]
 POLICY_PLUGIN = REPOSITORY / "plugins" / "lerobot_policy_depi"
-ROBOT_PLUGIN = REPOSITORY / "tests" / "lerobot_robot_sim_so101"
+ROBOT_PLUGIN = REPOSITORY / "plugins" / "lerobot_robot_sim_so101"
 BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
 
 SMALL = {"image_resolution": (28, 28), "vision_depth": 1, "depth": 2, "chunk_size": 8, "n_action_steps": 4}

@@ -160,7 +160,7 @@ class Uploads:
     def __call__(self, config):
         self.begun.release()
         assert self.allowed.acquire(timeout=30)
-        step = config.checkpoint.parent.name
+        step = config.folder.parent.name
         if step in self.failing:
             raise HubUnreachable(f"the Hub is away at {step}")
         self.done.append(step)
