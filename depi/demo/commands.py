@@ -25,7 +25,7 @@ class DemoConfig:
     # Everything the demo writes goes here; the folder of an earlier demo is replaced.
     root: Path = Path("outputs/demo")
     # Episodes of each good contributor to the community.
-    episodes: int = 3
+    episodes: int = 4
     # Training steps on the community's datasets.
     community_steps: int = 60
     # Episodes that the hobbyist records.
@@ -124,6 +124,8 @@ def environment(hub: LocalHub, root: Path) -> dict[str, str]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
+        # A second thread gains nothing at this size, and waits for ever where other work keeps a core busy.
+        "OMP_NUM_THREADS": "1",
     }
 
 
