@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from lerobot.configs import PreTrainedConfig
 from lerobot.processor import PolicyProcessorPipeline
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from depi.datasets.union.multi import MultiLeRobotDataset
 from depi.errors import UserError
@@ -75,22 +75,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
         if began is not None and stream.conditioning is not None:
             stream.conditioning.check_same(began["stream"].get("advantage"))
         begin_output(config, report)
-    policy.train()
-    if getattr(policy.config, "dtype", None) == "bfloat16":
-        hold_frozen_in_bfloat16(policy.model)
-    if config.recompute:
-        policy.model.set_recompute(config.recompute)
-    if config.compile:
-        policy.model.compile_layers()
-
-    if config.sharding == "none":
-        model = accelerator.prepare(policy)
-    else:
-        shard(policy, accelerator, config.sharding)
-        model = policy
-    average = None if config.ema.decay is None else MovingAverage(policy, config.ema.decay)
-    optimizer = make_optimizer(policy)
-    scheduler = make_scheduler(policy, optimizer, config.steps)
+    model, average, optimizer, scheduler = make_trainable(config, policy, accelerator)
     run = Run(
         config, accelerator, dataset, stream, policy, model, processors, optimizer, scheduler, average, report
     )
@@ -112,6 +97,32 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     else:
         logger.info("the run has finished its %s steps: ask for more with --steps", run.step)
     return run
+
+
+def make_trainable(
+    config: TrainConfig, policy: AnyPolicy, accelerator: Accelerator
+) -> tuple[torch.nn.Module, MovingAverage | None, torch.optim.Optimizer, LRScheduler]:
+    """Prepare a policy on the accelerator's device for training steps, as the flags say.
+
+    Returns:
+        The policy as accelerate wraps it, the average of its weights, its optimizer and schedule.
+    """
+    policy.train()
+    if getattr(policy.config, "dtype", None) == "bfloat16":
+        hold_frozen_in_bfloat16(policy.model)
+    if config.recompute:
+        policy.model.set_recompute(config.recompute)
+    if config.compile:
+        policy.model.compile_layers()
+
+    model: torch.nn.Module = policy
+    if config.sharding == "none":
+        model = accelerator.prepare(policy)
+    else:
+        shard(policy, accelerator, config.sharding)
+    average = None if config.ema.decay is None else MovingAverage(policy, config.ema.decay)
+    optimizer = make_optimizer(policy)
+    return model, average, optimizer, make_scheduler(policy, optimizer, config.steps)
 
 
 def announce_schedule(run: Run) -> None:

@@ -1,0 +1,60 @@
+"""Training steps of the published size: what the host waited for, and what was computed where and in what.
+
+python training_step.py plain lora ... takes steps of each of these variants in turn.
+"""
+
+import gc
+import sys
+import time
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from device import counted_since, counts, report
+from full_size import make_batches, make_monitors, make_run, take_step
+from torch._dynamo.utils import counters
+from torch.utils._pytree import tree_leaves
+from watching import Watch
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "recompute": {"recompute": 0.5},
+    "accumulation": {"gradient_accumulation_steps": 2},
+    "ema": {"ema": True},
+    "lora": {"lora": True},
+    "compiled": {"compile": True},
+}
+
+
+def measure(variant: str) -> dict[str, Any]:
+    """Three steps: the first sets things up, the second is measured, the third is watched."""
+    torch.cuda.reset_peak_memory_stats()
+    run = make_run(Accelerator(), batch_size=8, **VARIANTS[variant])
+    monitors, batches = make_monitors(run), make_batches(run, "3")
+    take_step(run, batches, monitors)
+
+    before, started = counts(), time.process_time()
+    waits = take_step(run, batches, monitors)
+    host_s, counted = time.process_time() - started, counted_since(before)
+    watch = Watch()
+    if variant != "compiled":
+        with watch, torch.autograd.set_multithreading_enabled(False):
+            waits += take_step(run, batches, monitors)
+    return {
+        "waits": waits,
+        "counted": counted,
+        "host_s": host_s,
+        "peak_bytes": torch.cuda.max_memory_allocated(),
+        "graphs": counters["stats"]["unique_graphs"],
+        "tensors": sum(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(batches[0])),
+        **watch.findings(),
+    }
+
+
+if __name__ == "__main__":
+    findings = {}
+    for name in sys.argv[1:]:
+        findings[name] = measure(name)
+        gc.collect()
+        torch.cuda.empty_cache()
+    report(findings)

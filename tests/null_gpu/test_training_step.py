@@ -1,0 +1,34 @@
+"""A training step of the published size: where it computes, in what, and that the host never waits for it."""
+
+import pytest
+
+pytestmark = pytest.mark.null_gpu
+
+# Micro-batches of each step.
+VARIANTS = {"plain": 1, "recompute": 1, "accumulation": 2, "ema": 1, "lora": 1}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def step(request, on_null_gpu):
+    """Of each variant: micro-batches, and the findings."""
+    return VARIANTS[request.param], on_null_gpu("training_step", *VARIANTS)[request.param]
+
+
+def test_the_host_never_waits(step):
+    _, found = step
+    assert found["waits"] == []
+    assert found["counted"]["waits"] == 0
+    assert found["counted"]["launches"] > 2000
+
+
+def test_everything_is_on_the_device(step):
+    """Only the batch comes from the processor, once."""
+    micro_batches, found = step
+    assert found["mixed"] == []
+    assert found["from_host"] == found["tensors"] * micro_batches
+
+
+def test_large_products_are_in_bfloat16(step):
+    _, found = step
+    assert found["operations"] > 5e13
+    assert found["wide"] == {}
