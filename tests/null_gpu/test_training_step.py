@@ -32,3 +32,26 @@ def test_large_products_are_in_bfloat16(step):
     _, found = step
     assert found["operations"] > 5e13
     assert found["wide"] == {}
+
+
+@pytest.mark.parametrize(
+    ("variant", "forward", "backward"),
+    [
+        ("plain", (27, 17 + 18), (27, 17 + 18)),
+        # Every second layer is computed again.
+        ("recompute", (27 + 13, 17 + 8 + 18 + 9), (27, 17 + 18)),
+        ("accumulation", (2 * 27, 2 * (17 + 18)), (2 * 27, 2 * (17 + 18))),
+        # No gradient goes beyond the language model.
+        ("lora", (27, 17 + 18), (0, 17 + 18)),
+    ],
+)
+def test_attention_calls_the_kernels_that_are_expected(on_null_gpu, variant, forward, backward):
+    """SigLIP without a mask flash attention, the others with their bias the memory-efficient one."""
+    found = on_null_gpu("training_step", *VARIANTS)[variant]
+    expected = {
+        "flash_attention": forward[0],
+        "efficient_attention": forward[1],
+        "flash_attention_backward": backward[0],
+        "efficient_attention_backward": backward[1],
+    }
+    assert found["attention"] == {name: count for name, count in expected.items() if count}
