@@ -158,16 +158,16 @@ def _measure_once(plan: Plan, recompute: float) -> dict[str, Any]:
     return {key: float(f"{v:.4g}") if isinstance(v, float) else v for key, v in figures.items()}
 
 
-def draw_samples(mix: str, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Cameras and prompt lengths of all samples, int64 [BATCHES, B]; cameras in exactly the mix's shares."""
+def draw_samples(mix: str, batch_size: int, batches: int = BATCHES) -> tuple[Tensor, Tensor]:
+    """Cameras and prompt lengths of all samples, int64 [batches, B]; cameras in exactly the mix's shares."""
     generator = torch.Generator().manual_seed(0)
-    count = BATCHES * batch_size
+    count = batches * batch_size
     quantiles = (torch.arange(count) + 0.5) / count
     bounds = torch.tensor(MIXES[mix]).cumsum(0)[:-1]
     cameras = 1 + torch.bucketize(quantiles, bounds)[torch.randperm(count, generator=generator)]
     low, high = PROMPT_TOKENS
     tokens = torch.randint(low, high + 1, (count,), generator=generator)
-    return cameras.view(BATCHES, -1), tokens.view(BATCHES, -1)
+    return cameras.view(batches, -1), tokens.view(batches, -1)
 
 
 def make_subject(plan: Plan, cameras: Tensor, tokens: Tensor, recompute: float) -> Subject:

@@ -63,7 +63,7 @@ def on_null_gpu(null_gpu) -> Program:
     @cache
     def run(name: str, *flags: str) -> dict[str, Any]:
         command = [sys.executable, str(HERE / "programs" / f"{name}.py"), *flags]
-        done = subprocess.run(command, env=null_gpu, capture_output=True, text=True, timeout=280)
+        done = subprocess.run(command, env=null_gpu, capture_output=True, text=True, timeout=1800)
         assert done.returncode == 0, done.stderr[-4000:]
         return json.loads(done.stdout.splitlines()[-1])
 

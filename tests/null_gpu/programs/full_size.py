@@ -50,12 +50,12 @@ def make_monitors(run: Any) -> Monitors:
     return Monitors(Meter(run), bad_steps, profiler, saver=None, skipped=0)
 
 
-def make_batches(run: Any, mix: str) -> list[dict[str, Any]]:
-    """Packed batches as a loader hands them over, four different ones with the cameras of `mix`."""
+def make_batches(run: Any, mix: str, count: int = 4) -> list[dict[str, Any]]:
+    """So many packed batches as a loader hands them over, with the cameras of `mix`."""
     generator = torch.Generator().manual_seed(1)
     size = run.config.batch_size
     batches = []
-    for cameras, words in zip(*draw_samples(mix, size), strict=True):
+    for cameras, words in zip(*draw_samples(mix, size, count), strict=True):
         batch = make_batch(SIZES["full"], cameras, words, "cpu", generator)
         batch |= {"dataset_index": torch.arange(size) % 2, "index": torch.arange(size)}
         batches.append(pack_batch(run.policy.config, batch))
@@ -72,4 +72,6 @@ def take_step(run: Any, batches: list[dict[str, Any]], monitors: Monitors) -> li
         torch.cuda.set_sync_debug_mode("warn")
         train_step(run, stream, monitors)
         torch.cuda.set_sync_debug_mode("default")
-    return [f"{each.filename}:{each.lineno}" for each in caught if "synchronizing" in str(each.message)]
+    return [
+        f"{each.filename}:{each.lineno}" for each in caught if "called a synchronizing" in str(each.message)
+    ]

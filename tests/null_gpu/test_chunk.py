@@ -1,0 +1,37 @@
+"""A chunk of the published size is one CUDA graph, which later ones replay."""
+
+import pytest
+
+pytestmark = [pytest.mark.null_gpu, pytest.mark.slow]
+
+KINDS = ("plain", "given", "rtc")
+OUTSIDE = "guidance runs in LeRobot's loop, which copies a time from the host at every step"
+
+
+@pytest.fixture(
+    scope="module",
+    params=["plain", "given", pytest.param("rtc", marks=pytest.mark.xfail(strict=True, reason=OUTSIDE))],
+)
+def chunks(request, on_null_gpu):
+    """What each of four chunks took."""
+    return on_null_gpu("chunk", *KINDS)[request.param]
+
+
+def test_a_chunk_is_captured_once_and_replayed(chunks):
+    assert all(chunk["shape"] == [1, 50, 6] for chunk in chunks)
+    assert sum(chunk["graphs"] for chunk in chunks) <= 2  # without and with a chunk before
+    assert [chunk["graphs"] for chunk in chunks[-2:]] == [0, 0]
+    last = chunks[-1]
+    assert last["replays"] == 1
+    assert 2000 < last["graph_nodes"] < 8000
+    assert last["launches"] < 40
+
+
+def test_capturing_copies_nothing_from_the_host(chunks):
+    assert sum(chunk["graphs"] for chunk in chunks) >= 1
+    assert all(chunk["forbidden"] == 0 for chunk in chunks)
+
+
+def test_a_replayed_chunk_waits_once(chunks):
+    """To read the longest prompt, and which cameras are there."""
+    assert chunks[-1]["waits"] == 1
