@@ -304,9 +304,8 @@ def test_replaying_neither_waits_nor_allocates(on_gpu):
     before = torch.cuda.memory_allocated()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        actions = policy._captured(
-            *observation[:5], batch["noise"], variant=policy.config.num_inference_steps
-        )
+        variant = (policy.config.num_inference_steps, policy.guidance)
+        actions = policy._captured(*observation[:5], batch["noise"], variant=variant)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.cuda.memory_allocated() - before <= 512 * (1 + actions.nbytes // 512)
