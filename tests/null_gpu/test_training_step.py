@@ -2,7 +2,7 @@
 
 import pytest
 
-pytestmark = pytest.mark.null_gpu
+pytestmark = [pytest.mark.null_gpu, pytest.mark.slow]
 
 # Micro-batches of each step.
 VARIANTS = {"plain": 1, "recompute": 1, "accumulation": 2, "ema": 1, "lora": 1}
