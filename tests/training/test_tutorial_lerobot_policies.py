@@ -17,6 +17,7 @@ from small_lerobot import SMALL, small_policy, small_run
 from depi.errors import UserError
 from depi.files import read_json
 from depi.hub.client.api import upload_folder
+from depi.policies.families import own_types
 from depi.train import main as train
 from depi.training.command_line import parse_train_config
 
@@ -177,7 +178,7 @@ def test_mixed_precision_and_devices(gym_data, tmp_path):
     [
         (
             "--recompute=0.5",
-            "--recompute is for DePi's own networks (pi0, depi_pi0, value), and act is LeRobot's",
+            f"--recompute is for DePi's own networks ({own_types()}), and act is LeRobot's",
         ),
         ("--sharding=full", "--sharding is for DePi's own networks"),
         ("--compile=true", "--compile is for DePi's own networks"),
