@@ -28,14 +28,16 @@ class PolicyConfig:
 class EnvironmentConfig:
     """The environment."""
 
-    # so101, pusht, aloha, libero and the others of LeRobot, or a gym id such as my_package:MyEnv-v0.
-    type: str = "so101"
+    # so101, pusht, aloha, libero and the others of LeRobot, or a gym id such as my_package:MyEnv-v0; empty:
+    # that of the policy's training, else so101.
+    type: str = ""
     # null: touch, PushT-v0, AlohaTransferCube-v0, or LeRobot's own.
     task: str | None = None
-    # Control steps per second, where they can be chosen; null: 10 for so101, else the environment's own.
+    # Control steps per second, where they can be chosen; null: as in training, else 10 for so101 and the
+    # environment's own.
     fps: int | None = None
-    # Of so101 with the standard setup: wrist, front, side, top.
-    cameras: list[str] = field(default_factory=lambda: ["front", "wrist"])
+    # Of so101 with the standard setup: wrist, front, side, top; null: as in training, else front,wrist.
+    cameras: list[str] | None = None
     # Of so101: standard; a rig drawn for each episode, seen (as contributors record) or unseen; or a JSON
     # file with a list of rigs (depi.sim.setup.Setup), of which an episode gets the one numbered seed % count.
     setups: str = "standard"
@@ -43,7 +45,7 @@ class EnvironmentConfig:
     instruction: str | None = None
     # Steps after which an episode ends; null: the environment's own.
     episode_length: int | None = None
-    # Pixels of the cameras; null: the environment's own.
+    # Pixels of the cameras; null: as in training, else the environment's own.
     observation_height: int | None = None
     observation_width: int | None = None
     # More arguments of a gym environment, or fields of LeRobot's environment class.
@@ -78,14 +80,15 @@ class RecordConfig:
 class EvaluateConfig:
     """Roll a policy out: depi eval --policy.path=FOLDER_OR_REPO --env.type=so101 --env.task=touch.
 
-    The same command again continues where it was stopped.
+    The same command again, with its --output_dir, continues where it was stopped.
     """
 
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     env: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     eval: EpisodesConfig = field(default_factory=EpisodesConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
-    output_dir: Path = Path("outputs/eval")
+    # null: outputs/eval/DATE/TIME_POLICY.
+    output_dir: Path | None = None
     # Seed of the first episode; each next episode has the next number.
     seed: int = 1000
     # USER/NAME@COMMIT: run the code that LeRobot loads for this checkpoint. Without it, only policy types and
@@ -95,3 +98,9 @@ class EvaluateConfig:
     rename_map: dict[str, str] = field(default_factory=dict)
     # Print the result as JSON instead of a table.
     json: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where this evaluation writes."""
+        assert self.output_dir is not None
+        return self.output_dir

@@ -20,6 +20,7 @@ from depi.sim.gym_tasks import GYM_TASKS, GymTask
 from depi.sim.setup import Camera, Setup, random_setup, read_setups
 from depi.sim.tasks import find_task
 
+DEFAULT_CAMERAS = ("front", "wrist")
 # What to install where a simulator's package is missing.
 EXTRAS = {
     "so101": "pip install 'depi[sim]'",
@@ -91,7 +92,11 @@ def resolve(env: Any) -> EnvironmentConfig:
     """
     if not isinstance(env, EnvironmentConfig):
         env = _from_lerobot(env)
-    defaults: dict[str, Any] = {"task": "touch", "fps": 10} if env.type == "so101" else {}
+    if not env.type:
+        env = dataclasses.replace(env, type="so101")
+    defaults: dict[str, Any] = {}
+    if env.type == "so101":
+        defaults = {"task": "touch", "fps": 10, "cameras": list(DEFAULT_CAMERAS)}
     if env.type in TABLES:
         task, table = next(iter(TABLES[env.type].items()))
         size = (384, 384) if env.type == "pusht" else (480, 640)
@@ -106,7 +111,8 @@ def resolve(env: Any) -> EnvironmentConfig:
     )
     if env.setups != "standard" and env.type != "so101":
         raise UserError(f"--env.setups goes with --env.type=so101, not {env.type}")
-    if env.cameras != EnvironmentConfig().cameras and (env.type != "so101" or env.setups != "standard"):
+    chosen = env.cameras is not None and tuple(env.cameras) != DEFAULT_CAMERAS
+    if chosen and (env.type != "so101" or env.setups != "standard"):
         raise UserError("--env.cameras goes with --env.type=so101 and --env.setups=standard alone")
     if env.options and env.type == "so101":
         raise UserError("--env.options goes with other environments than --env.type=so101")
@@ -155,7 +161,7 @@ def so101_setup(env: EnvironmentConfig, seed: int) -> Setup:
     if env.observation_width is not None:
         size["width"] = env.observation_width
     if env.setups == "standard":
-        setup = Setup(cameras=tuple(Camera(kind, kind) for kind in env.cameras))
+        setup = Setup(cameras=tuple(Camera(kind, kind) for kind in env.cameras or DEFAULT_CAMERAS))
     elif env.setups in DRAWN_SETUPS:
         setup = random_setup(seed, env.setups)
     else:

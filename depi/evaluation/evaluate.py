@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import os
 import sys
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 DEVICES = ("cpu", "cuda", "mps")
 EXPERT = "expert"
+# LeRobot's names for the folders of a run; its module of constants takes seconds to import.
+CHECKPOINTS_DIR, PRETRAINED_MODEL_DIR = "checkpoints", "pretrained_model"
 MAX_PLACES = 16
 MAX_TIMEOUT = 86_400  # seconds
 
@@ -45,9 +48,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if config.policy.device is not None and config.policy.device.partition(":")[0] not in DEVICES:
         raise UserError(f"--policy.device={config.policy.device} is none of {', '.join(DEVICES)}")
     _check_path(path, config.policy.revision)
+    if config.output_dir is None:
+        config.output_dir = _own_folder(path)
     with _recording(config) as on_episode:
         actor, identity = _load(config)
         return _roll_out(config, actor, identity, resume=True, show_progress=True, on_episode=on_episode)
+
+
+def _own_folder(path: str) -> Path:
+    """A folder for this evaluation, named by the time and the policy."""
+    now, parts = datetime.datetime.now(), Path(path).expanduser().absolute().parts
+    # Of RUN/checkpoints/000100/pretrained_model it is the run and the step that tell.
+    told = [part for part in parts if part not in (CHECKPOINTS_DIR, PRETRAINED_MODEL_DIR)]
+    name = "_".join(told[-2:] if CHECKPOINTS_DIR in parts else told[-1:])
+    return Path("outputs/eval") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}_{name}"
 
 
 def _check_path(path: str, revision: str | None) -> None:
@@ -90,7 +104,7 @@ def _recording(config: EvaluateConfig) -> "Iterator[Callable[[Trajectory], None]
     from depi.evaluation.recording import DatasetWriter
 
     # In the evaluation's own folder, so that they are removed with it.
-    writer = DatasetWriter(root, config.record.repo_id, temporary=config.output_dir / "trajectories")
+    writer = DatasetWriter(root, config.record.repo_id, temporary=config.folder / "trajectories")
     yield writer.append
     writer.finish(range(config.eval.n_episodes))
 
@@ -99,7 +113,7 @@ def _has_ended(config: EvaluateConfig) -> bool:
     """Whether all the episodes have been played before."""
     from depi.evaluation.results import RESULT
 
-    path = config.output_dir / RESULT
+    path = config.folder / RESULT
     return path.exists() and len(read_json(path)["episodes"]) >= config.eval.n_episodes
 
 
@@ -258,21 +272,21 @@ def _roll_out(
     }
     wanted = range(config.eval.n_episodes)
     journal: Journal | None = None
-    if (config.output_dir / "eval_config.json").exists():
-        journal = Journal(config.output_dir, _fingerprint(config, head), fresh=not resume)
+    if (config.folder / "eval_config.json").exists():
+        journal = Journal(config.folder, _fingerprint(config, head), fresh=not resume)
     missing = [index for index in wanted if journal is None or index not in journal.episodes]
     timing: dict[str, Any] = {}
     if missing:
         places = min(config.eval.batch_size or min(os.cpu_count() or 1, MAX_PLACES), len(missing))
         with Rollouts(env, config.seed + missing[0], places, config.eval.timeout) as rollouts:
             actor.fit(_tables(config, env, rollouts.table()))
-            journal = journal or Journal(config.output_dir, _fingerprint(config, head), fresh=not resume)
+            journal = journal or Journal(config.folder, _fingerprint(config, head), fresh=not resume)
             requests = [
                 Begin(
                     index,
                     config.seed + index,
                     keep=on_episode is not None,
-                    video=config.output_dir / "videos" / f"episode_{index:03d}.mp4"
+                    video=config.folder / "videos" / f"episode_{index:03d}.mp4"
                     if index < config.eval.n_videos
                     else None,
                     expert=actor.expert_steps,
@@ -281,12 +295,12 @@ def _roll_out(
             ]
             _play(rollouts, requests, actor, journal, config, show_progress, on_episode)
             timing = rollouts.timing.to_dict()
-    elif (config.output_dir / RESULT).exists():
-        timing = read_json(config.output_dir / RESULT).get("timing", {})
+    elif (config.folder / RESULT).exists():
+        timing = read_json(config.folder / RESULT).get("timing", {})
     assert journal is not None
     result = summarise(head, [journal.episodes[index] for index in wanted], timing)
-    contact_sheet(config.output_dir, [journal.episodes[index] for index in wanted])
-    write_json(config.output_dir / RESULT, result)
+    contact_sheet(config.folder, [journal.episodes[index] for index in wanted])
+    write_json(config.folder / RESULT, result)
     return result
 
 
@@ -322,7 +336,7 @@ def _play(
             if trajectory is not None and on_episode is not None:
                 on_episode(trajectory)
             if frame is not None:
-                save_frame(config.output_dir, episode.index, frame)
+                save_frame(config.folder, episode.index, frame)
             journal.append(episode)
             done += 1
             show(done)
@@ -341,5 +355,5 @@ def main(args: Sequence[str]) -> int:
     from depi.evaluation.report import print_table
 
     print_table(result)
-    print(f"details and videos in {config.output_dir}")
+    print(f"details and videos in {config.folder}")
     return 0

@@ -1,5 +1,6 @@
 """What `--policy.path` names, ready to act: DePi's pi0, or another of LeRobot's policies."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from depi.datasets.recording.cameras import camera_order, numbered_slots
 from depi.datasets.recording.joints import CONVENTIONS
 from depi.errors import UserError, one_line
 from depi.evaluation.actors import Actor
+from depi.evaluation.as_trained import Trained, as_trained, differences, read_trained
 from depi.evaluation.config import EvaluateConfig
 from depi.evaluation.pi0_actor import Pi0Actor
 from depi.evaluation.results import checkpoint_digest
@@ -16,6 +18,8 @@ from depi.policies.checkpoint import policy_type
 from depi.policies.choices import check_choices
 from depi.policies.families import TYPES, family
 from depi.policies.indicator import is_conditioned
+
+logger = logging.getLogger(__name__)
 
 
 def load_actor(config: EvaluateConfig) -> tuple[Actor, dict[str, Any]]:
@@ -27,6 +31,10 @@ def load_actor(config: EvaluateConfig) -> tuple[Actor, dict[str, Any]]:
     assert config.policy.path is not None
     folder = resolve_checkpoint(config.policy.path, revision=config.policy.revision)
     kind = policy_type(folder)
+    trained = read_trained(folder)
+    if trained is not None:
+        config.env = as_trained(config.env, trained)
+        _say_differences(config, trained)
     identity = {
         "checkpoint": str(folder),
         "policy_type": kind,
@@ -57,6 +65,12 @@ def load_actor(config: EvaluateConfig) -> tuple[Actor, dict[str, Any]]:
         rename=config.rename_map,
     )
     return actor, identity
+
+
+def _say_differences(config: EvaluateConfig, trained: Trained) -> None:
+    found = differences(config.env, trained)
+    if found:
+        logger.warning("the policy was trained on other data than it sees here: %s", "; ".join(found))
 
 
 def _is_trusted(folder: Path, config: EvaluateConfig) -> bool:

@@ -23,6 +23,7 @@ from depi.datasets.recording.joints import CONVENTIONS
 from depi.datasets.union.multi import MultiLeRobotDataset
 from depi.errors import UserError
 from depi.evaluation.actors import Actor, Observation
+from depi.evaluation.as_trained import differences, trained_on
 from depi.evaluation.config import EnvironmentConfig, EvaluateConfig, PolicyConfig
 from depi.evaluation.environments import resolve
 from depi.evaluation.evaluate import as_actor, check_environment, roll_out
@@ -47,6 +48,9 @@ def check_simulator(config: TrainConfig, policy: AnyPolicy, dataset: MultiLeRobo
         choices = EvaluateConfig(env=env, eval=config.eval, seed=config.seed)
         actor = _actor(config, dataset, policy, (None, None), choices)
         check_environment(choices, actor)
+        found = differences(env, trained_on(dataset.entries, config.dataset.action_freq))
+        if found:
+            logger.warning("--env differs from the data: %s", "; ".join(found))
 
 
 def rolls_out(config: TrainConfig) -> bool:

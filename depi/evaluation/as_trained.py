@@ -1,0 +1,117 @@
+"""What a policy was trained on, for the environment in which it is evaluated.
+
+A policy that saw square images fails on wide ones, and one that acted at 10 steps a second is too fast at 30:
+where the environment can choose, it is as the training data were; where it is not, that is said.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from depi.errors import UserError, one_line
+from depi.evaluation.config import EnvironmentConfig
+from depi.evaluation.environments import DEFAULT_CAMERAS, TABLES, resolve
+from depi.files import read_json
+from depi.sim.setup import CAMERA_KINDS, Setup
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the training data were like.
+
+    Attributes:
+        sizes: (height, width) of the recorded images, in pixels.
+        rates: actions per second.
+        cameras: names of the recorded cameras, without `observation.images.`.
+        env: the type and the task of the run's own `--env`, where it had one.
+    """
+
+    sizes: frozenset[tuple[int, int]]
+    rates: frozenset[float]
+    cameras: frozenset[str]
+    env: tuple[str, str | None] | None = None
+
+
+def trained_on(
+    entries: Sequence[Mapping[str, Any]], action_freq: float | None, env: Mapping[str, Any] | None = None
+) -> Trained:
+    """From the entries of a data report, `--dataset.action_freq` and `--env` of the run.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: they are not what DePi writes.
+    """
+    rates = [action_freq] if action_freq else [entry["recorded_fps"] for entry in entries]
+    sizes = [size for entry in entries for size in entry["camera_sizes"].values()]
+    names = [str(name) for entry in entries for name in entry["cameras"]]
+    return Trained(
+        frozenset((int(height), int(width)) for height, width in sizes),
+        frozenset(float(rate) for rate in rates),
+        frozenset(name.removeprefix("observation.images.") for name in names),
+        None if env is None else (str(env["type"]), env.get("task")),
+    )
+
+
+def read_trained(folder: Path) -> Trained | None:
+    """What the reports beside a checkpoint say; None where DePi did not train it, or they are damaged."""
+    try:
+        config, report = (read_json(folder / name) for name in ("train_config.json", "data_report.json"))
+        return trained_on(report["datasets"], config["dataset"].get("action_freq"), config.get("env"))
+    except (UserError, OSError, KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def as_trained(env: EnvironmentConfig, trained: Trained) -> EnvironmentConfig:
+    """The environment with what no flag says taken from the training, where that is one thing."""
+    known: dict[str, Any] = {}
+    if not env.type and trained.env is not None:
+        known = {"type": trained.env[0], "task": env.task or trained.env[1]}
+        env = dataclasses.replace(env, **known)
+    kind = env.type or "so101"
+    if kind not in (*TABLES, "so101") or env.setups != "standard":
+        return env
+    size = next(iter(trained.sizes)) if len(trained.sizes) == 1 else None
+    if size and env.observation_height is None and env.observation_width is None and _can_render(size):
+        known |= {"observation_height": size[0], "observation_width": size[1]}
+    if kind == "so101":
+        if len(trained.rates) == 1 and env.fps is None and next(iter(trained.rates)).is_integer():
+            known["fps"] = int(next(iter(trained.rates)))
+        if env.cameras is None and trained.cameras and trained.cameras <= set(CAMERA_KINDS):
+            known["cameras"] = sorted(trained.cameras)
+    return dataclasses.replace(env, **known)
+
+
+def differences(env: EnvironmentConfig, trained: Trained) -> list[str]:
+    """In what an environment differs from the training data, each as `what here, what in training`."""
+    env = resolve(env)
+    found = []
+    if env.type in (*TABLES, "so101") and env.setups == "standard":
+        size = (env.observation_height or Setup.height, env.observation_width or Setup.width)
+        if trained.sizes and size not in trained.sizes:
+            found.append(
+                f"images of {_size(size)} pixels here, {_listed(map(_size, trained.sizes))} in training"
+            )
+    if env.fps and trained.rates and not any(abs(env.fps / rate - 1) < 0.05 for rate in trained.rates):
+        rates = _listed(f"{rate:g}" for rate in trained.rates)
+        found.append(f"{env.fps} actions a second here, {rates} in training")
+    if env.type == "so101" and env.setups == "standard" and trained.cameras:
+        cameras = set(env.cameras or DEFAULT_CAMERAS)
+        if not cameras <= trained.cameras:
+            found.append(f"cameras {_listed(cameras)} here, {_listed(trained.cameras)} in training")
+    return found
+
+
+def _can_render(size: tuple[int, int]) -> bool:
+    return all(
+        number % 2 == 0 and 16 <= number <= most for number, most in zip(size, (480, 640), strict=True)
+    )
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _listed(names: Any) -> str:
+    listed = sorted(names)
+    return one_line(", ".join(listed[:5]) + (" and others" if len(listed) > 5 else ""), 200)

@@ -1,0 +1,72 @@
+"""The environment takes from the training what no flag says, and differences are said."""
+
+import json
+
+import pytest
+
+from depi.evaluation.as_trained import Trained, as_trained, differences, read_trained, trained_on
+from depi.evaluation.config import EnvironmentConfig
+from depi.evaluation.environments import resolve
+from depi.evaluation.evaluate import _own_folder
+
+ENTRY = {
+    "recorded_fps": 15.0,
+    "cameras": ["observation.images.wrist", "observation.images.top"],
+    "camera_sizes": {"observation.images.wrist": [96, 96], "observation.images.top": [96, 96]},
+}
+SQUARE = trained_on([ENTRY], None)
+
+
+def test_what_no_flag_says_is_as_in_training():
+    env = resolve(as_trained(EnvironmentConfig(), SQUARE))
+    assert (env.type, env.task, env.fps, env.cameras) == ("so101", "touch", 15, ["top", "wrist"])
+    assert (env.observation_height, env.observation_width) == (96, 96)
+    assert differences(env, SQUARE) == []
+
+
+def test_what_flags_say_stays_and_is_said():
+    asked = EnvironmentConfig(fps=30, cameras=["front"], observation_height=240, observation_width=320)
+    env = as_trained(asked, SQUARE)
+    assert (env.fps, env.cameras, env.observation_height) == (30, ["front"], 240)
+    assert differences(env, SQUARE) == [
+        "images of 240x320 pixels here, 96x96 in training",
+        "30 actions a second here, 15 in training",
+        "cameras front here, top, wrist in training",
+    ]
+
+
+def test_many_sizes_and_rates_choose_nothing():
+    wide = {**ENTRY, "recorded_fps": 30.0, "camera_sizes": {"observation.images.wrist": [240, 320]}}
+    union = trained_on([ENTRY, wide], None)
+    env = as_trained(EnvironmentConfig(), union)
+    assert (env.fps, env.observation_height) == (None, None)
+    assert differences(as_trained(EnvironmentConfig(fps=15, cameras=["wrist"]), union), union) == []
+    assert trained_on([ENTRY, wide], 20.0).rates == {20.0}
+
+
+def test_the_environment_of_the_run_is_taken_where_none_is_named():
+    trained = Trained(frozenset({(96, 96)}), frozenset({10.0}), frozenset(), ("pusht", "PushT-v0"))
+    env = resolve(as_trained(EnvironmentConfig(), trained))
+    assert (env.type, env.task, env.observation_height) == ("pusht", "PushT-v0", 96)
+    assert as_trained(EnvironmentConfig(type="aloha"), trained).type == "aloha"
+
+
+@pytest.mark.parametrize("size", [[95, 96], [4096, 4096], [0, 0]])
+def test_a_size_that_the_simulator_has_not_got_is_left(size):
+    trained = trained_on([{**ENTRY, "camera_sizes": {"a": size}}], None)
+    assert as_trained(EnvironmentConfig(), trained).observation_height is None
+
+
+@pytest.mark.parametrize("report", ["{", "[]", '{"datasets": [1]}', '{"datasets": [{"recorded_fps": "x"}]}'])
+def test_damaged_reports_say_nothing(tmp_path, report):
+    assert read_trained(tmp_path) is None
+    (tmp_path / "train_config.json").write_text(json.dumps({"dataset": {}}))
+    (tmp_path / "data_report.json").write_text(report)
+    assert read_trained(tmp_path) is None
+
+
+def test_folders_are_named_by_policy_and_time():
+    assert _own_folder("alice/pick").name.endswith("_pick")
+    assert _own_folder("outputs/train/touch/checkpoints/000100/pretrained_model").name.endswith(
+        "_touch_000100"
+    )
