@@ -45,6 +45,7 @@ class Estimate:
     compute_copies: int  # bfloat16
     activations: Mapping[str, int]
     recomputed_layer: int  # the largest one, in the backward pass
+    reused: int  # by gradients, after the activations and copies of the same layers
     reserve: int
     parameters: int
     trainable: int
@@ -60,6 +61,7 @@ class Estimate:
             "bfloat16 copies of weights": self.compute_copies,
             **{f"activations: {kind}": size for kind, size in self.activations.items()},
             "one layer in the backward pass": self.recomputed_layer,
+            "gradients where activations were": -self.reused,
             "reserve for the device": self.reserve,
         }
 
@@ -119,6 +121,7 @@ def estimate_run(
         recompute=config.recompute or float(policy.gradient_checkpointing),
         shards={"none": 1, "full": processes, "hybrid": local or processes}[config.sharding],
         averaged=config.ema.decay is not None,
+        accumulated=config.gradient_accumulation_steps > 1,
         bfloat16=policy.dtype == "bfloat16",
         cuda=cuda,
     )
@@ -133,6 +136,7 @@ def estimate_memory(
     recompute: float = 0.0,
     shards: int = 1,
     averaged: bool = False,
+    accumulated: bool = False,
     bfloat16: bool = True,
     cuda: bool = True,
 ) -> Estimate:
@@ -146,6 +150,7 @@ def estimate_memory(
         recompute: share, 0..1, of the layers of each stack that are recomputed in the backward pass.
         shards: devices over which weights, gradients and optimizer state are split.
         averaged: a moving average of what is trained is kept.
+        accumulated: over several micro-batches: all gradients are there during a forward pass.
         bfloat16: compute in bfloat16 beside float32 weights.
         cuda: fused norms; False counts what the CPU keeps.
     """
@@ -166,18 +171,57 @@ def estimate_memory(
         number_bytes=2 if bfloat16 else 4,
         cuda=cuda,
     )
+    gradients = {kind: 4 * size // shards for kind, size in _trained_by_stack(model).items()}
+    copies = 2 * copied if bfloat16 else 0
+    reused = 0 if accumulated else _reused(gradients, activations, 0 if shards > 1 else copies, largest)
     return Estimate(
         weights=sum(parameter.numel() * parameter.element_size() for parameter in parameters) // shards,
         gradients=4 * trainable // shards,
         optimizer=8 * trainable // shards,  # AdamW in float32
         average=4 * trainable // shards if averaged else 0,
-        compute_copies=2 * copied if bfloat16 else 0,
+        compute_copies=copies,
         activations=activations,
         recomputed_layer=largest,
+        reused=reused,
         reserve=int(RESERVE_GB * 1e9) if cuda else 0,
         parameters=sum(parameter.numel() for parameter in parameters),
         trainable=trainable,
     )
+
+
+def _trained_by_stack(model: SceneReader) -> dict[str, int]:
+    """Trained parameters by kind of layer, in the order in which the backward pass comes to them."""
+    early = _trained_parameters(model.vision, model.image_proj, model.token_embedding)
+    prefix = _trained_parameters(model.language_model)
+    return {
+        "action expert": _trained_parameters(model) - prefix - early,
+        "language model": prefix,
+        "vision": early,
+    }
+
+
+def _trained_parameters(*parts: nn.Module) -> int:
+    return sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad)
+
+
+def _reused(gradients: Mapping[str, int], activations: Mapping[str, int], copies: int, largest: int) -> int:
+    """Bytes by which the peak of a step is below the sum of its parts.
+
+    The peak is at the end of the forward pass, or where the backward pass has made gradients of some kinds of
+    layers, and dropped what they kept and their copies; there it may compute the largest layer again.
+
+    Args:
+        gradients: bytes by kind of layer, in the order of the backward pass.
+        activations: bytes by kind of layer.
+        copies: bytes of rounded weights that go with the activations.
+        largest: bytes of the largest recomputed layer.
+    """
+    trained = max(1, sum(gradients.values()))
+    above, most = 0, 0
+    for kind, made in gradients.items():
+        most = max(most, above + largest)
+        above += made - activations[kind] - copies * made // trained
+    return sum(gradients.values()) + largest - max(most, above)
 
 
 def _active_stacks(model: SceneReader) -> list[str]:

@@ -34,6 +34,12 @@ def test_large_products_are_in_bfloat16(step):
     assert found["wide"] == {}
 
 
+def test_memory_is_what_depi_estimate_says(step):
+    """The peak of what PyTorch allocates, which its own allocator counts."""
+    _, found = step
+    assert found["peak_bytes"] == pytest.approx(found["estimated_bytes"], rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("variant", "forward", "backward"),
     [

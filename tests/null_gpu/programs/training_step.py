@@ -16,6 +16,8 @@ from torch._dynamo.utils import counters
 from torch.utils._pytree import tree_leaves
 from watching import Watch
 
+from depi.training.estimate import estimate_memory
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "recompute": {"recompute": 0.5},
@@ -45,10 +47,26 @@ def measure(variant: str) -> dict[str, Any]:
         "counted": counted,
         "host_s": host_s,
         "peak_bytes": torch.cuda.max_memory_allocated(),
+        "estimated_bytes": estimated(run),
         "graphs": counters["stats"]["unique_graphs"],
         "tensors": sum(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(batches[0])),
         **watch.findings(),
     }
+
+
+def estimated(run: Any) -> int:
+    """What `depi estimate` says of the run, without its reserve; prompts are rounded up to 16 tokens."""
+    config = run.config
+    estimate = estimate_memory(
+        run.policy.model,
+        batch_size=config.batch_size,
+        images=3,
+        words=16,
+        recompute=config.recompute,
+        accumulated=config.gradient_accumulation_steps > 1,
+        averaged=config.ema.decay is not None,
+    )
+    return estimate.total - estimate.reserve
 
 
 if __name__ == "__main__":
