@@ -161,7 +161,8 @@ def so101_setup(env: EnvironmentConfig, seed: int) -> Setup:
     if env.observation_width is not None:
         size["width"] = env.observation_width
     if env.setups == "standard":
-        setup = Setup(cameras=tuple(Camera(kind, kind) for kind in env.cameras or DEFAULT_CAMERAS))
+        kinds = DEFAULT_CAMERAS if env.cameras is None else env.cameras
+        setup = Setup(cameras=tuple(Camera(kind, kind) for kind in kinds))
     elif env.setups in DRAWN_SETUPS:
         setup = random_setup(seed, env.setups)
     else:

@@ -70,7 +70,10 @@ def test_sharded_averages_are_those_of_one_process(flags, tmp_path):
     )
 
 
-@pytest.mark.parametrize("wrong", [["--ema.decay=1"], ["--ema.decay=0.9", "--peft.r=4"], ["--keep_every=10"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [["--ema.decay=1"], ["--ema.decay=0.9", "--peft.r=4"], ["--keep_every=10", "--keep_last=null"]],
+)
 def test_wrong_values(flags, capfd, wrong):
     assert train([*flags, *wrong]) == 2
     assert wrong[0].partition("=")[0] in capfd.readouterr().err

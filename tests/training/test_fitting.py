@@ -81,7 +81,7 @@ def test_a_full_gpu_is_told_what_needs_less(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (0, 85e9))
     with (
-        pytest.raises(UserError, match=r"memory is full .*this fits .*--batch_size=[1-4]"),
+        pytest.raises(UserError, match=r"memory is full .*this fits .*--recompute=0.25"),
         full_memory_named(config, images=3, processes=1, local=1),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

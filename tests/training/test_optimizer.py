@@ -18,7 +18,7 @@ def steps(policy, optimizer, count=5):
 
 
 def test_same_values_and_same_steps_as_lerobots_preset():
-    policy = make_small()
+    policy = make_small(optimizer_lr=2.5e-5)
     reference = copy.deepcopy(policy)
     mine = make_optimizer(policy)
     preset = reference.config.get_optimizer_preset()

@@ -15,7 +15,7 @@ LR = 2.5e-5
 
 @pytest.fixture
 def policy():
-    return make_small(dtype="bfloat16")
+    return make_small(dtype="bfloat16", optimizer_lr=LR)
 
 
 def loss_of(policy, batch, bfloat16=True):
