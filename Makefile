@@ -7,7 +7,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.uv/bin:$(PATH)
 
 help:
-	@echo "make demo       set up, then run the whole pipeline offline (about 5 minutes)"
+	@echo "make demo       set up, then run the whole pipeline offline (about 4 minutes)"
 	@echo "make check      while you work: lint, types and the quick tests (at most 90 seconds on two cores)"
 	@echo "make test       set up, lint, type check, run the tests (about 15 minutes on two cores)"
 	@echo "make test-slow  the tests that take longer"
