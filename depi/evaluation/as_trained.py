@@ -16,6 +16,9 @@ from depi.evaluation.environments import DEFAULT_CAMERAS, TABLES, resolve
 from depi.files import read_json
 from depi.sim.setup import CAMERA_KINDS, Setup
 
+# A checkpoint may choose among these alone: a gym id would import the module that it names.
+CHOSEN = (*TABLES, "so101")
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -25,7 +28,7 @@ class Trained:
         sizes: (height, width) of the recorded images, in pixels.
         rates: actions per second.
         cameras: names of the recorded cameras, without `observation.images.`.
-        env: the type and the task of the run's own `--env`, where it had one.
+        env: the type and the task of the run's own `--env`, where it was one of CHOSEN.
     """
 
     sizes: frozenset[tuple[int, int]]
@@ -40,16 +43,19 @@ def trained_on(
     """From the entries of a data report, `--dataset.action_freq` and `--env` of the run.
 
     Raises:
-        KeyError, TypeError, ValueError, AttributeError: they are not what DePi writes.
+        KeyError, TypeError, ValueError, AttributeError, OverflowError: they are not what DePi writes.
     """
     rates = [action_freq] if action_freq else [entry["recorded_fps"] for entry in entries]
     sizes = [size for entry in entries for size in entry["camera_sizes"].values()]
     names = [str(name) for entry in entries for name in entry["cameras"]]
+    if not all(0 < rate <= 1000 for rate in rates):
+        raise ValueError(f"rates {one_line(rates, 100)} are none")
+    own = env and env["type"] in CHOSEN and isinstance(env.get("task"), str | None)
     return Trained(
         frozenset((int(height), int(width)) for height, width in sizes),
         frozenset(float(rate) for rate in rates),
         frozenset(name.removeprefix("observation.images.") for name in names),
-        None if env is None else (str(env["type"]), env.get("task")),
+        (env["type"], env.get("task")) if env and own else None,
     )
 
 
@@ -58,7 +64,7 @@ def read_trained(folder: Path) -> Trained | None:
     try:
         config, report = (read_json(folder / name) for name in ("train_config.json", "data_report.json"))
         return trained_on(report["datasets"], config["dataset"].get("action_freq"), config.get("env"))
-    except (UserError, OSError, KeyError, TypeError, ValueError, AttributeError):
+    except (UserError, OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
 
 
@@ -69,7 +75,7 @@ def as_trained(env: EnvironmentConfig, trained: Trained) -> EnvironmentConfig:
         known = {"type": trained.env[0], "task": env.task or trained.env[1]}
         env = dataclasses.replace(env, **known)
     kind = env.type or "so101"
-    if kind not in (*TABLES, "so101") or env.setups != "standard":
+    if kind not in CHOSEN or env.setups != "standard":
         return env
     size = next(iter(trained.sizes)) if len(trained.sizes) == 1 else None
     if size and env.observation_height is None and env.observation_width is None and _can_render(size):
@@ -86,7 +92,7 @@ def differences(env: EnvironmentConfig, trained: Trained) -> list[str]:
     """In what an environment differs from the training data, each as `what here, what in training`."""
     env = resolve(env)
     found = []
-    if env.type in (*TABLES, "so101") and env.setups == "standard":
+    if env.type in CHOSEN and env.setups == "standard":
         size = (env.observation_height or Setup.height, env.observation_width or Setup.width)
         if trained.sizes and size not in trained.sizes:
             found.append(

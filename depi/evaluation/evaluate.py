@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 DEVICES = ("cpu", "cuda", "mps")
 EXPERT = "expert"
-# LeRobot's names for the folders of a run; its module of constants takes seconds to import.
-CHECKPOINTS_DIR, PRETRAINED_MODEL_DIR = "checkpoints", "pretrained_model"
 MAX_PLACES = 16
 MAX_TIMEOUT = 86_400  # seconds
 
@@ -57,6 +55,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 def _own_folder(path: str) -> Path:
     """A folder for this evaluation, named by the time and the policy."""
+    from lerobot.utils.constants import CHECKPOINTS_DIR, PRETRAINED_MODEL_DIR
+
     now, parts = datetime.datetime.now(), Path(path).expanduser().absolute().parts
     # Of RUN/checkpoints/000100/pretrained_model it is the run and the step that tell.
     told = [part for part in parts if part not in (CHECKPOINTS_DIR, PRETRAINED_MODEL_DIR)]

@@ -4,9 +4,8 @@ While a chunk is computed the robot executes the previous one. Its left-over act
 towards themselves at every Euler step, firmly where they will have been executed, ever less after that. The
 guidance is LeRobot's.
 
-A policy that was trained with `rtc_training_max_delay` needs no guidance, which costs a backward pass at
-every step: it is given the actions that will have been executed, and goes on from them. Beyond the longest
-delay of its training it is guided.
+A policy that was trained with `rtc_training_max_delay` needs no guidance: it is given the actions that will
+have been executed, and goes on from them. Beyond the longest delay of its training it is guided.
 """
 
 import logging

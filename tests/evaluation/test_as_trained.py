@@ -1,6 +1,7 @@
 """The environment takes from the training what no flag says, and differences are said."""
 
 import json
+import math
 
 import pytest
 
@@ -57,7 +58,24 @@ def test_a_size_that_the_simulator_has_not_got_is_left(size):
     assert as_trained(EnvironmentConfig(), trained).observation_height is None
 
 
-@pytest.mark.parametrize("report", ["{", "[]", '{"datasets": [1]}', '{"datasets": [{"recorded_fps": "x"}]}'])
+@pytest.mark.parametrize("env", [{"type": "os:Env-v0", "task": None}, {"type": "pusht", "task": ["x"]}])
+def test_a_checkpoint_names_no_module_to_import(env):
+    assert trained_on([ENTRY], None, env).env is None
+    assert trained_on([ENTRY], None, {"type": "pusht", "task": "PushT-v0"}).env == ("pusht", "PushT-v0")
+
+
+DAMAGED = [
+    "{",
+    "[]",
+    '{"datasets": [1]}',
+    json.dumps({"datasets": [{**ENTRY, "recorded_fps": "x"}]}),
+    json.dumps({"datasets": [{**ENTRY, "recorded_fps": 0}]}),
+    json.dumps({"datasets": [{**ENTRY, "recorded_fps": math.nan}]}),
+    json.dumps({"datasets": [{**ENTRY, "camera_sizes": {"a": [math.inf, 96]}}]}),
+]
+
+
+@pytest.mark.parametrize("report", DAMAGED)
 def test_damaged_reports_say_nothing(tmp_path, report):
     assert read_trained(tmp_path) is None
     (tmp_path / "train_config.json").write_text(json.dumps({"dataset": {}}))
