@@ -172,8 +172,13 @@ def test_retry_after_is_waited_for_by_all():
 
 
 def test_a_server_that_goes_away_ends_the_call(annotated, tmp_path, boxes):
-    def answer(handler, body, number):
-        good = number <= 4
+    answered = set()
+
+    def answer(handler, body, _):
+        episode = images_of(body)
+        if len(answered) < 2:
+            answered.add(episode)
+        good = episode in answered
         handler.send(200 if good else 503, completion(good_answer(body)) if good else b"")
 
     with serving(answer) as server:
