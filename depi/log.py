@@ -1,15 +1,42 @@
 """Logging to stderr: DePi from level INFO, libraries from level WARNING."""
 
 import logging
+import sys
+import time
+from typing import TextIO
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is now, as a progress bar takes its place, and knows when it last did."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self.written = time.monotonic()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+        self.written = time.monotonic()
+
+
+_stderr = _Stderr()
 
 
 def start_logging(*, main_process: bool = True) -> None:
     """Set up logging for a command; other processes than the main one log warnings only."""
     logging.basicConfig(
-        level=logging.WARNING, format="%(levelname).1s %(asctime)s %(message)s", datefmt="%H:%M:%S"
+        level=logging.WARNING,
+        format="%(levelname).1s %(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        handlers=[_stderr],
     )
     logging.getLogger("depi").setLevel(logging.INFO if main_process else logging.WARNING)
     logging.getLogger("lerobot.configs.policies").addFilter(_no_device_named)
+
+
+def seconds_silent() -> float:
+    """How long ago the last line was logged, or DePi was started."""
+    return time.monotonic() - _stderr.written
 
 
 def _no_device_named(record: logging.LogRecord) -> bool:

@@ -50,7 +50,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         config.output_dir = _own_folder(path)
     with _recording(config) as on_episode:
         actor, identity = _load(config)
-        return _roll_out(config, actor, identity, resume=True, show_progress=True, on_episode=on_episode)
+        return _roll_out(config, actor, identity, resume=True, on_episode=on_episode)
 
 
 def _own_folder(path: str) -> Path:
@@ -168,7 +168,6 @@ def roll_out(
     *,
     cameras: str = "name",
     convention: str = "degrees",
-    show_progress: bool = True,
     resume: bool = False,
     on_episode: "Callable[[Trajectory], None] | None" = None,
 ) -> dict[str, Any]:
@@ -180,7 +179,6 @@ def roll_out(
         processors: those before and after the policy.
         cameras: the order of its camera slots, as `--dataset.cameras` of its training.
         convention: the joint convention that the policy was trained in; `native`: that of each rig.
-        show_progress: on the terminal.
         resume: keep the episodes that `output_dir` has; else they are removed.
         on_episode: called with the trajectory of each episode, before the episode is written down, in the
             order in which they end. Not called for errors.
@@ -190,7 +188,7 @@ def roll_out(
             another evaluation.
     """
     actor = as_actor(policy, processors, config, cameras=cameras, convention=convention)
-    return _roll_out(config, actor, {}, resume=resume, show_progress=show_progress, on_episode=on_episode)
+    return _roll_out(config, actor, {}, resume=resume, on_episode=on_episode)
 
 
 def as_actor(
@@ -250,7 +248,6 @@ def _roll_out(
     identity: dict[str, Any],
     *,
     resume: bool,
-    show_progress: bool,
     on_episode: "Callable[[Trajectory], None] | None",
 ) -> dict[str, Any]:
     from depi.evaluation.messages import Begin
@@ -293,7 +290,7 @@ def _roll_out(
                 )
                 for index in missing
             ]
-            _play(rollouts, requests, actor, journal, config, show_progress, on_episode)
+            _play(rollouts, requests, actor, journal, config, on_episode)
             timing = rollouts.timing.to_dict()
     elif (config.folder / RESULT).exists():
         timing = read_json(config.folder / RESULT).get("timing", {})
@@ -322,14 +319,13 @@ def _play(
     actor: "Actor",
     journal: Any,
     config: EvaluateConfig,
-    show_progress: bool,
     on_episode: "Callable[[Trajectory], None] | None",
 ) -> None:
     from depi.evaluation.results import save_frame
     from depi.progress import progress_bar
 
     done = 0
-    with progress_bar("episodes", len(requests), shown=show_progress) as show:
+    with progress_bar("episodes", len(requests)) as show:
 
         def on_end(episode: Any, frame: Any, trajectory: Any) -> None:
             nonlocal done

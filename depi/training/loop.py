@@ -37,7 +37,7 @@ from depi.training.run import memory_facts, prepare
 from depi.training.run_state import Run
 from depi.training.saving import Saver
 from depi.training.sharding import synchronize_gradients
-from depi.training.validation import curves, describe, evaluate, is_due
+from depi.training.validation import curves, describe, evaluate, is_due, what_is_measured
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ def fit(run: Run, stop: list[int]) -> int:
                 with monitors.meter.not_training():
                     measure(run, writer, stop)
             if writer:
-                writer.advance()
+                writer.advance(run.step)
         monitors.profiler.finish(run.step)
         monitors.saver.finish(stopped=status != 0)
     finally:
@@ -218,9 +218,10 @@ def log(run: Run, monitors: Monitors, writer: MetricsWriter | None) -> None:
 
 def measure(run: Run, writer: MetricsWriter | None, stop: list[int]) -> None:
     """Evaluate the policy, and write what was measured."""
+    logger.info("step %d: measuring %s", run.step, what_is_measured(run))
     values = evaluate(run, stop)
     if writer and values:
-        writer.say(describe(run, values))
+        logger.info("%s", describe(run, values))
         writer.write_evaluation(run.step, values, curves(run, values))
 
 

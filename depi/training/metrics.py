@@ -2,18 +2,17 @@
 
 import json
 import logging
-import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from depi.errors import no_room
 from depi.files import write_text
 from depi.journal import append_whole, read_lines
+from depi.progress import progress_bar
 from depi.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -93,18 +92,20 @@ class MetricsWriter:
         self.path = config.output_dir / METRICS_NAME
         self._unwritten = b""
         _forget_lines_after(self.path, start_step)
-        self.bar = tqdm(
-            total=config.steps, initial=start_step, unit="step", desc="train", disable=not sys.stderr.isatty()
-        )
+        self._open = ExitStack()
+        self._show = self._open.enter_context(progress_bar("Training", config.steps, done=start_step))
+        self._note = ""
         self.wandb = _start_wandb(config) if config.wandb.enable else None
 
-    def advance(self) -> None:
-        """Move the progress bar by one step."""
-        self.bar.update()
+    def advance(self, step: int) -> None:
+        """Show that `step` has been taken, with loss and speed of the last log line."""
+        self._show(step, note=self._note)
 
     def write(self, metrics: StepMetrics, skipped_frames: list[dict[str, Any]]) -> None:
         """Write one line of metrics everywhere, and the frames of skipped steps to `metrics.jsonl`."""
-        self.say(str(metrics))
+        logger.info("%s", metrics)
+        loss = "" if metrics.loss is None else f"loss {metrics.loss:.3f}, "
+        self._note = f"{loss}{metrics.samples_per_s:.1f} samples/s"
         frames = {"skipped_frames": skipped_frames} if skipped_frames else {}
         self._append({**metrics.known(), **frames})
         if self.wandb is not None:
@@ -123,11 +124,6 @@ class MetricsWriter:
         if self.wandb is not None:
             self.wandb.log(summary, step=step)
 
-    def say(self, line: str) -> None:
-        """Log a line, above the progress bar where there is one."""
-        with self.bar.external_write_mode(file=sys.stderr):
-            logger.info("%s", line)
-
     def _append(self, values: Mapping[str, Any]) -> None:
         """Add a line; on a full disk it waits in memory for the next one."""
         waits = bool(self._unwritten)
@@ -144,7 +140,7 @@ class MetricsWriter:
 
     def close(self) -> None:
         """End the progress bar and the W&B run; lines that still wait are tried once more, or given up."""
-        self.bar.close()
+        self._open.close()
         if self._unwritten:
             try:
                 append_whole(self.path, self._unwritten)

@@ -5,7 +5,6 @@ and the datasets say everything: nothing is written while a run trains.
 """
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,8 +23,6 @@ from lerobot.utils.constants import (
     PRETRAINED_MODEL_DIR,
 )
 from PIL import Image, ImageDraw
-from rich.console import Console
-from rich.progress import track
 from torchvision.utils import make_grid
 
 from depi.catalog.text import clean
@@ -35,6 +32,7 @@ from depi.files import atomic_write, read_json
 from depi.flags import parse_flags
 from depi.policies import load_processors
 from depi.policies.indicator import INDICATORS, indicator_of, with_indicator
+from depi.progress import tracked
 from depi.training.checkpoint import DATA_REPORT_NAME
 from depi.training.command_line import parse_train_config
 from depi.training.config import TrainConfig
@@ -193,7 +191,7 @@ def samples_of_step(run: PastRun, config: SamplesConfig) -> tuple[list[Drawn], l
     wanted = {name: value for name, value in wanted.items() if value is not None}
     drawn: list[Drawn] = []
     samples: list[dict[str, Any]] = []
-    for process, micro_batch, position in _progress(positions):
+    for process, micro_batch, position in tracked(positions, "Reading samples", len(positions)):
         sample = run.stream[position]
         one = describe(run, process, micro_batch, position, sample)
         if all(getattr(one, name) == value for name, value in wanted.items()):
@@ -318,11 +316,6 @@ def _sheet_name(config: SamplesConfig) -> str:
     if config.step is not None:
         return f"samples_step_{config.step:06d}.png"
     return f"sample_{quote(str(config.dataset), safe='')}_{config.episode:06d}_{config.frame:06d}.png"
-
-
-def _progress[Item](items: Sequence[Item]) -> Iterator[Item]:
-    console, hidden = Console(stderr=True), not sys.stderr.isatty()
-    yield from track(items, "Reading samples", console=console, transient=True, disable=hidden)
 
 
 def _show(found: dict[str, Any], drawn: Sequence[Drawn]) -> None:

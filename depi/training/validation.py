@@ -65,6 +65,18 @@ def is_due(run: Run) -> bool:
     return wanted and (run.step % config.eval_freq == 0 or run.step == config.steps)
 
 
+def what_is_measured(run: Run) -> str:
+    """Name what `evaluate` measures, for a log line before it."""
+    config = run.config
+    parts = ["the loss on held-out episodes"] if run.held_out is not None else []
+    if rolls_out(config):
+        env = _environment(config, run.policy)
+        parts.append(
+            f"{config.eval.n_episodes} episodes of {env.type}" + (f", {env.task}" if env.task else "")
+        )
+    return " and ".join(parts)
+
+
 def evaluate(run: Run, stop: Sequence[int] = ()) -> dict[str, float]:
     """Measure the policy as it is; every process must call this.
 
@@ -176,7 +188,7 @@ def success(run: Run, stop: Sequence[int] = ()) -> dict[str, float]:
 def _roll_out(run: Run, policy: AnyPolicy, stop: Sequence[int]) -> dict[str, Any]:
     config = _evaluate_config(run)
     actor = _actor(run.config, run.dataset, policy, run.processors, config)
-    return roll_out(config, _Stoppable(actor, stop), show_progress=False)
+    return roll_out(config, _Stoppable(actor, stop))
 
 
 def _rates(result: dict[str, Any]) -> dict[str, float]:

@@ -130,7 +130,7 @@ def test_who_does_not_look_succeeds_now_and_then(rigs, work, tmp_path):
     write_json(experiment.rigs_file, [rig.setup.to_dict() for rig in experiment.rigs])
     flags = work.play_flags(experiment, rigs.BLIND)[1:]
     config = parse_flags(work.EvaluateConfig, flags, "depi eval")
-    result = roll_out(config, work.BlindActor(scale.object_size), show_progress=False)
+    result = roll_out(config, work.BlindActor(scale.object_size))
     assert (result["n_episodes"], result["n_errors"]) == (24, 0)
     assert 0 < result["n_successes"] < 9
 

@@ -44,7 +44,7 @@ def played(tmp_path_factory):
     """Six episodes of a dot, one of them an error."""
     kept = []
     config = choices(tmp_path_factory.mktemp("played"), fail=[4], batch_size=2)
-    result = roll_out(config, Steady(), show_progress=False, on_episode=kept.append)
+    result = roll_out(config, Steady(), on_episode=kept.append)
     return result, kept
 
 
@@ -170,7 +170,7 @@ def test_what_is_recorded_is_what_the_arm_was_sent(tmp_path):
     config = choices(tmp_path, 1, "so101", n_videos=0, batch_size=1)
     config.env.observation_height, config.env.observation_width = 60, 80
     config.env.episode_length = 4
-    result = roll_out(config, Far(), show_progress=False, on_episode=kept.append)
+    result = roll_out(config, Far(), on_episode=kept.append)
     assert result["n_errors"] == 0
     actions = kept[0].actions
     assert actions.shape == (4, 6)

@@ -22,7 +22,7 @@ from depi.files import read_json
 
 def test_what_goes_wrong_in_an_environment_is_an_error_and_nothing_else(tmp_path):
     config = choices(tmp_path, crash=[1], hang=[2], fail=[4], batch_size=2, timeout=2.0)
-    result = roll_out(config, Steady(), show_progress=False)
+    result = roll_out(config, Steady())
     errors = {row["seed"]: row["error"] for row in result["episodes"]}
     assert errors[0] is errors[3] is errors[5] is None
     assert "status 7" in errors[1]
@@ -32,7 +32,7 @@ def test_what_goes_wrong_in_an_environment_is_an_error_and_nothing_else(tmp_path
     assert (result["n_episodes"], result["n_successes"], result["n_errors"]) == (3, 2, 3)
     assert result["success_rate"] == pytest.approx(2 / 3)
     assert sum(result["errors"].values()) == 3
-    well = roll_out(choices(tmp_path / "well", batch_size=2), Steady(), show_progress=False)
+    well = roll_out(choices(tmp_path / "well", batch_size=2), Steady())
     assert well["n_errors"] == 0
     assert [row for row in outcomes(well) if row["seed"] in (0, 3, 5)] == [
         row for row in outcomes(result) if row["seed"] in (0, 3, 5)
@@ -46,14 +46,14 @@ def test_an_environment_that_cannot_begin_is_said_before_training(tmp_path):
 
 def test_pictures_are_kept_where_a_simulator_draws_them_all_into_one_array(tmp_path):
     kept = []
-    roll_out(choices(tmp_path, 1, batch_size=1), Steady(), show_progress=False, on_episode=kept.append)
+    roll_out(choices(tmp_path, 1, batch_size=1), Steady(), on_episode=kept.append)
     widths = (kept[0].images["observation.image"][:, 0, :, 0] > 0).sum(axis=1)
     np.testing.assert_allclose(widths, np.clip(np.round(kept[0].states[:, 0] * 10), 0, 24))
     assert widths[-1] > widths[0]
 
 
 def test_all_episodes_may_be_errors(tmp_path):
-    result = roll_out(choices(tmp_path, 2, fail=[0, 1], batch_size=1), Steady(), show_progress=False)
+    result = roll_out(choices(tmp_path, 2, fail=[0, 1], batch_size=1), Steady())
     assert (result["success_rate"], result["success_interval_95"], result["n_errors"]) == (None, None, 2)
     json.dumps(read_json(tmp_path / "eval.json"), allow_nan=False)
 
@@ -62,7 +62,7 @@ def test_rewards_that_are_not_finite_are_an_error(tmp_path):
     kept = []
     config = choices(tmp_path, 2, endless=[1], batch_size=1)
     for _ in range(2):
-        result = roll_out(config, Steady(), show_progress=False, resume=True, on_episode=kept.append)
+        result = roll_out(config, Steady(), resume=True, on_episode=kept.append)
         assert result["errors"] == {"the environment's rewards are not finite": 1}
     assert [one.index for one in kept] == [0]
 
@@ -72,7 +72,7 @@ def test_a_policy_whose_actions_are_not_finite_is_named(tmp_path):
         def act(self, observations):
             return [np.full((4, 2), np.nan, np.float32) for _ in observations]
 
-    result = roll_out(choices(tmp_path, 1, batch_size=1), Lost(), show_progress=False)
+    result = roll_out(choices(tmp_path, 1, batch_size=1), Lost())
     assert result["errors"] == {"the policy's actions are not finite": 1}
 
 
@@ -90,7 +90,7 @@ def test_stepping_overlaps_with_inference(tmp_path):
 
     log = tmp_path / "steps"
     config = choices(tmp_path / "eval", 4, batch_size=4, seconds=0.02, log=str(log))
-    timing = roll_out(config, Slow(), show_progress=False)["timing"]
+    timing = roll_out(config, Slow())["timing"]
     # All processes have the same clock. With one after the other, no step begins during a call.
     steps = [float(line) for line in log.read_text().split()]
     assert any(began < step < ended for step in steps for began, ended in calls)
@@ -99,31 +99,31 @@ def test_stepping_overlaps_with_inference(tmp_path):
 
 
 def test_a_rerun_goes_on_and_another_configuration_is_refused(tmp_path):
-    roll_out(choices(tmp_path, 2, batch_size=1), Steady(), show_progress=False)
+    roll_out(choices(tmp_path, 2, batch_size=1), Steady())
     lines = (tmp_path / "episodes.jsonl").read_text()
     (tmp_path / "episodes.jsonl").write_text(lines + '{"index": 2, "se')  # killed while it wrote
-    more = roll_out(choices(tmp_path, 4, batch_size=2), Steady(), show_progress=False, resume=True)
+    more = roll_out(choices(tmp_path, 4, batch_size=2), Steady(), resume=True)
     assert (tmp_path / "episodes.jsonl").read_text().startswith(lines)
-    whole = roll_out(choices(tmp_path / "whole", 4, batch_size=2), Steady(), show_progress=False)
+    whole = roll_out(choices(tmp_path / "whole", 4, batch_size=2), Steady())
     assert outcomes(more) == outcomes(whole)
-    again = roll_out(choices(tmp_path, 4, batch_size=2), Steady(), show_progress=False, resume=True)
+    again = roll_out(choices(tmp_path, 4, batch_size=2), Steady(), resume=True)
     assert again == more
     other = choices(tmp_path, 4)
     other.seed = 7
     with pytest.raises(UserError, match=r"another seed: 0 there, 7 now"):
-        roll_out(other, Steady(), show_progress=False, resume=True)
+        roll_out(other, Steady(), resume=True)
 
 
 def test_a_full_disk_ends_it_and_is_no_error_of_an_episode(tmp_path, small_disk):
     out = small_disk.path / "eval"
-    roll_out(choices(out, 1, batch_size=1, n_videos=2), Steady(), show_progress=False)
+    roll_out(choices(out, 1, batch_size=1, n_videos=2), Steady())
     more = choices(out, 2, batch_size=1, n_videos=2)
     small_disk.fill()
     with pytest.raises(UserError, match=f"cannot write {out}/videos: the disk is full .*--output_dir"):
-        roll_out(more, Steady(), show_progress=False, resume=True)
+        roll_out(more, Steady(), resume=True)
     small_disk.make_room()
-    result = roll_out(more, Steady(), show_progress=False, resume=True)
-    whole = roll_out(choices(tmp_path / "whole", 2, n_videos=2), Steady(), show_progress=False)
+    result = roll_out(more, Steady(), resume=True)
+    whole = roll_out(choices(tmp_path / "whole", 2, n_videos=2), Steady())
     assert outcomes(result) == outcomes(whole)
     assert result["n_errors"] == 0
 
@@ -136,9 +136,9 @@ def test_a_command_that_played_nothing_may_be_corrected(tmp_path):
     config = choices(tmp_path, 1, batch_size=1)
     config.rename_map = {"observation.image": "observation.images.7"}
     with pytest.raises(UserError, match="wrong camera"):
-        roll_out(config, Refusing(), show_progress=False, resume=True)
+        roll_out(config, Refusing(), resume=True)
     config.rename_map = {}
-    assert roll_out(config, Steady(), show_progress=False, resume=True)["n_errors"] == 0
+    assert roll_out(config, Steady(), resume=True)["n_errors"] == 0
     assert read_json(tmp_path / "eval_config.json")["rename_map"] == {}
 
 
@@ -147,7 +147,7 @@ def test_after_kill_9_the_same_command_gives_the_same_result(tmp_path):
         "import sys; from pathlib import Path; from evaluations import Steady, choices\n"
         "from depi.evaluation.evaluate import roll_out\n"
         "config = choices(Path(sys.argv[1]), 8, batch_size=2, seconds=0.05, n_videos=2)\n"
-        "roll_out(config, Steady(), show_progress=False, resume=True)"
+        "roll_out(config, Steady(), resume=True)"
     )
     paths = os.pathsep.join(sys.path)
     command = [sys.executable, "-c", code, str(tmp_path / "killed")]
@@ -162,10 +162,10 @@ def test_after_kill_9_the_same_command_gives_the_same_result(tmp_path):
     kept = journal.read_text()
     assert 2 <= kept.count("\n") < 8
     config = choices(tmp_path / "killed", 8, batch_size=2, seconds=0.05, n_videos=2)
-    result = roll_out(config, Steady(), show_progress=False, resume=True)
+    result = roll_out(config, Steady(), resume=True)
     assert journal.read_text().startswith(kept)
     config.output_dir = tmp_path / "whole"
-    assert outcomes(roll_out(config, Steady(), show_progress=False)) == outcomes(result)
+    assert outcomes(roll_out(config, Steady())) == outcomes(result)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     for name in ("videos/episode_000.mp4", "videos/episode_001.mp4"):
         assert alike(killed / name, whole / name)
@@ -178,7 +178,7 @@ def test_ctrl_c_is_no_error_of_an_environment_nor_is_its_output_ours(tmp_path):
         "signal.signal(signal.SIGINT, lambda *_: None)  # as training does, to finish its step\n"
         "from depi.evaluation.evaluate import roll_out\n"
         "config = choices(Path(sys.argv[1]), 8, batch_size=2, seconds=0.05)\n"
-        "roll_out(config, Steady(), show_progress=False, resume=True)"
+        "roll_out(config, Steady(), resume=True)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(
@@ -216,7 +216,7 @@ def test_rigs_are_drawn_for_each_episode(tmp_path):
         config.policy.path, config.env.setups = "expert", split
         config.env.observation_height, config.env.observation_width = 60, 80
         kept = []
-        result = roll_out(config, ExpertActor(), show_progress=False, on_episode=kept.append)
+        result = roll_out(config, ExpertActor(), on_episode=kept.append)
         assert result["n_errors"] == 0
         seen[split] = {one.seed: {key: one.images[key][0] for key in one.images} for one in kept}
         assert {one.fps for one in kept} == {10}
@@ -233,7 +233,7 @@ def test_rigs_of_a_file_are_played_in_turn(tmp_path):
     config.policy.path, config.env.setups, config.seed = "expert", str(file), 7
     config.env.observation_height, config.env.observation_width = 60, 80
     kept = []
-    result = roll_out(config, ExpertActor(), show_progress=False, on_episode=kept.append)
+    result = roll_out(config, ExpertActor(), on_episode=kept.append)
     assert (result["n_successes"], result["n_errors"]) == (3, 0)
     tables = {one.seed: one.table for one in kept}
     cameras = {seed: table.cameras["observation.images.yours"] for seed, table in tables.items() if seed % 2}
@@ -245,7 +245,7 @@ def test_rigs_of_a_file_are_played_in_turn(tmp_path):
     assert len(result["setups_file"]) == 16
     file.write_text(json.dumps(rigs[::-1]))
     with pytest.raises(UserError, match="another setups_file"):
-        roll_out(config, ExpertActor(), show_progress=False, resume=True)
+        roll_out(config, ExpertActor(), resume=True)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_files_without_rigs_are_named(tmp_path, content, says):
         file.write_text(content)
     config = EvaluateConfig(env=EnvironmentConfig(setups=str(file)), output_dir=tmp_path / "eval")
     with pytest.raises(UserError, match=says):
-        roll_out(config, Steady(), show_progress=False)
+        roll_out(config, Steady())
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_an_environment_that_cannot_be_made_is_said(tmp_path, env, says):
     one = EpisodesConfig(batch_size=1)
     config = EvaluateConfig(env=EnvironmentConfig(**env), eval=one, output_dir=tmp_path / "eval")
     with pytest.raises(UserError, match=says):
-        roll_out(config, Steady(), show_progress=False)
+        roll_out(config, Steady())
     assert not (tmp_path / "eval").exists()
 
 
@@ -325,7 +325,7 @@ def test_lerobots_environments_begin_as_their_turn_says(tmp_path, monkeypatch):
         kept = []
         config = choices(tmp_path / str(size), 4, "gym_manipulator", batch_size=size)
         config.env.task, config.env.instruction = "Counting-v0", "Count."
-        roll_out(config, Steady(), show_progress=False, on_episode=kept.append)
+        roll_out(config, Steady(), on_episode=kept.append)
         found.append({one.index: float(one.states[0, 0]) for one in kept})
     assert found[0] == found[1] == pytest.approx({index: 0.1 * index for index in range(4)})
 
@@ -348,7 +348,7 @@ def test_aloha_is_what_gym_aloha_shows_from_above(tmp_path):
     kept = []
     config = choices(tmp_path, 1, "aloha", batch_size=1, n_videos=1)
     config.env.episode_length, config.seed = 5, 3
-    result = roll_out(config, Reaching(), show_progress=False, on_episode=kept.append)
+    result = roll_out(config, Reaching(), on_episode=kept.append)
     assert (result["n_errors"], result["mean_length"]) == (0, 5)
     frames = pictures(tmp_path / "videos" / "episode_000.mp4")
     assert (len(frames), frames[0].shape) == (5, (480, 640, 3))

@@ -163,7 +163,7 @@ def test_rollouts_in_pusht(flags, tmp_path):
     env.observation_height = env.observation_width = 96
     choices = EvaluateConfig(env=env, eval=EpisodesConfig(2, 0, 1), output_dir=tmp_path / "played", seed=0)
     with DatasetWriter(root, "ann/pusht") as writer:
-        roll_out(choices, Wandering(), show_progress=False, on_episode=writer.append)
+        roll_out(choices, Wandering(), on_episode=writer.append)
     flags = [flag for flag in flags if not flag.startswith(("--num_datasets", "--dataset.data_ids"))]
     data = {"dataset.repo_id": "ann/pusht", "dataset.root": root}
     size = {"env.observation_height": 96, "env.observation_width": 96, "env.episode_length": 6}

@@ -5,14 +5,11 @@ Several processes may open at the same time: one builds, the others wait for it.
 
 import logging
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub.utils import WeakFileLock
-from rich.console import Console
-from rich.progress import track
 
 from depi.datasets.recording.border import reading
 from depi.datasets.recording.joints import check_native
@@ -23,6 +20,7 @@ from depi.datasets.union.index import Index, prune, read_index
 from depi.datasets.union.joining import join
 from depi.errors import DatasetError, MachineError, UserError
 from depi.hub.client.retry import HubSilent
+from depi.progress import tracked
 from depi.threads import threads
 
 logger = logging.getLogger(__name__)
@@ -155,11 +153,9 @@ def _in_threads[Item, Result](
         except (DatasetError, UserError) as error:
             return error
 
-    console = Console(stderr=True)
     with threads(min(_OPEN_THREADS, len(items))) as pool:
         results = pool.map(outcome, items)
-        hidden = not sys.stderr.isatty()
-        return list(track(results, title, len(items), console=console, transient=True, disable=hidden))
+        return list(tracked(results, title, len(items)))
 
 
 def _reasons(names: Sequence[str], outcomes: Sequence[object], options: Options) -> dict[str, str]:

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,6 @@ from huggingface_hub import DatasetInfo, HfApi, ModelInfo, RepoFile, constants, 
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import tqdm as hub_tqdm
 from huggingface_hub.utils import validate_repo_id
-from rich.progress import Progress
 
 from depi import __version__
 from depi.addresses import without_credentials
@@ -52,6 +51,7 @@ from depi.hub.client.retry import (
     retried,
 )
 from depi.hub.names import path_problem
+from depi.progress import progress_bar
 from depi.threads import threads
 
 __all__ = [
@@ -369,8 +369,8 @@ def download_files(
             download_file(repo_id, name, revision=revision, repo_type=repo_type)
         return folder
     with ExitStack() as stack:
-        bar = stack.enter_context(Progress(disable=not progress, transient=True))
-        task = bar.add_task(repo_id, total=len(missing))
+        bar = progress_bar(f"Downloading {repo_id}", len(missing)) if progress else nullcontext()
+        show = stack.enter_context(bar)
         pool = stack.enter_context(threads(PARALLEL_DOWNLOADS))
         fetches = [
             pool.submit(
@@ -378,9 +378,10 @@ def download_files(
             )
             for name in missing
         ]
-        for fetch in as_completed(fetches):
+        for done, fetch in enumerate(as_completed(fetches), start=1):
             fetch.result()
-            bar.advance(task)
+            if show:
+                show(done)
     return folder
 
 
