@@ -130,6 +130,6 @@ def commands(demo: Demo) -> list[tuple[str, str]]:
             "Or train longer on the first ones",
             f"{train} --resume=true --output_dir=train --steps={config.steps + 100} --batch_size=16",
         ),
-        ("Draw the losses", "depi plot train train_community --output=loss.png"),
+        ("Draw the losses", "depi plot train train_community --output=loss.html"),
         ("Open the demo's Hub again", "depi hub serve --root=hub"),
     ]

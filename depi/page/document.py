@@ -34,13 +34,16 @@ def render(
         data: JSON values, which the script finds in `DATA`.
         package: the package that has a folder `page`.
         name: of the HTML (what stands in the body, with `$title`) and of the CSS, without suffix.
-        scripts: files of that folder, run in order after `elements.js`.
+        scripts: files of that folder, run in order after `elements.js` and `chart.js`.
         title: the heading, any text.
         may_save: let the script send requests to the server that the page came from.
     """
     style = _part(_HERE, "page.css") + _part(f"{package}.page", f"{name}.css")
     script = "\n".join(
-        [_part(_HERE, "elements.js"), *(_part(f"{package}.page", script) for script in scripts)]
+        [
+            *(_part(_HERE, script) for script in ("elements.js", "chart.js")),
+            *(_part(f"{package}.page", script) for script in scripts),
+        ]
     )
     policy = (
         f"default-src 'none'; img-src data:; media-src data:; "

@@ -12,19 +12,23 @@ from rich.console import Console
 from rich.table import Table
 
 from depi.errors import UserError
-from depi.files import atomic_write
+from depi.files import atomic_write, write_text
 from depi.flags import parse_flags
 from depi.journal import read_lines
+from depi.page import document
 
 # What is drawn: name in `metrics.jsonl`, label, and whether its axis is logarithmic.
 CURVES = (
     ("loss", "training loss", True),
     ("eval/loss", "held-out loss", True),
+    ("eval/success_rate", "success rate", False),
     ("lr", "learning rate", False),
     ("samples_per_s", "samples per second", False),
 )
 BLOCKS = "▁▂▃▄▅▆▇█"
-SPARK_WIDTH = 40
+SPARK_WIDTH = 24
+# More points of a curve than a chart is wide in pixels are not seen.
+MOST_POINTS = 1000
 
 # Steps and values of one curve.
 Curve = tuple[list[int], list[float]]
@@ -32,13 +36,14 @@ Curve = tuple[list[int], list[float]]
 
 @dataclass
 class PlotConfig:
-    """Draw the metrics of runs: depi plot RUN... [--output=FILE.png]
+    """Draw the metrics of runs: depi plot RUN... [--output=FILE.png or FILE.html]
 
     RUN is the folder of a training run, finished or not. Several are drawn into the same axes.
     """
 
     runs: list[Path] = field(default_factory=list)
-    # null: metrics.png in the run's folder; of several runs, outputs/metrics.png.
+    # A picture (.png) or a page that tells the values under the pointer (.html). null: both, as metrics.png
+    # and metrics.html in the run's folder; of several runs, in outputs/.
     output: Path | None = None
 
 
@@ -67,6 +72,30 @@ def read_curves(run: Path) -> dict[str, Curve]:
     if not curves:
         raise UserError(f"{run} has not logged any step yet")
     return curves
+
+
+def write_page(runs: dict[str, dict[str, Curve]], output: Path) -> None:
+    """Write the curves by run and name as a page, one chart for each name."""
+    charts = []
+    for name, label, logarithmic in CURVES:
+        curves = [
+            {"name": Path(run).name, "points": _thinned(found[name]), "colour": colour}
+            for colour, (run, found) in enumerate(runs.items())
+            if name in found
+        ]
+        if curves:
+            charts.append({"label": label, "logarithmic": logarithmic, "curves": curves})
+    title = Path(next(iter(runs))).resolve().name if len(runs) == 1 else f"{len(runs)} runs"
+    data = {"runs": list(runs), "charts": charts}
+    page = document.render(data, package="depi.training", name="plot", scripts=("plot.js",), title=title)
+    write_text(output, page)
+
+
+def _thinned(curve: Curve) -> list[tuple[int, float]]:
+    """At most about MOST_POINTS points, evenly taken, and the last one."""
+    points = list(zip(*curve, strict=True))
+    stride = math.ceil(len(points) / MOST_POINTS)
+    return [*points[:-1:stride], points[-1]]
 
 
 def draw(runs: dict[str, dict[str, Curve]], output: Path) -> None:
@@ -112,6 +141,9 @@ def show(runs: dict[str, dict[str, Curve]], console: Console) -> None:
         console.print(table)
 
 
+WRITERS = {".png": draw, ".html": write_page}
+
+
 def main(args: Sequence[str]) -> int:
     """Run the `depi plot` verb."""
     runs = list(takewhile(lambda arg: not arg.startswith("-"), args))
@@ -119,9 +151,13 @@ def main(args: Sequence[str]) -> int:
     config = parse_flags(PlotConfig, [*named, *args[len(runs) :]], "depi plot RUN...")
     if not config.runs:
         raise UserError("name a run: depi plot outputs/train/DATE/TIME_JOB, or several")
+    if config.output and config.output.suffix not in WRITERS:
+        raise UserError(f"--output must end in {' or '.join(WRITERS)}, not {config.output.name!r}")
     curves = {str(run): read_curves(run) for run in config.runs}
-    output = config.output or (config.runs[0] if len(curves) == 1 else Path("outputs")) / "metrics.png"
-    draw(curves, output)
+    folder = config.runs[0] if len(curves) == 1 else Path("outputs")
+    outputs = [config.output] if config.output else [folder / "metrics.png", folder / "metrics.html"]
+    for output in outputs:
+        WRITERS[output.suffix](curves, output)
     show(curves, Console())
-    print(f"drawn in {output}")
+    print(f"drawn in {' and '.join(map(str, outputs))}")
     return 0

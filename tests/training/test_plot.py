@@ -7,6 +7,9 @@ import pytest
 
 from depi import cli
 from depi.training.plot import BLOCKS, read_curves, sparkline
+from tests.helpers.browsing import OpenedPage, chromium
+
+HOSTILE = "<img src=x onerror=alert(1)>"
 
 
 def write_run(folder, steps=50, factor=1.0, **more):
@@ -40,12 +43,38 @@ def test_a_figure_lies_with_its_run_and_not_in_the_current_folder(tmp_path, monk
         write_run(tmp_path / name)
     assert cli.main(["plot", "one"]) == 0
     assert (tmp_path / "one" / "metrics.png").is_file()
+    assert (tmp_path / "one" / "metrics.html").is_file()
     assert cli.main(["plot", "one", "two"]) == 0
     assert (tmp_path / "outputs" / "metrics.png").is_file()
     assert not list(tmp_path.glob("*.png"))
     capsys.readouterr()
     assert cli.main(["plot"]) == 2
     assert capsys.readouterr().err.startswith("error: name a run: depi plot")
+
+
+def test_a_page_tells_the_values_under_the_pointer(tmp_path):
+    runs = [
+        write_run(tmp_path / "one", 3000),
+        write_run(tmp_path / HOSTILE, 40, **{"eval/success_rate": 0.5}),
+    ]
+    output = tmp_path / "losses.html"
+    assert cli.main(["plot", *map(str, runs), f"--output={output}"]) == 0
+    for browser in chromium():
+        opened = OpenedPage(browser, output.as_uri())
+        loss = opened.page.locator("svg[aria-label^='training loss']")
+        assert loss.locator("polyline").count() == 2
+        loss.hover(position={"x": loss.bounding_box()["width"] - 2, "y": 100})
+        assert loss.locator("text.name").all_text_contents() == [
+            "one: 3.3e-4 at step 3,000",
+            f"{HOSTILE}: 0.025 at step 40",
+        ]
+        success = opened.page.locator("svg[aria-label^='success']")
+        assert success.locator("polyline").get_attribute("class") == "line curve-1", "the colour of its run"
+        points = loss.locator("polyline").first.get_attribute("points").split()
+        assert 500 < len(points) <= 1002
+        opened.page.set_viewport_size({"width": 380, "height": 800})
+        assert opened.page.evaluate("document.documentElement.scrollWidth") <= 380
+        assert opened.complaints == []
 
 
 def test_curves_of_a_run_that_is_still_writing(tmp_path):
@@ -82,3 +111,8 @@ def test_what_is_no_run_is_refused_in_one_sentence(tmp_path, capsys, content):
 def test_no_run_at_all(capsys):
     assert cli.main(["plot"]) == 2
     assert "depi plot" in capsys.readouterr().err
+
+
+def test_only_pictures_and_pages_are_drawn(tmp_path, capsys):
+    assert cli.main(["plot", str(write_run(tmp_path / "run")), "--output=loss.pdf"]) == 2
+    assert "must end in .png or .html, not 'loss.pdf'" in capsys.readouterr().err

@@ -35,30 +35,6 @@ function drawFilms() {
   }
 }
 
-function drawLoss() {
-  const width = 640, height = 300, left = 52, right = 12, top = 14, bottom = 30;
-  const points = DATA.losses.flatMap((run) => run.points);
-  const steps = Math.max(...points.map(([step]) => step));
-  const logs = points.map(([, loss]) => Math.log10(Math.max(loss, 1e-6)));
-  const low = Math.min(...logs), high = Math.max(...logs, low + 0.1);
-  const x = (step) => left + ((width - left - right) * step) / steps;
-  const y = (loss) => top + ((height - top - bottom) * (high - Math.log10(Math.max(loss, 1e-6)))) / (high - low);
-  const chart = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img",
-    "aria-label": DATA.losses.map(({ name, points }) => `${name}: ${fine.format(points.at(-1)[1])} at last`).join("; ") });
-  for (const share of [0, 0.5, 1]) {
-    const loss = 10 ** (low + share * (high - low)), step = share * steps;
-    chart.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: y(loss), y2: y(loss) }),
-      svg("text", { x: left - 6, y: y(loss) + 4, "text-anchor": "end" }, fine.format(loss)),
-      svg("text", { x: x(step), y: height - 8, "text-anchor": ["start", "middle", "end"][2 * share] }, whole.format(step)));
-  }
-  DATA.losses.forEach(({ name, points }, number) => {
-    const kind = ["first", "second"][number];
-    chart.append(svg("polyline", { class: `line ${kind}`, points: points.map(([step, loss]) => `${x(step)},${y(loss)}`).join(" ") }),
-      svg("text", { class: `name ${kind}`, x: width - right, y: top + 12 + 16 * number, "text-anchor": "end" }, name));
-  });
-  byId("loss").replaceChildren(chart);
-}
-
 function drawSteps() {
   byId("steps").tBodies[0].replaceChildren(...DATA.steps.map(([title, happened, seconds]) =>
     el("tr", {}, el("td", {}, title), el("td", {}, happened), el("td", { class: "number" }, whole.format(seconds)))));
@@ -84,7 +60,7 @@ function drawVerdicts() {
 
 drawTotals();
 drawFilms();
-drawLoss();
+byId("loss").replaceChildren(chart("loss", DATA.losses, true));
 drawSteps();
 drawNext();
 drawVerdicts();
