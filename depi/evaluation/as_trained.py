@@ -5,14 +5,15 @@ where the environment can choose, it is as the training data were; where it is n
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from depi.catalog.text import clean
 from depi.errors import UserError, one_line
 from depi.evaluation.config import EnvironmentConfig
-from depi.evaluation.environments import DEFAULT_CAMERAS, TABLES, resolve
+from depi.evaluation.environments import DEFAULT_CAMERAS, TABLES, find_table, resolve
 from depi.files import read_json
 from depi.sim.setup import CAMERA_KINDS, Setup
 
@@ -29,22 +30,25 @@ class Trained:
         rates: actions per second.
         cameras: names of the recorded cameras, without `observation.images.`.
         env: the type and the task of the run's own `--env`, where it was one of CHOSEN.
+        instructions: all task texts; empty where they are too many for the report, or it has none.
     """
 
     sizes: frozenset[tuple[int, int]]
     rates: frozenset[float]
     cameras: frozenset[str]
     env: tuple[str, str | None] | None = None
+    instructions: frozenset[str] = frozenset()
 
 
 def trained_on(
-    entries: Sequence[Mapping[str, Any]], action_freq: float | None, env: Mapping[str, Any] | None = None
+    report: Mapping[str, Any], action_freq: float | None, env: Mapping[str, Any] | None = None
 ) -> Trained:
-    """From the entries of a data report, `--dataset.action_freq` and `--env` of the run.
+    """From a data report, `--dataset.action_freq` and `--env` of the run.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError, OverflowError: they are not what DePi writes.
     """
+    entries = report["datasets"]
     rates = [action_freq] if action_freq else [entry["recorded_fps"] for entry in entries]
     sizes = [size for entry in entries for size in entry["camera_sizes"].values()]
     names = [str(name) for entry in entries for name in entry["cameras"]]
@@ -56,14 +60,22 @@ def trained_on(
         frozenset(float(rate) for rate in rates),
         frozenset(name.removeprefix("observation.images.") for name in names),
         (env["type"], env.get("task")) if env and own else None,
+        _instructions(report.get("instructions")),
     )
+
+
+def _instructions(reported: Mapping[str, Any] | None) -> frozenset[str]:
+    """All task texts, where the report has them all; runs of earlier versions have none."""
+    texts = [clean(text) for text in reported["of_most_frames"]] if reported else []
+    complete = reported is not None and len(texts) == reported["count"]
+    return frozenset(filter(None, texts)) if complete else frozenset()
 
 
 def read_trained(folder: Path) -> Trained | None:
     """What the reports beside a checkpoint say; None where DePi did not train it, or they are damaged."""
     try:
         config, report = (read_json(folder / name) for name in ("train_config.json", "data_report.json"))
-        return trained_on(report["datasets"], config["dataset"].get("action_freq"), config.get("env"))
+        return trained_on(report, config["dataset"].get("action_freq"), config.get("env"))
     except (UserError, OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
 
@@ -85,7 +97,12 @@ def as_trained(env: EnvironmentConfig, trained: Trained) -> EnvironmentConfig:
             known["fps"] = int(next(iter(trained.rates)))
         if env.cameras is None and trained.cameras and trained.cameras <= set(CAMERA_KINDS):
             known["cameras"] = sorted(trained.cameras)
-    return dataclasses.replace(env, **known)
+    found = dataclasses.replace(env, **known)
+    if found.instruction is None and len(trained.instructions) == 1:
+        (instruction,) = trained.instructions
+        if instruction != own_instruction(found):
+            found = dataclasses.replace(found, instruction=instruction)
+    return found
 
 
 def differences(env: EnvironmentConfig, trained: Trained) -> list[str]:
@@ -105,7 +122,17 @@ def differences(env: EnvironmentConfig, trained: Trained) -> list[str]:
         cameras = set(env.cameras or DEFAULT_CAMERAS)
         if not cameras <= trained.cameras:
             found.append(f"cameras {_listed(cameras)} here, {_listed(trained.cameras)} in training")
+    said = own_instruction(env)
+    if said and trained.instructions and said not in trained.instructions:
+        texts = _listed(f'"{text}"' for text in trained.instructions)
+        found.append(f'the instruction "{said}" here, {texts} in training')
     return found
+
+
+def own_instruction(env: EnvironmentConfig) -> str | None:
+    """The instruction of an environment, where it is known before the environment is made."""
+    table = find_table(resolve(env))
+    return table.instruction if table else None
 
 
 def _can_render(size: tuple[int, int]) -> bool:

@@ -1,5 +1,6 @@
 """What `--policy.path` names, ready to act: DePi's pi0, or another of LeRobot's policies."""
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ from depi.datasets.recording.cameras import camera_order, numbered_slots
 from depi.datasets.recording.joints import CONVENTIONS
 from depi.errors import UserError, one_line
 from depi.evaluation.actors import Actor
-from depi.evaluation.as_trained import Trained, as_trained, differences, read_trained
-from depi.evaluation.config import EvaluateConfig
+from depi.evaluation.as_trained import Trained, as_trained, differences, own_instruction, read_trained
+from depi.evaluation.config import EnvironmentConfig, EvaluateConfig
 from depi.evaluation.pi0_actor import Pi0Actor
 from depi.evaluation.results import checkpoint_digest
 from depi.files import read_json
@@ -33,8 +34,8 @@ def load_actor(config: EvaluateConfig) -> tuple[Actor, dict[str, Any]]:
     kind = policy_type(folder)
     trained = read_trained(folder)
     if trained is not None:
-        config.env = as_trained(config.env, trained)
-        _say_differences(config, trained)
+        asked, config.env = config.env, as_trained(config.env, trained)
+        _say_differences(asked, config.env, trained)
     identity = {
         "checkpoint": str(folder),
         "policy_type": kind,
@@ -67,8 +68,11 @@ def load_actor(config: EvaluateConfig) -> tuple[Actor, dict[str, Any]]:
     return actor, identity
 
 
-def _say_differences(config: EvaluateConfig, trained: Trained) -> None:
-    found = differences(config.env, trained)
+def _say_differences(asked: EnvironmentConfig, env: EnvironmentConfig, trained: Trained) -> None:
+    if env.instruction != asked.instruction:
+        own = own_instruction(dataclasses.replace(env, instruction=None))
+        logger.info('the instruction is "%s", as in training; the task\'s own is "%s"', env.instruction, own)
+    found = differences(env, trained)
     if found:
         logger.warning("the policy was trained on other data than it sees here: %s", "; ".join(found))
 

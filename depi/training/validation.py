@@ -48,7 +48,7 @@ def check_simulator(config: TrainConfig, policy: AnyPolicy, dataset: MultiLeRobo
         choices = EvaluateConfig(env=env, eval=config.eval, seed=config.seed)
         actor = _actor(config, dataset, policy, (None, None), choices)
         check_environment(choices, actor)
-        found = differences(env, trained_on(dataset.entries, config.dataset.action_freq))
+        found = differences(env, trained_on(dataset.report(), config.dataset.action_freq))
         if found:
             logger.warning("--env differs from the data: %s", "; ".join(found))
 

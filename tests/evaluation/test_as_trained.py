@@ -15,7 +15,7 @@ ENTRY = {
     "cameras": ["observation.images.wrist", "observation.images.top"],
     "camera_sizes": {"observation.images.wrist": [96, 96], "observation.images.top": [96, 96]},
 }
-SQUARE = trained_on([ENTRY], None)
+SQUARE = trained_on({"datasets": [ENTRY]}, None)
 
 
 def test_what_no_flag_says_is_as_in_training():
@@ -38,11 +38,11 @@ def test_what_flags_say_stays_and_is_said():
 
 def test_many_sizes_and_rates_choose_nothing():
     wide = {**ENTRY, "recorded_fps": 30.0, "camera_sizes": {"observation.images.wrist": [240, 320]}}
-    union = trained_on([ENTRY, wide], None)
+    union = trained_on({"datasets": [ENTRY, wide]}, None)
     env = as_trained(EnvironmentConfig(), union)
     assert (env.fps, env.observation_height) == (None, None)
     assert differences(as_trained(EnvironmentConfig(fps=15, cameras=["wrist"]), union), union) == []
-    assert trained_on([ENTRY, wide], 20.0).rates == {20.0}
+    assert trained_on({"datasets": [ENTRY, wide]}, 20.0).rates == {20.0}
 
 
 def test_the_environment_of_the_run_is_taken_where_none_is_named():
@@ -52,16 +52,42 @@ def test_the_environment_of_the_run_is_taken_where_none_is_named():
     assert as_trained(EnvironmentConfig(type="aloha"), trained).type == "aloha"
 
 
+def texts(*most: str, count: int | None = None) -> Trained:
+    reported = {"count": len(most) if count is None else count, "of_most_frames": most}
+    return trained_on({"datasets": [ENTRY], "instructions": reported}, None)
+
+
+def test_the_only_instruction_of_the_training_is_taken():
+    env = as_trained(EnvironmentConfig(), texts("tap the\x1b[2J block"))
+    assert env.instruction == "tap the [2J block"
+    assert as_trained(EnvironmentConfig(), texts("Touch the red cube.")).instruction is None, "its own already"
+    several = texts("tap the block", "Touch the red cube.")
+    assert as_trained(EnvironmentConfig(), several).instruction is None
+    assert differences(as_trained(EnvironmentConfig(), several), several) == []
+
+
+def test_an_instruction_that_was_never_trained_is_said():
+    asked = EnvironmentConfig(fps=15, instruction="fetch the cube")
+    (said,) = differences(as_trained(asked, texts("push", "pull")), texts("push", "pull"))
+    assert said == 'the instruction "fetch the cube" here, "pull", "push" in training'
+    assert differences(as_trained(asked, SQUARE), SQUARE) == [], "reports of earlier versions have no texts"
+    many = texts("push", "pull", count=1000)
+    assert differences(as_trained(asked, many), many) == []
+
+
 @pytest.mark.parametrize("size", [[95, 96], [4096, 4096], [0, 0]])
 def test_a_size_that_the_simulator_has_not_got_is_left(size):
-    trained = trained_on([{**ENTRY, "camera_sizes": {"a": size}}], None)
+    trained = trained_on({"datasets": [{**ENTRY, "camera_sizes": {"a": size}}]}, None)
     assert as_trained(EnvironmentConfig(), trained).observation_height is None
 
 
 @pytest.mark.parametrize("env", [{"type": "os:Env-v0", "task": None}, {"type": "pusht", "task": ["x"]}])
 def test_a_checkpoint_names_no_module_to_import(env):
-    assert trained_on([ENTRY], None, env).env is None
-    assert trained_on([ENTRY], None, {"type": "pusht", "task": "PushT-v0"}).env == ("pusht", "PushT-v0")
+    assert trained_on({"datasets": [ENTRY]}, None, env).env is None
+    assert trained_on({"datasets": [ENTRY]}, None, {"type": "pusht", "task": "PushT-v0"}).env == (
+        "pusht",
+        "PushT-v0",
+    )
 
 
 DAMAGED = [
@@ -72,6 +98,7 @@ DAMAGED = [
     json.dumps({"datasets": [{**ENTRY, "recorded_fps": 0}]}),
     json.dumps({"datasets": [{**ENTRY, "recorded_fps": math.nan}]}),
     json.dumps({"datasets": [{**ENTRY, "camera_sizes": {"a": [math.inf, 96]}}]}),
+    json.dumps({"datasets": [ENTRY], "instructions": ["push"]}),
 ]
 
 
