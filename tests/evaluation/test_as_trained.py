@@ -60,7 +60,9 @@ def texts(*most: str, count: int | None = None) -> Trained:
 def test_the_only_instruction_of_the_training_is_taken():
     env = as_trained(EnvironmentConfig(), texts("tap the\x1b[2J block"))
     assert env.instruction == "tap the [2J block"
-    assert as_trained(EnvironmentConfig(), texts("Touch the red cube.")).instruction is None, "its own already"
+    assert as_trained(EnvironmentConfig(), texts("Touch the red cube.")).instruction is None, (
+        "its own already"
+    )
     several = texts("tap the block", "Touch the red cube.")
     assert as_trained(EnvironmentConfig(), several).instruction is None
     assert differences(as_trained(EnvironmentConfig(), several), several) == []
