@@ -16,6 +16,7 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import send_to_device
 from lerobot_pi0 import SIZES
 from rich.console import Console
 from rich.table import Table
@@ -23,8 +24,9 @@ from torch import Tensor, nn
 
 from depi.errors import UserError
 from depi.flags import parse_flags
-from depi.models.gemma import GemmaLayer, GemmaPrefix, attention, attention_bias, rotary_table
-from depi.models.packing import Rows, pack, pad, to_list
+from depi.models.attention import attention, attention_bias
+from depi.models.gemma import GemmaLayer, GemmaPrefix, rotary_table
+from depi.models.packing import pack, pad, to_list
 from depi.models.pi0 import Pi0, Pi0Dimensions
 from depi.models.scene import Observation
 from depi.models.siglip import SiglipTower
@@ -112,13 +114,8 @@ def padding_left_out(parts: Parts) -> Ablation:
 
     def step(packed: bool) -> None:
         packing = (pack if packed else pad)(image_mask, token_mask, d.patches)
-        packing = packing._replace(
-            image=packing.image.to(parts.device),
-            word=packing.word.to(parts.device),
-            rows=Rows(*(tensor.to(parts.device) for tensor in packing.rows)),
-        )
         seen = Observation(*(x.to(parts.device) for x in (images, image_mask, tokens, token_mask, state)))
-        seen = seen._replace(packing=packing)
+        seen = seen._replace(packing=send_to_device(packing, parts.device))
         with torch.autocast(parts.device.type, torch.bfloat16, enabled=parts.cuda):
             errors = model(seen, *on)
         backward(errors)
@@ -222,7 +219,7 @@ def no_unused_tail(parts: Parts) -> Ablation:
 def gradients_gathered(parts: Parts) -> Ablation:
     """Moving tokens out of rows with a gathered gradient, against one that is added up."""
     d = parts.part
-    rows = Rows(*(tensor.to(parts.device) for tensor in pack(*parts.masks(), d.patches).rows))
+    rows = send_to_device(pack(*parts.masks(), d.patches).rows, parts.device)
     tokens = parts.randn(*rows.source.shape, d.num_heads * d.head_dim)
     return Ablation(
         "gradients gathered, not added up",

@@ -18,7 +18,8 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from depi.models.gemma import GemmaPrefix, GemmaSuffix, KeysValues, Rotation, attention_bias, rotary_table
+from depi.models.attention import attention_bias
+from depi.models.gemma import GemmaPrefix, GemmaSuffix, KeysValues, Rotation, rotary_table
 from depi.models.packing import any_length, pad
 from depi.models.scene import (
     SO400M,
@@ -127,8 +128,7 @@ class FlowNetwork(SceneReader):
         images, image_mask, tokens, token_mask, _, packing = observation
         packing = packing or pad(image_mask, token_mask, self.dimensions.patches)
         x = self.embed_prefix(images, tokens, packing)
-        rotation, bias = place_prefix(x, packing.rows, self.dimensions)
-        rows = packing.rows
+        x, rotation, rows, bias = place_prefix(x, packing, self.dimensions, self.backends)
         return Prefix(self.prefix(x, rotation, rows, bias), rows.filled)
 
     def velocity(self, prefix: Prefix, state: Tensor, x_t: Tensor, time: Tensor) -> Tensor:

@@ -6,13 +6,14 @@ Training and sampling share this; sampling reuses the keys and values.
 
 Letters in shapes:
     B batch   L tokens   K tokens attended to   W width   Q query heads   G key-value heads   D head size
-    ... tokens in rows, B, L, or in a list, T, whose `Rows` hold their positions in the rows for attention
+    ... tokens in rows, B, L, or in a list, T, whose `Rows` hold their positions in rows
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from depi.models.attention import BACKENDS, Backends, attention, list_attention
 from depi.models.checkpointing import planned
 from depi.models.packing import Rows, to_list, to_rows
 
@@ -33,39 +34,6 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     cos, sin = rotation
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)
-
-
-def attention_bias(visible: Tensor, heads_per_group: int, dtype: torch.dtype) -> Tensor:
-    """What `attention` adds to its scores, made once for all layers.
-
-    Args:
-        visible: bool [B, L, K], or [B, 1, K] where every query sees the same.
-        heads_per_group: Q / G.
-        dtype: in which attention computes.
-
-    Returns:
-        [B, 1, L * Q / G, K] or [B, 1, 1, K], 0 where visible and -inf elsewhere.
-    """
-    rows = visible if visible.shape[1] == 1 else visible.repeat_interleave(heads_per_group, dim=1)
-    # Fused kernels need rows that begin at multiples of 16 numbers, and copy other ones in every layer. There
-    # is always room behind a row: compiled code would be made once more for a length that needs none.
-    length = rows.shape[2]
-    room = (length // 16 + 1) * 16
-    bias = torch.zeros(*rows.shape[:2], room, dtype=dtype, device=rows.device)[..., :length]
-    return bias.masked_fill_(~rows, -torch.inf)[:, None]
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Queries [B, L, Q, D] over keys and values [B, K, G, D] with an `attention_bias` -> [B, L, Q * D].
-
-    The Q / G heads that share keys are laid out as further queries of one head: nothing is copied per head,
-    and every fused kernel supports it, also those with a bias but without grouped queries.
-    """
-    batch, length, _, head_dim = q.shape
-    groups = k.shape[2]
-    q = q.view(batch, length, groups, -1, head_dim).transpose(1, 2).flatten(2, 3)  # [B, G, L * Q / G, D]
-    out = F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), attn_mask=bias)
-    return out.unflatten(2, (length, -1)).transpose(1, 2).reshape(batch, length, -1)
 
 
 class RMSNorm(nn.Module):
@@ -135,18 +103,20 @@ class KeyValueLayer(nn.Module):
         """[..., heads * D] -> [..., heads, D]."""
         return x.unflatten(-1, (-1, self.head_dim))
 
-    def keys_values(self, normed: Tensor, rotation: Rotation, rows: Rows | None) -> KeysValues:
-        """Keys and values, in rows, of normed tokens [..., W]."""
-        keys = rotate(self.heads(self.k_proj(normed)), rotation)
-        return to_rows(keys, rows), to_rows(self.heads(self.v_proj(normed)), rows)
+    def keys_values(self, normed: Tensor, rotation: Rotation) -> KeysValues:
+        """Keys and values of normed tokens [..., W], each [..., G, D]."""
+        return rotate(self.heads(self.k_proj(normed)), rotation), self.heads(self.v_proj(normed))
 
     def forward(self, x: Tensor, rotation: Rotation, rows: Rows | None) -> KeysValues:
-        """Tokens [..., W] -> keys and values."""
-        return self.keys_values(self.attention_norm(x), rotation, rows)
+        """Tokens [..., W] -> keys and values in rows."""
+        k, v = self.keys_values(self.attention_norm(x), rotation)
+        return to_rows(k, rows), to_rows(v, rows)
 
 
 class GemmaLayer(KeyValueLayer):
     """Pre-norm transformer block."""
+
+    backends: Backends = BACKENDS
 
     def __init__(self, width: int, mlp_dim: int, num_heads: int, num_kv_heads: int, head_dim: int):
         super().__init__(width, num_kv_heads, head_dim)
@@ -160,22 +130,30 @@ class GemmaLayer(KeyValueLayer):
         x: Tensor,
         rotation: Rotation,
         rows: Rows | None,
-        bias: Tensor,
+        bias: Tensor | None,
         earlier: KeysValues | None = None,
         modulations: Modulations | None = None,
     ) -> tuple[Tensor, KeysValues]:
-        """Tokens [..., W] -> new tokens, and their keys and values.
+        """Tokens [..., W] -> new tokens, and their keys and values in rows.
 
-        `earlier` are keys and values that stand before the layer's own ones; `bias` is an `attention_bias`;
-        `modulations` are those of an `AdaptiveLayer`.
+        `earlier` are keys and values that stand before the layer's own ones; `bias` is an `attention_bias`,
+        None where `rows` is of a list in the order of its samples; `modulations` are those of an
+        `AdaptiveLayer`.
         """
         before, behind = modulations or (None, None)
         normed, gate = normalise(self.attention_norm, x, before)
-        q = to_rows(rotate(self.heads(self.q_proj(normed)), rotation), rows)
-        k, v = own = self.keys_values(normed, rotation, rows)
-        if earlier is not None:
-            k, v = torch.cat((earlier[0], k), dim=1), torch.cat((earlier[1], v), dim=1)
-        x = x + gated(self.o_proj(to_list(attention(q, k, v, bias), rows)), gate)
+        q = rotate(self.heads(self.q_proj(normed)), rotation)
+        k, v = self.keys_values(normed, rotation)
+        own = to_rows(k, rows), to_rows(v, rows)
+        if rows is not None and rows.starts is not None:
+            mixed = list_attention(q, k, v, rows.starts, longest=rows.source.shape[1])
+        else:
+            assert bias is not None
+            keys, values = own
+            if earlier is not None:
+                keys, values = torch.cat((earlier[0], keys), dim=1), torch.cat((earlier[1], values), dim=1)
+            mixed = to_list(attention(to_rows(q, rows), keys, values, bias, self.backends), rows)
+        x = x + gated(self.o_proj(mixed), gate)
         normed, gate = normalise(self.mlp_norm, x, behind)
         return x + gated(self.mlp(normed), gate), own
 
@@ -201,8 +179,10 @@ class GemmaPrefix(nn.Module):
         self.last_layer = KeyValueLayer(width, num_kv_heads, head_dim)
         self.recompute = 0.0
 
-    def forward(self, x: Tensor, rotation: Rotation, rows: Rows | None, bias: Tensor) -> list[KeysValues]:
-        """Tokens [..., W] -> keys and values of every layer."""
+    def forward(
+        self, x: Tensor, rotation: Rotation, rows: Rows | None, bias: Tensor | None
+    ) -> list[KeysValues]:
+        """Tokens [..., W] -> keys and values of every layer; see `GemmaLayer.forward`."""
         cache = []
         for layer in planned(self.layers, self.recompute):
             x, keys_values = layer(x, rotation, rows, bias)

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from depi.models.attention import attention
 from depi.models.flow import FlowNetwork
 from depi.models.gemma import (
     GemmaLayer,
     KeysValues,
     Modulations,
     Rotation,
-    attention,
     gated,
     normalise,
     rotate,
@@ -30,6 +30,7 @@ class FusedLayer(nn.Module):
     def __init__(self, layer: GemmaLayer, dtype: torch.dtype):
         super().__init__()
         self.head_dim = layer.head_dim
+        self.backends = layer.backends
         self.kv_heads = layer.k_proj.out_features // layer.head_dim
         self.attention_norm, self.mlp_norm = layer.attention_norm, layer.mlp_norm
         self.qkv = side_by_side([layer.q_proj, layer.k_proj, layer.v_proj], dtype)
@@ -56,7 +57,7 @@ class FusedLayer(nn.Module):
         if earlier is None:
             # They are kept: as views of a larger tensor they would make compiled code compile again.
             own_k, own_v = own_k.contiguous(), own_v.contiguous()
-            mixed = attention(q.contiguous(), own_k, own_v, bias)
+            mixed = attention(q.contiguous(), own_k, own_v, bias, self.backends)
         else:
             k, v = torch.cat((earlier[0], own_k), dim=1), torch.cat((earlier[1], own_v), dim=1)
             mixed = short_attention(q, k, v, bias)

@@ -20,8 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from depi.models.attention import attention_bias
 from depi.models.flow import FlowNetwork, Prefix
-from depi.models.gemma import KeysValues, Rotation, attention_bias, rotary_table
+from depi.models.gemma import KeysValues, Rotation, rotary_table
 from depi.models.packing import any_length, pad, to_rows
 from depi.models.scene import Observation
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.init import normal_, ones_, zeros_
 
-from depi.models.gemma import RMSNorm, Rotation, ZeroLinear, attention_bias, rotary_table
-from depi.models.packing import Packing, Rows, any_length
+from depi.models.attention import BACKENDS, Backends, attention_bias, takes_lists
+from depi.models.gemma import RMSNorm, Rotation, ZeroLinear, rotary_table
+from depi.models.packing import Packing, Rows, any_length, by_sample
 from depi.models.siglip import SiglipTower
 
 # SigLIP So400m/14 at 224 pixels and PaliGemma's vocabulary, as published; and sizes that train on a laptop.
@@ -122,6 +123,8 @@ class SceneDimensions:
 class SceneReader(nn.Module):
     """A network that reads images and a prompt; the order of the tokens enters only by their positions."""
 
+    backends: Backends = BACKENDS
+
     def __init__(self, d: SceneDimensions):
         super().__init__()
         self.dimensions = d
@@ -174,6 +177,12 @@ class SceneReader(nn.Module):
         for part in self.stacks():
             part.recompute = share
 
+    def set_attention(self, backends: Backends) -> None:
+        """Allow these kernels of `depi.models.attention` alone."""
+        for module in self.modules():
+            if hasattr(module, "backends"):
+                module.backends = backends
+
     def compile_layers(self, mode: str | None = None, **options: Any) -> None:
         """Compile every layer in place, with `torch.compile`'s options: equal layers share their code.
 
@@ -215,19 +224,27 @@ def draw_weights(part: nn.Module) -> None:
             zeros_(module.weight)
 
 
-def place_prefix(x: Tensor, rows: Rows, d: SceneDimensions) -> tuple[Rotation, Tensor]:
+def place_prefix(
+    x: Tensor, packing: Packing, d: SceneDimensions, backends: Backends
+) -> tuple[Tensor, Rotation, Rows, Tensor | None]:
     """Positions of the tokens [T, W] that `embed_prefix` lists, and the attention mask among them.
 
     Returns:
-        The rotary table of the list, and an `attention_bias` for rows. Compiled code takes any lengths.
+        The list, in the order of its samples where attention takes lists; its rotary table and rows; and an
+        `attention_bias` for rows where it does not. Compiled code takes any lengths.
     """
+    rows = packing.rows
+    if packing.sequences is not None and takes_lists(x, d.head_dim, backends):
+        x, rows = by_sample(x, packing)
     # Absent tokens have no position: the others are numbered without them.
     positions = (rows.filled.cumsum(dim=1) - 1).flatten()[rows.place]
     rotation = rotary_table(positions, d.head_dim)
-    # Every prefix token attends to every real one of its sample.
-    bias = attention_bias(rows.filled[:, None], d.heads_per_group, x.dtype)
     for tensor in (x, *rotation, rows.place, rows.used):
         any_length(tensor, 0)
     for tensor in (rows.source, rows.filled):
         any_length(tensor, 1)
-    return rotation, any_length(bias, 3)
+    if rows.starts is not None:
+        return x, rotation, rows, None
+    # Every prefix token attends to every real one of its sample.
+    bias = attention_bias(rows.filled[:, None], d.heads_per_group, x.dtype)
+    return x, rotation, rows, any_length(bias, 3)

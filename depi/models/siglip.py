@@ -6,12 +6,15 @@ Letters in shapes: I images, N patches per image, W width, R image side in pixel
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from depi.models.attention import BACKENDS, Backends, dot_product_attention
 from depi.models.checkpointing import planned
 from depi.models.packing import any_length
 
 
 class SiglipAttention(nn.Module):
     """Every patch attends to every patch."""
+
+    backends: Backends = BACKENDS
 
     def __init__(self, width: int, num_heads: int):
         super().__init__()
@@ -27,7 +30,8 @@ class SiglipAttention(nn.Module):
             proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [I, heads, N, W / heads]
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        mixed = dot_product_attention(q, k, v, backends=self.backends)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
 class SiglipLayer(nn.Module):

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from depi.models.attention import attention_bias
 from depi.models.checkpointing import planned
-from depi.models.gemma import GemmaLayer, KeyValueLayer, RMSNorm, Rotation, attention_bias, rotary_table
+from depi.models.gemma import GemmaLayer, KeyValueLayer, RMSNorm, Rotation, rotary_table
 from depi.models.packing import Rows, any_length, pad
 from depi.models.scene import (
     SO400M,
@@ -145,14 +146,15 @@ class ReadingLayer(GemmaLayer):
         x: Tensor,
         rotation: Rotation,
         rows: Rows,
-        bias: Tensor,
+        bias: Tensor | None,
         tail: Tensor,
         tail_rotation: Rotation,
         tail_bias: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Prefix tokens [T, W] and tail [B, 2, W] -> both, one layer on.
 
-        `bias` is the prefix's `attention_bias` over its P places, `tail_bias` the tail's over P + 2.
+        `bias` is the prefix's `attention_bias` over its P places, or None as for `GemmaLayer.forward`,
+        `tail_bias` the tail's over P + 2.
         """
         if self.last:
             read = KeyValueLayer.forward(self, x, rotation, rows)
@@ -207,10 +209,10 @@ class ValueNetwork(SceneReader):
         d = self.dimensions
         packing = packing or pad(image_mask, token_mask, d.patches)
         x = self.embed_prefix(images, tokens, packing)
-        rotation, bias = place_prefix(x, packing.rows, d)
-        tail_rotation, tail_bias = self._place_tail(packing.rows.filled, x.dtype)
+        x, rotation, rows, bias = place_prefix(x, packing, d, self.backends)
+        tail_rotation, tail_bias = self._place_tail(rows.filled, x.dtype)
         out = self.trunk(
-            x, self._embed_tail(state).to(x.dtype), rotation, packing.rows, bias, tail_rotation, tail_bias
+            x, self._embed_tail(state).to(x.dtype), rotation, rows, bias, tail_rotation, tail_bias
         )
         with torch.autocast(out.device.type, enabled=False):  # the distribution and the loss stay in float32
             return self.value_head(out[:, -1].float())

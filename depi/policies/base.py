@@ -14,7 +14,7 @@ from depi.models.scene import Observation, SceneReader
 from depi.policies.adapters import merged_state
 from depi.policies.batches import observe
 from depi.policies.checkpoint import WEIGHTS
-from depi.policies.choices import save_config
+from depi.policies.choices import attention_backends, save_config
 from depi.policies.configuration import dimensions_of, freeze_parts
 from depi.policies.convert import Layout, save_weights
 from depi.policies.factory import load_policy, load_value
@@ -36,6 +36,7 @@ class OwnPolicy(PreTrainedPolicy):
         self.config = config
         self.model: SceneReader = family_of(config).network(dimensions_of(config))
         self.model.set_recompute(float(config.gradient_checkpointing))
+        self.model.set_attention(attention_backends(config))
         freeze_parts(self.model, config)
         if config.compile_model:
             self.model.compile_layers(mode=config.compile_mode)
@@ -48,6 +49,15 @@ class OwnPolicy(PreTrainedPolicy):
     def layout(self) -> Layout:
         """How the weights are named in a file."""
         return family_of(self.config).layout(self.model.dimensions)
+
+    def allow_attention(self, backends: str) -> None:
+        """Use these attention kernels alone, as `config.attention_backends` says; the checkpoints keep it.
+
+        Raises:
+            UserError: there is no such kernel.
+        """
+        self.config.attention_backends = backends
+        self.model.set_attention(attention_backends(self.config))
 
     def get_optim_params(self) -> list[torch.nn.Parameter]:
         """The parameters to train."""

@@ -16,6 +16,7 @@ import yaml
 from depi.errors import UserError
 from depi.files import read_json, write_json
 from depi.flag_sources import FLAGS_BESIDE
+from depi.models.attention import Backends, read_backends
 
 CHOICES_FILE = "depi.json"
 # Memory grows with it: keys and values of the prefix are held for each.
@@ -40,6 +41,9 @@ class OwnChoices:
     image_antialias: bool = False
     # Sample so many chunks when the policy runs, and act on the one that is nearest to their mean.
     num_samples: int = 1
+    # The attention kernels that may be used on a CUDA device: each call takes the first one that fits, and
+    # math where none does. `depi doctor --gpu` says which are wrong on a GPU.
+    attention_backends: str = "varlen,flash,efficient,math"
 
 
 NAMES = tuple(field.name for field in fields(OwnChoices))
@@ -64,6 +68,19 @@ def check_choices(config: Any) -> None:
         raise UserError(f"rtc_training_max_delay must be 0 to {steps - 1}, below chunk_size, not {delay}")
     if not 1 <= samples <= MOST_SAMPLES:
         raise UserError(f"num_samples must be 1 to {MOST_SAMPLES}, not {samples}")
+    attention_backends(config)
+
+
+def attention_backends(config: Any) -> Backends:
+    """The attention kernels that a configuration of any of DePi's types allows.
+
+    Raises:
+        UserError: there is no such kernel.
+    """
+    try:
+        return read_backends(choices_of(config).attention_backends)
+    except ValueError as error:
+        raise UserError(f"attention_backends: {error}") from None
 
 
 def split_flags(flags: Sequence[str], prefix: str = "--") -> tuple[dict[str, Any], list[str]]:

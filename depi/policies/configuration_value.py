@@ -13,6 +13,7 @@ from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from depi.errors import UserError, one_line
 from depi.models.scene import SceneDimensions
 from depi.models.value import ValueDimensions
+from depi.policies.choices import attention_backends
 from depi.policies.configuration import LARGEST, LARGEST_DEPTH
 
 SIZES = {"full": ValueDimensions.full(), "tiny": ValueDimensions.tiny()}
@@ -66,6 +67,8 @@ class ValueConfig(PreTrainedConfig):
     gradient_checkpointing: bool = False
     compile_model: bool = False
     compile_mode: str = "max-autotune"
+    # As the other policies of DePi have it.
+    attention_backends: str = "varlen,flash,efficient,math"
     normalization_mapping: dict[str, NormalizationMode] = field(
         default_factory=lambda: {
             "VISUAL": NormalizationMode.IDENTITY,
@@ -114,6 +117,7 @@ class ValueConfig(PreTrainedConfig):
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"dtype {one_line(self.dtype, 80)} is none of float32, bfloat16")
+        attention_backends(self)
 
     def validate_features(self) -> None:
         """Raise a UserError without a camera or a state."""

@@ -7,7 +7,8 @@ W is the width of a stack, M its MLP's size, Q query heads, G key-value heads, D
 numbers that one layer keeps per token, as CUDA computes (and in brackets the CPU, whose norms keep more):
     vision   10 W (8 W; CUDA's autocast takes LayerNorm to float32) + 2 M + 2 Q
     prefix   6 W (10 W) for two norms: input in float32 and result; 4 M for the MLP;
-             3 Q D for queries and attention's output, in rows and in a list; 2 G D for keys and values
+             3 Q D for queries and attention's output, in rows and in a list, or where attention takes
+             lists 2 Q D and 2 Q for its sums; 2 G D for keys and values
     suffix   6 W (10 W) + 4 M + 2 Q D; and the keys and values of all its row, 2 G D per token there
 A recomputed layer keeps its input alone, W (in the suffix also the prefix's keys and values), and is computed
 again, one layer at a time, in the backward pass. Stacks that no gradient passes keep nothing.
@@ -25,6 +26,7 @@ from torch import nn
 from depi.errors import UserError
 from depi.models.scene import SceneDimensions, SceneReader
 from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
+from depi.policies.choices import attention_backends
 from depi.policies.configuration import dimensions_of, freeze_parts
 from depi.policies.families import family_of
 from depi.training.config import TrainConfig
@@ -124,6 +126,7 @@ def estimate_run(
         accumulated=config.gradient_accumulation_steps > 1,
         bfloat16=policy.dtype == "bfloat16",
         cuda=cuda,
+        lists=config.ragged and "varlen" in attention_backends(policy),
     )
 
 
@@ -139,6 +142,7 @@ def estimate_memory(
     accumulated: bool = False,
     bfloat16: bool = True,
     cuda: bool = True,
+    lists: bool = True,
 ) -> Estimate:
     """Bytes that a training step takes on each device.
 
@@ -153,6 +157,7 @@ def estimate_memory(
         accumulated: over several micro-batches: all gradients are there during a forward pass.
         bfloat16: compute in bfloat16 beside float32 weights.
         cuda: fused norms; False counts what the CPU keeps.
+        lists: attention takes lists, where it can: on CUDA in bfloat16.
     """
     d, parameters = model.dimensions, list(model.parameters())
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
@@ -170,6 +175,7 @@ def estimate_memory(
         active=_active_stacks(model),
         number_bytes=2 if bfloat16 else 4,
         cuda=cuda,
+        lists=lists and bfloat16 and cuda,
     )
     gradients = {kind: 4 * size // shards for kind, size in _trained_by_stack(model).items()}
     copies = 2 * copied if bfloat16 else 0
@@ -245,6 +251,7 @@ def activation_bytes(
     active: Collection[str] = STACKS,
     number_bytes: int = 2,
     cuda: bool = True,
+    lists: bool = False,
 ) -> tuple[dict[str, int], int]:
     """Bytes kept for the backward pass by kind of layer, and those of the largest layer that is recomputed.
 
@@ -257,6 +264,7 @@ def activation_bytes(
     suffix = batch_size * tokens
     queries, keys = d.num_heads * d.head_dim, 2 * d.num_kv_heads * d.head_dim
     norms, vision_norms = (6, 10) if cuda else (10, 8)
+    mixing = 2 * queries + 2 * d.num_heads if lists else 3 * queries
     # stack: name, layers, numbers that a layer keeps, numbers that a recomputed one keeps
     layers: dict[str, tuple[str, int, float, float]] = {
         "vision": (
@@ -268,7 +276,7 @@ def activation_bytes(
         "prefix": (
             "language model",
             d.depth - 1,
-            prefix * (norms * d.width + 4 * d.mlp_dim + 3 * queries + keys),
+            prefix * (norms * d.width + 4 * d.mlp_dim + mixing + keys),
             prefix * d.width,
         ),
         "suffix": (

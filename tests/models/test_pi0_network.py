@@ -8,13 +8,12 @@ import torch
 from small_pi0 import KINDS, make_network
 from torch.distributions import Beta
 
+from depi.models.attention import attention, attention_bias
 from depi.models.flow import sample_time, suffix_mask, time_embedding
 from depi.models.gemma import (
     AdaptiveRMSNorm,
     GemmaLayer,
     RMSNorm,
-    attention,
-    attention_bias,
     rotary_table,
     rotate,
 )

@@ -13,7 +13,7 @@ MOST_GRAPHS = 9
 @pytest.mark.timeout(1800)
 def test_few_graphs_serve_all_lengths(on_null_gpu):
     found = on_null_gpu("community", str(BATCHES))
-    assert len(set(found["tokens"])) > 20
+    assert len(set(found["tokens"])) > 15
     assert len(found["graphs"]) == BATCHES
     assert found["graphs"][0] == 4
     assert found["graphs"][-1] <= MOST_GRAPHS

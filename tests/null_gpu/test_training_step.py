@@ -5,7 +5,7 @@ import pytest
 pytestmark = [pytest.mark.null_gpu, pytest.mark.slow]
 
 # Micro-batches of each step.
-VARIANTS = {"plain": 1, "recompute": 1, "accumulation": 2, "ema": 1, "lora": 1}
+VARIANTS = {"plain": 1, "recompute": 1, "accumulation": 2, "ema": 1, "lora": 1, "switched_off": 1}
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -43,21 +43,22 @@ def test_memory_is_what_depi_estimate_says(step):
 @pytest.mark.parametrize(
     ("variant", "forward", "backward"),
     [
-        ("plain", (27, 17 + 18), (27, 17 + 18)),
+        ("plain", (27, 17, 18), (27, 17, 18)),
         # Every second layer is computed again.
-        ("recompute", (27 + 13, 17 + 8 + 18 + 9), (27, 17 + 18)),
-        ("accumulation", (2 * 27, 2 * (17 + 18)), (2 * 27, 2 * (17 + 18))),
+        ("recompute", (27 + 13, 17 + 8, 18 + 9), (27, 17, 18)),
+        ("accumulation", (2 * 27, 2 * 17, 2 * 18), (2 * 27, 2 * 17, 2 * 18)),
         # No gradient goes beyond the language model.
-        ("lora", (27, 17 + 18), (0, 17 + 18)),
+        ("lora", (27, 17, 18), (0, 17, 18)),
+        ("switched_off", (0, 0, 27 + 17 + 18), (0, 0, 27 + 17 + 18)),
     ],
 )
-def test_attention_calls_the_kernels_that_are_expected(on_null_gpu, variant, forward, backward):
-    """SigLIP without a mask flash attention, the others with their bias the memory-efficient one."""
+def test_attention_calls_the_kernels_that_are_named(on_null_gpu, variant, forward, backward):
+    """SigLIP flash attention, the prefix the same over its list, the suffix the memory-efficient one."""
     found = on_null_gpu("training_step", *VARIANTS)[variant]
+    names = ("scaled_dot_product_flash", "flash", "scaled_dot_product_efficient")
     expected = {
-        "flash_attention": forward[0],
-        "efficient_attention": forward[1],
-        "flash_attention_backward": backward[0],
-        "efficient_attention_backward": backward[1],
+        **{f"{name}_attention": count for name, count in zip(names, forward, strict=True)},
+        **{f"{name}_attention_backward": count for name, count in zip(names, backward, strict=True)},
     }
+    expected["flash_attention_forward"] = expected.pop("flash_attention")
     assert found["attention"] == {name: count for name, count in expected.items() if count}

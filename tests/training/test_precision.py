@@ -6,8 +6,9 @@ import pytest
 import torch
 from small_pi0 import make_batch, make_small
 
+from depi.models.attention import attention, attention_bias
 from depi.models.flow import time_embedding
-from depi.models.gemma import RMSNorm, attention, attention_bias
+from depi.models.gemma import RMSNorm
 from depi.training.optimizer import make_optimizer
 
 LR = 2.5e-5

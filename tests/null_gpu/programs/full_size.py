@@ -22,9 +22,17 @@ from depi.training.profiling import StepProfiler
 from depi.training.run import make_trainable
 
 
-def make_run(accelerator: Accelerator, lora: bool = False, ema: bool = False, **flags: Any) -> Any:
+def make_run(
+    accelerator: Accelerator,
+    lora: bool = False,
+    ema: bool = False,
+    attention_backends: str | None = None,
+    **flags: Any,
+) -> Any:
     """A run of pi0 with random weights that has not taken a step; `flags` are those of `TrainConfig`."""
     policy = make_depi(SIZES["full"], "cuda", dtype="bfloat16")
+    if attention_backends is not None:
+        policy.allow_attention(attention_backends)
     if lora:
         add_adapters(policy.model, PeftConfig())
     config = TrainConfig(policy=policy.config, ema=EmaConfig(0.999 if ema else None), **flags)

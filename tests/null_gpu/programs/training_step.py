@@ -16,6 +16,7 @@ from torch._dynamo.utils import counters
 from torch.utils._pytree import tree_leaves
 from watching import Watch
 
+from depi.policies.choices import attention_backends
 from depi.training.estimate import estimate_memory
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -24,6 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "accumulation": {"gradient_accumulation_steps": 2},
     "ema": {"ema": True},
     "lora": {"lora": True},
+    "switched_off": {"attention_backends": "efficient"},
     "compiled": {"compile": True},
 }
 
@@ -65,6 +67,7 @@ def estimated(run: Any) -> int:
         recompute=config.recompute,
         accumulated=config.gradient_accumulation_steps > 1,
         averaged=config.ema.decay is not None,
+        lists="varlen" in attention_backends(config.policy),
     )
     return estimate.total - estimate.reserve
 

@@ -14,6 +14,26 @@ LARGE = 1e10
 COPIES = ("aten::_to_copy", "aten::copy_")
 
 
+def forward_of_list(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, *rest: Any, **_: Any) -> int:
+    """Operations of attention over a list, as if all sequences were as long as the longest.
+
+    PyTorch's own formula reads the lengths back, which waits, and refuses grouped queries.
+    """
+    return 4 * q.numel() * rest[1]
+
+
+def backward_of_list(gradient: Tensor, *args: Any, **_: Any) -> int:
+    """The same of its backward pass: five products instead of two."""
+    return 10 * gradient.numel() * args[7]
+
+
+COUNTED = {
+    **flop_registry,
+    torch.ops.aten._flash_attention_forward: forward_of_list,
+    torch.ops.aten._flash_attention_backward: backward_of_list,
+}
+
+
 class Watch(TorchDispatchMode):
     """Collects what the operations in its body do; the backward pass must run in the same thread.
 
@@ -21,7 +41,7 @@ class Watch(TorchDispatchMode):
         mixed: operations on tensors of several devices, but for copies between them and scalars.
         from_host: copies of tensors from the processor's memory.
         wide: large products whose factors are not bfloat16, with their number of operations.
-        attention: calls of each kind of scaled dot-product attention.
+        attention: calls of each attention operator.
         operations: floating-point operations of products and attention.
     """
 
@@ -40,10 +60,10 @@ class Watch(TorchDispatchMode):
         out = function(*args, **kwargs)
         name = function._schema.name
         self._note_devices(name, tree_leaves((args, kwargs, out)))
-        if "scaled_dot_product" in name:
-            self.attention[name.removeprefix("aten::_scaled_dot_product_")] += 1
-        if function._overloadpacket in flop_registry:
-            count = flop_registry[function._overloadpacket](*args, **kwargs, out_val=out)
+        if "attention" in name or "scaled_dot_product" in name:
+            self.attention[name.removeprefix("aten::_")] += 1
+        if function._overloadpacket in COUNTED:
+            count = COUNTED[function._overloadpacket](*args, **kwargs, out_val=out)
             self.operations += count
             factors = [t for t in tree_leaves(args) if isinstance(t, Tensor) and t.ndim >= 2][:2]
             if count > LARGE and any(factor.dtype != torch.bfloat16 for factor in factors):
