@@ -12,6 +12,11 @@ beta = 1 that is c alone, and u is not computed.
 Several chunks of one observation (`noise` of N times as many rows) read the scene once: the keys and values
 of the prefix are repeated.
 
+What is left of the chunk before can pull a chunk towards itself (Black, Galliker and Levine, Real-Time
+Execution of Action Chunking Flow Policies, 2025, equations 2 to 4, whose time runs the other way). As LeRobot
+computes it the velocity counts as a constant there: with x_1 = x_t - t v the actions that an Euler step
+foresees, the correction, whose Jacobian of x_1 is then the identity, is the weighted error itself.
+
 Letters in shapes as in `flow`; K = P + S keys, Z Euler steps.
 """
 
@@ -39,6 +44,14 @@ class Given(NamedTuple):
     steps: Tensor  # bool [H], True for those that are known
 
 
+class Pull(NamedTuple):
+    """Actions towards which a chunk is pulled at every Euler step, softly; see the module."""
+
+    actions: Tensor  # float32 [B or 1, H, A], what is left of the chunk before, then zeros
+    weights: Tensor  # float32 [H], how much each of them counts, 0..1
+    limit: float  # of the strength, which would be infinite at the noise
+
+
 class Scene(NamedTuple):
     """The values that all Euler steps share."""
 
@@ -49,6 +62,10 @@ class Scene(NamedTuple):
     moments: Tensor  # embedded time of each step, [Z, 1, ...]; with given actions [Z, H, ...]
     given: Given | None = None
     guidance: float = 1.0  # beta; other than 1: there are 2 B rows, with the condition and then without it
+
+    def time(self, step: int) -> float:
+        """The flow's time at an Euler step, from 1 down to 1 / Z."""
+        return 1.0 - step / len(self.moments)
 
 
 def trim(observation: Observation) -> Observation:
@@ -76,6 +93,7 @@ def sample_actions(
     num_steps: int = 10,
     guidance: float = 1.0,
     given: Given | None = None,
+    pull: Pull | None = None,
 ) -> Tensor:
     """Turn noise [N B, H, A] into normalised actions, float32 [N B, H, A], by Euler steps from t = 1 to 0.
 
@@ -87,12 +105,16 @@ def sample_actions(
         num_steps: Euler steps.
         guidance: beta; see the module.
         given: actions that stay as they are.
+        pull: actions that draw nearer.
     """
     chunks = len(noise) // len(observation.images)
     scene = read_scene(model, observation, num_steps, guidance, given, chunks)
     x_t = first_point(noise, given)
     for step in range(num_steps):
-        x_t = x_t - velocity(model, scene, x_t, step) / num_steps
+        v_t = velocity(model, scene, x_t, step)
+        if pull is not None:
+            v_t = pulled(v_t, x_t, scene.time(step), pull)
+        x_t = x_t - v_t / num_steps
     return x_t
 
 
@@ -160,3 +182,14 @@ def velocity(model: FlowNetwork, scene: Scene, x_t: Tensor, step: int) -> Tensor
     if scene.given is not None:
         predicted = predicted.masked_fill(scene.given.steps[:, None], 0.0)
     return predicted
+
+
+def pulled(v_t: Tensor, x_t: Tensor, time: float, pull: Pull) -> Tensor:
+    """Velocity v_t [B, H, A] at x_t [B, H, A] with the correction towards `pull`; see the module.
+
+    The strength is, in the paper's terms, (1 - tau) / (tau r^2) with tau = 1 - t, at most the limit.
+    """
+    tau = 1.0 - time
+    strength = pull.limit if tau == 0.0 else min(pull.limit, (time**2 + tau**2) / (time * tau))
+    foreseen = x_t - time * v_t
+    return v_t - strength * ((pull.actions - foreseen) * pull.weights[:, None])

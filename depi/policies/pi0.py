@@ -17,7 +17,7 @@ from depi.errors import UserError
 from depi.models.capture import Captured
 from depi.models.flow import prefix_times, sample_noise, sample_time
 from depi.models.inference import prepare_for_inference
-from depi.models.sampling import Given, sample_actions, trim
+from depi.models.sampling import Given, Pull, sample_actions, trim
 from depi.models.scene import Observation
 from depi.policies.base import OwnPolicy
 from depi.policies.batches import pad_last
@@ -27,9 +27,10 @@ from depi.policies.indicator import UNCONDITIONAL_MASK, UNCONDITIONAL_TOKENS
 from depi.policies.real_time_chunking import (
     LeftOver,
     given_actions,
+    pulling_actions,
     rtc_enabled,
     rtc_processor,
-    sample_guided,
+    sample_recorded,
 )
 
 STRONGEST_GUIDANCE = 100.0
@@ -220,32 +221,41 @@ class Pi0Policy(OwnPolicy):
         left_over.check(self.config)
         self.eval()
         num_steps = num_steps or self.config.num_inference_steps
-        # A caller's inference mode could not be guided, and would compile everything once more.
+        # A caller's inference mode would compile everything once more, and could not record.
         with torch.inference_mode(False), torch.no_grad(), self.autocast():
             observation = trim(self._observe(batch))
             noise = self._noise_to_sample_from(batch if noise is None else {"noise": noise}, observation)
             chunks = len(noise) // len(observation.state)
-            given = given_actions(self.config, left_over, noise, chunks)
-            recorded = self.rtc_processor is not None and self.rtc_processor.is_debug_enabled()
-            if self.rtc_processor is not None and (given is None or recorded):
-                actions = sample_guided(
-                    self.model,
-                    observation,
-                    noise,
-                    num_steps,
-                    processor=self.rtc_processor,
-                    enabled=rtc_enabled(self.config),
-                    left_over=left_over,
-                    guidance=self.guidance,
-                    given=given,
-                )
-            elif self._inference_only and noise.is_cuda and observation.packing is None:
-                tensors = (*observation[:5], noise, *(given or ()))
-                actions = self._captured(*tensors, variant=(num_steps, self.guidance))
-            else:
-                actions = sample_actions(self.model, observation, noise, num_steps, self.guidance, given)
+            actions = self._sample_after(left_over, observation, noise, num_steps)
         actions = actions[..., : self.config.action_feature.shape[0]]
         return actions.unflatten(0, (chunks, -1)).transpose(0, 1)
+
+    def _sample_after(
+        self, left_over: LeftOver, observation: Observation, noise: Tensor, num_steps: int
+    ) -> Tensor:
+        """Sample chunks, [N B, H, A], that go on from what is left of the one before, if anything is."""
+        processor, chunks = self.rtc_processor, len(noise) // len(observation.state)
+        given = given_actions(self.config, left_over, noise, chunks)
+        if processor is not None and processor.is_debug_enabled():
+            return sample_recorded(
+                self.model,
+                observation,
+                noise,
+                num_steps,
+                processor=processor,
+                enabled=rtc_enabled(self.config),
+                left_over=left_over,
+                guidance=self.guidance,
+                given=given,
+            )
+        pull = None
+        if processor is not None and rtc_enabled(self.config) and given is None:
+            pull = pulling_actions(processor, left_over, noise, chunks)
+        if not self._inference_only or not noise.is_cuda or observation.packing is not None:
+            return sample_actions(self.model, observation, noise, num_steps, self.guidance, given, pull)
+        limit = None if pull is None else pull.limit
+        known = given or (() if pull is None else pull[:2])
+        return self._captured(*observation[:5], noise, *known, variant=(num_steps, self.guidance, limit))
 
     def _noise_to_sample_from(self, batch: dict[str, Any], observation: Observation) -> Tensor:
         """Noise [N B, H, A] for N chunks of each sample: all samples, then all once more."""
@@ -290,13 +300,16 @@ class Pi0Policy(OwnPolicy):
     def _sample(self, *inputs: Any) -> Tensor:
         """What is captured: `sample_actions`.
 
-        The inputs are an observation's tensors, noise, any `Given`, and (Euler steps, guidance).
+        The inputs are an observation's tensors, noise, those of any `Given` or `Pull`, and (Euler steps,
+        guidance, limit of the `Pull`).
         """
-        observation, noise, given, variant = inputs[:5], inputs[5], inputs[6:-1], inputs[-1]
+        observation, noise, known = Observation(*inputs[:5]), inputs[5], inputs[6:-1]
+        num_steps, guidance, limit = inputs[-1]
+        pull = None if limit is None else Pull(*known, limit)
+        given = Given(*known) if known and pull is None else None
         # Casts must not outlive the capture, which reuses their memory.
         with torch.autocast(noise.device.type, torch.bfloat16, self.config.dtype == "bfloat16", False):
-            known = Given(*given) if given else None
-            return sample_actions(self.model, Observation(*observation), noise, *variant, known)
+            return sample_actions(self.model, observation, noise, num_steps, guidance, given, pull)
 
     def _apply(self, *args: Any, **kwargs: Any) -> "Pi0Policy":
         """What moves or casts the weights; graphs of the old ones are worthless."""

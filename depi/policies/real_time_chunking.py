@@ -2,10 +2,11 @@
 
 While a chunk is computed the robot executes the previous one. Its left-over actions pull the new chunk
 towards themselves at every Euler step, firmly where they will have been executed, ever less after that. The
-guidance is LeRobot's.
+guidance is LeRobot's, computed as a part of sampling (`depi.models.sampling.pulled`); LeRobot's own loop runs
+only where it is to record each step.
 
 A policy that was trained with `rtc_training_max_delay` needs no guidance: it is given the actions that will
-have been executed, and goes on from them. Beyond the longest delay of its training it is guided.
+have been executed, and goes on from them exactly. Beyond the longest delay of its training it is guided.
 """
 
 import logging
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from lerobot.policies.common.flow_matching import euler_integrate
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.policies.rtc.modeling_rtc import RTCProcessor
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from depi.errors import UserError
 from depi.models.flow import FlowNetwork
-from depi.models.sampling import Given, first_point, read_scene, velocity
+from depi.models.sampling import Given, Pull, first_point, read_scene, velocity
 from depi.models.scene import Observation
 from depi.policies.choices import choices_of
 
@@ -89,10 +91,30 @@ def given_actions(config: PI0Config, left_over: LeftOver, noise: Tensor, chunks:
     if delay > most:
         _say_guided(delay, most)
         return None
-    actions = torch.zeros_like(noise)
-    previous = repeat_left_over(previous, chunks)
-    actions[:, :delay, : previous.shape[-1]] = previous.to(noise)[..., :delay, :]
-    return Given(actions, torch.arange(noise.shape[1], device=noise.device) < delay)
+    actions = _with_room(repeat_left_over(previous[..., :delay, :], chunks), noise)
+    return Given(actions.expand_as(noise), torch.arange(noise.shape[1], device=noise.device) < delay)
+
+
+def pulling_actions(processor: RTCProcessor, left_over: LeftOver, noise: Tensor, chunks: int) -> Pull | None:
+    """The left-over actions that guide a chunk, weighted as LeRobot does; None where nothing is left.
+
+    See `given_actions` for the arguments.
+    """
+    previous, config = left_over.prev_chunk_left_over, processor.rtc_config
+    if previous is None:
+        return None
+    horizon = config.execution_horizon if left_over.execution_horizon is None else left_over.execution_horizon
+    end = min(horizon, previous.shape[-2])
+    weights = processor.get_prefix_weights(left_over.inference_delay, end, noise.shape[1])
+    actions = _with_room(repeat_left_over(previous, chunks), noise)
+    return Pull(actions, weights.to(noise.device, non_blocking=True), config.max_guidance_weight)
+
+
+def _with_room(actions: Tensor, noise: Tensor) -> Tensor:
+    """Actions [T, D] or [B, T, D], then zeros -> [1 or B, H, A], with the dtype and device of `noise`."""
+    steps, size = noise.shape[1] - actions.shape[-2], noise.shape[2] - actions.shape[-1]
+    whole = F.pad(actions.to(noise, non_blocking=True), (0, size, 0, steps))
+    return whole if whole.ndim == 3 else whole[None]
 
 
 @lru_cache
@@ -100,14 +122,14 @@ def _say_guided(delay: int, most: int) -> None:
     """Once is enough: a robot asks several times a second."""
     logger.warning(
         "an inference delay of %d steps is longer than those of the policy's training, at most %d: such "
-        "chunks are guided, which takes longer still; train with a greater --policy.rtc_training_max_delay",
+        "chunks are only guided; train with a greater --policy.rtc_training_max_delay",
         delay,
         most,
     )
 
 
 @torch.no_grad()
-def sample_guided(
+def sample_recorded(
     model: FlowNetwork,
     observation: Observation,
     noise: Tensor,
@@ -119,10 +141,9 @@ def sample_guided(
     guidance: float = 1.0,
     given: Given | None = None,
 ) -> Tensor:
-    """`sample_actions` with LeRobot's integration, which lets `processor` change or record every velocity.
+    """`sample_actions` with LeRobot's integration, in which `processor` guides and records every step.
 
-    It may differentiate through the velocity. `guidance` and `given` are those of `sample_actions`; with
-    given actions `processor` only records.
+    `guidance` and `given` are those of `sample_actions`; with given actions `processor` only records.
     """
     chunks = len(noise) // len(observation.images)
     scene = read_scene(model, observation, num_steps, guidance, given, chunks)

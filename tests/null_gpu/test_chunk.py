@@ -5,13 +5,9 @@ import pytest
 pytestmark = [pytest.mark.null_gpu, pytest.mark.slow]
 
 KINDS = ("plain", "given", "rtc")
-OUTSIDE = "guidance runs in LeRobot's loop, which copies a time from the host at every step"
 
 
-@pytest.fixture(
-    scope="module",
-    params=["plain", "given", pytest.param("rtc", marks=pytest.mark.xfail(strict=True, reason=OUTSIDE))],
-)
+@pytest.fixture(scope="module", params=KINDS)
 def chunks(request, on_null_gpu):
     """What each of four chunks took."""
     return on_null_gpu("chunk", *KINDS)[request.param]

@@ -202,6 +202,27 @@ def test_guidance_needs_no_copy_of_the_weights_for_training(policy, batch):
     )
 
 
+@both_families
+@pytest.mark.parametrize("schedule", RTCAttentionSchedule)
+@pytest.mark.parametrize(
+    ("shape", "delay", "horizon"), [((5, 6), 2, None), ((4, 7, 6), 1, 4), ((3, 6), 4, 7)]
+)
+def test_guidance_is_lerobots(policy, batch, schedule, shape, delay, horizon):
+    """With `debug` its own loop runs, which differentiates; that gives nothing but the weighted error."""
+    arguments = {
+        "inference_delay": delay,
+        "prev_chunk_left_over": 3 * torch.randn(shape),
+        "execution_horizon": horizon,
+    }
+    settings = {"prefix_attention_schedule": schedule, "max_guidance_weight": 2.5}
+    ours = guided(policy, **settings).predict_action_chunk(batch, **arguments)
+    theirs = guided(policy, debug=True, **settings).predict_action_chunk(batch, **arguments)
+    assert len(policy.rtc_processor.get_all_debug_steps()) > 0
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    plain = guided(policy, enabled=False).predict_action_chunk(batch)
+    assert not torch.allclose(ours, plain, atol=0.1)
+
+
 def test_without_a_previous_chunk_nothing_guides(policy, batch):
     plain = policy.predict_action_chunk(batch)
     guided(policy)
@@ -304,7 +325,7 @@ def test_replaying_neither_waits_nor_allocates(on_gpu):
     before = torch.cuda.memory_allocated()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        variant = (policy.config.num_inference_steps, policy.guidance)
+        variant = (policy.config.num_inference_steps, policy.guidance, None)
         actions = policy._captured(*observation[:5], batch["noise"], variant=variant)
     finally:
         torch.cuda.set_sync_debug_mode("default")

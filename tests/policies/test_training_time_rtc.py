@@ -114,7 +114,10 @@ def test_no_backward_pass_is_needed(trained, batch, monkeypatch):
 
     monkeypatch.setattr(torch.autograd, "grad", refuse)
     arguments = {"prev_chunk_left_over": torch.randn(6, 6)}
-    trained.predict_action_chunk(batch, inference_delay=MOST, **arguments)
+    for delay in (MOST, MOST + 1):  # given, and guided
+        trained.predict_action_chunk(batch, inference_delay=delay, **arguments)
+    trained.config.rtc_config.debug = True
+    trained.init_rtc_processor()
     with pytest.raises(AssertionError, match="differentiated"):
         trained.predict_action_chunk(batch, inference_delay=MOST + 1, **arguments)
 
