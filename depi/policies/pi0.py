@@ -305,7 +305,7 @@ class Pi0Policy(OwnPolicy):
         """
         observation, noise, known = Observation(*inputs[:5]), inputs[5], inputs[6:-1]
         num_steps, guidance, limit = inputs[-1]
-        pull = None if limit is None else Pull(*known, limit)
+        pull = None if limit is None else Pull(known[0], known[1], limit)
         given = Given(*known) if known and pull is None else None
         # Casts must not outlive the capture, which reuses their memory.
         with torch.autocast(noise.device.type, torch.bfloat16, self.config.dtype == "bfloat16", False):
