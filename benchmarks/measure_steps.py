@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
+from bounds import Bounds, card_of
 from lerobot_flops import lerobot_flops
 from lerobot_pi0 import CAMERAS, FAMILIES, Stock, for_lerobot, make_batch, make_depi, make_lerobot
 from torch import Tensor
@@ -34,7 +35,6 @@ MIXES = {
 PROMPT_TOKENS = (6, 24)
 # Different batches in turn, as in training: a mix then has several packed sizes.
 BATCHES = 4
-BF16_PEAK = {"H100": 989e12, "H200": 989e12}  # dense, of the SXM cards, by the vendor's datasheet
 # Shares of the layers to compute twice, tried in turn where memory does not suffice.
 RECOMPUTE = {"depi": (0.0, 0.25, 0.5, 0.75, 1.0), "lerobot": (0.0, 1.0)}
 
@@ -149,6 +149,7 @@ def _measure_once(plan: Plan, recompute: float) -> dict[str, Any]:
         **{f"{name}_ms": value * 1e3 for name, value in split.items()},
         **rates(plan, cameras, tokens, step),
         "peak_mem_gb": peak_memory(plan.device) / 1e9,
+        **step_bounds(subject),
         "warmup_s": warmup_s,
         "recompiled": counters["stats"]["unique_graphs"] - graphs,
         "loss": loss.item(),
@@ -264,12 +265,12 @@ def rates(plan: Plan, cameras: Tensor, tokens: Tensor, step: float) -> dict[str,
     pairs = zip(cameras.flatten().tolist(), tokens.flatten().tolist(), strict=True)
     model = sum(sample_flops(d, *pair).training() for pair in pairs) / BATCHES
     theirs = lerobot_flops(d, len(CAMERAS), plan.stock.padded_tokens).training() * plan.batch_size
-    peak = bf16_peak(device_name(plan.device)) if plan.dtype == "bfloat16" else None
+    card = card_of(device_name(plan.device)) if plan.dtype == "bfloat16" else None
     return {
         "model_tflop": model / 1e12,
         "lerobot_tflop": theirs / 1e12,
         "tflop_per_s": model / step / 1e12,
-        "mfu": model / step / peak if peak else None,
+        "mfu": model / step / card.operations if card else None,
     }
 
 
@@ -278,11 +279,15 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else device
 
 
-def bf16_peak(name: str) -> float | None:
-    """Dense bfloat16 operations per second of a card, None if not known."""
-    if any(slower in name for slower in ("PCIe", "NVL")):
-        return None
-    return next((peak for chip, peak in BF16_PEAK.items() if chip in name), None)
+def step_bounds(subject: Subject) -> dict[str, float]:
+    """The least time that a step can take on this card, where its figures are known; see `bounds.py`."""
+    card = card_of(device_name(subject.device))
+    if card is None:
+        return {}
+    account = Bounds(card)
+    with account, torch.autograd.set_multithreading_enabled(False):
+        subject.step(0)
+    return account.milliseconds()
 
 
 def peak_memory(device: str) -> int:

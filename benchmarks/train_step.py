@@ -22,7 +22,10 @@ fails is a row too.
 Of the time per step, the median over the repetitions of each of four batches, and the mean of these: on a GPU
 by its own clock, on a processor the time that one thread has worked. Forward, backward and optimiser (with
 the clipping of gradients) are timed in other steps than the total. TFLOP/s and mfu count what the mathematics
-needs (`depi.models.flops`), the same for all: no recomputing, no padding. `attention` says which fused
+needs (`depi.models.flops`), the same for all: no recomputing, no padding. Beside the time stands, on a card
+whose figures are known, the least that the operations of a step can take, called one by one (`bound`), and
+of these the products, attention and the optimiser alone (`of products`), which are left when everything else
+is fused away; see `bounds.py`. `attention` says which fused
 attention of PyTorch's a step calls how often. On a GPU, begin with `--size=smoke --steps=4`.
 
 The last line is JSON, about the largest batch that DePi has a row for: device, samples_per_s, mfu,
@@ -229,6 +232,8 @@ def table(rows: list[Row]) -> Table:
     numbers = {
         "samples/s": "samples_per_s",
         "step": "step_ms",
+        "bound": "bound_ms",
+        "of products": "bound_products_ms",
         "forward": "forward_ms",
         "backward": "backward_ms",
         "optimiser": "optimizer_ms",

@@ -110,10 +110,11 @@ def test_mixes_are_exact(measure_steps):
     assert measure_steps.draw_samples("3", 8)[0].eq(3).all()
 
 
-def test_peaks(measure_steps):
-    assert measure_steps.bf16_peak("NVIDIA H200") == 989e12
-    assert measure_steps.bf16_peak("NVIDIA H100 PCIe") is None
-    assert measure_steps.bf16_peak("NVIDIA A100-SXM4-80GB") is None
+def test_cards(benchmarks):
+    bounds = importlib.import_module("bounds")
+    assert bounds.card_of("NVIDIA H200") == bounds.Card(989e12, 4.8e12)
+    assert bounds.card_of("NVIDIA H100 PCIe") is None
+    assert bounds.card_of("NVIDIA A100-SXM4-80GB") is None
 
 
 def row(implementation, batch_size, mix, speed, **more):

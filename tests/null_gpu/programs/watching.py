@@ -4,34 +4,14 @@ from collections import Counter
 from typing import Any
 
 import torch
+from bounds import COUNTED
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 # Above it a product counts as large: 1% of a millisecond of an H200 in float32.
 LARGE = 1e10
 COPIES = ("aten::_to_copy", "aten::copy_")
-
-
-def forward_of_list(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, *rest: Any, **_: Any) -> int:
-    """Operations of attention over a list, as if all sequences were as long as the longest.
-
-    PyTorch's own formula reads the lengths back, which waits, and refuses grouped queries.
-    """
-    return 4 * q.numel() * rest[1]
-
-
-def backward_of_list(gradient: Tensor, *args: Any, **_: Any) -> int:
-    """The same of its backward pass: five products instead of two."""
-    return 10 * gradient.numel() * args[7]
-
-
-COUNTED = {
-    **flop_registry,
-    torch.ops.aten._flash_attention_forward: forward_of_list,
-    torch.ops.aten._flash_attention_backward: backward_of_list,
-}
 
 
 class Watch(TorchDispatchMode):

@@ -1,0 +1,141 @@
+"""The least time that a step's operations can take on a GPU: an account of work and traffic, no measurement.
+
+Each operation takes at least the time of its floating-point operations at the card's peak, and at least that
+of the bytes that it reads and writes at the memory's bandwidth (Williams, Waterman and Patterson, Roofline,
+2009). A step takes at least the sum, as kernels run one after another: `all` of what was called one by one,
+`products` of matrix products, attention and the optimiser alone, which no fusion of the others saves.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a GPU can do by its vendor's datasheet: bfloat16 operations and bytes, each per second."""
+
+    operations: float
+    bytes: float
+
+
+# The SXM cards, without sparsity.
+CARDS = {"H100": Card(989e12, 3.35e12), "H200": Card(989e12, 4.8e12)}
+
+# They have no kernel, or one that touches nothing.
+FREE = ("empty", "new_empty", "_unsafe_view", "lift_fresh", "_local_scalar_dense")
+# Of a large tensor they touch what they copy.
+PARTIAL = ("embedding", "index", "index_select", "gather", "index_put", "index_put_", "index_add_", "scatter")
+
+
+def card_of(name: str) -> Card | None:
+    """The figures of a GPU by the name that it gives itself, None where they are not known."""
+    if any(slower in name for slower in ("PCIe", "NVL")):
+        return None
+    return next((card for chip, card in CARDS.items() if chip in name), None)
+
+
+def forward_of_list(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, *rest: Any, **_: Any) -> int:
+    """Operations of attention over a list, as if all sequences were as long as the longest.
+
+    PyTorch's own formula reads the lengths back, which waits, and refuses grouped queries.
+    """
+    return 4 * q.numel() * rest[1]
+
+
+def backward_of_list(gradient: Tensor, *args: Any, **_: Any) -> int:
+    """The same of its backward pass: five products instead of two."""
+    return 10 * gradient.numel() * args[7]
+
+
+COUNTED = {
+    **flop_registry,
+    torch.ops.aten._flash_attention_forward: forward_of_list,
+    torch.ops.aten._flash_attention_backward: backward_of_list,
+}
+
+
+class Bounds(TorchDispatchMode):
+    """Adds up what the operations in its body need; the backward pass must run in the same thread.
+
+    Attributes:
+        all: seconds, of all operations.
+        products: seconds, of products, attention and the optimiser.
+        operations: floating-point operations of products and attention.
+        traffic: bytes that all operations read and write.
+    """
+
+    def __init__(self, card: Card) -> None:
+        super().__init__()
+        self.card = card
+        self.all = self.products = self.operations = self.traffic = 0.0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = function(*args, **kwargs)
+        name = function._schema.name.removeprefix("aten::")
+        moved = 0 if name.startswith(FREE) else traffic(function._schema, name, args, kwargs, out)
+        seconds = moved / self.card.bytes
+        counted = function._overloadpacket in COUNTED
+        if counted:
+            operations = COUNTED[function._overloadpacket](*args, **kwargs, out_val=out)
+            self.operations += operations
+            half = all(
+                t.element_size() == 2 for t in tree_leaves(args) if isinstance(t, Tensor) and t.ndim > 1
+            )
+            # Factors in float32 are computed in TF32, at half of the speed.
+            seconds = max(seconds, operations / (self.card.operations / (1 if half else 2)))
+        self.traffic += moved
+        self.all += seconds
+        if counted or name.startswith(("_fused_adam", "_foreach_")):
+            self.products += seconds
+        return out
+
+    def milliseconds(self) -> dict[str, float]:
+        """Both bounds of the step."""
+        return {"bound_ms": 1e3 * self.all, "bound_products_ms": 1e3 * self.products}
+
+
+def traffic(schema: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+    """Bytes on the GPU that an operation reads and writes at least; a view has none."""
+    read = written = 0
+    for place, argument in enumerate(schema.arguments):
+        value = args[place] if place < len(args) else kwargs.get(argument.name)
+        size = bytes_of(value)
+        read += size
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            written += size
+    if name.startswith("_fused_adam") and kwargs.get("grad_scale") is None:
+        written -= bytes_of(args[1])  # its schema lets it write the gradients, which it does to scale them
+    views = [each.alias_info is not None for each in schema.returns]
+    if all(views) and not written:
+        return 0
+    if not all(views):
+        written += bytes_of(out)
+    if name in PARTIAL:
+        touched = bytes_of(out) if not name.endswith("_") else bytes_of(args[-1])
+        return 2 * touched
+    return read + written
+
+
+def bytes_of(value: Any) -> int:
+    """Bytes of all CUDA tensors in a nested value; an expanded dimension is there once."""
+    return sum(
+        leaf.element_size() * _distinct(leaf)
+        for leaf in tree_leaves(value)
+        if isinstance(leaf, Tensor) and leaf.is_cuda
+    )
+
+
+def _distinct(tensor: Tensor) -> int:
+    count = 1
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        count *= size if stride else min(size, 1)
+    return count
