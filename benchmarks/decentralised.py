@@ -2,6 +2,7 @@
 
     python benchmarks/decentralised.py                 # one GPU and 16 cores, about 10 minutes
     python benchmarks/decentralised.py --scale=cpu     # two cores, about 15 minutes
+    python benchmarks/decentralised.py --scale=evidence  # two cores, some hours
     python benchmarks/decentralised.py --smoke         # two cores, 3 minutes: does it run?
 
 Simulated contributors record `touch`, each with other cameras, looks, rates and joint conventions. One
@@ -9,8 +10,9 @@ small pi0 is trained on all of them, and one per ablation with as many steps of 
 seed. Each is played in the rigs that were recorded in, in new episodes, and in rigs that nobody has
 recorded in. At `--scale=cpu` contributors differ little, in what a tiny policy can learn in a few minutes:
 four people, one of each joint convention, with the same two cameras under keys in another order, other
-file formats, and small differences of camera poses, base and light. `depi eval` plays all arms in the same
-episodes, and `depi compare`'s exact test on pairs (McNemar's) compares each with the union. What is complete
+file formats, and small differences of camera poses, base and light. At `--scale=evidence` (see evidence.md)
+there are eight such people, every arm is trained three times, one in five recorded episodes is bad, and each
+contributor is also trained on alone. `depi eval` plays all arms in the same episodes. What is complete
 in --output_dir is kept: run the same command again after an interruption. The last line is JSON.
 """
 
@@ -21,7 +23,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -29,17 +31,17 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import decentralised_summary as summary
 import decentralised_work as work
-from decentralised_rigs import ARMS, COLOR, RATE, SCALES, Arm, Experiment
+from decentralised_rigs import BLIND, COLOR, RATE, SCALES, Experiment, arms_of
+from decentralised_summary import Row
 from rich.console import Console
-from rich.table import Table
 
 from depi.errors import UserError
-from depi.evaluation.compare import Comparison, Evaluation, Side, compare, read_evaluation
 from depi.files import read_json, write_json
 
 # Raise it when recordings, trainings or episodes of an older version no longer compare.
-VERSION = 2
+VERSION = 3
 
 
 def parse(args: list[str] | None = None) -> argparse.Namespace:
@@ -51,17 +53,16 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of rigs and trainings")
     parser.add_argument("--steps", type=int, help="of each training, in place of the scale's")
     parser.add_argument("--trials", type=int, help="episodes in each rig, in place of the scale's")
-    names = [arm.name for arm in ARMS]
-    parser.add_argument(
-        "--arms", default=",".join(names), help="some of them; the union is always among them"
-    )
+    parser.add_argument("--arms", default="", help="some of them; the union is always among them")
     options = parser.parse_args(args)
-    wanted = options.arms.split(",")
+    options.scale = "smoke" if options.smoke else options.scale
+    arms = arms_of(SCALES[options.scale])
+    names = [arm.name for arm in arms]
+    wanted = options.arms.split(",") if options.arms else names
     for name in wanted:
         if name not in names:
             parser.error(f"--arms: {name} is none of {', '.join(names)}")
-    options.arms = tuple(arm for arm in ARMS if arm.name in {"union", *wanted})
-    options.scale = "smoke" if options.smoke else options.scale
+    options.arms = tuple(arm for arm in arms if arm.name in {"union", *wanted})
     options.output_dir = options.output_dir or Path("outputs") / f"decentralised_{options.scale}"
     return options
 
@@ -128,7 +129,7 @@ def record(experiment: Experiment) -> None:
     from depi.sim.community import record_community
 
     scale, root = experiment.scale, experiment.root / "recorded"
-    missing = [person for person in experiment.contributors if not (root / person.repo_id).exists()]
+    missing = [person for person in experiment.recording if not (root / person.repo_id).exists()]
     if not missing:
         return
     # An expert takes about two seconds to touch the cube.
@@ -170,7 +171,7 @@ def offline_hub(root: Path) -> Iterator[None]:
 def train(experiment: Experiment) -> None:
     """Train the arms that are not trained yet, `scale.processes` at a time."""
     scale, root = experiment.scale, experiment.root
-    to_train = [arm for arm in experiment.arms if not experiment.trained(arm)]
+    to_train = [arm for arm in experiment.trainings if not experiment.trained(arm)]
     if not to_train:
         return
     for arm in to_train:  # what was played of an earlier training does not count
@@ -183,7 +184,7 @@ def train(experiment: Experiment) -> None:
         stage = Stage("train", len(to_train), scale.steps * scale.step_s * len(to_train) / at_once)
         jobs = {pool.submit(work.train_arm, experiment, arm): arm for arm in to_train}
         for job in as_completed(jobs):
-            stage.step(f"{jobs[job].name}, loss {job.result():.3f}")
+            stage.step(f"{jobs[job].label}, loss {job.result():.3f}")
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -192,67 +193,22 @@ def play(experiment: Experiment) -> None:
     """Play all arms, as far as they are not played yet."""
     count = experiment.scale.trials * len(experiment.rigs)
     for arm in experiment.played_arms:
-        say(f"play {arm.name}: {count} episodes in {len(experiment.rigs)} rigs")
+        say(f"play {arm.label}: {count} episodes in {len(experiment.rigs)} rigs")
         work.play(experiment, arm)
 
 
-def evaluate(experiment: Experiment) -> dict[str, dict[str, Comparison]]:
-    """Arm -> `seen` and `unseen` -> the union (a) and the arm (b) in the same episodes."""
-
-    def episodes(arm: Arm, seen: bool) -> Evaluation:
-        all_of_them = read_evaluation(experiment.played_folder(arm))
-        rows = {seed: row for seed, row in all_of_them.rows.items() if experiment.rig_of(seed).seen == seen}
-        return dataclasses.replace(all_of_them, rows=rows)
-
-    union = experiment.arms[0]
-    return {
-        arm.name: {
-            split: compare(episodes(union, split == "seen"), episodes(arm, split == "seen"))
-            for split in ("seen", "unseen")
-        }
-        for arm in experiment.played_arms
-    }
-
-
-def show(results: dict[str, dict[str, Comparison]], experiment: Experiment) -> None:
+def show(results: Mapping[str, Mapping[str, Row]], experiment: Experiment) -> None:
     """Print the table, and what its rows mean."""
     scale = experiment.scale
     print(
         f"Touch the {COLOR} cube, {RATE} actions per second. {scale.contributors} contributors recorded "
-        f"{scale.episodes} episodes each; {scale.steps} training steps of {scale.batch_size} samples."
+        f"{scale.episodes} episodes each; {scale.trainings} trainings of each arm, of {scale.steps} steps of "
+        f"{scale.batch_size} samples; {scale.trials * len(experiment.rigs)} episodes for each training."
     )
-    table = Table("trained", "seen rigs", "against union", "unseen rigs", "against union")
-    for arm in experiment.played_arms:
-        cells = []
-        for split in ("seen", "unseen"):
-            found = results[arm.name][split]
-            gained, lost = len(found.only_b), len(found.only_a)
-            against = "" if arm is experiment.arms[0] else f"+{gained} -{lost}, p {found.p_value:.2g}"
-            cells += [rate(found.b), against]
-        table.add_row(arm.name, *cells)
-    Console(width=110).print(table)
-    print("Success with 95% Wilson intervals; +G -L: episodes that only this arm, or only the union, did.")
-    for arm in experiment.played_arms:
+    Console(width=150).print(summary.table(results))
+    print("Success and differences in points, with 95% intervals over trainings, rigs and episodes.")
+    for arm in (*experiment.arms, BLIND):
         print(f"  {arm.name}: {arm.meaning}")
-
-
-def figures(found: Comparison) -> dict[str, Any]:
-    """What the last line of output says of an arm."""
-    low, high = found.b.success_interval_95
-    return {
-        "episodes": found.paired,
-        "success_rate": found.b.success_rate,
-        "success_interval_95": [low, high],
-        "only_this": len(found.only_b),
-        "only_union": len(found.only_a),
-        "p_value": found.p_value,
-    }
-
-
-def rate(side: Side) -> str:
-    """A success rate with its interval."""
-    low, high = side.success_interval_95
-    return f"{side.success_rate:.0%} of {side.episodes} ({low:.0%} to {high:.0%})"
 
 
 def main(args: list[str] | None = None) -> int:
@@ -265,14 +221,13 @@ def main(args: list[str] | None = None) -> int:
     with offline_hub(experiment.root):
         train(experiment)
         play(experiment)
-    results = evaluate(experiment)
+    results = summary.summarise(experiment)
     show(results, experiment)
     misjudged = work.misjudged(experiment, experiment.arms[0])
     for sentence in misjudged:
         print(f"the joint convention was not recognised: {sentence}")
-    arms = {name: {split: figures(found) for split, found in by.items()} for name, by in results.items()}
     head = {"scale": options.scale, "seed": options.seed, "seconds": round(time.monotonic() - began, 1)}
-    print(json.dumps({**head, "conventions_misjudged": misjudged, "arms": arms}))
+    print(json.dumps({**head, "conventions_misjudged": misjudged, "arms": summary.figures(results)}))
     return 0
 
 

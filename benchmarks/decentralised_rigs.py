@@ -25,6 +25,9 @@ class Scale:
         contributors: who record `episodes` each, at `fps_limit` or less.
         unseen: rigs that nobody recorded. trials: episodes played in every rig, seen or unseen.
         steps, batch_size: of every training, whatever it trains on.
+        trainings: of every arm, with other seeds.
+        alone: whether each contributor is also trained on alone, and one with as many episodes as all have.
+        spoilt: whether one in five recorded episodes is bad, as `depi.sim.defects` has it.
         alike: whether the rigs differ little, see `_alike_rig`; otherwise as `random_setup` draws them.
         object_size: side of the cube in metres. slots: for cameras, as many as the rigs have at most.
         policy: settings of `depi_pi0` that are not `work.train_flags`'s.
@@ -41,6 +44,9 @@ class Scale:
     steps: int
     batch_size: int
     processes: int
+    trainings: int = 1
+    alone: bool = False
+    spoilt: bool = False
     fps_limit: int = 15
     alike: bool = False
     object_size: float = 0.04
@@ -72,6 +78,30 @@ SCALES = {
             "scheduler_warmup_steps": 1000,
             "scheduler_decay_lr": 1e-4,
         },
+    ),
+    "evidence": Scale(
+        contributors=8,
+        episodes=25,
+        unseen=24,
+        trials=5,
+        steps=2000,
+        batch_size=16,
+        processes=2,
+        trainings=3,
+        alone=True,
+        spoilt=True,
+        fps_limit=RATE,
+        alike=True,
+        object_size=0.03,
+        slots=2,
+        policy={
+            "n_action_steps": 4,
+            "optimizer_lr": 1e-3,
+            "scheduler_warmup_steps": 200,
+            "scheduler_decay_lr": 1e-5,
+        },
+        render_s=0.006,
+        step_s=0.08,
     ),
     "full": Scale(
         contributors=16,
@@ -111,7 +141,11 @@ class Arm:
         joints: the units of training, as `--dataset.joint_convention` names them.
         cameras: `--dataset.cameras`; cameras are called camera1, camera2, ..., so `name` is the keys' order.
         own_statistics: normalised with the first contributor's mean and standard deviation.
-        single: trained on one contributor alone.
+        single: trained on the one contributor with the most cameras alone.
+        only: trained on the contributor of this number alone.
+        prolific: trained on one contributor alone who recorded as much as all others together.
+        bad_episodes: trained also on the episodes that DePi finds bad.
+        training: which of the arm's trainings, each with a seed of its own.
     """
 
     name: str
@@ -120,6 +154,15 @@ class Arm:
     cameras: str = "shuffle"
     own_statistics: bool = False
     single: bool = False
+    only: int | None = None
+    prolific: bool = False
+    bad_episodes: bool = False
+    training: int = 0
+
+    @property
+    def label(self) -> str:
+        """The name of one training: of folders."""
+        return f"{self.name}.{self.training}" if self.training else self.name
 
 
 ARMS = (
@@ -141,8 +184,24 @@ ARMS = (
     Arm("single", "the one contributor with the most cameras, as many training steps", single=True),
 )
 
+VERDICTS = Arm("no_verdicts", "bad episodes are used as well", bad_episodes=True)
+PROLIFIC = Arm("prolific", "one contributor alone, with as many episodes as all together", prolific=True)
+
 # What success is worth: touching happens to whoever makes the usual motion.
 BLIND = Arm("blind", "for comparison: no policy, in every episode the mean of 50 expert motions")
+
+
+def arms_of(scale: Scale) -> tuple[Arm, ...]:
+    """The arms of a scale, each once: the union first, then what is taken away, then people alone."""
+    union, *others = ARMS
+    verdicts = [VERDICTS] if scale.spoilt else []
+    if not scale.alone:
+        return (union, *others[:-1], *verdicts, others[-1])
+    alone = [
+        Arm(f"alone{number}", f"contributor {number} alone, as many training steps", only=number)
+        for number in range(scale.contributors)
+    ]
+    return (union, *others[:-1], *verdicts, *alone, PROLIFIC)
 
 
 @dataclass(frozen=True)
@@ -151,7 +210,7 @@ class Experiment:
 
     Attributes:
         root: folder of recordings, trainings and outcomes. seed: of rigs and trainings.
-        arms: to train and play, the union first.
+        arms: to train and play, the union first; each `scale.trainings` times.
     """
 
     root: Path
@@ -160,34 +219,61 @@ class Experiment:
     arms: tuple[Arm, ...] = ARMS
 
     @property
+    def trainings(self) -> tuple[Arm, ...]:
+        """All trainings: each arm's first, then each arm's second, ..."""
+        return tuple(
+            dataclasses.replace(arm, training=training)
+            for training in range(self.scale.trainings)
+            for arm in self.arms
+        )
+
+    @property
     def contributors(self) -> list[Contributor]:
         """Those who record: drawn from `random_setup`'s seen rigs, the four joint conventions in turn."""
         return [
-            Contributor(
-                f"contributor{number:02}/{TASK}",
-                TASK,
-                _rig(self.scale, self.seed, "seen", number),
-                self.scale.episodes,
-                seed=10_000 * (number + 1),
-            )
+            self._contributor(f"contributor{number:02}", number, self.scale.episodes, 10_000 * (number + 1))
             for number in range(self.scale.contributors)
         ]
 
     @property
+    def prolific(self) -> Contributor:
+        """Who has the first contributor's rig, and records as much as all of them together."""
+        episodes = self.scale.contributors * self.scale.episodes
+        return self._contributor("prolific", 0, episodes, 10_000 * (self.scale.contributors + 1))
+
+    @property
+    def recording(self) -> list[Contributor]:
+        """All whose recordings are needed."""
+        return [*self.contributors, *([self.prolific] if self.scale.alone else [])]
+
+    def _contributor(self, user: str, number: int, episodes: int, seed: int) -> Contributor:
+        rig = _rig(self.scale, self.seed, "seen", number)
+        defect = "every_fifth_episode_bad" if self.scale.spoilt else None
+        return Contributor(f"{user}/{TASK}", TASK, rig, episodes, seed=seed, defect=defect)
+
+    @property
     def played_arms(self) -> tuple[Arm, ...]:
-        """The arms, and what they are compared with."""
-        return (*self.arms, BLIND)
+        """All trainings, and what they are compared with."""
+        return (*self.trainings, BLIND)
 
     def contributors_of(self, arm: Arm) -> list[Contributor]:
         """Whose recordings an arm is trained on; `single` takes the first of those with the most cameras."""
         people = self.contributors
+        if arm.prolific:
+            return [self.prolific]
+        if arm.only is not None:
+            return [people[arm.only]]
         return [max(people, key=lambda person: len(person.setup.cameras))] if arm.single else people
 
     @property
     def rigs(self) -> "list[Rig]":
-        """In which every arm is played: those of the contributors, and some that nobody recorded in."""
+        """In which every arm is played: those of the contributors, and some that nobody recorded in.
+
+        Where there are more of the second, each of the first comes several times.
+        """
         people, scale = self.contributors, self.scale
         seen = [Rig(person.repo_id, True, person.setup) for person in people]
+        seen *= max(1, scale.unseen // scale.contributors)
         drawn = [_rig(scale, self.seed, "unseen", number) for number in range(scale.unseen)]
         return seen + [Rig(f"unseen{number:02}", False, setup) for number, setup in enumerate(drawn)]
 
@@ -197,7 +283,7 @@ class Experiment:
 
     def run_folder(self, arm: Arm) -> Path:
         """Where an arm's training is."""
-        return self.root / "trained" / arm.name
+        return self.root / "trained" / arm.label
 
     def trained(self, arm: Arm) -> bool:
         """Whether an arm's training has reached its last step."""
@@ -211,7 +297,7 @@ class Experiment:
 
     def played_folder(self, arm: Arm) -> Path:
         """Where an arm's evaluation is: the `--output_dir` of `depi eval`."""
-        return self.root / "played" / arm.name
+        return self.root / "played" / arm.label
 
 
 @dataclass(frozen=True)

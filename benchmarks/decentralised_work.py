@@ -71,7 +71,8 @@ def prepare_images(experiment: Experiment) -> None:
     side = json.loads(str(scale.policy.get("image_resolution", "[84,84]")))[0]
     main(
         [
-            f"--dataset.mixture={mixture(experiment, 'all', experiment.contributors)}",
+            f"--dataset.mixture={mixture(experiment, 'all', experiment.recording)}",
+            "--dataset.use_bad_episodes=true",
             f"--output_dir={experiment.root / 'prepared'}",
             f"--image_size={side}",
             f"--workers={max(1, scale.processes // 2)}",
@@ -83,7 +84,7 @@ def prepare_images(experiment: Experiment) -> None:
 def train_flags(experiment: Experiment, arm: Arm) -> list[str]:
     """The command line of `depi/train.py` for an arm."""
     scale = experiment.scale
-    data = mixture(experiment, arm.name, experiment.contributors_of(arm))
+    data = mixture(experiment, arm.label, experiment.contributors_of(arm))
     policy = {
         "chunk_size": 16,
         "n_action_steps": 8,
@@ -100,6 +101,7 @@ def train_flags(experiment: Experiment, arm: Arm) -> list[str]:
         f"--dataset.cameras={arm.cameras}",
         f"--dataset.action_freq={RATE}",
         "--dataset.weights=uniform",
+        *(["--dataset.use_bad_episodes=true"] if arm.bad_episodes else []),
         f"--dataset.max_cameras={scale.slots}",
         "--policy.type=depi_pi0",
         f"--policy.device={scale.device}",
@@ -108,11 +110,11 @@ def train_flags(experiment: Experiment, arm: Arm) -> list[str]:
         f"--batch_size={scale.batch_size}",
         f"--steps={scale.steps}",
         f"--num_workers={scale.loaders}",
-        f"--seed={experiment.seed}",
+        f"--seed={experiment.seed + 1000 * arm.training}",
         "--save_freq=0",
         "--log_freq=20",
         f"--output_dir={experiment.run_folder(arm)}",
-        f"--job_name={arm.name}",
+        f"--job_name={arm.label}",
     ]
 
 
@@ -134,7 +136,7 @@ def train_arm(experiment: Experiment, arm: Arm) -> float:
             changes.enter_context(statistics_of_the_first())
         status = train(config)
     if status:
-        raise UserError(f"training {arm.name} was stopped with status {status}")
+        raise UserError(f"training {arm.label} was stopped with status {status}")
     lines = (experiment.run_folder(arm) / "metrics.jsonl").read_text("utf-8").splitlines()
     return float(json.loads(lines[-1])["loss"])
 
@@ -196,7 +198,7 @@ def play(experiment: Experiment, arm: Arm) -> None:
         subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
     errors = read_json(folder / "eval.json")["errors"]
     if errors:
-        raise UserError(f"{arm.name}: episodes ended in an error, remove {folder}: {', '.join(errors)}")
+        raise UserError(f"{arm.label}: episodes ended in an error, remove {folder}: {', '.join(errors)}")
 
 
 def play_flags(experiment: Experiment, arm: Arm) -> list[str]:

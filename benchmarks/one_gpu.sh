@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 
 PACKAGES=(lerobot==0.6.1 draccus==0.11.6 mergedeep==1.3.4 transformers==5.5.4 tokenizers==0.22.2 gymnasium
   farama-notifications)
-export HF_HUB_OFFLINE=1 PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+export HF_HUB_OFFLINE=1 PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF-expandable_segments:True} PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
 # step NAME SECONDS COMMAND...: run a command for at most so long, into FOLDER/NAME.log
 step() {

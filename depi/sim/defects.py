@@ -3,7 +3,7 @@
 Each function takes the dataset's folder, of either format. `DEFECTS` names them all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,18 @@ def another_zero(root: Path) -> None:
 
 def three_bad_episodes(root: Path) -> None:
     """Spoil three episodes: nothing moves in one, one's state freezes in its middle, one's arm jumps away."""
-    spoil = {1: _freeze_columns, 3: _freeze_state, 5: _jump}
+    _spoil(root, {1: _freeze_columns, 3: _freeze_state, 5: _jump})
+
+
+def every_fifth_episode_bad(root: Path) -> None:
+    """Spoil one in five episodes, by the same three faults in turn."""
+    count = read_json(root / "meta" / "info.json")["total_episodes"]
+    faults = (_freeze_columns, _freeze_state, _jump)
+    _spoil(root, {episode: faults[episode // 5 % 3] for episode in range(2, count, 5)})
+
+
+def _spoil(root: Path, spoil: Mapping[int, Callable[[np.ndarray, np.ndarray], None]]) -> None:
+    """Change action and state of whole episodes."""
     for path in _tables(root):
         table = pq.read_table(path)
         episode = table["episode_index"].to_numpy()
@@ -127,6 +138,7 @@ DEFECTS: dict[str, Callable[[Path], None]] = {
         frozen_robot,
         another_zero,
         three_bad_episodes,
+        every_fifth_episode_bad,
         broken_info,
         escaping_paths,
         zero_fps,

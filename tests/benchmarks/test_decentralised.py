@@ -32,6 +32,13 @@ def script(benchmarks):
 
 
 @pytest.fixture
+def summary(benchmarks):
+    import decentralised_summary
+
+    return decentralised_summary
+
+
+@pytest.fixture
 def rigs(benchmarks):
     import decentralised_rigs
 
@@ -45,13 +52,13 @@ def work(benchmarks):
     return decentralised_work
 
 
-@pytest.mark.parametrize("name", ["smoke", "cpu", "full"])
+@pytest.mark.parametrize("name", ["smoke", "cpu", "evidence", "full"])
 def test_arms_differ_in_one_thing(rigs, tmp_path, name):
     experiment = rigs.Experiment(tmp_path, rigs.SCALES[name])
     people = experiment.contributors
     assert len({person.setup.convention for person in people}) == 4
     assert len({person.repo_id for person in people}) == len(people)
-    union, *others = rigs.ARMS
+    union, *others = rigs.arms_of(rigs.SCALES[name])
     for arm in others:
         same = {name: getattr(union, name) for name in ("name", "meaning")}
         changed = (
@@ -120,6 +127,25 @@ def test_single_is_trained_on_one(rigs, work, tmp_path):
     assert len(experiment.contributors_of(rigs.ARMS[-1])[0].setup.cameras) == 3
 
 
+def test_evidence_has_as_many_episodes_in_recorded_rigs_as_in_others(rigs, work, tmp_path):
+    scale = rigs.SCALES["evidence"]
+    experiment = rigs.Experiment(tmp_path, scale, arms=rigs.arms_of(scale))
+    seeds = range(rigs.FIRST_SEED, rigs.FIRST_SEED + scale.trials * len(experiment.rigs))
+    seen = [experiment.rig_of(seed).seen for seed in seeds]
+    assert sum(seen) == len(seen) - sum(seen) >= 100
+    assert len({rig.name for rig in experiment.rigs}) == 8 + 24
+    people = {arm.label: experiment.contributors_of(arm) for arm in experiment.trainings}
+    assert [len(people[label]) for label in ("union", "union.2", "alone7", "prolific.1")] == [8, 8, 1, 1]
+    assert people["prolific"][0].episodes == sum(person.episodes for person in people["union"])
+    assert people["prolific"][0].setup == people["alone0"][0].setup
+    flags = {
+        label: work.train_flags(experiment, arm) for arm in experiment.trainings for label in [arm.label]
+    }
+    assert "--seed=2000" in flags["no_verdicts.2"]
+    assert "--dataset.use_bad_episodes=true" in flags["no_verdicts.2"]
+    assert "--dataset.use_bad_episodes=true" not in flags["union.2"]
+
+
 @pytest.mark.slow
 def test_who_does_not_look_succeeds_now_and_then(rigs, work, tmp_path):
     from depi.evaluation.evaluate import roll_out
@@ -135,8 +161,9 @@ def test_who_does_not_look_succeeds_now_and_then(rigs, work, tmp_path):
     assert 0 < result["n_successes"] < 9
 
 
-def test_arms_are_compared_with_the_union_by_split(script, rigs, tmp_path):
-    experiment = rigs.Experiment(tmp_path, rigs.SCALES["smoke"], arms=rigs.ARMS[:2])
+def test_arms_are_compared_with_the_union_by_split(summary, rigs, tmp_path):
+    scale = dataclasses.replace(rigs.SCALES["smoke"], trainings=2)
+    experiment = rigs.Experiment(tmp_path, scale, arms=rigs.ARMS[:2])
     seeds = range(rigs.FIRST_SEED, rigs.FIRST_SEED + 60)
 
     def played(arm, wins):
@@ -146,16 +173,34 @@ def test_arms_are_compared_with_the_union_by_split(script, rigs, tmp_path):
         ]
         write_json(experiment.played_folder(arm) / "eval.json", {"env": {}, "episodes": rows})
 
-    union, raw = experiment.arms
+    union, raw, union_again, raw_again = experiment.trainings
+    assert [arm.label for arm in experiment.trainings] == ["union", "raw_joints", "union.1", "raw_joints.1"]
     played(union, lambda seed: experiment.rig_of(seed).seen)
-    played(raw, lambda seed: not experiment.rig_of(seed).seen)
+    played(union_again, lambda seed: True)
+    for arm in (raw, raw_again):
+        played(arm, lambda seed: not experiment.rig_of(seed).seen)
     played(rigs.BLIND, lambda seed: False)
-    results = script.evaluate(experiment)
-    seen, unseen = results["raw_joints"]["seen"], results["raw_joints"]["unseen"]
-    assert (seen.paired, len(seen.only_a), len(seen.only_b)) == (40, 40, 0)
-    assert (unseen.paired, len(unseen.only_a), len(unseen.only_b)) == (20, 0, 20)
-    assert script.rate(results["union"]["seen"].b) == "100% of 40 (91% to 100%)"
-    assert results["blind"]["unseen"].p_value == 1.0
+    results = summary.summarise(experiment)
+    assert results["union"]["unseen"].trainings == (0.0, 1.0)
+    assert results["union"]["unseen"].interval == (0.0, 1.0), "of two trainings, either may be drawn twice"
+    assert results["raw_joints"]["seen"].difference_interval == (-1.0, -1.0)
+    assert results["raw_joints"]["unseen"].difference == 0.5
+    assert results["blind"]["seen"].rate == 0.0
+    assert summary.figures(results)["raw_joints"]["unseen"]["difference_interval_95"] == [0.0, 1.0]
+
+
+def test_intervals_hold_what_they_should(summary):
+    """Of trainings with rates of their own, 95% intervals of a difference hold the true one most times."""
+    rng = np.random.default_rng(1)
+    rigs_of = np.repeat(np.arange(24), 5)
+    held = 0
+    for _ in range(60):
+        rates = np.clip(np.array([0.5, 0.35])[:, None] + 0.05 * rng.standard_normal((2, 3)), 0, 1)
+        wins = rng.random((2, 3, 120)) < rates[:, :, None]
+        played = {name: summary.Played(wins[arm], rigs_of) for arm, name in enumerate(("union", "other"))}
+        low, high = summary.compare_all(played, draws=300)["other"].difference_interval
+        held += low <= -0.15 <= high
+    assert held >= 48
 
 
 def test_a_folder_of_another_experiment_is_refused(script, rigs, tmp_path):

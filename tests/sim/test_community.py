@@ -132,6 +132,16 @@ def test_three_bad_episodes(tmp_path, write):
     assert np.abs(np.diff(state[5], axis=0)).max(axis=0).round().tolist() == [84, 1, 1, 1, 84, 1]
 
 
+def test_every_fifth_episode_bad(tmp_path):
+    steady = np.tile(FOLDED, (10, 1)) + np.arange(10)[:, None]
+    root = write_v3(tmp_path / "touches", Fixed(steady.astype(np.float32), lengths=(10,) * 14))
+    DEFECTS["every_fifth_episode_bad"](root)
+    tables = [pq.read_table(path) for path in sorted((root / "data").rglob("*.parquet"))]
+    state = np.concatenate([np.stack(table["observation.state"].to_numpy()) for table in tables])
+    changed = np.abs(state.reshape(14, 10, 6) - steady).max(axis=(1, 2)) > 0.01
+    assert np.flatnonzero(changed).tolist() == [2, 7, 12]
+
+
 class Fixed(Recording):
     """The same joints in every episode, as action and as state."""
 
