@@ -172,7 +172,7 @@ def make_policy(options: argparse.Namespace) -> Any:
 def chunk_of(policy: Any, options: argparse.Namespace, cameras: int) -> Callable[[int], Any]:
     """A function that samples a chunk by some number of Euler steps for a robot with so many cameras."""
     import torch
-    from lerobot_pi0 import CAMERAS, SIZES, for_lerobot, make_batch
+    from lerobot_pi0 import CAMERAS, SIZES, as_from_robot, for_lerobot, make_batch
 
     others = {key: value for key, value in policy.config.input_features.items() if key not in CAMERAS}
     camera = next(iter(policy.config.image_features.values()))
@@ -185,6 +185,7 @@ def chunk_of(policy: Any, options: argparse.Namespace, cameras: int) -> Callable
     if options.implementations.startswith("lerobot"):
         batch = for_lerobot(batch)
     else:
+        batch = as_from_robot(batch, PROMPT_TOKENS)
         policy.config.num_samples = options.num_samples
     return lambda steps: policy.predict_action_chunk(batch, num_steps=steps)
 

@@ -24,6 +24,7 @@ from depi.models.pi0 import Pi0Dimensions
 from depi.models.pi05 import Pi05Dimensions
 from depi.policies import Pi0Policy, make_policy
 from depi.policies.families import family
+from depi.policies.measured_tokenizer import LONGEST_PROMPT
 
 CAMERAS = tuple(f"observation.images.{slot}" for slot in range(3))
 JOINTS = 6
@@ -176,6 +177,13 @@ def make_batch(
         OBS_LANGUAGE_ATTENTION_MASK: torch.arange(padded) < prompt_tokens[:, None],
     }
     return {key: value.to(device) for key, value in batch.items()}
+
+
+def as_from_robot(batch: Mapping[str, Any], words: int) -> dict[str, Any]:
+    """The same batch as DePi's preprocessor makes it of a robot's frame: no camera is marked, and the host
+    knows how many tokens the longest prompt has."""
+    kept = {key: value for key, value in batch.items() if not key.endswith("_is_pad")}
+    return kept | {LONGEST_PROMPT: words}
 
 
 def for_lerobot(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

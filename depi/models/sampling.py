@@ -28,6 +28,7 @@ from torch import Tensor
 from depi.models.attention import attention_bias
 from depi.models.flow import FlowNetwork, Prefix
 from depi.models.gemma import KeysValues, Rotation, rotary_table
+from depi.models.inference import FusedLayer, with_room
 from depi.models.packing import any_length, pad, to_rows
 from depi.models.scene import Observation
 
@@ -55,7 +56,7 @@ class Pull(NamedTuple):
 class Scene(NamedTuple):
     """The values that all Euler steps share."""
 
-    keys_values: list[KeysValues]  # of the prefix, per layer
+    keys_values: list[KeysValues] | list[Tensor]  # of the prefix, per layer; of fused layers `with_room`
     rotation: Rotation  # of the suffix
     bias: Tensor  # `attention_bias` of the suffix, [B, 1, S * Q / G, K]
     state: Tensor  # embedded, float32 [B, S - H, E]
@@ -68,20 +69,27 @@ class Scene(NamedTuple):
         return 1.0 - step / len(self.moments)
 
 
-def trim(observation: Observation) -> Observation:
+def trim(observation: Observation, longest: int | None = None, all_cameras: bool = False) -> Observation:
     """Leave out cameras that no sample has, and words beyond the longest prompt, in steps of 16.
 
-    Reads a few numbers back from the device; a packed observation is left as it is.
+    A packed observation is left as it is.
+
+    Args:
+        observation: the samples.
+        longest: tokens of the longest prompt.
+        all_cameras: whether every sample has every camera. Unless both are known they are read back from the
+            device.
     """
     images, image_mask, tokens, token_mask, state, packing = observation
     if packing is not None:
         return observation
-    places = torch.arange(1, 1 + tokens.shape[1], device=tokens.device)
-    longest, *present = torch.cat(((token_mask * places).amax()[None], image_mask.any(dim=0))).tolist()
+    if longest is None or not all_cameras:
+        places = torch.arange(1, 1 + tokens.shape[1], device=tokens.device)
+        longest, *present = torch.cat(((token_mask * places).amax()[None], image_mask.any(dim=0))).tolist()
+        slots = [slot for slot, there in enumerate(present) if there] or [0]
+        if len(slots) < len(present):
+            images, image_mask = images[:, slots], image_mask[:, slots]
     words = PROMPT_BUCKET * max(1, -(-longest // PROMPT_BUCKET))
-    slots = [slot for slot, there in enumerate(present) if there] or [0]
-    if len(slots) < len(present):
-        images, image_mask = images[:, slots], image_mask[:, slots]
     return Observation(images, image_mask, tokens[:, :words], token_mask[:, :words], state)
 
 
@@ -114,7 +122,7 @@ def sample_actions(
         v_t = velocity(model, scene, x_t, step)
         if pull is not None:
             v_t = pulled(v_t, x_t, scene.time(step), pull)
-        x_t = x_t - v_t / num_steps
+        x_t = torch.sub(x_t, v_t, alpha=1 / num_steps)
     return x_t
 
 
@@ -150,6 +158,8 @@ def read_scene(
         any_length(tensor, 1)
 
     rotation, bias = model.suffix_view(Prefix(keys_values, filled), d.chunk_size)
+    if isinstance(model.suffix.layers[0], FusedLayer):
+        keys_values = with_room(keys_values, d.suffix.tokens)
     time = 1.0 - torch.arange(num_steps, device=x.device, dtype=torch.float32) / num_steps
     if given is not None:
         time = time[:, None].expand(-1, d.chunk_size).masked_fill(given.steps, 0.0)

@@ -190,15 +190,19 @@ class SceneReader(nn.Module):
         symbolic in the compiled code, so that new lengths do not recompile it. CUDA graphs of compile modes
         are left out: each layer would be a graph of its own, whose memory the next one reuses.
         """
-        mode = WITHOUT_GRAPHS.get(mode or "", mode)
-        # Training, evaluation and sampling each compile a layer again: more often than the default of 8.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         for layer in self.blocks():
-            layer.compile(fullgraph=True, mode=mode, **options)
+            layer.compile(**compilation(mode), **options)
 
     def init_weights(self) -> None:
         """Random weights; see `draw_weights`."""
         draw_weights(self)
+
+
+def compilation(mode: str | None) -> dict[str, Any]:
+    """Options of `torch.compile` for parts of a network; see `SceneReader.compile_layers`."""
+    # Training, evaluation and sampling each compile a layer again: more often than the default of 8.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    return {"fullgraph": True, "mode": WITHOUT_GRAPHS.get(mode or "", mode)}
 
 
 @torch.no_grad()

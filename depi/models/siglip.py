@@ -69,7 +69,7 @@ class SiglipTower(nn.Module):
         """Float images [I, 3, R, R] in -1..1 -> [I, N, W]."""
         patches = self.patch_embedding(images).flatten(2).transpose(1, 2)  # [I, N, W], rows of patches first
         x = (patches + self.position_embedding.weight).type_as(patches)  # autocast leaves the sum in float32
-        any_length(x, 0)
+        x = any_length(x.contiguous(), 0)  # else all layers would keep the order of the convolution's result
         for layer in planned(self.layers, self.recompute):
             x = layer(x)
         return self.norm(x)

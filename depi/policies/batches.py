@@ -15,9 +15,11 @@ from torch import Tensor
 
 from depi.errors import UserError
 from depi.models.packing import pack
+from depi.models.sampling import trim
 from depi.models.scene import Observation
 from depi.policies.choices import choices_of
 from depi.policies.configuration import dimensions_of
+from depi.policies.measured_tokenizer import LONGEST_PROMPT
 
 # The key of a batch under which `pack_batch` puts the packing.
 PACKING = "packing"
@@ -89,6 +91,15 @@ def camera_mask(config: InputsConfig, batch: Mapping[str, Any]) -> Tensor:
             padding = torch.zeros(len(batch[key]), dtype=torch.bool, device=batch[key].device)
         masks.append(~padding.reshape(-1))
     return torch.stack(masks, dim=1)
+
+
+def trimmed(config: InputsConfig, batch: Mapping[str, Any], observation: Observation) -> Observation:
+    """`trim` an observation of a processed batch; the device is only asked for what the batch does not say.
+
+    A policy's preprocessor says how long prompts are, and a robot's batch marks no camera as absent.
+    """
+    marked = any(f"{key}_is_pad" in batch for key in config.image_features)
+    return trim(observation, batch.get(LONGEST_PROMPT), all_cameras=not marked)
 
 
 def pack_batch(config: InputsConfig, batch: dict[str, Any]) -> dict[str, Any]:

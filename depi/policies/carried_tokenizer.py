@@ -5,16 +5,16 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, ClassVar
-from unittest.mock import patch
 
 import numpy as np
 import torch
-from lerobot.processor import PolicyProcessorPipeline, TokenizerProcessorStep, tokenizer_processor
+from lerobot.processor import PolicyProcessorPipeline, TokenizerProcessorStep
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from depi.policies.measured_tokenizer import MeasuredTokenizerStep, settings_of
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 # PaliGemma's takes 34 MB as text.
@@ -24,7 +24,7 @@ _VOCABULARY, _SPECIAL = "tokenizer", "special_tokens"
 
 
 @dataclass
-class CarriedTokenizerStep(TokenizerProcessorStep):
+class CarriedTokenizerStep(MeasuredTokenizerStep):
     """LeRobot's tokenizer step; a tokenizer that it is given, and not named, is saved with it.
 
     Without name and tokenizer it waits for `load_state_dict`, by which LeRobot brings back what was saved.
@@ -60,12 +60,8 @@ def carrying(pre: PolicyProcessorPipeline) -> PolicyProcessorPipeline:
     steps = []
     for step in pre.steps:
         if isinstance(step, TokenizerProcessorStep):
-            fields = {
-                field.name: getattr(step, field.name) for field in dataclasses.fields(step) if field.init
-            }
-            step = CarriedTokenizerStep(
-                **{**fields, "tokenizer_name": None, "tokenizer": step.input_tokenizer}
-            )
+            settings = {**settings_of(step), "tokenizer_name": None, "tokenizer": step.input_tokenizer}
+            step = CarriedTokenizerStep(**settings)
         steps.append(step)
     return dataclasses.replace(pre, steps=steps)
 
@@ -73,20 +69,6 @@ def carrying(pre: PolicyProcessorPipeline) -> PolicyProcessorPipeline:
 def carried_by(pre: PolicyProcessorPipeline) -> PreTrainedTokenizerBase | None:
     """The tokenizer that is saved with a preprocessor; None where it goes by its name."""
     return next((step.tokenizer for step in pre.steps if isinstance(step, CarriedTokenizerStep)), None)
-
-
-@contextmanager
-def standing_in(tokenizer: PreTrainedTokenizerBase | None) -> Iterator[None]:
-    """Let LeRobot's functions that make pipelines take this tokenizer, and not load one by its name.
-
-    They take no tokenizer as an argument. With None, nothing changes.
-    """
-    if tokenizer is None:
-        yield
-        return
-    given = SimpleNamespace(from_pretrained=lambda name: tokenizer)
-    with patch.object(tokenizer_processor, "AutoTokenizer", given):
-        yield
 
 
 def pack_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:

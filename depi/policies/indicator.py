@@ -29,6 +29,7 @@ from lerobot.utils.constants import (
 from torch import Tensor
 
 from depi.policies.carried_tokenizer import CarriedTokenizerStep
+from depi.policies.measured_tokenizer import LONGEST_PROMPT, last_place, settings_of
 
 INDICATORS = ("negative", "positive")
 
@@ -119,8 +120,10 @@ class AdvantageTokenizerStep(CarriedTokenizerStep):
         if default is not None:
             tokens, mask = self.encode(tasks, [None] * len(tasks), state)
             found |= {UNCONDITIONAL_TOKENS: tokens, UNCONDITIONAL_MASK: mask}
+        masks = [found[key] for key in (OBS_LANGUAGE_ATTENTION_MASK, UNCONDITIONAL_MASK) if key in found]
         device = self._detect_device(self.transition)
-        return observation | {key: value.to(device) for key, value in found.items()}
+        tensors = {key: value.to(device) for key, value in found.items()}
+        return observation | tensors | {LONGEST_PROMPT: max(map(last_place, masks))}
 
     def encode(
         self, tasks: Sequence[str], indicators: Sequence[bool | None], state: Tensor | None = None
@@ -186,9 +189,7 @@ def conditioned(pre: PolicyProcessorPipeline) -> PolicyProcessorPipeline:
             writes_state = True  # it would take an indicator for a part of the task
             continue
         if isinstance(step, TokenizerProcessorStep):
-            fields = {field.name for field in dataclasses.fields(step) if field.init}
-            settings = {name: getattr(step, name) for name in fields}
-            step = AdvantageTokenizerStep(**settings, state_in_prompt=writes_state)
+            step = AdvantageTokenizerStep(**settings_of(step), state_in_prompt=writes_state)
         steps.append(step)
     return dataclasses.replace(pre, steps=steps)
 

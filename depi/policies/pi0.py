@@ -17,10 +17,10 @@ from depi.errors import UserError
 from depi.models.capture import Captured
 from depi.models.flow import prefix_times, sample_noise, sample_time
 from depi.models.inference import prepare_for_inference
-from depi.models.sampling import Given, Pull, sample_actions, trim
+from depi.models.sampling import Given, Pull, sample_actions
 from depi.models.scene import Observation
 from depi.policies.base import OwnPolicy
-from depi.policies.batches import pad_last
+from depi.policies.batches import pad_last, trimmed
 from depi.policies.choices import check_choices, choices_of
 from depi.policies.configuration_depi_pi0 import DepiPi0Config
 from depi.policies.indicator import UNCONDITIONAL_MASK, UNCONDITIONAL_TOKENS
@@ -148,9 +148,10 @@ class Pi0Policy(OwnPolicy):
 
         With dtype bfloat16 the large matrices are rounded to bfloat16 once, which halves their memory and
         gives the actions that autocast gives, up to rounding; norms and the layers around the action expert
-        stay in float32. What multiplies the same vectors becomes one matrix. With `config.compile_model` the
-        layers are compiled. On a CUDA device the first chunk of each shape is captured as a CUDA graph,
-        which later ones replay.
+        stay in float32. What multiplies the same vectors becomes one matrix. With `config.compile_model`
+        layers and Euler steps are compiled. On a CUDA device the first chunk of each shape is captured as a
+        CUDA graph, which later ones replay; where the batch says how long its prompts are, as the policy's
+        preprocessor does, nothing waits for the device.
 
         Afterwards it can neither be trained nor saved: no float32 weights are kept.
 
@@ -166,7 +167,7 @@ class Pi0Policy(OwnPolicy):
             raise UserError(f"for_inference: {error}") from None
         self._inference_only = True
         if self.config.compile_model:
-            self.model.compile_layers(mode=self.config.compile_mode)
+            self.model.compile_for_sampling(self.config.compile_mode)
         return self.eval()
 
     def _refuse_after_for_inference(self, verb: str) -> None:
@@ -223,7 +224,7 @@ class Pi0Policy(OwnPolicy):
         num_steps = num_steps or self.config.num_inference_steps
         # A caller's inference mode would compile everything once more, and could not record.
         with torch.inference_mode(False), torch.no_grad(), self.autocast():
-            observation = trim(self._observe(batch))
+            observation = trimmed(self.config, batch, self._observe(batch))
             noise = self._noise_to_sample_from(batch if noise is None else {"noise": noise}, observation)
             chunks = len(noise) // len(observation.state)
             actions = self._sample_after(left_over, observation, noise, num_steps)

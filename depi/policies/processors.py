@@ -27,12 +27,13 @@ from lerobot.utils.constants import ACTION
 
 from depi.errors import UserError, first_line, machine_error, one_line
 from depi.files import read_json
-from depi.policies.carried_tokenizer import carried_by, carrying, largest_token, standing_in
+from depi.policies.carried_tokenizer import carried_by, carrying, largest_token
 from depi.policies.checkpoint import load_config, resolve_checkpoint
 from depi.policies.configuration import dimensions_of
 from depi.policies.families import family_of
 from depi.policies.foreign import stored_stats
 from depi.policies.indicator import conditioned, plain_prompt
+from depi.policies.measured_tokenizer import measured, standing_in
 from depi.policies.trust import (
     ADVANTAGE_STEP,
     POSTPROCESSOR,
@@ -85,8 +86,7 @@ def make_processors(
     def make() -> tuple[Pipeline, Pipeline]:
         with standing_in(tokenizer):
             pre, post = family_of(config).processors(config, tensors)
-        if own:
-            pre = carrying(pre)
+        pre = carrying(pre) if own else measured(pre)
         return conditioned(pre) if indicator else pre, post
 
     pre, post = _with_tokenizer(make)
@@ -155,7 +155,7 @@ def load_processors(
 
     def load() -> tuple[Pipeline, Pipeline]:
         return (
-            PolicyProcessorPipeline.from_pretrained(folder, PREPROCESSOR, overrides=to_device),
+            measured(PolicyProcessorPipeline.from_pretrained(folder, PREPROCESSOR, overrides=to_device)),
             PolicyProcessorPipeline.from_pretrained(
                 folder,
                 POSTPROCESSOR,

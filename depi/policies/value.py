@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from depi.errors import UserError
-from depi.models.sampling import trim
 from depi.models.value import ValueBins, value_loss
 from depi.policies.base import OwnPolicy
+from depi.policies.batches import trimmed
 from depi.policies.checkpoint import WEIGHTS, resolve_checkpoint
 from depi.policies.configuration_value import ValueConfig
 from depi.policies.pretrained import take_weights
@@ -83,7 +83,7 @@ class ValuePolicy(OwnPolicy):
         """
         self.eval()
         with torch.no_grad(), self.autocast():
-            logits = self.model(trim(self.observe(batch)))
+            logits = self.model(trimmed(self.config, batch, self.observe(batch)))
         return logits.float().softmax(dim=1)
 
     def predict_value(self, batch: dict[str, Any]) -> Tensor:

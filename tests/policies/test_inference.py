@@ -14,6 +14,7 @@ from depi.errors import UserError
 from depi.models.inference import FusedLayer
 from depi.models.sampling import sample_actions, trim
 from depi.policies import make_policy
+from depi.policies.measured_tokenizer import LONGEST_PROMPT
 
 CAMERA = "observation.images.1"
 
@@ -68,6 +69,25 @@ def test_prompts_are_cut_to_the_longest(policy, batch, longest, words):
     assert cut.tokens.shape == cut.token_mask.shape == (4, words)
     expected = sample_actions(policy.model, whole, batch["noise"])
     torch.testing.assert_close(policy.predict_action_chunk(batch), expected[..., :6])
+
+
+def test_a_robots_batch_is_not_read_back(policy, batch, monkeypatch):
+    """Its preprocessor says how long the prompts are, and no camera is marked."""
+    batch = longer(batch)
+    for key in policy.config.image_features:
+        batch.pop(f"{key}_is_pad", None)
+    expected = policy.predict_action_chunk(batch)
+    words = []
+    policy.model.token_embedding.register_forward_hook(lambda _m, inputs, _out: words.append(len(inputs[0])))
+
+    def refuse(_tensor):
+        raise AssertionError("read from the device")
+
+    monkeypatch.setattr(torch.Tensor, "tolist", refuse)
+    torch.testing.assert_close(policy.predict_action_chunk(batch | {LONGEST_PROMPT: 16}), expected)
+    assert words == [4 * 16]
+    with pytest.raises(AssertionError, match="read from the device"):
+        policy.predict_action_chunk(batch)
 
 
 def test_cameras_that_no_sample_has_take_no_work(policy, batch):
@@ -151,13 +171,13 @@ def test_adapters_are_not_dropped(policy, batch, target):
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_layers_give_the_same_actions(make_config, data, batch, monkeypatch, backend):
     """LeRobot's default mode would make a CUDA graph of each layer, and inside the one that is captured."""
-    modes, compile_layer = set(), torch.nn.Module.compile
+    modes, compile_part = set(), torch.compile
 
-    def with_backend(layer, *, fullgraph, mode):
+    def with_backend(part, *, fullgraph, mode):
         modes.add(mode)
-        compile_layer(layer, fullgraph=fullgraph, backend=backend)
+        return compile_part(part, fullgraph=fullgraph, backend=backend)
 
-    monkeypatch.setattr(torch.nn.Module, "compile", with_backend)
+    monkeypatch.setattr(torch, "compile", with_backend)
     plain = liven(make_policy(make_config(depth=2), data))
     compiled = make_policy(make_config(depth=2, compile_model=True, compile_mode="max-autotune"), data)
     compiled.load_state_dict(plain.state_dict())

@@ -1,12 +1,14 @@
 """LeRobot's pipelines around the policy: what they do to a batch, what they keep, when they cannot be had."""
 
 import errno
+import json
 import os
 
 import pytest
 import torch
 from huggingface_hub import HfApi
 from lerobot.policies.factory import make_pre_post_processors
+from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 
 from depi.errors import MachineError, UserError
@@ -18,7 +20,9 @@ from depi.policies import (
     save_checkpoint,
     set_features,
 )
+from depi.policies.measured_tokenizer import LONGEST_PROMPT
 from depi.policies.processors import TOKENIZER, _with_tokenizer
+from depi.policies.trust import PREPROCESSOR
 
 
 @pytest.fixture
@@ -82,6 +86,34 @@ def test_stock_lerobot_reads_the_files(make_config, data, stats, tokenizer, raw_
     for key in (ACTION, OBS_STATE, OBS_LANGUAGE_TOKENS, OBS_LANGUAGE_ATTENTION_MASK):
         assert torch.equal(ours[key], theirs[key])
     assert torch.equal(stock_post(ours[ACTION]), post(ours[ACTION]))
+
+
+@pytest.mark.parametrize("stock", [False, True])
+@pytest.mark.parametrize("indicator", [False, True])
+def test_the_host_knows_the_longest_prompt(
+    make_config, data, stats, tokenizer, raw_batch, tmp_path, indicator, stock
+):
+    """Also of a type of LeRobot's, whose files go on to name LeRobot's own step."""
+    config = PI0Config(device="cpu") if stock else make_config(tokenizer_max_length=48)
+    set_features(config, data)
+    pre, _ = make_processors(config, stats, indicator=indicator)
+    lengths = []
+    for tasks in (["push"] * 4, ["push", "push the cube onto the plate", "lift", "push"]):
+        batch = preprocess(raw_batch | {"task": tasks}, pre)
+        lengths.append(batch[LONGEST_PROMPT])
+        assert lengths[-1] == batch[OBS_LANGUAGE_ATTENTION_MASK].sum(dim=1).amax()
+    assert lengths[0] < lengths[1] < 48
+    pre.save_pretrained(tmp_path, config_filename=PREPROCESSOR)
+    steps = json.loads((tmp_path / PREPROCESSOR).read_text())["steps"]
+    of_lerobot = "tokenizer_processor" in [step.get("registry_name") for step in steps]
+    assert of_lerobot == (stock and not indicator)
+
+
+def test_a_loaded_pipeline_says_it_too(make_config, data, stats, tokenizer, raw_batch, tmp_path):
+    policy = make_policy(make_config(), data)
+    save_checkpoint(tmp_path, policy, *make_processors(policy.config, stats))
+    batch = preprocess(raw_batch, load_processors(tmp_path)[0])
+    assert batch[LONGEST_PROMPT] == batch[OBS_LANGUAGE_ATTENTION_MASK].sum(dim=1).amax()
 
 
 def test_vocabulary_must_fit(make_config, data, stats, tokenizer):
