@@ -106,7 +106,7 @@ def training_batch(options: argparse.Namespace, policy: Any, seed: int) -> dict[
 
 def bare_steps(run: Run, batches: Iterator[dict[str, Any]], steps: int) -> None:
     """Forward, backward, optimizer."""
-    run.optimizer.found_inf = None
+    run.optimizer.found_inf = run.optimizer.grad_scale = None
     for _ in range(steps):
         with run.policy.autocast():
             losses, _ = run.policy(next(batches), reduction="none")

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 import signal
 import time
 from collections.abc import Iterator
@@ -32,6 +31,7 @@ from depi.training.data import STOP_SIGNALS, Collate, batches, lost_workers_name
 from depi.training.fitting import full_memory_named
 from depi.training.meter import Meter
 from depi.training.metrics import MetricsWriter, is_measured
+from depi.training.optimizer import clipped_step
 from depi.training.profiling import StepProfiler
 from depi.training.run import memory_facts, prepare
 from depi.training.run_state import Run
@@ -248,11 +248,10 @@ def train_step(run: Run, stream: Iterator[dict[str, Any]], monitors: Monitors) -
         monitors.meter.add_details(details)
     with phase("optimizer"):
         losses = torch.cat(all_losses)
-        norm = clip_gradients(run.policy)
+        norm = gradient_norm(run.policy)
         bad = monitors.bad_steps.judge(losses, norm, torch.cat(owners), torch.cat(frames), run.step + 1)
         monitors.meter.add_step(losses.mean(), norm, bad)
-        run.optimizer.found_inf = bad  # AdamW's kernel then writes nothing
-        run.optimizer.step()
+        clipped_step(run.optimizer, norm, run.policy.config.get_optimizer_preset().grad_clip_norm, bad)
         if run.average is not None:
             run.average.update()
         run.optimizer.zero_grad(set_to_none=True)
@@ -268,13 +267,10 @@ def gradients_added_up(run: Run, wanted: bool) -> Iterator[None]:
         yield
 
 
-def clip_gradients(policy: AnyPolicy) -> torch.Tensor:
-    """Clip the norm of all gradients together, and return what it was, a scalar tensor.
-
-    A limit of 0 is none, as in LeRobot.
-    """
-    limit = policy.config.get_optimizer_preset().grad_clip_norm or math.inf
-    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), limit)
+def gradient_norm(policy: AnyPolicy) -> torch.Tensor:
+    """The norm of all gradients together, a scalar tensor."""
+    gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 

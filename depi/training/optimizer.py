@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lerobot.optim import AdamConfig, AdamWConfig
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from depi.errors import UserError
@@ -12,6 +13,8 @@ from depi.policies.factory import AnyPolicy
 
 # Where PyTorch has Adam and AdamW as one kernel, which leaves out a bad step.
 FUSED_DEVICES = ("cuda", "cpu", "mps", "xpu")
+# Of these, where that kernel divides gradients; that of MPS takes a divisor, and ignores it.
+DIVIDING_DEVICES = ("cuda", "cpu", "xpu")
 OPTIMIZERS: dict[type, type[torch.optim.Adam]] = {
     AdamConfig: torch.optim.Adam,
     AdamWConfig: torch.optim.AdamW,
@@ -41,6 +44,26 @@ def make_optimizer(policy: AnyPolicy) -> torch.optim.Adam:
     settings = {name: value for name, value in asdict(preset).items() if name != "grad_clip_norm"}
     fused = all(parameter.device.type in FUSED_DEVICES for parameter in parameters)
     return OPTIMIZERS[type(preset)](groups, fused=fused, **settings)
+
+
+def clipped_step(optimizer: torch.optim.Adam, norm: Tensor, limit: float, bad: Tensor) -> None:
+    """Take a step with clipped gradients, or none at all; nothing waits for the device.
+
+    The fused kernel divides each gradient where it reads it, which saves a pass over all of them.
+
+    Args:
+        optimizer: of `make_optimizer`; its parameters have gradients.
+        norm: of all gradients together, float32 [].
+        limit: above which the norm is scaled down to it, as `torch.nn.utils.clip_grad_norm_` does; 0 is none.
+        bad: 1.0 where the step is to be left out, else 0.0, float32 [].
+    """
+    divisor = ((norm + 1e-6) / limit).clamp(min=1.0) if limit else None
+    if divisor is not None and norm.device.type not in DIVIDING_DEVICES:
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        torch.nn.utils.clip_grads_with_norm_(trained, limit, norm)
+        divisor = None
+    optimizer.grad_scale, optimizer.found_inf = divisor, bad
+    optimizer.step()
 
 
 def trained_groups(policy: AnyPolicy) -> list[dict[str, Any]]:

@@ -6,15 +6,16 @@ import pytest
 import torch
 from small_pi0 import make_batch, make_small
 
-from depi.training.optimizer import make_optimizer
+from depi.training import optimizer
+from depi.training.optimizer import clipped_step, make_optimizer
 
 
-def steps(policy, optimizer, count=5):
+def steps(policy, taken, count=5):
     batch = make_batch()
     for _ in range(count):
-        optimizer.zero_grad()
+        taken.zero_grad()
         policy.forward(batch)[0].backward()
-        optimizer.step()
+        taken.step()
 
 
 def test_same_values_and_same_steps_as_lerobots_preset():
@@ -40,6 +41,43 @@ def test_same_values_and_same_steps_as_lerobots_preset():
     ):
         assert (other - start).abs().mean() > 1e-5
         torch.testing.assert_close(one - start, other - start, rtol=1e-3, atol=2.5e-7)
+
+
+@pytest.mark.parametrize("dividing", [True, False])
+@pytest.mark.parametrize(("limit", "size"), [(1.0, 3.0), (1.0, 1e-6), (1e9, 3.0), (0.0, 3.0)])
+def test_a_step_clips_as_pytorch_does(monkeypatch, dividing, limit, size):
+    """In the kernel of the optimizer, or before it where that kernel ignores what it should divide by."""
+    if not dividing:
+        monkeypatch.setattr(optimizer, "DIVIDING_DEVICES", ())
+    policy = make_small()
+    reference = copy.deepcopy(policy)
+    mine, theirs = make_optimizer(policy), make_optimizer(reference)
+    for _ in range(3):
+        for one, other in zip(policy.parameters(), reference.parameters(), strict=True):
+            one.grad = size * torch.randn_like(one)
+            other.grad = one.grad.clone()
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in policy.parameters()])
+        clipped_step(mine, norm, limit, torch.tensor(0.0))
+        torch.nn.utils.clip_grad_norm_(reference.parameters(), limit or torch.inf)
+        theirs.step()
+    for one, other in zip(policy.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+        for name, value in mine.state[one].items():
+            torch.testing.assert_close(value, theirs.state[other][name], rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("limit", [1.0, 0.0])
+def test_a_bad_step_changes_nothing(limit):
+    policy = make_small()
+    mine = make_optimizer(policy)
+    steps(policy, mine, 2)
+    before = copy.deepcopy([list(policy.parameters()), mine.state_dict()["state"]])
+    for parameter in policy.parameters():
+        parameter.grad = torch.full_like(parameter, torch.nan)
+    clipped_step(mine, torch.tensor(torch.nan), limit, torch.tensor(1.0))
+    torch.testing.assert_close(
+        [list(policy.parameters()), mine.state_dict()["state"]], before, rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("flag", ["freeze_vision_encoder", "train_expert_only"])
