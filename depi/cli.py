@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Never
 
 from depi.errors import UserError, machine_error, message
-from depi.log import start_logging
+from depi.log import never_silent, start_logging
 from depi.other_programs import verb_hint
 
 # verb: (module with `main(args) -> exit status`, one line of help)
@@ -41,6 +41,9 @@ VERBS = {
     "upload": ("depi.training.upload", "publish a checkpoint with its model card"),
     "hub": ("depi.hub.server.serve", "serve an embedded Hub, for offline machines"),
 }
+
+# These print what they do from the beginning.
+OUTSPOKEN = {"demo", "hub"}
 
 # A file where a folder should be, or the other way round.
 WRONG_PLACE = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
@@ -103,7 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {_no_verb(verb)}", file=sys.stderr)
         return 2
     start_logging()
-    return run(lambda flags: importlib.import_module(VERBS[verb][0]).main(flags), rest)
+    module, line = VERBS[verb]
+    with contextlib.nullcontext() if verb in OUTSPOKEN else never_silent(f"depi {verb}: {line}"):
+        return run(lambda flags: importlib.import_module(module).main(flags), rest)
 
 
 def leave(status: int) -> Never:

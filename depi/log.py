@@ -1,9 +1,14 @@
 """Logging to stderr: DePi from level INFO, libraries from level WARNING."""
 
+import contextlib
 import logging
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from typing import TextIO
+
+_logger = logging.getLogger(__name__)
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
@@ -37,6 +42,24 @@ def start_logging(*, main_process: bool = True) -> None:
 def seconds_silent() -> float:
     """How long ago the last line was logged, or DePi was started."""
     return time.monotonic() - _stderr.written
+
+
+@contextlib.contextmanager
+def never_silent(sentence: str, seconds: float = 1.0) -> Iterator[None]:
+    """Log `sentence` where nothing else has been logged after so many seconds, as while libraries load."""
+    begun = time.monotonic()
+
+    def speak() -> None:
+        if _stderr.written < begun:
+            _logger.info("%s", sentence)
+
+    timer = threading.Timer(seconds, speak)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _no_device_named(record: logging.LogRecord) -> bool:

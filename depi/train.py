@@ -15,7 +15,7 @@ if __package__ in (None, ""):
 from depi.cli import leave, run
 from depi.errors import UserError, message
 from depi.files import write_json
-from depi.log import start_logging
+from depi.log import never_silent, start_logging
 
 logger = logging.getLogger("depi.train")
 
@@ -29,8 +29,7 @@ def _train(args: list[str]) -> int:
         from depi.training.loop import train
 
         config = parse_train_config(args)
-        if os.environ.get("RANK", "0") == "0":
-            logger.info("configuration: %s", json.dumps(config.to_dict(), indent=2))
+        logger.info("configuration: %s", json.dumps(config.to_dict(), indent=2))
         return train(config)
     except UserError as error:
         _tell_launcher(f"error: {message(error)}")
@@ -46,9 +45,10 @@ def _tell_launcher(sentence: str) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Parse the flags, train, and return the exit status (2 for a user's error)."""
-    start_logging()
+    start_logging(main_process=os.environ.get("RANK", "0") == "0")
     alone = "ACCELERATE_MIXED_PRECISION" in os.environ and "WORLD_SIZE" not in os.environ
-    status = run(_train, argv)
+    with never_silent("training: loading PyTorch and LeRobot"):
+        status = run(_train, argv)
     if status and alone:  # by `accelerate launch`, without torchrun
         print("accelerate launch adds a traceback of its own; `depi train` has none", file=sys.stderr)
     return status

@@ -1,4 +1,5 @@
 import errno
+import logging
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from starlette.responses import PlainTextResponse
 from depi import cli
 from depi.errors import UserError
 from depi.hub.server.serve import serve
+from depi.log import never_silent, start_logging
 
 
 def depi(*args: str) -> subprocess.CompletedProcess[str]:
@@ -34,6 +36,54 @@ def test_importing_depi_imports_nothing_heavy():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+HEAVY = ("torch", "lerobot", "transformers", "datasets", "gymnasium", "mujoco")
+HELP_AND_MISTAKES = f"""
+import contextlib, sys
+from depi import cli
+
+for verb in cli.VERBS:
+    args = {{"catalog": ["stats"], "hub": ["serve"], "sim": ["record"], "value": ["plot"]}}.get(verb, [])
+    with contextlib.suppress(SystemExit):
+        cli.main([verb, *args, "--help"])
+    assert cli.main([verb, *args, "--no_such_flag=1"]) == 2
+    print("loaded:", verb, [name for name in {HEAVY} if name in sys.modules])
+"""
+
+
+def test_help_and_wrong_flags_need_nothing_heavy():
+    result = subprocess.run(
+        [sys.executable, "-c", HELP_AND_MISTAKES], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    loaded = [line for line in result.stdout.splitlines() if line.startswith("loaded:")]
+    assert loaded == [f"loaded: {verb} []" for verb in cli.VERBS]
+
+
+def log_to_stderr(monkeypatch):
+    """Log as in a process of its own, without pytest's handlers."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+    start_logging()
+
+
+def test_a_command_that_has_said_nothing_for_a_second_says_what_it_does(monkeypatch, capsys):
+    log_to_stderr(monkeypatch)
+    monkeypatch.setattr("depi.evaluation.evaluate.main", lambda args: time.sleep(1.5) or 0)
+    assert cli.main(["eval"]) == 0
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.endswith(f" depi eval: {cli.VERBS['eval'][1]}")
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.4])
+def test_nothing_is_added_to_what_a_command_says_itself(monkeypatch, capsys, seconds):
+    log_to_stderr(monkeypatch)
+    with never_silent("waiting", seconds=0.2):
+        logging.getLogger("depi.x").info("here")
+        time.sleep(seconds)
+    time.sleep(0.4 - seconds)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.endswith(" here")
 
 
 def test_unknown_verb_is_one_sentence_and_status_2():

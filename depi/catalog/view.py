@@ -5,11 +5,11 @@ import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from depi.catalog.catalogue import load_catalog
-from depi.catalog.episode_video import Episode, write_video
 from depi.catalog.episodes import verdicts
 from depi.catalog.text import clean
 from depi.datasets.judging.examine import examine_tables, fetch_tables
@@ -17,7 +17,6 @@ from depi.datasets.judging.faults import Fault
 from depi.datasets.recording.checks import resolve_file
 from depi.datasets.recording.formats import DatasetMeta, data_files, select_episodes, video_files
 from depi.datasets.recording.metadata import read_meta
-from depi.datasets.recording.place_reader import PlaceReader
 from depi.datasets.recording.places import image_places
 from depi.datasets.recording.sources import DatasetFiles, DatasetSource
 from depi.datasets.recording.storages import open_source
@@ -26,6 +25,9 @@ from depi.datasets.union.lists import CATALOG_FILE
 from depi.engine.confined import confined
 from depi.errors import DatasetError, UserError
 from depi.flags import parse_flags
+
+if TYPE_CHECKING:
+    from depi.catalog.episode_video import Episode
 
 VIEWER_VERSION = "v3.0"
 HEIGHTS = range(16, 2161)
@@ -74,6 +76,8 @@ def main(args: list[str]) -> int:
     if why_not is None:
         show_in_viewer(config, files.revision)
         return 0
+    from depi.catalog.episode_video import write_video  # slow
+
     name = f"{file_name(config.repo_id)}_episode_{config.episode:06d}.mp4"
     output = config.output or Path("outputs/view", name)
     try:
@@ -124,12 +128,15 @@ def faults_of(files: DatasetFiles, config: ViewConfig) -> tuple[Fault, ...]:
     return tuple(fault for fault in found if fault.episode == config.episode)
 
 
-def read_episode(files: DatasetFiles, meta: DatasetMeta) -> Episode:
+def read_episode(files: DatasetFiles, meta: DatasetMeta) -> "Episode":
     """Fetch and read the one episode of `meta`; its images are decoded when their turn comes.
 
     Raises:
         DatasetError: its numbers cannot be used, or a file is missing.
     """
+    from depi.catalog.episode_video import Episode
+    from depi.datasets.recording.place_reader import PlaceReader
+
     files.fetch([*data_files(meta), *video_files(meta)])
     features = meta.info.features
     present = [name for name in (STATE, ACTION) if name in features and not features[name].is_camera]

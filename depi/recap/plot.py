@@ -49,7 +49,7 @@ def main(args: Sequence[str]) -> int:
     if verb != "plot":
         raise UserError(f"depi value takes plot, not {verb!r}: see `depi value --help`")
     # Help and wrong flags are handled before slow imports.
-    check_flags(Path(__file__).with_name("plot_config.py"), "ValuePlotConfig", rest, COMMAND)
+    rest = check_flags(Path(__file__).with_name("plot_config.py"), "ValuePlotConfig", rest, COMMAND)
     from depi.recap.judging import given_flags
     from depi.recap.plot_config import ValuePlotConfig
 

@@ -3,15 +3,17 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from depi.flags import check_ranges, parse_flags, take_flags
-from depi.training.command_line import read_train_config
-from depi.training.estimate import Estimate
-from depi.training.fitting import Plan, first_that_fits, plans
+from depi.training.lerobot_flags import check_train_flags
+
+if TYPE_CHECKING:
+    from depi.training.estimate import Estimate
+    from depi.training.fitting import Plan
 
 CARDS_GB = (8, 24, 48, 80, 141)
 
@@ -44,6 +46,11 @@ def main(args: list[str]) -> int:
     """Run `depi estimate`."""
     own, training = take_flags(args, EstimateConfig)
     config = parse_flags(EstimateConfig, own, "depi estimate")
+    training = check_train_flags(training)
+    # Help and wrong flags are handled before slow imports.
+    from depi.training.command_line import read_train_config
+    from depi.training.fitting import plans
+
     train_config = read_train_config(training)
     ways = list(plans(train_config, images=config.images, processes=config.num_processes))
     fitting = {name: _by_what_is_trained(ways, size) for name, size in _cards(config).items()}
@@ -58,6 +65,8 @@ def main(args: list[str]) -> int:
 
 def _cards(config: EstimateConfig) -> dict[str, float]:
     """Bytes by name. A card of 24 GB has 25.8e9 bytes, one of 80 up to 85.5e9: the rest is a reserve."""
+    import torch
+
     cards = {f"{size} GB": size * 1e9 for size in CARDS_GB}
     if config.gpu_memory is not None:
         cards[f"{config.gpu_memory:g} GB"] = config.gpu_memory * 1e9
@@ -67,14 +76,16 @@ def _cards(config: EstimateConfig) -> dict[str, float]:
     return cards
 
 
-def _by_what_is_trained(ways: Sequence[Plan], memory: float) -> list[Plan]:
+def _by_what_is_trained(ways: "Sequence[Plan]", memory: float) -> "list[Plan]":
     """Of each thing to train the first plan that fits."""
+    from depi.training.fitting import first_that_fits
+
     kinds = dict.fromkeys(plan.trained for plan in ways)
     found = [first_that_fits((plan for plan in ways if plan.trained == kind), memory) for kind in kinds]
     return [plan for plan in found if plan is not None]
 
 
-def _content(asked: Estimate, fitting: Mapping[str, list[Plan]]) -> dict[str, object]:
+def _content(asked: "Estimate", fitting: "Mapping[str, list[Plan]]") -> dict[str, object]:
     cards = {
         name: [{"trained": p.trained, "flags": p.flags, "total": p.estimate.total} for p in found]
         for name, found in fitting.items()
@@ -82,7 +93,7 @@ def _content(asked: Estimate, fitting: Mapping[str, list[Plan]]) -> dict[str, ob
     return {**asked.to_dict(), "cards": cards}
 
 
-def _parts_table(estimate: Estimate) -> Table:
+def _parts_table(estimate: "Estimate") -> Table:
     title = f"{estimate.parameters / 1e6:,.0f} M parameters, {estimate.trainable / 1e6:,.0f} M trained"
     table = Table("each GPU", title=title)
     table.add_column("GB", justify="right")
@@ -93,7 +104,7 @@ def _parts_table(estimate: Estimate) -> Table:
     return table
 
 
-def _cards_table(fitting: Mapping[str, list[Plan]]) -> Table:
+def _cards_table(fitting: "Mapping[str, list[Plan]]") -> Table:
     table = Table("GPU", "what is trained")
     table.add_column("flags to add", overflow="fold")
     table.add_column("GB", justify="right")

@@ -5,7 +5,8 @@ import threading
 from pathlib import Path
 
 from depi.training.config import TrainConfig
-from depi.training.upload import UploadConfig, publish
+from depi.training.publishing import publish
+from depi.training.upload_config import UploadConfig
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from lerobot.datasets.utils import create_lerobot_dataset_card
 
 from depi.datasets.recording.formats import DatasetInfo, parse_info
 from depi.errors import DatasetError, UserError
@@ -76,6 +75,8 @@ def check_whole(folder: Path) -> DatasetInfo:
 
 def _write_card(folder: Path, info: DatasetInfo) -> None:
     """LeRobot's card, with the robot among its tags, by which `depi collect-ids` searches."""
+    from lerobot.datasets.utils import create_lerobot_dataset_card
+
     robot = info.robot_type or ""
     arm = re.search(r"so[-_]?10[01]", robot, re.IGNORECASE)
     tags = [robot, *([re.sub(r"[-_]", "", arm.group().lower())] if arm else [])]
