@@ -1,8 +1,9 @@
 """The HTTP session that all of huggingface_hub uses in this process: time limits, connections, request rate,
-and the password of the Hub's address.
+the password of the Hub's address, and cards that are checked where they go.
 
 huggingface_hub keeps one session and lets its settings be replaced; without that, most of its requests
-wait for an answer without a time limit, and only twenty connections are kept open between requests.
+wait for an answer without a time limit, and only twenty connections are kept open between requests. LeRobot's
+commands get the session with DePi's plugin.
 """
 
 import os
@@ -19,6 +20,8 @@ from huggingface_hub.utils._http import hf_request_event_hook
 from depi.addresses import credentials, without_credentials
 
 CONNECTIONS = 64
+# `RepoCard.validate` asks here, whatever HF_ENDPOINT says.
+_CARD_CHECK = httpx.URL("https://huggingface.co/api/validate-yaml")
 _SECONDS = {"connect": 15.0, "read": 60.0, "write": 60.0}
 
 
@@ -92,7 +95,7 @@ def _apply(settings: Settings) -> None:
 def _new_client() -> httpx.Client:
     return httpx.Client(
         event_hooks={
-            "request": [_log_in, hf_request_event_hook, _before_request],
+            "request": [_stay_with_endpoint, _log_in, hf_request_event_hook, _before_request],
             "response": [_after_response],
         },
         follow_redirects=True,
@@ -114,6 +117,14 @@ def last_response() -> float:
 def _after_response(response: httpx.Response) -> None:
     global _last_response
     _last_response = time.monotonic()
+
+
+def _stay_with_endpoint(request: httpx.Request) -> None:
+    """Let the Hub in use say whether a card is valid, not huggingface.co, which may be out of reach."""
+    if request.url == _CARD_CHECK:
+        endpoint = without_credentials(os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+        request.url = httpx.URL(endpoint + _CARD_CHECK.path)
+        request.headers["Host"] = request.url.netloc.decode()
 
 
 def _log_in(request: httpx.Request) -> None:

@@ -1,5 +1,6 @@
 """Makes DePi's policy types known to LeRobot, whose commands import this package."""
 
+import depi.hub.client.api  # noqa: F401  its session: `push_to_hub` stays with the Hub of HF_ENDPOINT
 from depi.policies.configuration_depi_pi0 import DepiPi0Config
 from depi.policies.configuration_depi_pi05 import DepiPi05Config
 from depi.policies.configuration_value import ValueConfig
