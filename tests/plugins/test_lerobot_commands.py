@@ -1,12 +1,14 @@
 """LeRobot's commands load DePi's checkpoints with nothing patched, drive a robot and record what it does."""
 
 import json
+import shutil
 
 import av
 import numpy as np
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+from depi.files import write_json
 from depi.hub.client.api import upload_folder
 from depi.policies import load_policy, load_processors
 
@@ -131,6 +133,25 @@ def test_advantage_conditioned_policies_are_guided(module_hub, write_checkpoint,
         info = json.loads((tmp_path / name / "eval_info.json").read_text())
         rewards[name] = info["overall"]["avg_sum_reward"]
     assert rewards["plain"] != rewards["guided"]
+
+
+def told(checkpoint, *cameras: str):
+    """A copy of a checkpoint that says which cameras its training had."""
+    copy = shutil.copytree(checkpoint, checkpoint.with_name(f"{checkpoint.name}_told"))
+    stream = {"cameras": "name", "annotations": None}
+    write_json(copy / "data_report.json", {"datasets": [{"cameras": cameras}], "stream": stream})
+    return copy
+
+
+@pytest.mark.slow
+def test_cameras_are_renamed_as_in_training(arm, pusher, lerobot, tmp_path):
+    trained = told(arm, "observation.images.front", "observation.images.wrist")
+    flags = [flag for flag in rollout_flags(trained) if not flag.startswith("--rename_map")]
+    said = lerobot("rollout", *flags, "--duration=2")
+    assert f"cameras as in training: --rename_map='{json.dumps(TO_SLOTS)}'" in said
+    trained = told(pusher, "observation.image")
+    flags = [flag for flag in eval_flags(trained, tmp_path / "out") if not flag.startswith("--rename_map")]
+    assert f'{{"observation.image": "{SLOTS[0]}"}}' in lerobot("eval", *flags)
 
 
 @pytest.mark.slow

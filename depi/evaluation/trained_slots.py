@@ -1,0 +1,41 @@
+"""Which camera a policy was trained to see in which of its slots, for programs that name cameras."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from depi.datasets.recording.cameras import camera_order, numbered_slots
+from depi.errors import UserError
+from depi.files import read_json
+
+
+def rename_map(folder: Path, slots: Sequence[str], cameras: Collection[str]) -> dict[str, str]:
+    """LeRobot's `--rename_map` as a checkpoint's training tells it: the key of a camera -> its slot.
+
+    Args:
+        folder: of the checkpoint, with the data report that training writes beside the weights.
+        slots: the keys of the policy's cameras.
+        cameras: the keys of the cameras that there are.
+
+    Returns:
+        It is empty where the policy knows its cameras by name, DePi did not train it, its datasets had the
+        cameras in different slots, or one of them is missing here: a person has to say then.
+    """
+    if not numbered_slots(slots):
+        return {}
+    try:
+        report = read_json(folder / "data_report.json")
+        order = camera_order(report["stream"]["cameras"])
+        if order.by_views and report["stream"]["annotations"] is not None:
+            return {}  # each dataset's own annotations have placed them
+        found = [order.by_slot(_names(entry), len(slots)) for entry in report["datasets"]]
+    except (UserError, KeyError, TypeError, ValueError, AttributeError):
+        return {}
+    if len(set(found)) != 1:
+        return {}
+    named = {camera: slot for camera, slot in zip(found[0], slots, strict=True) if camera is not None}
+    return named if named.keys() <= set(cameras) else {}
+
+
+def _names(entry: Any) -> list[str]:
+    return [str(name) for name in entry["cameras"]]
