@@ -18,7 +18,7 @@ from draccus.utils import DecodingError, ParsingError
 
 from depi.errors import UserError, one_line
 from depi.flag_sources import Flag, Flags, read_flags
-from depi.other_programs import HYDRA, VALUES, replacement, todays_name
+from depi.other_programs import HYDRA, SHORT, VALUES, named_configuration, replacement, todays_name
 
 logger = logging.getLogger(__name__)
 
@@ -159,15 +159,20 @@ def check_flags(
             _check_flag(flags, known, name[2:], given, command)
             taken = not equals
         elif not taken:
-            raise UserError(f"{command}: {_stray(arg)}; see `{command} --help`")
+            raise UserError(f"{command}: {_stray(arg, command)}; see `{command} --help`")
         else:
             taken = False
     return normalised
 
 
-def _stray(arg: str) -> str:
+def _stray(arg: str, command: str) -> str:
     """What to say of an argument that no flag takes."""
     name, equals, value = arg.partition("=")
+    remedy = replacement(name, command) if equals else named_configuration(arg, command)
+    if remedy is not None:
+        return f"{arg} is not a flag here: {remedy}"
+    if name in SHORT:
+        return f"{arg!r} is not a flag here: use --{SHORT[name]}={value or '...'}"
     if not equals:
         return f"{arg!r} belongs to no flag: flags are --name=value"
     return f"{arg} is written --{HYDRA.get(name, name)}={value}"

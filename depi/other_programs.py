@@ -17,13 +17,18 @@ _LOADER = "the loader needs no such setting: choose --num_workers, and leave it 
 _ROBOT = "robots are driven by LeRobot's lerobot-rollout --policy.path=CHECKPOINT, see docs/robot.md"
 _ADVANTAGE = "use --advantage.mode=on, or --advantage.mode=use with --advantage.path of `depi advantage`"
 
+_CONFIG = "use --config_path=FILE"
+
 # Flags of every command; a name that ends in `.*` stands for all that begin so, and for the section itself.
 _ANYWHERE = {
     "control.*": _ROBOT,
     "robot.*": _ROBOT,
     "teleop.*": _ROBOT,
-    "hydra.*": "flags are --name=value; see --help",
+    "hydra.run.dir": "use --output_dir",
+    "hydra.*": "flags are --name=value",
     "device": "use --policy.device",
+    "config_dir": _CONFIG,
+    "config_name": _CONFIG,
 }
 
 # Flags of LeRobot, of some version, that settings of a run's own take the place of.
@@ -62,6 +67,7 @@ _LEROBOT_TRAIN = {
     "offline_steps": "use --steps",
     "offline.*": "use --steps, --num_workers; online training is not done here",
     "online.*": "online training is not done here",
+    "training.offline_steps": "use --steps",
     "training.*": "flags have no such prefix: --batch_size, --steps, --save_freq, --log_freq",
 }
 
@@ -98,6 +104,7 @@ _OPENPI_TRAIN = {
     "keep_period": "use --keep_every",
     "ema_decay": "use --ema.decay",
     "fsdp_devices": "use --sharding=full with accelerate launch --num_processes=N",
+    "lr_schedule.peak_lr": "use --policy.optimizer_lr",
     "lr_schedule.*": _SCHEDULE,
     "weight_loader.*": "use --policy.path=FOLDER_OR_REPO",
     "pytorch_weight_path": "use --policy.path=FOLDER_OR_REPO",
@@ -160,6 +167,9 @@ VALUES: Mapping[str, Mapping[str, str]] = {
 # Words that stand alone: `policy=act`, as LeRobot had it with Hydra.
 HYDRA = {"policy": "policy.type", "env": "env.type", "dataset_repo_id": "dataset.repo_id"}
 
+# Flags of one letter.
+SHORT = {"-p": "policy.path"}
+
 # By command: names that are accepted for a while -> today's name.
 _IDS = {"ids_file": "repo_ids", "dataset.ids_file": "repo_ids"}
 RENAMED: Mapping[str, Mapping[str, str]] = {
@@ -175,6 +185,9 @@ _DRIVE = (
     "LeRobot's own commands drive robots (lerobot-record, lerobot-teleoperate, lerobot-rollout), and find "
     "DePi's policies: see docs/robot.md"
 )
+_UPLOAD = "upload a dataset with `depi upload FOLDER USER/NAME`, which tags it, so that LeRobot loads it"
+_CHECK = "see what works on this machine with `depi doctor`"
+_AUGMENTED = "see a sample as the network sees it with `depi samples RUN --step=1`"
 VERBS = {
     "eval-policy": "roll a checkpoint out with `depi eval`",
     "visualize-dataset": _LOOK,
@@ -185,6 +198,11 @@ VERBS = {
     "record": f"{_DRIVE}; simulated arms are recorded with `depi sim record`",
     "teleoperate": _DRIVE,
     "replay": _DRIVE,
+    "calibrate": "LeRobot's own lerobot-calibrate does it, see docs/robot.md",
+    "find-port": "LeRobot's own lerobot-find-port does it, see docs/robot.md",
+    "find-cameras": "LeRobot's own lerobot-find-cameras does it, see docs/robot.md",
+    "setup-motors": "LeRobot's own lerobot-setup-motors does it, see docs/robot.md",
+    "find-joint-limits": "LeRobot's own lerobot-find-joint-limits does it, see docs/robot.md",
     "rollout": f"roll out in a simulator with `depi eval`; {_DRIVE}",
     "evaluate": "roll a checkpoint out with `depi eval`",
     "accelerate-train": "train with `depi train`, or on several GPUs with accelerate launch depi/train.py",
@@ -193,7 +211,24 @@ VERBS = {
     "compute-norm-stats": "nothing is to be computed before training: the data has its statistics",
     "serve-policy": _DRIVE,
     "filter-so100-data": "find and judge the datasets of the Hub with `depi collect-ids`",
-    "push-dataset-to-hub": "upload a dataset with LeRobot's own lerobot-record or `hf upload`",
+    "push-dataset-to-hub": f"{_UPLOAD}; other formats than LeRobot's are converted by LeRobot's own examples",
+    "login": "log in with `hf auth login`",
+    "upload-dataset": _UPLOAD,
+    "info": _CHECK,
+    "display-sys-info": _CHECK,
+    "edit-dataset": "LeRobot's own lerobot-edit-dataset does it; relative actions need no other statistics",
+    "imgtransform-viz": _AUGMENTED,
+    "visualize-image-transforms": _AUGMENTED,
+    "policy-server": _DRIVE,
+    "robot-client": _DRIVE,
+    "train-tokenizer": "LeRobot's own lerobot-train-tokenizer does it",
+    "convert-jax-model-to-pytorch": (
+        "convert with openpi's own script, and train on what it writes: `depi train --policy.path=FOLDER`"
+    ),
+    "convert-libero-data-to-lerobot": "convert with openpi's own script, and train on what it writes",
+    "convert-aloha-data-to-lerobot": "convert with openpi's own script, and train on what it writes",
+    "export": "LeRobot's commands run checkpoints as they are; there is no other format",
+    "convert-checkpoint": "checkpoints are whole as they are written",
     "convert-dataset-v21-to-v30": "datasets of v2.0, v2.1 and v3.0 are read as they are",
     "annotate-instruction-rewards": "label frames with `depi advantage`, see docs/recap.md",
 }
@@ -218,6 +253,16 @@ def replacement(name: str, command: str) -> str | None:
         command: such as `depi eval`.
     """
     return _find(name, FLAGS.get(command, _ANYWHERE))
+
+
+def named_configuration(word: str, command: str) -> str | None:
+    """What to use instead of a configuration of openpi's, such as `pi05_libero`; None for any other word."""
+    if command != TRAIN or not word.startswith(("pi0_", "pi05_", "debug")):
+        return None
+    return (
+        "openpi's configurations are flags and files: --policy.path=lerobot/pi0_base or lerobot/pi05_base, "
+        "--dataset.repo_id=USER/NAME, and openpi's settings in --config_path=configs/train/pi0_base.yaml"
+    )
 
 
 def means_more_here(name: str) -> str | None:

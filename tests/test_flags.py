@@ -145,7 +145,7 @@ def check_train(*args: str) -> None:
         (["--num_train_steps=9"], "use --steps"),
         (["--env.type=xarm"], "LeRobot has dropped this environment"),
         (["policy=act", "env=pusht"], "policy=act is written --policy.type=act"),
-        (["pi05_libero", "--exp-name=x"], "'pi05_libero' belongs to no flag"),
+        (["pi05_libero", "--exp-name=x"], "openpi's configurations are flags and files"),
     ],
 )
 def test_wrong_training_flags_say_what_to_use_instead(args, says):

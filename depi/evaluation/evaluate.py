@@ -342,6 +342,9 @@ def _play(
 
 def main(args: Sequence[str]) -> int:
     """Run the `depi eval` verb."""
+    for arg in args:  # as OpenTau evaluates
+        if Path(arg).name == "train_config.json":
+            raise UserError(f"depi eval: {arg} is of a training: name the policy with --policy.path=FOLDER")
     config = parse_flags(EvaluateConfig, args, "depi eval")
     result = evaluate(config)
     if config.json:

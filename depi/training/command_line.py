@@ -10,7 +10,7 @@ from typing import Any
 
 import draccus
 import yaml
-from lerobot.configs import parser
+from lerobot.configs import PreTrainedConfig, parser
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, TRAINING_STATE_DIR
 
 from depi.datasets.recording.addresses import storable_name
@@ -54,6 +54,7 @@ def parse_train_config(args: Sequence[str]) -> TrainConfig:
     check_data_source(config)
     if not family_of(config.policy).own:
         _check_lerobot_policy(config)
+    _publish_as_lerobot(config, args)
     _check_foreign_choices(config, args)
     if config.pushes:
         _check_publishing(config)
@@ -75,6 +76,22 @@ def read_train_config(args: Sequence[str]) -> TrainConfig:
 
 def _parse_flags(args: list[str]) -> TrainConfig:
     return parse_flags(TrainConfig, args, TRAIN, parse=_parse)
+
+
+def _publish_as_lerobot(config: TrainConfig, args: Sequence[str]) -> None:
+    """Publish where LeRobot would: for `--policy.push_to_hub=true`, or a repository that is named."""
+    assert config.policy is not None
+    typed = {arg.partition("=")[0] for arg in args}
+    if "--push_to_hub" in typed or config.pushes:
+        return
+    if "--policy.push_to_hub" in typed:
+        config.push_to_hub = bool(config.policy.push_to_hub)
+    elif "--policy.repo_id" in typed:
+        config.push_to_hub = True
+        logger.info(
+            "checkpoints are published as %s, as in LeRobot; --push_to_hub=false keeps them here",
+            config.policy.repo_id,
+        )
 
 
 def _check_foreign_choices(config: TrainConfig, args: Sequence[str]) -> None:
@@ -224,6 +241,8 @@ def _name_policy(config: TrainConfig, args: Sequence[str], *, weights: bool = Tr
         if weights:
             check_checkpoint(folder, config.policy.type)
         config.policy.pretrained_path = folder
+    elif weights and config.policy is not None:  # LeRobot's pages name pi0's base in this way
+        _find_weights(config.policy, args)
     if config.policy is None:
         raise UserError(
             "no policy: give --policy.type=pi0 to start from scratch or --policy.path to fine-tune"
@@ -253,6 +272,15 @@ def _name_policy(config: TrainConfig, args: Sequence[str], *, weights: bool = Tr
     for arg in args:  # of a device that there is not, LeRobot's configuration makes another one
         if arg.startswith("--policy.device=") and ":" in arg:
             raise UserError(f"{arg}: accelerate gives each process its own; choose with CUDA_VISIBLE_DEVICES")
+
+
+def _find_weights(policy: PreTrainedConfig, args: Sequence[str]) -> None:
+    """Resolve a typed `--policy.pretrained_path`: the weights for a configuration from `--policy.type`."""
+    path = parser.parse_arg("policy.pretrained_path", args)
+    if path is not None:
+        folder = resolve_checkpoint(path, policy.pretrained_revision)
+        check_checkpoint(folder, policy.type)
+        policy.pretrained_path = folder
 
 
 def _check_lerobot_policy(config: TrainConfig) -> None:

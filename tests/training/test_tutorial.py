@@ -144,6 +144,32 @@ def test_fine_tuning_from_the_hub_with_overrides_and_without_strict(flags, modul
     assert (saved["n_action_steps"], saved["chunk_size"]) == (2, 4)
 
 
+@pytest.mark.parametrize(
+    ("typed", "publishes"),
+    [
+        (["--policy.repo_id=alice/mine"], True),
+        (["--policy.repo_id=alice/mine", "--policy.push_to_hub=true"], True),
+        (["--policy.repo_id=alice/mine", "--policy.push_to_hub=false"], False),
+        (["--policy.repo_id=alice/mine", "--push_to_hub=false"], False),
+        ([], False),
+    ],
+)
+def test_who_names_a_repository_publishes_as_in_lerobot(flags, typed, publishes):
+    assert parse_train_config([*flags, *typed]).push_to_hub is publishes
+
+
+def test_the_weights_of_another_policy_under_lerobots_name(flags, module_hub, tmp_path):
+    """`--policy.type=pi0 --policy.pretrained_path=lerobot/pi0_base`, as on LeRobot's page on pi0."""
+    assert train(replaced(flags, steps=1)) == 0
+    upload_folder(tmp_path / "run" / LAST, "alice/base", repo_type="model", commit_message="Upload")
+    tuned = replaced(flags, steps=1, output_dir=tmp_path / "tuned")
+    config = parse_train_config([*tuned, "--policy.pretrained_path=alice/base"])
+    assert (config.policy.pretrained_path / "model.safetensors").is_file()
+    assert "snapshots" in config.policy.pretrained_path.parts
+    with pytest.raises(UserError, match="alice/nothing"):
+        parse_train_config([*tuned, "--policy.pretrained_path=alice/nothing"])
+
+
 def test_resuming_with_more_steps_the_way_the_tutorial_does(flags, tmp_path, capfd):
     assert train(replaced(flags, steps=2)) == 0
     resume = ["--resume=true", f"--config_path={tmp_path / 'run' / LAST}/"]
