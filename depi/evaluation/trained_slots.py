@@ -7,13 +7,17 @@ from typing import Any
 from depi.datasets.recording.cameras import camera_order, numbered_slots
 from depi.errors import UserError
 from depi.files import read_json
+from depi.policies import resolve_checkpoint
 
 
-def rename_map(folder: Path, slots: Sequence[str], cameras: Collection[str]) -> dict[str, str]:
+def rename_map(
+    policy: str | Path, revision: str | None, slots: Sequence[str], cameras: Collection[str]
+) -> dict[str, str]:
     """LeRobot's `--rename_map` as a checkpoint's training tells it: the key of a camera -> its slot.
 
     Args:
-        folder: of the checkpoint, with the data report that training writes beside the weights.
+        policy, revision: the checkpoint, a folder or a repository; training writes a data report beside its
+            weights.
         slots: the keys of the policy's cameras.
         cameras: the keys of the cameras that there are.
 
@@ -24,7 +28,7 @@ def rename_map(folder: Path, slots: Sequence[str], cameras: Collection[str]) -> 
     if not numbered_slots(slots):
         return {}
     try:
-        report = read_json(folder / "data_report.json")
+        report = read_json(resolve_checkpoint(policy, revision) / "data_report.json")
         order = camera_order(report["stream"]["cameras"])
         if order.by_views and report["stream"]["annotations"] is not None:
             return {}  # each dataset's own annotations have placed them

@@ -32,12 +32,14 @@ def report(*cameras: list[str], order: str = "name", annotations: str | None = N
     ],
 )
 def test_cameras_find_the_slots_of_training(tmp_path, content, expected):
+    write_json(tmp_path / "config.json", {})
     write_json(tmp_path / "data_report.json", content)
-    assert rename_map(tmp_path, SLOTS, [FRONT, WRIST, TOP]) == expected
+    assert rename_map(tmp_path, None, SLOTS, [FRONT, WRIST, TOP]) == expected
 
 
 def test_nothing_is_said_of_named_cameras_missing_ones_and_without_a_report(tmp_path):
-    assert rename_map(tmp_path, SLOTS, [FRONT, WRIST]) == {}
+    write_json(tmp_path / "config.json", {})
+    assert rename_map(tmp_path, None, SLOTS, [FRONT, WRIST]) == {}
     write_json(tmp_path / "data_report.json", report([FRONT, WRIST]))
-    assert rename_map(tmp_path, [FRONT, WRIST], [FRONT, WRIST]) == {}
-    assert rename_map(tmp_path, SLOTS, [FRONT, "observation.images.phone"]) == {}
+    assert rename_map(tmp_path, None, [FRONT, WRIST], [FRONT, WRIST]) == {}
+    assert rename_map(tmp_path, None, SLOTS, [FRONT, "observation.images.phone"]) == {}

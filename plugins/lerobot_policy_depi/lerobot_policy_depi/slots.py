@@ -9,9 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from depi.errors import UserError
 from depi.evaluation.trained_slots import rename_map
-from depi.policies import resolve_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +46,8 @@ def _extend(config_class: Any, cameras: Callable[[Any], Iterable[str]]) -> None:
         policy = config.policy
         if config.rename_map or policy is None or policy.pretrained_path is None:
             return
-        try:
-            folder = resolve_checkpoint(policy.pretrained_path, policy.pretrained_revision)
-        except UserError:
-            return  # LeRobot says what is wrong with it
-        config.rename_map = rename_map(folder, list(policy.image_features), set(cameras(config)))
+        checkpoint = policy.pretrained_path, policy.pretrained_revision
+        config.rename_map = rename_map(*checkpoint, list(policy.image_features), set(cameras(config)))
         if config.rename_map:
             # As a warning: the command sets its logging up later.
             logger.warning("cameras as in training: --rename_map='%s'", json.dumps(config.rename_map))
