@@ -135,23 +135,30 @@ def test_advantage_conditioned_policies_are_guided(module_hub, write_checkpoint,
     assert rewards["plain"] != rewards["guided"]
 
 
-def told(checkpoint, *cameras: str):
+def told(checkpoint, folder, *cameras: str):
     """A copy of a checkpoint that says which cameras its training had."""
-    copy = shutil.copytree(checkpoint, checkpoint.with_name(f"{checkpoint.name}_told"))
+    shutil.copytree(checkpoint, folder)
     stream = {"cameras": "name", "annotations": None}
-    write_json(copy / "data_report.json", {"datasets": [{"cameras": cameras}], "stream": stream})
-    return copy
+    write_json(folder / "data_report.json", {"datasets": [{"cameras": cameras}], "stream": stream})
+    return folder
+
+
+def without_renaming(flags: list[str]) -> list[str]:
+    return [flag for flag in flags if not flag.startswith("--rename_map")]
 
 
 @pytest.mark.slow
-def test_cameras_are_renamed_as_in_training(arm, pusher, lerobot, tmp_path):
-    trained = told(arm, "observation.images.front", "observation.images.wrist")
-    flags = [flag for flag in rollout_flags(trained) if not flag.startswith("--rename_map")]
-    said = lerobot("rollout", *flags, "--duration=2")
+def test_rollout_renames_cameras_as_in_training(arm, lerobot, tmp_path):
+    trained = told(arm, tmp_path / "arm", "observation.images.front", "observation.images.wrist")
+    said = lerobot("rollout", *without_renaming(rollout_flags(trained)), "--duration=2")
     assert f"cameras as in training: --rename_map='{json.dumps(TO_SLOTS)}'" in said
-    trained = told(pusher, "observation.image")
-    flags = [flag for flag in eval_flags(trained, tmp_path / "out") if not flag.startswith("--rename_map")]
-    assert f'{{"observation.image": "{SLOTS[0]}"}}' in lerobot("eval", *flags)
+
+
+@pytest.mark.slow
+def test_eval_renames_the_camera_as_in_training(pusher, lerobot, tmp_path):
+    trained = told(pusher, tmp_path / "told", "observation.image")
+    said = lerobot("eval", *without_renaming(eval_flags(trained, tmp_path / "out")))
+    assert f'--rename_map=\'{{"observation.image": "{SLOTS[0]}"}}\'' in said
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 def _cameras_of_robot(config: Any) -> Iterable[str]:
     """`cameras` of LeRobot's robots, `views` of the simulated one."""
-    names = getattr(config.robot, "cameras", None) or getattr(config.robot, "views", ())
+    names: Any = getattr(config.robot, "cameras", None) or getattr(config.robot, "views", ())
     return (f"observation.images.{name}" for name in names)
 
 
