@@ -166,6 +166,7 @@ LEROBOT = (
             "--optimizer.lr=1e-4": "--policy.optimizer_lr",
             "--scheduler.num_warmup_steps=500": "--policy.scheduler_warmup_steps",
             "--save_checkpoint=true": "--save_freq=0",
+            "--use_amp=true": "--policy.dtype=bfloat16",
             "--job.target=a10g-small": "configs/launch",
             "--env.type=xarm": "depi eval --env.type=PACKAGE:ID",
             "--wandb.project_name=x": "--wandb.project",
@@ -212,6 +213,31 @@ LEROBOT = (
     ),
     Command(
         "LeRobot",
+        "depi train --config_path=alice/theirs --policy.n_action_steps=4",
+        "--output_dir=outputs/train/from_theirs",
+        leaves=f"outputs/train/from_theirs/{LAST}/model.safetensors",
+    ),
+    Command(
+        "LeRobot",
+        "depi eval --policy.path=alice/theirs --env.type=so101 --env.task=touch",
+        f"{ROLLOUT} --output_dir=outputs/eval/from_theirs",
+        leaves="outputs/eval/from_theirs/eval.json",
+    ),
+    Command(
+        "LeRobot",
+        "depi train --policy.type=act --dataset.repo_id=alice/touch "
+        "--output_dir=outputs/train/run_resumption",
+        answer="--resume=true",
+    ),
+    Command("LeRobot", "depi train --policy.type=act", "--policy.device=cpu", answer="--dataset.repo_id"),
+    Command(
+        "LeRobot",
+        "depi train --policy.type=act --dataset.repo_id=nobody/nothing",
+        f"{ACT} --policy.device=cpu",
+        answer="nobody/nothing",
+    ),
+    Command(
+        "LeRobot",
         "depi visualize_dataset.py --repo-id lerobot/pusht --episode-index 0",
         answer="`depi view USER/NAME --episode=0`",
     ),
@@ -225,6 +251,11 @@ LEROBOT = (
         "LeRobot",
         "depi view --repo-id lerobot/pusht --episode-index 0 --save 1 --output-dir outputs",
         answer="--output=FILE.mp4",
+    ),
+    Command(
+        "LeRobot",
+        "lerobot-dataset-viz --repo-id lerobot/pusht --episode-index 0 --save 1 --output-dir outputs/viz",
+        leaves="outputs/viz/lerobot_pusht_episode_0.rrd",
     ),
     Command("LeRobot", "depi control_robot.py --control.type=record", answer="lerobot-record"),
     Command("LeRobot", "depi lerobot-record --robot.type=so101_follower", answer="lerobot-record"),
@@ -317,7 +348,7 @@ OPENTAU = (
     Command(
         "OpenTau",
         "depi train --config_path=opentau.json",
-        answer="name the datasets with --dataset.mixture",
+        answer="policy.advantage: use --advantage.mode=on",
     ),
     Command("OpenTau", "depi train --policy.advantage=on", answer="--advantage.mode=on"),
     Command("OpenTau", "depi train --dataloader_batch_size=8", answer="--gradient_accumulation_steps"),
@@ -391,7 +422,10 @@ def workplace(module_hub, tmp_path_factory) -> Workplace:
     place = Workplace(tmp_path_factory.mktemp("tutorials"))
     for name in ("depi", "configs"):
         (place.folder / name).symlink_to(ROOT / name)
-    opentau = {"dataset_mixture": {"datasets": [{"repo_id": "x/y"}]}, "policy": {"type": "pi05"}}
+    opentau = {
+        "dataset_mixture": {"datasets": [{"repo_id": "x/y"}]},
+        "policy": {"type": "pi05", "advantage": "on"},
+    }
     (place.folder / "opentau.json").write_text(json.dumps(opentau))
     for command in PREPARED:
         done = place.type(command)

@@ -22,24 +22,38 @@ def rename_map(
         cameras: the keys of the cameras that there are.
 
     Returns:
-        It is empty where the policy knows its cameras by name, DePi did not train it, its datasets had the
-        cameras in different slots, or one of them is missing here: a person has to say then.
+        It is empty where training does not tell (see `slots_by_camera`) or one of its cameras is missing
+        here: a person has to say then.
     """
     if not numbered_slots(slots):
         return {}
     try:
         report = read_json(resolve_checkpoint(policy, revision) / "data_report.json")
-        order = camera_order(report["stream"]["cameras"])
-        if order.by_views and report["stream"]["annotations"] is not None:
-            return {}  # each dataset's own annotations have placed them
-        found = [order.by_slot(_names(entry), len(slots)) for entry in report["datasets"]]
-    except (UserError, KeyError, TypeError, ValueError, AttributeError):
+    except UserError:
         return {}
-    if len(set(found)) != 1:
-        return {}
-    named = {camera: slot for camera, slot in zip(found[0], slots, strict=True) if camera is not None}
+    named = slots_by_camera(report, slots)
     return named if named.keys() <= set(cameras) else {}
 
 
-def _names(entry: Any) -> list[str]:
-    return [str(name) for name in entry["cameras"]]
+def slots_by_camera(report: Any, slots: Sequence[str]) -> dict[str, str]:
+    """The key of a recorded camera -> its slot, by the data report of a training.
+
+    Returns:
+        It is empty where the policy knows its cameras by name, DePi did not write the report, or the
+        datasets had other cameras in the same slot.
+    """
+    if not numbered_slots(slots):
+        return {}
+    try:
+        order = camera_order(report["stream"]["cameras"])
+        if order.by_views and report["stream"]["annotations"] is not None:
+            return {}  # each dataset's own annotations have placed them
+        found = {
+            order.by_slot([str(name) for name in entry["cameras"]], len(slots))
+            for entry in report["datasets"]
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+    if len(found) != 1:
+        return {}
+    return {camera: slot for camera, slot in zip(found.pop(), slots, strict=True) if camera is not None}

@@ -11,6 +11,7 @@ from depi.catalog.text import in_markdown
 from depi.datasets.judging.offsets import name_offsets
 from depi.datasets.recording.cameras import camera_order, numbered_slots
 from depi.errors import UserError
+from depi.evaluation.trained_slots import slots_by_camera
 from depi.files import read_json
 from depi.hub.names import is_dataset_id, parse_dataset_id
 from depi.policies.families import family_of
@@ -71,7 +72,7 @@ def model_card(
         f"{report['num_frames']} frames.",
         "",
         *_interface_lines(config, policy),
-        *(_run_lines(config, policy) if family.acts else _usage_lines(family.usage)),
+        *(_run_lines(config, policy, report) if family.acts else _usage_lines(family.usage)),
         *_metrics_lines(metrics),
         *_data_lines(datasets),
     ]
@@ -133,14 +134,21 @@ def _prompt_lines(config: TrainConfig) -> list[str]:
     ]
 
 
-def _run_lines(config: TrainConfig, policy: PreTrainedConfig) -> list[str]:
+def _run_lines(config: TrainConfig, policy: PreTrainedConfig, report: dict[str, Any]) -> list[str]:
     """How to run it on an SO-101, with LeRobot's command."""
-    cameras = ", ".join(
-        f'"{key.rpartition(".")[2]}": '
-        f"{{type: opencv, index_or_path: {number}, width: 640, height: 480, fps: 30}}"
-        for number, key in enumerate(policy.image_features)
-    )
     stock = policy.type in family_of(policy).stock and config.advantage.mode == "off"
+    # LeRobot alone knows the cameras by their slots; the plugin finds them by the names of the recordings.
+    recorded = [] if stock else _recorded_cameras(report, list(policy.image_features))
+    names = recorded or [key.rpartition(".")[2] for key in policy.image_features]
+    cameras = ", ".join(
+        f'"{name}": {{type: opencv, index_or_path: {number}, width: 640, height: 480, fps: 30}}'
+        for number, name in enumerate(names)
+    )
+    named = (
+        "The cameras have the names of the recordings."
+        if recorded
+        else "Name the cameras by their slots, and leave out those that you have not got."
+    )
     plugin = [] if stock else ["pip install lerobot_policy_depi  # from DePi's plugins/", ""]
     return [
         "## On an SO-101",
@@ -155,10 +163,15 @@ def _run_lines(config: TrainConfig, policy: PreTrainedConfig) -> list[str]:
         '    --task="what the arm shall do" --duration=60',
         "```",
         "",
-        "With `--strategy.type=episodic` it records a dataset of what happens. Name the cameras by their "
-        "slots, and leave out those that you have not got.",
+        f"With `--strategy.type=episodic` it records a dataset of what happens. {named}",
         "",
     ]
+
+
+def _recorded_cameras(report: dict[str, Any], slots: list[str]) -> list[str]:
+    """The names of the cameras in the slots; none where datasets differ, or one is no word for a shell."""
+    names = [key.removeprefix("observation.images.") for key in slots_by_camera(report, slots)]
+    return names if all(name.isidentifier() and name.isascii() for name in names) else []
 
 
 def _metrics_lines(metrics: dict[str, Any]) -> list[str]:

@@ -90,6 +90,23 @@ def test_the_card_says_what_it_was_trained_on_and_how_to_run_it(averaged, api, t
     assert "has no success rate: all of its episodes ended in an error" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("cameras", "named"),
+    [
+        (["observation.images.front", "observation.images.wrist"], ["wrist", "front"]),
+        (["observation.images.wrist'; reboot; '"], ["0", "1"]),
+        (["observation.image"], ["0", "1"]),
+    ],
+)
+def test_the_card_names_the_cameras_of_the_recordings_where_a_shell_takes_them(averaged, cameras, named):
+    entry = REPORT["datasets"][0] | {"cameras": cameras}
+    stream = {"cameras": "name", "annotations": None}
+    report = REPORT | {"datasets": [entry], "stream": stream}
+    card = model_card(averaged.config, averaged.policy.config, report, 1, {})
+    assert re.findall(r'"(\w+)": {type: opencv', card) == named
+    assert "reboot" not in card
+
+
 def test_what_strangers_wrote_is_only_text_in_the_card(averaged):
     evil = "<img src=x onerror=a()> | [a](http://evil.example)\n# `b` " * 20
     entry = REPORT["datasets"][0] | {
