@@ -455,7 +455,7 @@ def test_no_command_of_the_table_is_meaningless():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2400)
+@pytest.mark.timeout(3600)
 def test_every_command_of_the_tutorials_works_or_is_answered(workplace, capsys):
     table = Table("program", "typed", "what happens", title="Commands of the tutorials")
     failures = []
