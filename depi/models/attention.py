@@ -107,7 +107,9 @@ def dot_product_attention(
     if kernel == "flash":
         return aten._scaled_dot_product_flash_attention(q, k, v)[0]
     if kernel == "math":
-        return aten._scaled_dot_product_attention_math(q, k, v, bias)[0]
+        # It is made of operations that autocast would change one by one.
+        with torch.autocast(q.device.type, enabled=False):
+            return aten._scaled_dot_product_attention_math(q, k, v, bias)[0]
     whole = None if bias is None else bias.expand(*q.shape[:3], k.shape[2])
     trained = q.requires_grad or k.requires_grad or v.requires_grad  # backward reads the log-sum-exp
     return aten._scaled_dot_product_efficient_attention(q, k, v, whole, trained)[0]

@@ -148,6 +148,24 @@ def test_a_call_takes_the_first_kernel_that_fits(
     assert kernel_for(OnCuda(head_dim, dtype), biased, allowed) == kernel
 
 
+@pytest.mark.parametrize("biased", [False, True])
+def test_math_under_autocast(monkeypatch, biased):
+    """Forward and backward, as where nothing else fits a GPU."""
+    q, k, v = (torch.randn(2, 1, length, 16).bfloat16().requires_grad_() for length in (12, 9, 9))
+    visible = torch.rand(2, 12, 9) < 0.7
+    visible[..., 0] = True
+    bias = attention.attention_bias(visible, 1, torch.bfloat16) if biased else None
+    expected = attention.dot_product_attention(q, k, v, bias)
+    gradients = torch.autograd.grad(expected.square().sum(), (q, k, v))
+    monkeypatch.setattr(attention, "_pinned", lambda x: True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attention.dot_product_attention(q, k, v, bias, ("math",))
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+    for one, other in zip(torch.autograd.grad(found.square().sum(), (q, k, v)), gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)
+
+
 def test_lists_are_for_half_precision_on_cuda(monkeypatch):
     monkeypatch.setattr(attention, "_ampere", lambda index: True)
     assert takes_lists(OnCuda(256, torch.bfloat16), 256, BACKENDS)
