@@ -21,8 +21,8 @@ from depi.engine import RayConfig
 from depi.flags import parse_flags
 from depi.threads import threads
 
-Status = Literal["ok", "warn", "fail"]
-STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+Status = Literal["ok", "warn", "fail", "skip"]
+STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 
 PACKAGES = (
     *("torch", "torchvision", "lerobot", "transformers", "accelerate"),
@@ -33,6 +33,7 @@ TOKEN_REFUSED = "the token is refused"
 HUB_SECONDS = 20.0
 SET_UP = "install DePi's dependencies: uv sync --extra sim"
 SLOW = "the machine is busy: try again, or wait longer with --timeout=300"
+NOT_REPLACED = "nothing replaces it: do not trust what is trained here, and tell DePi's makers"
 FFMPEG = "install FFmpeg's libraries (Debian: sudo apt-get install ffmpeg)"
 # Free bytes, the variable that moves the folder, and what needs the space. A checkpoint of the full pi0 is
 # written before the old one is removed.
@@ -53,11 +54,14 @@ class DoctorConfig:
     Exit status: 1 where something that training needs fails, else 0.
     """
 
+    # Check instead, in about two minutes, what GPUs compute: attention, compiled layers, CUDA graphs, the
+    # optimizer; and how fast, and with how much memory. One of each kind, which should be idle.
+    gpu: bool = False
     # Check a Ray cluster too; without an address only where RAY_ADDRESS names one.
     ray: RayConfig = field(default_factory=RayConfig)
     # Longest time of one check, in seconds.
     timeout: float = 60.0
-    # Print JSON instead of lines.
+    # Print JSON instead of lines; with --gpu all figures, to be attached to an issue.
     json: bool = False
 
     def __post_init__(self) -> None:
@@ -272,17 +276,75 @@ def check_ray(address: str | None, timeout: float) -> Iterator[Finding]:
         yield Finding("ray", "ok", detail)
 
 
+def examine_gpus(config: DoctorConfig, tell: Callable[[Finding], None]) -> list[dict[str, Any]]:
+    """Make all checks of the first GPU of each kind, tell each as it ends, and return the verdicts.
+
+    Verdicts are kept, and are what a training on such a GPU follows.
+    """
+    found = _probe("gpus", config.timeout)
+    names = [device["name"] for device in found.get("devices", ())]
+    if not names:
+        for finding in check_gpus(config.timeout):
+            tell(finding)
+        return []
+    import torch
+
+    from depi.training.gpu import verdict
+
+    verdicts = []
+    for number in sorted(map(names.index, dict.fromkeys(names))):
+        device = torch.device("cuda", number)
+        made = verdict.Verdict(verdict.identity(device))
+        tell(Finding(f"gpu {number}", "ok", ", ".join(f"{k} {v}" for k, v in made.of.items() if k != "code")))
+        for group in verdict.GROUPS:
+            checks = list(verdict.run_group(group, device))
+            made = made.with_checks(checks)
+            for check in checks:
+                tell(_gpu_finding(check, verdict.switch(check.name, made.failed)))
+        verdict.save(made)
+        tell(Finding("verdict", "ok", f"in {made.path}, for an issue; trainings on such a GPU follow it"))
+        verdicts.append(made.to_dict())
+    return verdicts
+
+
+def _gpu_finding(check: Any, switch: str) -> Finding:
+    """A line for a check of a GPU; `switch` is the flag that switches it off."""
+    if check.status == "ok":
+        return Finding(check.name, "ok", check.detail)
+    if check.status == "skipped":
+        return Finding(check.name, "skip", check.detail)
+    remedy = f"it is switched off by {switch}; trainings do so by themselves" if switch else NOT_REPLACED
+    return Finding(check.name, "fail", check.detail, remedy)
+
+
+def show(finding: Finding) -> None:
+    """Print a finding, and what to do about it."""
+    console = Console(highlight=False, soft_wrap=True)
+    line = Text(f"{finding.status:<5}", style=STYLES[finding.status])
+    console.print(line + Text(f" {finding.name}: {finding.detail}", style="default"))
+    if finding.remedy:
+        console.print(Text(f"      {finding.remedy}"))
+
+
 def main(args: list[str]) -> int:
     """Run `depi doctor`."""
     config = parse_flags(DoctorConfig, args, "depi doctor")
-    findings = examine(config)
-    if config.json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    findings: list[Finding] = []
+    if config.gpu:
+
+        def tell(finding: Finding) -> None:
+            findings.append(finding)
+            if not config.json:
+                show(finding)
+
+        verdicts = examine_gpus(config, tell)
+        if config.json:
+            print(json.dumps(verdicts, indent=2))
     else:
-        console = Console(highlight=False, soft_wrap=True)
-        for finding in findings:
-            line = Text(f"{finding.status:<5}", style=STYLES[finding.status])
-            console.print(line + Text(f" {finding.name}: {finding.detail}", style="default"))
-            if finding.remedy:
-                console.print(Text(f"      {finding.remedy}"))
+        findings = examine(config)
+        if config.json:
+            print(json.dumps([asdict(finding) for finding in findings], indent=2))
+        else:
+            for finding in findings:
+                show(finding)
     return 1 if any(finding.status == "fail" for finding in findings) else 0

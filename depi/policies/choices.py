@@ -21,6 +21,8 @@ from depi.models.attention import Backends, read_backends
 CHOICES_FILE = "depi.json"
 # Memory grows with it: keys and values of the prefix are held for each.
 MOST_SAMPLES = 256
+# Fields of a configuration that go by the machine, and change results by rounding alone.
+OF_THE_MACHINE = ("attention_backends", "cuda_graphs", "compile_model")
 
 
 @dataclass
@@ -44,6 +46,8 @@ class OwnChoices:
     # The attention kernels that may be used on a CUDA device: each call takes the first one that fits, and
     # math where none does. `depi doctor --gpu` says which are wrong on a GPU.
     attention_backends: str = "varlen,flash,efficient,math"
+    # Replay chunks as one CUDA graph when the policy runs on such a device.
+    cuda_graphs: bool = True
 
 
 NAMES = tuple(field.name for field in fields(OwnChoices))

@@ -150,8 +150,8 @@ class Pi0Policy(OwnPolicy):
         gives the actions that autocast gives, up to rounding; norms and the layers around the action expert
         stay in float32. What multiplies the same vectors becomes one matrix. With `config.compile_model`
         layers and Euler steps are compiled. On a CUDA device the first chunk of each shape is captured as a
-        CUDA graph, which later ones replay; where the batch says how long its prompts are, as the policy's
-        preprocessor does, nothing waits for the device.
+        CUDA graph, which later ones replay, unless `config.cuda_graphs` is off; where the batch says how long
+        its prompts are, as the policy's preprocessor does, nothing waits for the device.
 
         Afterwards it can neither be trained nor saved: no float32 weights are kept.
 
@@ -252,11 +252,16 @@ class Pi0Policy(OwnPolicy):
         pull = None
         if processor is not None and rtc_enabled(self.config) and given is None:
             pull = pulling_actions(processor, left_over, noise, chunks)
-        if not self._inference_only or not noise.is_cuda or observation.packing is not None:
+        if not self._captures(noise, observation):
             return sample_actions(self.model, observation, noise, num_steps, self.guidance, given, pull)
         limit = None if pull is None else pull.limit
         known = given or (() if pull is None else pull[:2])
         return self._captured(*observation[:5], noise, *known, variant=(num_steps, self.guidance, limit))
+
+    def _captures(self, noise: Tensor, observation: Observation) -> bool:
+        """Whether a chunk is replayed as a CUDA graph."""
+        wanted = self._inference_only and choices_of(self.config).cuda_graphs
+        return wanted and noise.is_cuda and observation.packing is None
 
     def _noise_to_sample_from(self, batch: dict[str, Any], observation: Observation) -> Tensor:
         """Noise [N B, H, A] for N chunks of each sample: all samples, then all once more."""

@@ -17,6 +17,7 @@ from depi.policies import load_config, load_policy
 from depi.policies import save_checkpoint as save_policy
 from depi.policies.adapters import add_adapters, load_adapters
 from depi.policies.checkpoint import WEIGHTS
+from depi.policies.choices import OF_THE_MACHINE
 from depi.policies.factory import AnyPolicy, read_policy
 from depi.training.card import model_card
 from depi.training.config import TRAIN_CONFIG_NAME, TrainConfig, config_to_json
@@ -161,6 +162,9 @@ def load_trained_policy(config: TrainConfig, pretrained: Path) -> AnyPolicy:
     assert config.policy is not None
     device = config.policy.device
     saved = load_config(pretrained)
+    for name in OF_THE_MACHINE:
+        if hasattr(config.policy, name):
+            setattr(saved, name, getattr(config.policy, name))
     if config.peft is None:
         saved.device = device or saved.device
         return read_policy(saved, weights_file(pretrained, RAW))

@@ -233,6 +233,8 @@ class TrainConfig:
     strict: bool = True
     # Compile the layers.
     compile: bool = False
+    # Before the first training on a kind of GPU: check it, and leave out what computes wrongly there.
+    gpu_check: bool = True
     # Compute only what is there of cameras and prompts, and give all processes as many images; the losses
     # of the samples are the same without.
     ragged: bool = True

@@ -32,6 +32,7 @@ from depi.training.ema import MovingAverage
 from depi.training.estimate import Estimate, estimate_run
 from depi.training.fitting import full_memory_named, warn_if_too_large
 from depi.training.folders import check_checkpoint, remove_leftovers
+from depi.training.gpu.verdict import first_contact
 from depi.training.optimizer import make_optimizer, make_scheduler
 from depi.training.run_state import Run
 from depi.training.sharding import shard
@@ -57,6 +58,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     check_same_data(accelerator, dataset)
     if began is not None:
         check_resumed_data(dataset, began["datasets"])
+    first_contact(config, accelerator)
     with accelerator.main_process_first():  # likewise for checkpoints and the tokenizer
         if config.resume_from and accelerator.is_main_process:
             check_checkpoint(config.resume_from)

@@ -1,0 +1,62 @@
+"""The first training on a kind of GPU, which has a fault, and the next one.
+
+python first_contact.py FAULT ...
+"""
+
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from accelerate import Accelerator
+from device import report
+from lerobot.policies.pi0.configuration_pi0 import PI0Config
+
+from depi.policies.choices import choices_of
+from depi.training.config import TrainConfig
+from depi.training.gpu import verdict
+
+FAULTY = str(Path(__file__).with_name("faulty_checks.py"))
+
+
+class Heard(logging.Handler):
+    """Collects messages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+def contact(fault: str) -> dict[str, Any]:
+    """What a run with such a GPU does, and says, and what the next one does."""
+    os.environ["DEPI_CACHE"] = tempfile.mkdtemp()
+    accelerator = Accelerator()
+    logger = logging.getLogger(verdict.__name__)
+    logger.setLevel(logging.INFO)
+    found = {}
+    # The second one has no checks to make: none would succeed.
+    for name, command in (("first", (sys.executable, FAULTY, fault)), ("second", ("/bin/false",))):
+        heard = Heard()
+        logger.addHandler(heard)
+        policy = PI0Config(device="cpu", dtype="bfloat16")
+        config = TrainConfig(policy=policy, compile=fault in ("none", "nothing", "compile"))
+        with patch.object(verdict, "CHILD", command):
+            verdict.first_contact(config, accelerator)
+        logger.removeHandler(heard)
+        found[name] = {
+            "attention_backends": choices_of(policy).attention_backends,
+            "compile": config.compile,
+            "messages": heard.messages,
+        }
+    checks = {check.name: vars(check) for check in verdict.saved_verdict(accelerator.device).checks}
+    return {**found, "checks": checks}
+
+
+if __name__ == "__main__":
+    report({name: contact(name) for name in sys.argv[1:]})
