@@ -22,7 +22,7 @@ from depi.hub.names import is_repo_id
 from depi.other_programs import TRAIN
 from depi.policies import load_config, resolve_checkpoint
 from depi.policies.choices import NAMES as CHOICES
-from depi.policies.choices import are_beside, check_choices, set_choices, split_flags
+from depi.policies.choices import OF_THE_MACHINE, are_beside, check_choices, set_choices, split_flags
 from depi.policies.families import family, family_of, own_types
 from depi.policies.trust import check_checkpoint
 from depi.training.config import TRAIN_CONFIG_NAME, DatasetConfig, TrainConfig
@@ -33,7 +33,7 @@ from depi.training.lerobot_flags import check_train_flags, refuse_other_programs
 logger = logging.getLogger(__name__)
 
 # What flags may change about the policy of a resumed run: where it computes, and whether it is published.
-FREE_ON_RESUME = ("device", "repo_id", "private", "push_to_hub", "tags", "license")
+FREE_ON_RESUME = ("device", "repo_id", "private", "push_to_hub", "tags", "license", *OF_THE_MACHINE)
 
 
 def parse_train_config(args: Sequence[str]) -> TrainConfig:
@@ -51,6 +51,7 @@ def parse_train_config(args: Sequence[str]) -> TrainConfig:
     else:
         _name_policy(config, args)
         _name_output_dir(config)
+        config.precision_open = not _names_precision(args)
     check_data_source(config)
     if not family_of(config.policy).own:
         _check_lerobot_policy(config)
@@ -71,7 +72,17 @@ def read_train_config(args: Sequence[str]) -> TrainConfig:
     config = _parse_flags(args)
     if not config.resume:
         _name_policy(config, args, weights=False)
+        config.precision_open = not _names_precision(args)
     return config
+
+
+def _names_precision(args: Sequence[str]) -> bool:
+    """Whether a flag or the file of `--config_path` says in which precision to compute."""
+    if any(arg.startswith("--policy.dtype=") for arg in args):
+        return True
+    config_path = parser.parse_arg("config_path", args)
+    policy = _read_config_file(_find_config_file(config_path)).get("policy") if config_path else None
+    return isinstance(policy, dict) and "dtype" in policy
 
 
 def _parse_flags(args: list[str]) -> TrainConfig:

@@ -231,8 +231,8 @@ class TrainConfig:
     profile: str | None = None
     # Refuse a checkpoint of --policy.path whose keys do not match exactly.
     strict: bool = True
-    # Compile the layers.
-    compile: bool = False
+    # Compile the layers. null: on a CUDA device.
+    compile: bool | None = None
     # Before the first training on a kind of GPU: check it, and leave out what computes wrongly there.
     gpu_check: bool = True
     # Compute only what is there of cameras and prompts, and give all processes as many images; the losses
@@ -248,6 +248,8 @@ class TrainConfig:
     peft: PeftConfig | None = None
     # The `pretrained_model` folder of the checkpoint from which a resumed run goes on.
     resume_from: Path | None = field(init=False, default=None)
+    # Whether nothing says in which precision to compute; see `depi.training.device_defaults`.
+    precision_open: bool = field(init=False, default=False)
     wandb: WandBConfig = field(default_factory=WandBConfig)
 
     def __post_init__(self) -> None:
@@ -293,7 +295,9 @@ class TrainConfig:
         encoded: dict[str, Any] = draccus.encode(self)
         if self.policy is not None:
             encoded["policy"] |= choices_beside(self.policy)
-        return {name: value for name, value in encoded.items() if name != "resume_from"}
+        return {
+            name: value for name, value in encoded.items() if name not in ("resume_from", "precision_open")
+        }
 
     @property
     def as_recorded(self) -> bool:

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from depi.errors import UserError
 from depi.flags import check_ranges, parse_flags, take_flags
 from depi.training.lerobot_flags import check_train_flags
 
@@ -24,6 +25,7 @@ class EstimateConfig:
 
     depi estimate --policy.type=pi0 --batch_size=32
     depi estimate --config_path=configs/train/pi0_pusht.yaml --gpu_memory=32
+    depi train ... $(depi estimate ... --fit)
 
     Every flag of depi/train.py is taken as well; of --policy.path only the configuration is fetched. Samples
     of a step and what is trained stay the same as long as possible.
@@ -35,6 +37,8 @@ class EstimateConfig:
     num_processes: int = 1
     # GB of a GPU: one more row beside the usual ones; that of this machine's GPU is there by itself.
     gpu_memory: float | None = None
+    # Print nothing but the flags to add for this machine's GPU, or one of --gpu_memory, as one line.
+    fit: bool = False
     # Print JSON, in bytes, instead of tables.
     json: bool = False
 
@@ -52,7 +56,13 @@ def main(args: list[str]) -> int:
     from depi.training.fitting import plans
 
     train_config = read_train_config(training)
+    policy: Any = train_config.policy
+    if train_config.precision_open:  # a GPU decides so
+        policy.dtype = "bfloat16"
     ways = list(plans(train_config, images=config.images, processes=config.num_processes))
+    if config.fit:
+        print(fitting_flags(ways, _memory(config)))
+        return 0
     fitting = {name: _by_what_is_trained(ways, size) for name, size in _cards(config).items()}
     if config.json:
         print(json.dumps(_content(ways[0].estimate, fitting)))
@@ -61,6 +71,36 @@ def main(args: list[str]) -> int:
     console.print(_parts_table(ways[0].estimate))
     console.print(_cards_table(fitting))
     return 0
+
+
+def fitting_flags(ways: Sequence[Plan], memory: float) -> str:
+    """The flags with which training as asked fits `memory` bytes; none, where it does without.
+
+    Raises:
+        UserError: it fits with none, but perhaps something else can be trained.
+    """
+    from depi.training.fitting import ASKED, first_that_fits, remedy
+
+    found = first_that_fits((plan for plan in ways if plan.trained == ASKED), memory)
+    if found is None:
+        raise UserError(
+            f"this does not fit {memory / 1e9:.0f} GB; {remedy(first_that_fits(iter(ways), memory))}"
+        )
+    return found.line()
+
+
+def _memory(config: EstimateConfig) -> float:
+    """Bytes of the GPU that is asked for: --gpu_memory, or the smallest one here."""
+    if config.gpu_memory is not None:
+        return config.gpu_memory * 1e9
+    import torch
+
+    sizes = [
+        torch.cuda.get_device_properties(device).total_memory for device in range(torch.cuda.device_count())
+    ]
+    if not sizes:
+        raise UserError("--fit finds no GPU here: say how many GB yours has, such as --gpu_memory=24")
+    return min(sizes)
 
 
 def _cards(config: EstimateConfig) -> dict[str, float]:

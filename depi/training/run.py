@@ -28,6 +28,7 @@ from depi.policies.processors import is_told_advantages
 from depi.training.checkpoint import DATA_REPORT_NAME, load_trained_policy, load_training_state
 from depi.training.config import TrainConfig
 from depi.training.data import PolicyStream, dataset_sources, open_sources, resumed_sources, training_stream
+from depi.training.device_defaults import settle
 from depi.training.ema import MovingAverage
 from depi.training.estimate import Estimate, estimate_run
 from depi.training.fitting import full_memory_named, warn_if_too_large
@@ -49,6 +50,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     assert config.policy is not None
     assert config.output_dir is not None
     torch.manual_seed(config.seed)
+    settle(config, accelerator.device)
     if config.dataset.offline:
         go_offline()
     # Read once: --keep_last removes the checkpoint that the run resumed from, sooner or later.

@@ -185,5 +185,23 @@ def test_no_step_waits_for_the_device(flags, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "train_step", take_without_waiting)
     changes = {"policy.device": "cuda", "gradient_accumulation_steps": 2, "log_freq": 3, "save_freq": 0}
-    assert train(replaced(flags, **changes)) == 0
+    # Compiling waits, and what is checked before the first step does.
+    assert train(replaced(flags, **changes, compile=False, gpu_check=False)) == 0
     assert list(losses(tmp_path / "run")) == [3, 6]
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_checked_before_its_first_training(flags, tmp_path, caplog):
+    """With all defaults; the next training knows what was found."""
+    said = []
+    for name in ("first", "second"):
+        run = tmp_path / name
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            assert train(replaced(flags, **{"policy.device": "cuda", "steps": 2}, output_dir=run)) == 0
+        said.append([record.getMessage() for record in caplog.records])
+        saved = json.loads((run / "checkpoints/last/pretrained_model/train_config.json").read_text())
+        assert saved["policy"]["dtype"] == "bfloat16"
+        assert isinstance(saved["compile"], bool)
+    checked = [any("checking it" in message for message in messages) for messages in said]
+    assert checked == [True, False]
