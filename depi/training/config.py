@@ -23,6 +23,7 @@ from depi.training.mixture import MixtureSource, read_mixture
 
 TRAIN_CONFIG_NAME = "train_config.json"
 ADVANTAGE_MODES = ("off", "on", "use")
+REDUCE_DTYPES = ("float32", "bfloat16")
 SHARDINGS = ("none", "full", "hybrid")
 
 
@@ -241,6 +242,8 @@ class TrainConfig:
     # With several processes: none, each holds the whole network (DDP); full, each holds a part of weights,
     # gradients and optimizer state (FSDP2); hybrid, the processes of a machine share one replica.
     sharding: str = "none"
+    # With several processes, in what gradients are added up: float32; or bfloat16, which halves what is sent.
+    reduce_dtype: str = "float32"
     # Share of the layers, 0 to 1, whose activations are computed again in the backward pass: less memory for
     # more time, up to a third.
     recompute: float = 0.0
@@ -270,6 +273,8 @@ class TrainConfig:
             steps_to_profile(self.profile, 0)
         if self.sharding not in SHARDINGS:
             raise ValueError(f"--sharding={self.sharding} is none of {', '.join(SHARDINGS)}")
+        if self.reduce_dtype not in REDUCE_DTYPES:
+            raise ValueError(f"--reduce_dtype={self.reduce_dtype} is none of {', '.join(REDUCE_DTYPES)}")
         if self.sharding != "none" and self.peft is not None:
             raise ValueError("--peft does not go with --sharding: what it trains is small; use DDP")
         if not 0 <= self.recompute <= 1:

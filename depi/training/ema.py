@@ -5,11 +5,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from depi.policies.factory import AnyPolicy, read_policy
-from depi.training.sharding import shard_like
+from depi.training.sharding import part_of, shard_like
 
 
 class MovingAverage:
@@ -44,6 +43,4 @@ class MovingAverage:
 
 def _local(tensors: Iterable[Tensor]) -> list[Tensor]:
     """The parts that this process holds, as views."""
-    return [
-        tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach() for tensor in tensors
-    ]
+    return [part_of(tensor).detach() for tensor in tensors]

@@ -163,7 +163,9 @@ def estimate_memory(
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     # Autocast keeps a rounded copy of what is trained; what is frozen is held rounded.
     copied = sum(p.numel() for p in parameters if p.requires_grad and p.ndim >= 2)
-    if shards > 1:  # what is gathered at a time: the embedding, and two layers of the language model
+    if shards > 1 and bfloat16 and not recompute:  # what is gathered is kept
+        copied = sum(p.numel() for p in parameters)
+    elif shards > 1:  # what is gathered at a time: the embedding, and two layers of the language model
         layers = sum(p.numel() for p in model.language_model.parameters())
         copied = model.token_embedding.weight.numel() + 2 * layers // d.depth
     activations, largest = activation_bytes(
@@ -182,7 +184,7 @@ def estimate_memory(
     reused = 0 if accumulated else _reused(gradients, activations, 0 if shards > 1 else copies, largest)
     return Estimate(
         weights=sum(parameter.numel() * parameter.element_size() for parameter in parameters) // shards,
-        gradients=4 * trainable // shards,
+        gradients=4 * trainable // (1 if accumulated else shards),  # added up before they are split
         optimizer=8 * trainable // shards,  # AdamW in float32
         average=4 * trainable // shards if averaged else 0,
         compute_copies=copies,

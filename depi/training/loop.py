@@ -13,13 +13,13 @@ from typing import Any, Self
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
+    DDPCommunicationHookType,
     DistributedDataParallelKwargs,
     DistributedType,
     InitProcessGroupKwargs,
     broadcast_object_list,
     send_to_device,
 )
-from torch.distributed.tensor import DTensor
 
 from depi.errors import UserError
 from depi.log import start_logging
@@ -36,7 +36,7 @@ from depi.training.profiling import StepProfiler
 from depi.training.run import memory_facts, prepare
 from depi.training.run_state import Run
 from depi.training.saving import Saver
-from depi.training.sharding import synchronize_gradients
+from depi.training.sharding import synchronize_gradients, whole_norm
 from depi.training.validation import curves, describe, evaluate, is_due, what_is_measured
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 STOP_CHECK_STEPS = 10
 # Signals within this many seconds of the first one are the same request to stop.
 SAME_STOP_SECONDS = 1.0
+# How DDP adds gradients up, by --reduce_dtype.
+COMM_HOOKS = {"float32": DDPCommunicationHookType.NO, "bfloat16": DDPCommunicationHookType.BF16}
 # While the main process rolls out, or downloads, the others wait in a collective.
 LONGEST_WAIT = timedelta(hours=6)
 
@@ -59,6 +61,7 @@ def train(config: TrainConfig) -> int:
     ddp = DistributedDataParallelKwargs(
         gradient_as_bucket_view=True,
         broadcast_buffers=False,
+        comm_hook=COMM_HOOKS[config.reduce_dtype],
         # LeRobot's policies may leave parts out of a step, such as vqbet one half of it.
         find_unused_parameters=not family_of(config.policy).own,
     )
@@ -269,9 +272,7 @@ def gradients_added_up(run: Run, wanted: bool) -> Iterator[None]:
 
 def gradient_norm(policy: AnyPolicy) -> torch.Tensor:
     """The norm of all gradients together, a scalar tensor."""
-    gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return whole_norm([parameter.grad for parameter in policy.parameters() if parameter.grad is not None])
 
 
 def agree_to_stop(run: Run, stop: list[int]) -> int:

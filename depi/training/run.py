@@ -123,7 +123,7 @@ def make_trainable(
     if config.sharding == "none":
         model = accelerator.prepare(policy)
     else:
-        shard(policy, accelerator, config.sharding)
+        shard(policy, accelerator, config.sharding, getattr(torch, config.reduce_dtype))
     average = None if config.ema.decay is None else MovingAverage(policy, config.ema.decay)
     optimizer = make_optimizer(policy)
     return model, average, optimizer, make_scheduler(policy, optimizer, config.steps)

@@ -34,6 +34,7 @@ from depi.training.config import TrainConfig
 from depi.training.data import Collate, PolicyStream, load_batches
 from depi.training.metrics import short_count
 from depi.training.run_state import Run
+from depi.training.sharding import reshard
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +111,7 @@ def undisturbed(run: Run) -> Iterator[None]:
         finally:
             run.policy.train()
             run.policy.reset()
-            if isinstance(run.policy.model, FSDPModule):
-                run.policy.model.reshard()
+            reshard(run.policy.model)
             random.setstate(numbers)
             np.random.set_state(arrays)
 

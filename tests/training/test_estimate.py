@@ -126,8 +126,9 @@ def size(tensors):
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def estimate_full(shards=1, peft=None, **flags):
-    return estimate_memory(model_to_train(PI0Config(**flags), peft), batch_size=8, shards=shards)
+def estimate_full(peft=None, shards=1, recompute=0.0, accumulated=False, **flags):
+    model = model_to_train(PI0Config(**flags), peft)
+    return estimate_memory(model, batch_size=8, shards=shards, recompute=recompute, accumulated=accumulated)
 
 
 def test_sharding_splits_what_it_can():
@@ -136,7 +137,11 @@ def test_sharding_splits_what_it_can():
         size // 8 for size in (alone.weights, alone.gradients, alone.optimizer)
     )
     assert sharded.activations == alone.activations
-    assert sharded.compute_copies < alone.compute_copies
+    assert sharded.compute_copies == pytest.approx(alone.compute_copies, rel=0.01)
+    again = estimate_full(shards=8, recompute=0.5)
+    assert again.compute_copies < 0.3 * sharded.compute_copies
+    added_up = estimate_full(shards=8, accumulated=True)
+    assert added_up.gradients == alone.gradients
 
 
 def test_adapters_and_frozen_parts():

@@ -53,13 +53,52 @@ def test_compiled_layers_are_sharded_too(flags, tmp_path):
     close(tmp_path / "sharded", tmp_path / "run")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", [0.0, 0.5])
+def test_rounded_weights_are_gathered(flags, tmp_path, recompute):
+    """Those of norms, too: losses agree as far as bfloat16 goes. What is trained and saved stays precise."""
+    changes = {"policy.dtype": "bfloat16", "steps": 4, "save_freq": 2, "recompute": recompute}
+    changes |= {"dataset.eval_split": 0.5, "eval_freq": 2, "ema.decay": 0.9}
+    assert train(replaced(flags, **changes)) == 0
+    changes |= {"batch_size": 2, "sharding": "full"}
+    launch(replaced(flags, output_dir=tmp_path / "sharded", **changes))
+    one, both = losses(tmp_path / "run"), losses(tmp_path / "sharded")
+    np.testing.assert_allclose(list(both.values()), list(one.values()), rtol=0.02)
+    held_out = [
+        [line["eval/loss"] for line in metrics(tmp_path / run) if "eval/loss" in line]
+        for run in ("run", "sharded")
+    ]
+    assert len(held_out[0]) == 2
+    np.testing.assert_allclose(held_out[1], held_out[0], rtol=0.02)
+    written, expected = (load(weights(tmp_path / run)) for run in ("sharded", "run"))
+    assert {name: value.dtype for name, value in written.items()} == {
+        name: value.dtype for name, value in expected.items()
+    }
+    off = [(written[name] - value).norm() for name, value in expected.items()]
+    assert np.linalg.norm(off) < 0.01 * np.linalg.norm([value.norm() for value in expected.values()])
+    launch(["--resume=true", f"--output_dir={tmp_path / 'sharded'}", "--steps=5", "--save_freq=0"])
+    assert len(losses(tmp_path / "sharded")) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_gradients_are_added_up_in_bfloat16_where_asked_for(flags, tmp_path, sharding):
+    changes = {"batch_size": 2, "sharding": sharding, "steps": 4, "save_freq": 0}
+    for dtype in ("float32", "bfloat16"):
+        launch(replaced(flags, output_dir=tmp_path / dtype, reduce_dtype=dtype, **changes))
+    precise, rounded = losses(tmp_path / "float32"), losses(tmp_path / "bfloat16")
+    assert precise[1] == pytest.approx(rounded[1], rel=1e-6)
+    assert precise[4] == pytest.approx(rounded[4], rel=0.02)
+    assert precise[4] != rounded[4]
+
+
 def test_one_process_cannot_share(flags, tmp_path, capfd):
     assert train(replaced(flags, sharding="full")) == 2
     assert "needs several processes" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("wrong", ["--sharding=zero3", "--recompute=2"])
+@pytest.mark.parametrize("wrong", ["--sharding=zero3", "--recompute=2", "--reduce_dtype=float16"])
 def test_wrong_values(flags, capfd, wrong):
     assert train([*flags, wrong]) == 2
     assert wrong.partition("=")[0] in capfd.readouterr().err

@@ -56,7 +56,7 @@ def measure(variant: str) -> dict[str, Any]:
     }
 
 
-def estimated(run: Any) -> int:
+def estimated(run: Any, shards: int = 1) -> int:
     """What `depi estimate` says of the run, without its reserve; prompts are rounded up to 16 tokens."""
     config = run.config
     estimate = estimate_memory(
@@ -65,6 +65,7 @@ def estimated(run: Any) -> int:
         images=3,
         words=16,
         recompute=config.recompute,
+        shards=shards,
         accumulated=config.gradient_accumulation_steps > 1,
         averaged=config.ema.decay is not None,
         lists="varlen" in attention_backends(config.policy),
