@@ -73,7 +73,7 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def fitting_flags(ways: Sequence[Plan], memory: float) -> str:
+def fitting_flags(ways: "Sequence[Plan]", memory: float) -> str:
     """The flags with which training as asked fits `memory` bytes; none, where it does without.
 
     Raises:
