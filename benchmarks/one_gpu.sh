@@ -51,9 +51,10 @@ esac
 
 if [ "$1" = first ]; then
   nvidia-smi >"$folder/nvidia-smi.log" 2>&1
-  step tests 80 python -m pytest -q -m gpu -p no:cacheprovider tests/policies tests/benchmarks
-  training depi 180 --implementations=depi_eager,depi --batch_sizes=32,8 --steps=8
-  step inference 60 python benchmarks/inference.py --device=cuda --cameras=3 --implementations=depi_fused,depi
+  step doctor 120 python -m depi.cli doctor --gpu --json
+  step tests 60 python -m pytest -q -m gpu -p no:cacheprovider tests/policies tests/benchmarks
+  training depi 110 --implementations=depi_eager,depi --batch_sizes=32,8 --steps=8
+  step inference 50 python benchmarks/inference.py --device=cuda --cameras=3 --implementations=depi_fused,depi
 else
   training lerobot_eager 90 --implementations=lerobot_eager --batch_sizes=32,8 --mixes=3 --steps=4
   training lerobot_compiled 120 --implementations=lerobot_compiled_default --batch_sizes=32 --mixes=3 --steps=4
