@@ -44,7 +44,7 @@ class Plan:
     """One row: which implementation, in which size, on what."""
 
     family: str  # pi0 or pi05
-    implementation: str  # depi_eager, depi, lerobot_eager, lerobot_compiled, lerobot_compiled_<mode>
+    implementation: str  # depi, lerobot_eager and others; see train_step.py
     size: str  # of SIZES
     device: str
     dtype: str  # bfloat16 or float32
@@ -182,7 +182,9 @@ def make_subject(plan: Plan, cameras: Tensor, tokens: Tensor, recompute: float) 
     if plan.maker == "depi":
         policy = make_depi(d, plan.device, dtype=plan.dtype)
         policy.model.set_recompute(recompute)
-        if variant != "eager":
+        if variant.startswith("float8"):
+            policy.model.use_float8()
+        if not variant.endswith("eager"):
             policy.model.compile_layers()
         batches = [pack_batch(policy.config, batch) for batch in batches]
         optimizer = fused_adamw(policy)

@@ -9,7 +9,8 @@ Random weights and random batches, no data loading: `3` has three cameras in eac
 one, two, three in 40, 45, 15% of them; prompts have 6 to 24 of 48 tokens, those of pi0.5, which hold the
 state, 40 to 58 of 200. Compared are
 
-- depi_eager, depi: without and with `torch.compile`; float32 weights, fused AdamW
+- depi_eager, depi: without and with `torch.compile`; float32 weights, fused AdamW; add `depi_float8_eager`,
+  `depi_float8` for the language model's products in float8
 - lerobot_eager, lerobot_compiled: LeRobot 0.6.1, its optimiser, its `compile_model=True`; add
   `lerobot_compiled_default` for another `compile_mode` than its own
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.init import normal_, ones_, zeros_
 
 from depi.models.attention import BACKENDS, Backends, attention_bias, takes_lists
+from depi.models.float8 import use_float8
 from depi.models.gemma import RMSNorm, Rotation, ZeroLinear, rotary_table
 from depi.models.packing import Packing, Rows, any_length, by_sample
 from depi.models.siglip import SiglipTower
@@ -182,6 +183,14 @@ class SceneReader(nn.Module):
         for module in self.modules():
             if hasattr(module, "backends"):
                 module.backends = backends
+
+    def use_float8(self) -> None:
+        """Let the language model, which has most of the products, multiply in float8 in training.
+
+        Raises:
+            ValueError: its sizes are no multiples of 16.
+        """
+        use_float8(self.language_model)
 
     def compile_layers(self, mode: str | None = None, **options: Any) -> None:
         """Compile every layer in place, with `torch.compile`'s options: equal layers share their code.

@@ -10,11 +10,12 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
+from depi.errors import UserError
 from depi.models.scene import Observation, SceneReader
 from depi.policies.adapters import merged_state
 from depi.policies.batches import observe
 from depi.policies.checkpoint import WEIGHTS
-from depi.policies.choices import attention_backends, save_config
+from depi.policies.choices import attention_backends, choices_of, save_config
 from depi.policies.configuration import dimensions_of, freeze_parts
 from depi.policies.convert import Layout, save_weights
 from depi.policies.factory import load_policy, load_value
@@ -37,6 +38,11 @@ class OwnPolicy(PreTrainedPolicy):
         self.model: SceneReader = family_of(config).network(dimensions_of(config))
         self.model.set_recompute(float(config.gradient_checkpointing))
         self.model.set_attention(attention_backends(config))
+        if choices_of(config).float8:
+            try:
+                self.model.use_float8()
+            except ValueError as error:
+                raise UserError(f"float8: {error}") from None
         freeze_parts(self.model, config)
         if config.compile_model:
             self.model.compile_layers(mode=config.compile_mode)

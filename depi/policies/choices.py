@@ -48,6 +48,9 @@ class OwnChoices:
     attention_backends: str = "varlen,flash,efficient,math"
     # Replay chunks as one CUDA graph when the policy runs on such a device.
     cuda_graphs: bool = True
+    # Multiply in float8 in the language model's layers while training, with dtype=bfloat16: for NVIDIA GPUs
+    # from compute capability 8.9 on. Evaluations and robots compute as without.
+    float8: bool = False
 
 
 NAMES = tuple(field.name for field in fields(OwnChoices))

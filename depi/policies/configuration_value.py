@@ -69,6 +69,7 @@ class ValueConfig(PreTrainedConfig):
     compile_mode: str = "max-autotune"
     # As the other policies of DePi have it.
     attention_backends: str = "varlen,flash,efficient,math"
+    float8: bool = False
     normalization_mapping: dict[str, NormalizationMode] = field(
         default_factory=lambda: {
             "VISUAL": NormalizationMode.IDENTITY,

@@ -10,6 +10,9 @@ numbers that one layer keeps per token, as CUDA computes (and in brackets the CP
              3 Q D for queries and attention's output, in rows and in a list, or where attention takes
              lists 2 Q D and 2 Q for its sums; 2 G D for keys and values
     suffix   6 W (10 W) + 4 M + 2 Q D; and the keys and values of all its row, 2 G D per token there
+In float8 the prefix keeps each product's own rounded factor, of one byte: W / 2 more, M / 2 less, and of
+attention's output Q D / 2 less, or where attention takes lists, and keeps it too, Q D / 2 more; and weights
+rounded to one byte instead of two.
 A recomputed layer keeps its input alone, W (in the suffix also the prefix's keys and values), and is computed
 again, one layer at a time, in the backward pass. Stacks that no gradient passes keep nothing.
 """
@@ -26,7 +29,7 @@ from torch import nn
 from depi.errors import UserError
 from depi.models.scene import SceneDimensions, SceneReader
 from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
-from depi.policies.choices import attention_backends
+from depi.policies.choices import attention_backends, choices_of
 from depi.policies.configuration import dimensions_of, freeze_parts
 from depi.policies.families import family_of
 from depi.training.config import TrainConfig
@@ -44,7 +47,7 @@ class Estimate:
     gradients: int
     optimizer: int
     average: int  # of the weights, with --ema.decay
-    compute_copies: int  # bfloat16
+    compute_copies: int  # bfloat16, or float8
     activations: Mapping[str, int]
     recomputed_layer: int  # the largest one, in the backward pass
     reused: int  # by gradients, after the activations and copies of the same layers
@@ -127,6 +130,7 @@ def estimate_run(
         bfloat16=policy.dtype == "bfloat16",
         cuda=cuda,
         lists=config.ragged and "varlen" in attention_backends(policy),
+        float8=choices_of(policy).float8,
     )
 
 
@@ -143,6 +147,7 @@ def estimate_memory(
     bfloat16: bool = True,
     cuda: bool = True,
     lists: bool = True,
+    float8: bool = False,
 ) -> Estimate:
     """Bytes that a training step takes on each device.
 
@@ -158,8 +163,10 @@ def estimate_memory(
         bfloat16: compute in bfloat16 beside float32 weights.
         cuda: fused norms; False counts what the CPU keeps.
         lists: attention takes lists, where it can: on CUDA in bfloat16.
+        float8: the language model's products are in float8.
     """
     d, parameters = model.dimensions, list(model.parameters())
+    matrices = _language_matrices(model)
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     # Autocast keeps a rounded copy of what is trained; what is frozen is held rounded.
     copied = sum(p.numel() for p in parameters if p.requires_grad and p.ndim >= 2)
@@ -178,9 +185,12 @@ def estimate_memory(
         number_bytes=2 if bfloat16 else 4,
         cuda=cuda,
         lists=lists and bfloat16 and cuda,
+        float8=float8 and any(matrix.requires_grad for matrix in matrices),
     )
     gradients = {kind: 4 * size // shards for kind, size in _trained_by_stack(model).items()}
     copies = 2 * copied if bfloat16 else 0
+    if float8:
+        copies += _float8_copies(model, matrices, recompute, replaced=shards == 1)
     reused = 0 if accumulated else _reused(gradients, activations, 0 if shards > 1 else copies, largest)
     return Estimate(
         weights=sum(parameter.numel() * parameter.element_size() for parameter in parameters) // shards,
@@ -195,6 +205,28 @@ def estimate_memory(
         parameters=sum(parameter.numel() for parameter in parameters),
         trainable=trainable,
     )
+
+
+def _language_matrices(model: SceneReader) -> list[nn.Parameter]:
+    """Those of the language model's layers, without adapters."""
+    named = model.language_model.named_parameters()
+    return [value for name, value in named if value.ndim >= 2 and ".lora_" not in name]
+
+
+def _float8_copies(
+    model: SceneReader, matrices: Collection[nn.Parameter], recompute: float, *, replaced: bool
+) -> int:
+    """Bytes of weights in float8, which layers keep where gradients pass, less those that they replace.
+
+    Args:
+        model: as it is trained.
+        matrices: its weights that products round to float8.
+        recompute: share of the layers that are recomputed, and keep none.
+        replaced: copies in bfloat16 of all that is trained would be kept.
+    """
+    kept = sum(matrix.numel() for matrix in matrices) if "prefix" in _active_stacks(model) else 0
+    instead = 2 * sum(matrix.numel() for matrix in matrices if matrix.requires_grad) if replaced else 0
+    return int((1.0 - recompute) * kept) - instead
 
 
 def _trained_by_stack(model: SceneReader) -> dict[str, int]:
@@ -254,6 +286,7 @@ def activation_bytes(
     number_bytes: int = 2,
     cuda: bool = True,
     lists: bool = False,
+    float8: bool = False,
 ) -> tuple[dict[str, int], int]:
     """Bytes kept for the backward pass by kind of layer, and those of the largest layer that is recomputed.
 
@@ -267,6 +300,7 @@ def activation_bytes(
     queries, keys = d.num_heads * d.head_dim, 2 * d.num_kv_heads * d.head_dim
     norms, vision_norms = (6, 10) if cuda else (10, 8)
     mixing = 2 * queries + 2 * d.num_heads if lists else 3 * queries
+    rounded = (d.width - d.mlp_dim + (queries if lists else -queries)) / 2 if float8 else 0
     # stack: name, layers, numbers that a layer keeps, numbers that a recomputed one keeps
     layers: dict[str, tuple[str, int, float, float]] = {
         "vision": (
@@ -278,7 +312,7 @@ def activation_bytes(
         "prefix": (
             "language model",
             d.depth - 1,
-            prefix * (norms * d.width + 4 * d.mlp_dim + mixing + keys),
+            prefix * (norms * d.width + 4 * d.mlp_dim + mixing + keys + rounded),
             prefix * d.width,
         ),
         "suffix": (

@@ -19,6 +19,7 @@ from depi.datasets.union.multi import MultiLeRobotDataset
 from depi.errors import UserError
 from depi.files import read_json, write_json
 from depi.hub.client.api import go_offline
+from depi.models.float8 import LEAST_CAPABILITY, takes_float8
 from depi.policies import load_processors, make_policy, make_processors, relative_joints
 from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
 from depi.policies.choices import choices_of
@@ -51,6 +52,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     assert config.output_dir is not None
     torch.manual_seed(config.seed)
     settle(config, accelerator.device)
+    check_float8(config.policy, accelerator.device)
     if config.dataset.offline:
         go_offline()
     # Read once: --keep_last removes the checkpoint that the run resumed from, sooner or later.
@@ -101,6 +103,22 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     else:
         logger.info("the run has finished its %s steps: ask for more with --steps", run.step)
     return run
+
+
+def check_float8(policy: Any, device: torch.device) -> None:
+    """Raise a UserError where `--policy.float8` is asked for and cannot be done.
+
+    A processor computes the same products, slowly: to see on small networks what the rounding does.
+    """
+    if not choices_of(policy).float8:
+        return
+    if policy.dtype != "bfloat16":
+        raise UserError("--policy.float8=true goes with --policy.dtype=bfloat16, in which the rest computes")
+    if not takes_float8(device):
+        raise UserError(
+            "--policy.float8=true needs an NVIDIA GPU of compute capability "
+            f"{'.'.join(map(str, LEAST_CAPABILITY))} or higher (Ada, Hopper, Blackwell): leave it out"
+        )
 
 
 def make_trainable(

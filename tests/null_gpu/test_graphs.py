@@ -11,8 +11,9 @@ MOST_GRAPHS = 9
 
 
 @pytest.mark.timeout(1800)
-def test_few_graphs_serve_all_lengths(on_null_gpu):
-    found = on_null_gpu("community", str(BATCHES))
+@pytest.mark.parametrize("flags", [(), ("float8",)], ids=("bfloat16", "float8"))
+def test_few_graphs_serve_all_lengths(on_null_gpu, flags):
+    found = on_null_gpu("community", str(BATCHES), *flags)
     assert len(set(found["tokens"])) > 15
     assert len(found["graphs"]) == BATCHES
     assert found["graphs"][0] == 4

@@ -5,7 +5,16 @@ import pytest
 pytestmark = [pytest.mark.null_gpu, pytest.mark.slow]
 
 # Micro-batches of each step.
-VARIANTS = {"plain": 1, "recompute": 1, "accumulation": 2, "ema": 1, "lora": 1, "switched_off": 1}
+VARIANTS = {
+    "plain": 1,
+    "recompute": 1,
+    "accumulation": 2,
+    "ema": 1,
+    "lora": 1,
+    "switched_off": 1,
+    "float8": 1,
+    "float8_lora": 1,
+}
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -29,9 +38,18 @@ def test_everything_is_on_the_device(step):
 
 
 def test_large_products_are_in_bfloat16(step):
+    """Or in float8: the language model's, three quarters of all operations where it is trained."""
     _, found = step
     assert found["operations"] > 5e13
-    assert found["wide"] == {}
+    assert found["wide"].keys() <= {"aten::_scaled_mm"}
+
+
+@pytest.mark.parametrize(
+    ("variant", "least", "most"), [("plain", 0, 0), ("float8", 0.75, 0.8), ("float8_lora", 0.8, 0.85)]
+)
+def test_the_language_model_multiplies_in_float8(on_null_gpu, variant, least, most):
+    found = on_null_gpu("training_step", *VARIANTS)[variant]
+    assert least <= found["wide"].get("aten::_scaled_mm", 0) / found["operations"] <= most
 
 
 def test_memory_is_what_depi_estimate_says(step):

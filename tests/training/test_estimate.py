@@ -93,6 +93,22 @@ def test_activations(recompute, frozen, kind):
     assert sum(kinds.values()) == pytest.approx(measured, rel=0.15), kinds
 
 
+@pytest.mark.parametrize("recompute", [0.0, 0.5])
+def test_activations_in_float8(recompute):
+    model = make_network("depi_pi0", state_dim=STATE, **SIZES)
+    model.set_recompute(recompute)
+    shape = {"batch_size": BATCH, "images": IMAGES, "words": WORDS, "recompute": recompute, "cuda": False}
+    plain = kept_bytes(model)
+    model.use_float8()
+    kept = kept_bytes(model)
+    without, _ = activation_bytes(model.dimensions, **shape)
+    kinds, _ = activation_bytes(model.dimensions, **shape, float8=True)
+    saved = without["language model"] - kinds["language model"]
+    print(f"{saved} estimated, {plain - kept} measured to be saved")
+    assert saved == sum(without.values()) - sum(kinds.values()) > 0
+    assert saved == pytest.approx(plain - kept, rel=0.15)
+
+
 @both_families
 @pytest.mark.parametrize(
     ("flags", "peft"),

@@ -32,6 +32,7 @@ def test_the_flag_is_that_of_every_size(tmp_path, kind):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
+        (["--policy.type=pi0", "--policy.float8=x"], "float8"),
         (["--policy.type=pi0", "--policy.rtc_training_max_delay=50"], "must be 0 to 49"),
         (["--policy.type=pi0", "--policy.rtc_training_max_delay=x"], "rtc_training_max_delay"),
         (["--policy.type=value", FLAG], "goes with"),
@@ -54,3 +55,16 @@ def test_a_run_with_delays_is_resumed_to_the_same_losses(data_ids, tmp_path):
     assert len(metrics(whole)) == 6
     assert load_policy(whole).config.rtc_training_max_delay == 3
     assert main(["--resume=true", f"--output_dir={whole}", "--policy.rtc_training_max_delay=2"]) == 2
+
+
+def test_a_run_in_float8_is_resumed_to_the_same_losses(data_ids, tmp_path, capsys):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    flags = [*small_training(data_ids, whole), "--policy.float8=true"]
+    assert main(flags) == 2
+    assert "--policy.float8=true goes with --policy.dtype=bfloat16" in capsys.readouterr().err
+    flags = replaced(flags, **{"policy.dtype": "bfloat16"})
+    assert main(flags) == 0
+    assert main(replaced(flags, output_dir=parts, steps=3)) == 0
+    assert main(["--resume=true", f"--output_dir={parts}", "--steps=6"]) == 0
+    assert losses(parts) == losses(whole)
+    assert load_policy(whole).config.float8

@@ -9,6 +9,8 @@ from device import report
 HALF = {"device": "cuda", "dtype": torch.bfloat16}
 weight, x = torch.zeros(4096, 1024, **HALF), torch.zeros(64, 1024, **HALF)
 row, table = torch.zeros(1, 1024, **HALF), torch.zeros(100_000, 1024, **HALF)
+rounded = [tensor.to(torch.float8_e4m3fn) for tensor in (x, weight)]
+unit = torch.ones((), device="cuda")
 numbers = torch.zeros(64, dtype=torch.int64, device="cuda")
 parameter = torch.nn.Parameter(torch.zeros(1000, device="cuda"))
 parameter.grad = torch.zeros_like(parameter)
@@ -25,6 +27,9 @@ def count(call: Callable[[], object]) -> tuple[float, float, bool]:
 report(
     {
         "product": count(lambda: x @ weight.T),
+        "product in float8": count(
+            lambda: torch._scaled_mm(rounded[0], rounded[1].T, unit, unit, out_dtype=torch.bfloat16)
+        ),
         "sum": count(lambda: x + x),
         "broadcast": count(lambda: x + row.expand(64, 1024)),
         "in place": count(lambda: x.mul_(2)),

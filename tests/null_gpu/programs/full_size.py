@@ -27,12 +27,16 @@ def make_run(
     lora: bool = False,
     ema: bool = False,
     attention_backends: str | None = None,
+    float8: bool = False,
     **flags: Any,
 ) -> Any:
     """A run of pi0 with random weights that has not taken a step; `flags` are those of `TrainConfig`."""
     policy = make_depi(SIZES["full"], "cuda", dtype="bfloat16")
     if attention_backends is not None:
         policy.allow_attention(attention_backends)
+    if float8:
+        policy.config.float8 = True
+        policy.model.use_float8()
     if lora:
         add_adapters(policy.model, PeftConfig())
     config = TrainConfig(policy=policy.config, ema=EmaConfig(0.999 if ema else None), **flags)

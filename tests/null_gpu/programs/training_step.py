@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 from torch.utils._pytree import tree_leaves
 from watching import Watch
 
-from depi.policies.choices import attention_backends
+from depi.policies.choices import attention_backends, choices_of
 from depi.training.estimate import estimate_memory
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -26,7 +26,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ema": {"ema": True},
     "lora": {"lora": True},
     "switched_off": {"attention_backends": "efficient"},
+    "float8": {"float8": True},
+    "float8_lora": {"float8": True, "lora": True},
     "compiled": {"compile": True},
+    "float8_compiled": {"compile": True, "float8": True},
 }
 
 
@@ -41,7 +44,7 @@ def measure(variant: str) -> dict[str, Any]:
     waits = take_step(run, batches, monitors)
     host_s, counted = time.process_time() - started, counted_since(before)
     watch = Watch()
-    if variant != "compiled":
+    if "compiled" not in variant:
         with watch, torch.autograd.set_multithreading_enabled(False):
             waits += take_step(run, batches, monitors)
     return {
@@ -69,6 +72,7 @@ def estimated(run: Any, shards: int = 1) -> int:
         accumulated=config.gradient_accumulation_steps > 1,
         averaged=config.ema.decay is not None,
         lists="varlen" in attention_backends(config.policy),
+        float8=choices_of(config.policy).float8,
     )
     return estimate.total - estimate.reserve
 
