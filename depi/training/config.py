@@ -232,9 +232,9 @@ class TrainConfig:
     profile: str | None = None
     # Refuse a checkpoint of --policy.path whose keys do not match exactly.
     strict: bool = True
-    # Compile the layers. null: on a CUDA device.
+    # Compile the layers. null: on CUDA.
     compile: bool | None = None
-    # Before the first training on a kind of GPU: check it, and leave out what computes wrongly there.
+    # Check a new kind of GPU first, and leave out what it computes wrongly.
     gpu_check: bool = True
     # Compute only what is there of cameras and prompts, and give all processes as many images; the losses
     # of the samples are the same without.
@@ -242,7 +242,7 @@ class TrainConfig:
     # With several processes: none, each holds the whole network (DDP); full, each holds a part of weights,
     # gradients and optimizer state (FSDP2); hybrid, the processes of a machine share one replica.
     sharding: str = "none"
-    # With several processes, in what gradients are added up: float32; or bfloat16, which halves what is sent.
+    # In what several processes add gradients up: float32 or bfloat16.
     reduce_dtype: str = "float32"
     # Share of the layers, 0 to 1, whose activations are computed again in the backward pass: less memory for
     # more time, up to a third.
