@@ -26,6 +26,7 @@ from depi.evaluation.films import write_video
 from depi.files import read_json, write_json, write_text
 from depi.hub.server.serve import serve
 
+NO_PICTURE = "no picture: it was rejected by its numbers"
 HOSTILE = "</script><img src=x onerror=\"window.hacked='img'\">"
 
 
@@ -141,7 +142,8 @@ def test_the_whole_demo_and_what_to_type_next(tmp_path, browser):
     check_hobbyist(root)
     opened = OpenedPage(browser, (root / PAGE).as_uri())
     opened.page.wait_for_function("document.querySelector('video').currentTime > 0")
-    assert opened.page.locator("#verdicts img").count() == 14
+    assert opened.page.locator("#verdicts img").count() == 9
+    assert opened.page.locator("#verdicts .blank").all_inner_texts() == [NO_PICTURE] * 5
     assert opened.complaints == []
     commands = opened.page.locator("#next .command").all_inner_texts()
     begin = opened.page.locator("#begin").inner_text()

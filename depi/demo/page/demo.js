@@ -52,7 +52,7 @@ function drawVerdicts() {
       ? `${row.episodes} episodes${row.bad_episodes ? `, ${row.bad_episodes} of them bad` : ""}, score ${fine.format(row.score)}`
       : row.reasons.join("; ");
     return el("li", {},
-      row.picture ? picture(row.picture) : el("div", { class: "blank" }),
+      row.picture ? picture(row.picture) : el("div", { class: "blank" }, "no picture: it was rejected by its numbers"),
       el("h3", {}, row.repo_id),
       el("p", {}, el("span", { class: `badge ${row.verdict}` }, row.verdict), ` ${said}`));
   }));
