@@ -190,11 +190,11 @@ def _lines(command: Sequence[str], seconds: float) -> tuple[list[Any], str]:
     return [READY, *checks], reason
 
 
-def examine(device: torch.device, groups: Iterable[str], *, again: bool = False) -> Verdict:
-    """The verdict with the checks of these groups, made where they are not known, or `again`."""
+def examine(device: torch.device, groups: Iterable[str]) -> Verdict:
+    """The verdict with the checks of these groups, made where they are not known."""
     verdict = saved_verdict(device)
     for group in groups:
-        if again or verdict.lacks(group):
+        if verdict.lacks(group):
             verdict = verdict.with_checks(run_group(group, device))
             save(verdict)
     return verdict
