@@ -13,7 +13,9 @@ four people, one of each joint convention, with the same two cameras under keys 
 file formats, and small differences of camera poses, base and light. At `--scale=evidence` (see evidence.md)
 there are eight such people, every arm is trained three times, one in five recorded episodes is bad, and each
 contributor is also trained on alone. `depi eval` plays all arms in the same episodes. What is complete
-in --output_dir is kept: run the same command again after an interruption. The last line is JSON.
+in --output_dir is kept: run the same command again after an interruption. Every arm is trained and played
+once before any a second time, so that `--trainings=1` has a table in a third of the time, and the same
+command without it goes on from there. The last line is JSON.
 """
 
 import argparse
@@ -23,7 +25,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -33,7 +35,7 @@ from unittest.mock import patch
 
 import decentralised_summary as summary
 import decentralised_work as work
-from decentralised_rigs import BLIND, COLOR, RATE, SCALES, Experiment, arms_of
+from decentralised_rigs import BLIND, COLOR, RATE, SCALES, Arm, Experiment, arms_of
 from decentralised_summary import Row
 from rich.console import Console
 
@@ -52,6 +54,7 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, help="outputs/decentralised_SCALE by default")
     parser.add_argument("--seed", type=int, default=0, help="of rigs and trainings")
     parser.add_argument("--steps", type=int, help="of each training, in place of the scale's")
+    parser.add_argument("--trainings", type=int, help="of each arm, in place of the scale's")
     parser.add_argument("--trials", type=int, help="episodes in each rig, in place of the scale's")
     parser.add_argument("--arms", default="", help="some of them; the union is always among them")
     options = parser.parse_args(args)
@@ -69,7 +72,8 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
 
 def experiment_of(options: argparse.Namespace) -> Experiment:
     """What the flags ask for."""
-    given = {name: getattr(options, name) for name in ("steps", "trials") if getattr(options, name)}
+    asked = {name: getattr(options, name) for name in ("steps", "trainings", "trials")}
+    given = {name: number for name, number in asked.items() if number}
     scale = dataclasses.replace(SCALES[options.scale], **given)
     return Experiment(options.output_dir, scale, options.seed, options.arms)
 
@@ -103,7 +107,7 @@ def check_settings(experiment: Experiment) -> None:
     """
     root = experiment.root
     settings = {"version": VERSION, "seed": experiment.seed, **dataclasses.asdict(experiment.scale)}
-    for name in ("processes", "loaders", "render_s", "step_s"):
+    for name in ("trainings", "processes", "loaders", "render_s", "step_s"):
         del settings[name]
     settings["rigs"] = [rig.setup.to_dict() for rig in experiment.rigs]
     settings = json.loads(json.dumps(settings))
@@ -168,10 +172,10 @@ def offline_hub(root: Path) -> Iterator[None]:
             yield
 
 
-def train(experiment: Experiment) -> None:
-    """Train the arms that are not trained yet, `scale.processes` at a time."""
+def train(experiment: Experiment, trainings: Sequence[Arm]) -> None:
+    """Train those that are not trained yet, `scale.processes` at a time."""
     scale, root = experiment.scale, experiment.root
-    to_train = [arm for arm in experiment.trainings if not experiment.trained(arm)]
+    to_train = [arm for arm in trainings if not experiment.trained(arm)]
     if not to_train:
         return
     for arm in to_train:  # what was played of an earlier training does not count
@@ -189,10 +193,10 @@ def train(experiment: Experiment) -> None:
         pool.shutdown(cancel_futures=True)
 
 
-def play(experiment: Experiment) -> None:
-    """Play all arms, as far as they are not played yet."""
+def play(experiment: Experiment, trainings: Sequence[Arm]) -> None:
+    """Play what is trained, as far as it is not played yet."""
     count = experiment.scale.trials * len(experiment.rigs)
-    for arm in experiment.played_arms:
+    for arm in trainings:
         say(f"play {arm.label}: {count} episodes in {len(experiment.rigs)} rigs")
         work.play(experiment, arm)
 
@@ -219,8 +223,10 @@ def main(args: list[str] | None = None) -> int:
     check_settings(experiment)
     record(experiment)
     with offline_hub(experiment.root):
-        train(experiment)
-        play(experiment)
+        for trainings in experiment.rounds:
+            train(experiment, trainings)
+            play(experiment, trainings)
+        play(experiment, [BLIND])
     results = summary.summarise(experiment)
     show(results, experiment)
     misjudged = work.misjudged(experiment, experiment.arms[0])

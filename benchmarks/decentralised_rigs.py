@@ -219,13 +219,17 @@ class Experiment:
     arms: tuple[Arm, ...] = ARMS
 
     @property
-    def trainings(self) -> tuple[Arm, ...]:
+    def rounds(self) -> list[tuple[Arm, ...]]:
         """All trainings: each arm's first, then each arm's second, ..."""
-        return tuple(
-            dataclasses.replace(arm, training=training)
+        return [
+            tuple(dataclasses.replace(arm, training=training) for arm in self.arms)
             for training in range(self.scale.trainings)
-            for arm in self.arms
-        )
+        ]
+
+    @property
+    def trainings(self) -> tuple[Arm, ...]:
+        """Those of all rounds."""
+        return tuple(arm for trainings in self.rounds for arm in trainings)
 
     @property
     def contributors(self) -> list[Contributor]:
@@ -250,11 +254,6 @@ class Experiment:
         rig = _rig(self.scale, self.seed, "seen", number)
         defect = "every_fifth_episode_bad" if self.scale.spoilt else None
         return Contributor(f"{user}/{TASK}", TASK, rig, episodes, seed=seed, defect=defect)
-
-    @property
-    def played_arms(self) -> tuple[Arm, ...]:
-        """All trainings, and what they are compared with."""
-        return (*self.trainings, BLIND)
 
     def contributors_of(self, arm: Arm) -> list[Contributor]:
         """Whose recordings an arm is trained on; `single` takes the first of those with the most cameras."""
