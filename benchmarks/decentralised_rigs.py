@@ -145,6 +145,8 @@ class Arm:
         only: trained on the contributor of this number alone.
         prolific: trained on one contributor alone who recorded as much as all others together.
         bad_episodes: trained also on the episodes that DePi finds bad.
+        policy: settings of the policy, `type` among them, in place of `work.train_flags`'s and the scale's.
+        of_steps: the share of the scale's steps that take as much processor time as the union's.
         training: which of the arm's trainings, each with a seed of its own.
     """
 
@@ -157,6 +159,8 @@ class Arm:
     only: int | None = None
     prolific: bool = False
     bad_episodes: bool = False
+    policy: Mapping[str, float | int | str] = dataclasses.field(default_factory=dict)
+    of_steps: float = 1.0
     training: int = 0
 
     @property
@@ -187,6 +191,51 @@ ARMS = (
 VERDICTS = Arm("no_verdicts", "bad episodes are used as well", bad_episodes=True)
 PROLIFIC = Arm("prolific", "one contributor alone, with as many episodes as all together", prolific=True)
 
+# What else a user would train on the union, see evidence.md. LeRobot's own policies have the optimizers of
+# their presets, and sizes for two cores: at the presets' a diffusion policy computes for seconds an action.
+POLICIES = (
+    Arm(
+        "pi0_relative",
+        "the union, with actions relative to the state",
+        policy={"use_relative_actions": "true"},
+    ),
+    Arm("pi05", "the union, pi0.5 in place of pi0", policy={"type": "depi_pi05"}),
+    Arm(
+        "pi05_relative",
+        "the union, pi0.5 with actions relative to the state",
+        policy={"type": "depi_pi05", "use_relative_actions": "true"},
+    ),
+    Arm(
+        "act",
+        "the union, LeRobot's ACT for as much processor time",
+        policy={
+            "type": "act",
+            "chunk_size": 16,
+            "pretrained_backbone_weights": "null",
+            "dim_model": 128,
+            "n_heads": 4,
+            "dim_feedforward": 256,
+            "optimizer_lr": 1e-4,
+            "optimizer_lr_backbone": 1e-4,
+        },
+        of_steps=0.24,  # 0.68 s of processor time a step, the union 0.163
+    ),
+    Arm(
+        "diffusion",
+        "the union, LeRobot's diffusion policy for as much processor time",
+        policy={
+            "type": "diffusion",
+            "horizon": 16,
+            "pretrained_backbone_weights": "null",
+            "use_separate_rgb_encoder_per_camera": "false",
+            "down_dims": "[64,128,256]",
+            "noise_scheduler_type": "DDIM",
+            "num_inference_steps": 10,
+        },
+        of_steps=0.117,  # 1.40 s
+    ),
+)
+
 # What success is worth: touching happens to whoever makes the usual motion.
 BLIND = Arm("blind", "for comparison: no policy, in every episode the mean of 50 expert motions")
 
@@ -201,7 +250,7 @@ def arms_of(scale: Scale) -> tuple[Arm, ...]:
         Arm(f"alone{number}", f"contributor {number} alone, as many training steps", only=number)
         for number in range(scale.contributors)
     ]
-    return (union, *others[:-1], *verdicts, *alone, PROLIFIC)
+    return (union, *others[:-1], *verdicts, *alone, PROLIFIC, *POLICIES)
 
 
 @dataclass(frozen=True)
@@ -287,7 +336,11 @@ class Experiment:
     def trained(self, arm: Arm) -> bool:
         """Whether an arm's training has reached its last step."""
         last = self.run_folder(arm) / "checkpoints" / "last"
-        return last.exists() and int(last.resolve().name) == self.scale.steps
+        return last.exists() and int(last.resolve().name) == self.steps_of(arm)
+
+    def steps_of(self, arm: Arm) -> int:
+        """How many steps a training has."""
+        return max(1, round(self.scale.steps * arm.of_steps))
 
     @property
     def rigs_file(self) -> Path:

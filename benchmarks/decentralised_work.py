@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from decentralised_rigs import BLIND, FIRST_SEED, RATE, TASK, Arm, Experiment
+from decentralised_rigs import BLIND, FIRST_SEED, RATE, TASK, Arm, Experiment, Scale
 
 from depi.errors import UserError
 from depi.evaluation.config import EvaluateConfig
@@ -68,32 +68,28 @@ def prepare_images(experiment: Experiment) -> None:
     from depi.training.prepare import main
 
     scale = experiment.scale
-    side = json.loads(str(scale.policy.get("image_resolution", "[84,84]")))[0]
     main(
         [
             f"--dataset.mixture={mixture(experiment, 'all', experiment.recording)}",
             "--dataset.use_bad_episodes=true",
             f"--output_dir={experiment.root / 'prepared'}",
-            f"--image_size={side}",
+            f"--image_size={image_side(scale)}",
             f"--workers={max(1, scale.processes // 2)}",
             f"--dataset.max_cameras={scale.slots}",
         ]
     )
 
 
+def image_side(scale: Scale) -> int:
+    """Height and width of all images, in pixels."""
+    return int(json.loads(str(scale.policy.get("image_resolution", "[84,84]")))[0])
+
+
 def train_flags(experiment: Experiment, arm: Arm) -> list[str]:
     """The command line of `depi/train.py` for an arm."""
     scale = experiment.scale
     data = mixture(experiment, arm.label, experiment.contributors_of(arm))
-    policy = {
-        "chunk_size": 16,
-        "n_action_steps": 8,
-        "optimizer_lr": 1e-3,
-        "scheduler_warmup_steps": 100,
-        "scheduler_decay_steps": scale.steps,
-        "scheduler_decay_lr": 1e-5,
-        **scale.policy,
-    }
+    steps = experiment.steps_of(arm)
     return [
         f"--dataset.mixture={data}",
         f"--dataset.prepared={experiment.root / 'prepared'}",
@@ -101,14 +97,14 @@ def train_flags(experiment: Experiment, arm: Arm) -> list[str]:
         f"--dataset.cameras={arm.cameras}",
         f"--dataset.action_freq={RATE}",
         "--dataset.weights=uniform",
+        *([f"--dataset.image_size={image_side(scale)}"] if is_lerobots(arm) else []),
         *(["--dataset.use_bad_episodes=true"] if arm.bad_episodes else []),
         f"--dataset.max_cameras={scale.slots}",
-        "--policy.type=depi_pi0",
         f"--policy.device={scale.device}",
         "--policy.push_to_hub=false",
-        *(f"--policy.{name}={value}" for name, value in policy.items()),
+        *(f"--policy.{name}={value}" for name, value in policy_settings(scale, arm, steps).items()),
         f"--batch_size={scale.batch_size}",
-        f"--steps={scale.steps}",
+        f"--steps={steps}",
         f"--num_workers={scale.loaders}",
         f"--seed={experiment.seed + 1000 * arm.training}",
         "--save_freq=0",
@@ -116,6 +112,29 @@ def train_flags(experiment: Experiment, arm: Arm) -> list[str]:
         f"--output_dir={experiment.run_folder(arm)}",
         f"--job_name={arm.label}",
     ]
+
+
+def is_lerobots(arm: Arm) -> bool:
+    """Whether an arm trains a policy of LeRobot's own."""
+    return not str(arm.policy.get("type", "depi_pi0")).startswith("depi_")
+
+
+def policy_settings(scale: Scale, arm: Arm, steps: int) -> dict[str, float | int | str]:
+    """The policy's flags by name; LeRobot's own policies have their presets where an arm says nothing."""
+    settings: dict[str, float | int | str] = {
+        "type": "depi_pi0",
+        "chunk_size": 16,
+        "n_action_steps": 8,
+        "optimizer_lr": 1e-3,
+        "scheduler_warmup_steps": 100,
+        "scheduler_decay_steps": steps,
+        "scheduler_decay_lr": 1e-5,
+        **scale.policy,
+        **arm.policy,
+    }
+    if not is_lerobots(arm):
+        return settings
+    return {name: value for name, value in settings.items() if name in {"n_action_steps", *arm.policy}}
 
 
 def train_arm(experiment: Experiment, arm: Arm) -> float:
