@@ -27,7 +27,7 @@ DEFAULTS = {field.name: field.default for field in fields(DatasetConfig)}
 # These flags decide what a network sees of a frame: they are taken from its training.
 AS_TRAINED = ("cameras", "joint_convention", "max_cameras", "use_annotated_tasks")
 # Flags that leave frames out of training. Here all frames are judged, also of a single episode.
-FOR_TRAINING = ("exclude", "min_episode_frames", "trim_idle", "eval_split")
+FOR_TRAINING = ("exclude", "only_successes", "min_episode_frames", "trim_idle", "eval_split")
 
 
 def given_flags(args: Sequence[str]) -> set[str]:

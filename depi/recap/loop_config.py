@@ -8,6 +8,7 @@ from depi.evaluation.config import EpisodesConfig, EvaluateConfig
 from depi.flags import check_ranges
 
 STARTS = ("pretrained", "sft")
+BASELINES = ("no_advantages", "successes")
 # The rollouts of each iteration have seeds of their own, so there are at most this many.
 SEEDS_PER_ITERATION = 1_000_000
 
@@ -22,8 +23,8 @@ class RecapConfig:
     RECAP (pi0.6* paper, section IV) in stages, each a command of DePi's that can be run alone: train the
     policy on demonstrations (sft), train a value function on them (value); then in every iteration roll the
     policy out (rollouts), train the value function on all data (value), compute advantages (advantage), train
-    the policy conditioned on them (policy), evaluate it (eval). At the end a baseline is trained on the same
-    data without advantages. The same command again continues where it was stopped.
+    the policy conditioned on them (policy), evaluate it (eval). At the end `baselines` are trained on the
+    same data. The same command again continues where it was stopped.
 
     Sections hold flags of the commands: sft, policy and value those of depi/train.py, rollouts and evaluation
     those of `depi eval`, advantage those of `depi advantage`.
@@ -39,8 +40,9 @@ class RecapConfig:
     rollouts_weight: float | None = None
     # The network that `policy` starts from in each iteration: as sft does (pretrained), or the one of sft.
     start_from: str = "pretrained"
-    # Train on the same data without advantages, for as many steps as `policy` does, and evaluate that too.
-    baseline: bool = True
+    # What to train as well, from the same start for as many steps as the last `policy`, and to evaluate:
+    # no_advantages (the same data, advantage.mode=off), successes (likewise, without episodes that failed).
+    baselines: list[str] = field(default_factory=lambda: ["no_advantages"])
     # Flags of `accelerate launch`, such as [--config_file=configs/accelerate/gpu8_ddp.yaml]; null: without.
     accelerate: list[str] | None = None
     # Existing checkpoints to use instead of the stages sft and value: {sft: FOLDER_OR_REPO}.
@@ -66,6 +68,9 @@ class RecapConfig:
         check_ranges(self, iterations=(1, None))
         if self.start_from not in STARTS:
             raise ValueError(f"--start_from={self.start_from} is none of {', '.join(STARTS)}")
+        for name in self.baselines:
+            if name not in BASELINES:
+                raise ValueError(f"--baselines: {name} is none of {', '.join(BASELINES)}")
         if not self.demonstrations:
             raise ValueError("no demonstrations: name datasets under `demonstrations`")
         unknown = set(self.given) - {"sft", "value"}

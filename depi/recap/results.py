@@ -10,23 +10,28 @@ from rich.table import Table
 from depi.evaluation.compare import Evaluation, compare, read_evaluation
 from depi.files import atomic_write, read_json
 from depi.recap.loop_config import RecapConfig
+from depi.recap.stages import baseline_folder
 
-SFT, BASELINE = "SFT", "same data, no advantages"
+SFT = "SFT"
+# How the results call the baselines.
+NAMES = {"no_advantages": "same data, no advantages", "successes": "successes alone, no advantages"}
 
 
 def collect_results(config: RecapConfig) -> dict[str, Any]:
-    """The finished evaluations, in order, each compared with the first and with the baseline.
+    """The finished evaluations, in order, each compared with the first and with the baselines.
 
     Returns:
         `evaluations`: rows of name, folder, success_rate, success_interval_95, episodes, errors, mean_length,
-        and, where the other is finished and both have played a seed without an error, `against_sft` and
-        `against_baseline`: difference, difference_interval_95 and p_value over paired seeds, see `compare`.
+        and `against`: by the name of each other of these that is finished, where both have played a seed
+        without an error, difference, difference_interval_95 and p_value over paired seeds, see `compare`.
     """
     folders = {SFT: config.output_dir / "sft_eval"}
     for iteration in range(1, config.iterations + 1):
         folders[f"iteration {iteration}"] = config.output_dir / f"iteration_{iteration}" / "eval"
-    if config.baseline:
-        folders[BASELINE] = config.output_dir / "baseline" / "eval"
+    references = [SFT]
+    for baseline in config.baselines:
+        folders[NAMES[baseline]] = config.output_dir / baseline_folder(baseline) / "eval"
+        references.append(NAMES[baseline])
     there = {name: folder for name, folder in folders.items() if (folder / "eval.json").exists()}
     evaluations = {name: read_evaluation(folder) for name, folder in there.items()}
     rows = []
@@ -35,25 +40,29 @@ def collect_results(config: RecapConfig) -> dict[str, Any]:
         kept = ("success_rate", "success_interval_95", "n_errors", "mean_length")
         row = {"name": name, "folder": str(folder), "episodes": len(result["episodes"])}
         row |= {key: result[key] for key in kept}
-        for other, key in ((SFT, "against_sft"), (BASELINE, "against_baseline")):
-            if other in evaluations and other != name and _paired(evaluations[other], evaluations[name]):
-                comparison = asdict(compare(evaluations[other], evaluations[name]))
-                row[key] = {
-                    key: comparison[key] for key in ("difference", "difference_interval_95", "p_value")
-                }
-        rows.append(row)
+        others = [other for other in references if other in evaluations and other != name]
+        against = {other: _difference_from(evaluations[other], evaluations[name]) for other in others}
+        rows.append({**row, "against": {other: found for other, found in against.items() if found}})
     return {"evaluations": rows}
 
 
-def _paired(one: Evaluation, other: Evaluation) -> bool:
-    """Whether there is a seed to compare."""
-    return not one.counted.keys().isdisjoint(other.counted)
+def _difference_from(other: Evaluation, one: Evaluation) -> dict[str, Any] | None:
+    """What `compare` says of two evaluations, None where there is no seed to compare."""
+    if one.counted.keys().isdisjoint(other.counted):
+        return None
+    comparison = asdict(compare(other, one))
+    return {key: comparison[key] for key in ("difference", "difference_interval_95", "p_value")}
 
 
 def table(results: dict[str, Any]) -> Table:
     """The results for the terminal."""
     shown = Table(title="RECAP: success rate by iteration")
-    for column in ("policy", "success", "95% interval", "episodes", "against SFT", "against the baseline"):
+    references = [
+        name
+        for name in (SFT, *NAMES.values())
+        if any(name in row["against"] for row in results["evaluations"])
+    ]
+    for column in ("policy", "success", "95% interval", "episodes", *(f"against {n}" for n in references)):
         shown.add_column(column)
     for row in results["evaluations"]:
         rate, interval = row["success_rate"], row["success_interval_95"]  # None where all were errors
@@ -62,8 +71,7 @@ def table(results: dict[str, Any]) -> Table:
             "-" if rate is None else f"{rate:.0%}",
             "-" if interval is None else f"{interval[0]:.0%} to {interval[1]:.0%}",
             str(row["episodes"]),
-            _difference(row.get("against_sft")),
-            _difference(row.get("against_baseline")),
+            *(_difference(row["against"].get(name)) for name in references),
         )
     return shown
 
@@ -84,7 +92,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     rates = [row["success_rate"] for row in rows]
     below = [rate - row["success_interval_95"][0] for rate, row in zip(rates, rows, strict=True)]
     above = [row["success_interval_95"][1] - rate for rate, row in zip(rates, rows, strict=True)]
-    colors = ["C7" if row["name"] == BASELINE else "C0" for row in rows]
+    colors = ["C7" if row["name"] in NAMES.values() else "C0" for row in rows]
     axes.bar([row["name"] for row in rows], rates, yerr=[below, above], capsize=5, color=colors)
     axes.set_ylabel("success rate, 95% interval")
     axes.set_ylim(0, 1)

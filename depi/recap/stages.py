@@ -22,7 +22,7 @@ VERBS = {
     "eval": (DEPI / "evaluation" / "config.py", "EvaluateConfig"),
     "advantage": (DEPI / "recap" / "advantage_config.py", "AdvantageFlags"),
 }
-# Data flags of `depi advantage` that are taken from the value function's training by default.
+# Data flags of the value function's training that other stages which ask for outcomes take by default.
 SHARED_DATA = (
     "success",
     "assume_success",
@@ -63,12 +63,8 @@ def plan(config: RecapConfig) -> list[Stage]:
     stages.append(_evaluate(config, "sft_eval", _sft(config)))
     for iteration in range(1, config.iterations + 1):
         stages.extend(_iteration(config, iteration))
-    if config.baseline:
-        without = {"advantage": {"mode": "off"}}
-        stages.append(
-            _train(config, "baseline/policy", _policy_flags(config), without, iteration=config.iterations)
-        )
-        stages.append(_evaluate(config, "baseline/eval", _trained(config, "baseline/policy")))
+    for name in config.baselines:
+        stages.extend(_baseline(config, name))
     return stages
 
 
@@ -104,6 +100,21 @@ def _iteration(config: RecapConfig, iteration: int) -> Iterator[Stage]:
     use = {"advantage": {"mode": "use", "path": str(config.output_dir / folder / "advantage")}}
     yield _train(config, f"{folder}/policy", _policy_flags(config), use, iteration=iteration)
     yield _evaluate(config, f"{folder}/eval", _trained(config, f"{folder}/policy"))
+
+
+def _baseline(config: RecapConfig, name: str) -> Iterator[Stage]:
+    """A policy that is trained without advantages as long as the last one, and how well it does."""
+    folder = baseline_folder(name)
+    flags = merge(_policy_flags(config), {"advantage": {"mode": "off"}})
+    if name == "successes":
+        flags = merge(_shared_data(config), flags, {"dataset": {"only_successes": True}})
+    yield _train(config, f"{folder}/policy", flags, iteration=config.iterations)
+    yield _evaluate(config, f"{folder}/eval", _trained(config, f"{folder}/policy"))
+
+
+def baseline_folder(name: str) -> str:
+    """Where the stages of a baseline are, below the loop's folder."""
+    return f"baseline_{name}"
 
 
 def _train(config: RecapConfig, name: str, *sections: CommandFlags, iteration: int) -> Stage:
@@ -150,11 +161,15 @@ def _advantage(config: RecapConfig, folder: str, iteration: int) -> Stage:
         "output_dir": str(config.output_dir / folder / "advantage"),
     }
     # The network's checkpoint holds the flags for reading frames.
-    trained = merge(config.train, config.value, config.value_update).get("dataset", {})
-    shared = {"dataset": {name: trained[name] for name in SHARED_DATA if name in trained}}
-    flags = to_args(merge(shared, config.advantage, own), maps("advantage"))
+    flags = to_args(merge(_shared_data(config), config.advantage, own), maps("advantage"))
     files = ((mixture, data(config, iteration)),)
     return Stage(f"{folder}/advantage", (*_depi("advantage"), *flags), files=files, verb="advantage")
+
+
+def _shared_data(config: RecapConfig) -> CommandFlags:
+    """The data flags with which the value function learned how episodes ended."""
+    trained = merge(config.train, config.value, config.value_update).get("dataset", {})
+    return {"dataset": {name: trained[name] for name in SHARED_DATA if name in trained}}
 
 
 def data(config: RecapConfig, iteration: int) -> list[dict[str, Any]]:

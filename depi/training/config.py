@@ -93,6 +93,8 @@ class DatasetConfig:
     success: Path | None = None
     # Take episodes of which nothing is known for successes.
     assume_success: bool = False
+    # Leave out the episodes that failed: a policy's own rollouts, filtered.
+    only_successes: bool = False
 
     # Take task texts from annotation sidecars, for this share of the samples.
     use_annotated_tasks: bool = False

@@ -1,6 +1,7 @@
 """From the flags that name data to the stream of batches that a process trains on."""
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -23,6 +24,7 @@ from depi.datasets.samples.augment import Augmentation
 from depi.datasets.samples.filters import FrameFilter, read_exclusions
 from depi.datasets.samples.mixture import WEIGHTS, make_mixture
 from depi.datasets.samples.order import StreamBatchSampler, position_generator
+from depi.datasets.samples.outcomes import read_outcomes
 from depi.datasets.samples.stream import TrainingStream
 from depi.datasets.union.lists import CATALOG_FILE, catalogued, read_bad_episodes, read_id_list
 from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
@@ -39,6 +41,8 @@ from depi.training.conditioning import Conditioning, make_conditioning
 from depi.training.config import DatasetConfig, TrainConfig
 from depi.training.mixture import MixtureSource
 from depi.training.value_targets import ValueTargets
+
+logger = logging.getLogger(__name__)
 
 # The stream of samples draws with other purposes; see `position_generator`.
 _FLOW, _DELAY = 0, 5
@@ -177,7 +181,7 @@ def training_stream(
         min_episode_frames=data.min_episode_frames,
         drop_last=getattr(policy, "drop_n_last_frames", 0),
         trim_idle=data.trim_idle,
-        exclude=read_exclusions(data.exclude) if data.exclude else {},
+        exclude=left_out(dataset, data),
         eval_split=data.eval_split,
         split=split,
         seed=config.seed,
@@ -202,6 +206,25 @@ def training_stream(
         task_mix=data.task_mix if data.use_annotated_tasks else 0.0,
     )
     return PolicyStream(stream, additions(dataset, config, policy))
+
+
+def left_out(dataset: MultiLeRobotDataset, data: DatasetConfig) -> dict[str, list[int]]:
+    """Return the recorded numbers of the episodes that the flags leave out, by repo id.
+
+    Raises:
+        UserError: a file cannot be read, or `--dataset.only_successes` asks what nobody knows; see
+            `read_outcomes`.
+    """
+    excluded = read_exclusions(data.exclude) if data.exclude else {}
+    if not data.only_successes:
+        return excluded
+    success = read_outcomes(dataset, file=data.success, assume_success=data.assume_success).success
+    logger.info("%s of %s episodes failed and are left out", int((~success).sum()), len(success))
+    owner, recorded = np.asarray(dataset.episode_dataset), np.asarray(dataset.episode_recorded)
+    for number, repo_id in enumerate(dataset.repo_ids):
+        failed = recorded[(owner == number) & ~success].tolist()
+        excluded[repo_id] = [*excluded.get(repo_id, []), *failed]
+    return excluded
 
 
 def read_annotated(dataset: MultiLeRobotDataset, data: DatasetConfig) -> AnnotatedEpisodes | None:

@@ -63,8 +63,8 @@ def test_stages_come_in_the_order_of_the_method(tmp_path):
         "sft_eval",
         *(f"iteration_1/{part}" for part in ("rollouts", "value", "advantage", "policy", "eval")),
         *(f"iteration_2/{part}" for part in ("rollouts", "value", "advantage", "policy", "eval")),
-        "baseline/policy",
-        "baseline/eval",
+        "baseline_no_advantages/policy",
+        "baseline_no_advantages/eval",
     ]
 
 
@@ -85,8 +85,33 @@ def test_each_stage_reads_what_the_ones_before_have_written(tmp_path):
         policy = stages[f"iteration_{iteration}/policy"]
         assert policy["advantage.path"] == advantage["output_dir"]
         assert policy["policy.path"] == str(root / "sft" / checkpoint)
-    assert stages["baseline/policy"]["advantage.mode"] == "off"
-    assert stages["baseline/policy"]["policy.path"] == stages["iteration_2/policy"]["policy.path"]
+    assert stages["baseline_no_advantages/policy"]["advantage.mode"] == "off"
+    assert (
+        stages["baseline_no_advantages/policy"]["policy.path"] == stages["iteration_2/policy"]["policy.path"]
+    )
+
+
+def test_baselines_learn_from_the_same_data_without_advantages_or_from_its_successes(tmp_path):
+    value = {"policy": {"type": "value"}, "dataset": {"assume_success": True, "cameras": "view"}}
+    chosen = config(tmp_path, baselines=["successes", "no_advantages"], value=value)
+    stages = {stage.name: stage for stage in plan(chosen)}
+    assert list(stages)[-4:] == [
+        *("baseline_successes/policy", "baseline_successes/eval"),
+        *("baseline_no_advantages/policy", "baseline_no_advantages/eval"),
+    ]
+    successes, same_data, last = (
+        flags(stages[f"{name}/policy"])
+        for name in ("baseline_successes", "baseline_no_advantages", "iteration_2")
+    )
+    assert successes["dataset.only_successes"] == successes["dataset.assume_success"] == "true"
+    assert "dataset.cameras" not in successes
+    assert "dataset.only_successes" not in same_data
+    for each in (successes, same_data):
+        assert each["advantage.mode"] == "off"
+        assert each["policy.path"] == last["policy.path"]
+    assert stages["baseline_successes/policy"].files[0][1] == stages["iteration_2/policy"].files[0][1]
+    with pytest.raises(ValueError, match="nothing is none of no_advantages, successes"):
+        config(tmp_path, baselines=["nothing"])
 
 
 def test_advantages_take_the_successes_that_the_value_function_learnt(tmp_path):
@@ -121,7 +146,7 @@ def test_the_mixture_grows_by_the_rollouts_of_each_iteration(tmp_path):
     assert [entry.get("weight") for entry in later] == [None, 0.5, 0.5]
     stages = {stage.name: stage for stage in plan(chosen)}
     assert stages["iteration_2/policy"].files[0][1] == later
-    assert stages["baseline/policy"].files[0][1] == later
+    assert stages["baseline_no_advantages/policy"].files[0][1] == later
     assert stages["sft"].files[0][1] == DEMOS
 
 
@@ -229,7 +254,10 @@ def test_what_is_done_is_not_done_again_and_other_flags_are_refused(tmp_path, mo
 
 def test_a_stage_that_fails_ends_the_loop_and_is_tried_again(tmp_path, monkeypatch):
     chosen = config(tmp_path)
-    stages = [counting_stage(tmp_path, "sft_eval", status=2), counting_stage(tmp_path, "baseline/eval")]
+    stages = [
+        counting_stage(tmp_path, "sft_eval", status=2),
+        counting_stage(tmp_path, "baseline_no_advantages/eval"),
+    ]
     monkeypatch.setattr("depi.recap.loop.plan", lambda _: stages)
     with pytest.raises(UserError, match="sft_eval ended with status 2"):
         run_loop(chosen)
@@ -425,7 +453,7 @@ def test_every_command_of_the_example_loops_has_flags_that_exist(file, tmp_path)
     loop = parse_flags(RecapConfig, [f"--config_path={CONFIGS / file}"], "depi recap")
     check_stages(plan(loop))
     with pytest.raises(UserError, match="unknown flag --nothing"):
-        check_stages(plan(replace(loop, baseline=True, policy=loop.policy | {"nothing": 1})))
+        check_stages(plan(replace(loop, policy=loop.policy | {"nothing": 1})))
 
 
 TINY = """

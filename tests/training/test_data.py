@@ -149,6 +149,24 @@ def test_filters_and_the_held_out_split(dataset, tmp_path):
     assert seen[0] | seen[1] == set(range(30))
 
 
+def test_failures_are_left_out_where_successes_are_asked_for(dataset, tmp_path):
+    (tmp_path / "ended.json").write_text(
+        '{"user/long": {"0": true, "1": false, "2": true}, "user/short": false}'
+    )
+    (tmp_path / "exclude.json").write_text('{"user/long": [2]}')
+    flags = {"only_successes": True, "success": tmp_path / "ended.json"}
+    mixture = stream(dataset, **flags).samples.mixture
+    assert {mixture[position] for position in range(mixture.num_frames)} == {*range(9), 18, 19}
+    mixture = stream(dataset, **flags, exclude=tmp_path / "exclude.json").samples.mixture
+    assert {mixture[position] for position in range(mixture.num_frames)} == set(range(9))
+    with pytest.raises(UserError, match="2 of 2 datasets do not say whether their episodes succeeded"):
+        stream(dataset, only_successes=True)
+    assert stream(dataset, only_successes=True, assume_success=True).samples.mixture.num_frames == 30
+    (tmp_path / "ended.json").write_text('{"user/long": false, "user/short": false}')
+    with pytest.raises(UserError, match="no frame is left"):
+        stream(dataset, **flags)
+
+
 def test_annotations_are_read_for_tasks_and_for_views(dataset, tmp_path):
     view = {"observation.images.laptop": "wrist"}
     rows = [EpisodeAnnotation(index, task="annotated", camera_views=view) for index in range(3)]
