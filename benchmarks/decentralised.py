@@ -33,10 +33,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import bootstrap
 import decentralised_summary as summary
 import decentralised_work as work
 from decentralised_rigs import BLIND, COLOR, RATE, SCALES, Arm, Experiment, arms_of
-from decentralised_summary import Row
 from rich.console import Console
 
 from depi.errors import UserError
@@ -201,7 +201,7 @@ def play(experiment: Experiment, trainings: Sequence[Arm]) -> None:
         work.play(experiment, arm)
 
 
-def show(results: Mapping[str, Mapping[str, Row]], experiment: Experiment) -> None:
+def show(results: Mapping[str, Mapping[str, bootstrap.Row]], experiment: Experiment) -> None:
     """Print the table, and what its rows mean."""
     scale = experiment.scale
     print(
@@ -209,7 +209,7 @@ def show(results: Mapping[str, Mapping[str, Row]], experiment: Experiment) -> No
         f"{scale.episodes} episodes each; {scale.trainings} trainings of each arm, of {scale.steps} steps of "
         f"{scale.batch_size} samples; {scale.trials * len(experiment.rigs)} episodes for each training."
     )
-    Console(width=150).print(summary.table(results))
+    Console(width=150).print(bootstrap.table(results, summary.COLUMNS, "union"))
     print("Success and differences in points, with 95% intervals over trainings, rigs and episodes.")
     for arm in (*experiment.arms, BLIND):
         print(f"  {arm.name}: {arm.meaning}")
@@ -233,7 +233,7 @@ def main(args: list[str] | None = None) -> int:
     for sentence in misjudged:
         print(f"the joint convention was not recognised: {sentence}")
     head = {"scale": options.scale, "seed": options.seed, "seconds": round(time.monotonic() - began, 1)}
-    print(json.dumps({**head, "conventions_misjudged": misjudged, "arms": summary.figures(results)}))
+    print(json.dumps({**head, "conventions_misjudged": misjudged, "arms": bootstrap.figures(results)}))
     return 0
 
 
