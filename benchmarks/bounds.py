@@ -2,15 +2,17 @@
 
 Each operation takes at least the time of its floating-point operations at the card's peak, and at least that
 of the bytes that it reads and writes at the memory's bandwidth (Williams, Waterman and Patterson, Roofline,
-2009). A step takes at least the sum, as kernels run one after another: `all` of what was called one by one,
-`products` of matrix products, attention and the optimiser alone, which no fusion of the others saves.
+2009). A step takes at least the sum, as kernels run one after another: `all` of everything that was called,
+`products` of matrix products, attention and the optimiser alone, which no fusion of the others saves. In
+compiled code the kernels that Inductor has made are called in place of most operations, and count as they are.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -63,17 +65,53 @@ COUNTED = {
 class Bounds(TorchDispatchMode):
     """Adds up what the operations in its body need; the backward pass must run in the same thread.
 
+    What is compiled must have been called before with tensors of such sizes.
+
     Attributes:
         all: seconds, of all operations.
         products: seconds, of products, attention and the optimiser.
         operations: floating-point operations of products and attention.
         traffic: bytes that all operations read and write.
+        optimizer: those of them that the optimiser and the gradients' norm do.
+        kernels: calls of kernels that Inductor has made.
     """
 
     def __init__(self, card: Card) -> None:
         super().__init__()
         self.card = card
-        self.all = self.products = self.operations = self.traffic = 0.0
+        self.all = self.products = self.operations = self.traffic = self.optimizer = 0.0
+        self.kernels = 0
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Without it PyTorch would call the operations of compiled code one by one."""
+        return True
+
+    def __enter__(self) -> Self:
+        self._launch = launch = CachingAutotuner.run
+
+        @torch.compiler.disable
+        def run(kernel: CachingAutotuner, *args: Any, **kwargs: Any) -> Any:
+            self._count_kernel(kernel, args)
+            return launch(kernel, *args, **kwargs)
+
+        CachingAutotuner.run = run
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        CachingAutotuner.run = self._launch
+
+    def _count_kernel(self, kernel: CachingAutotuner, args: tuple[Any, ...]) -> None:
+        """It reads and writes its arguments, at most as a whole."""
+        moved = sum(
+            bytes_of(value) * (2 if name.startswith("in_out") else 1)
+            for name, value in zip(kernel.fn.arg_names, args, strict=False)
+        )
+        self.kernels += 1
+        self.traffic += moved
+        self.all += moved / self.card.bytes
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -92,7 +130,10 @@ class Bounds(TorchDispatchMode):
             seconds = max(seconds, operations / (self.card.operations * 2 / widest))
         self.traffic += moved
         self.all += seconds
-        if counted or name.startswith(("_fused_adam", "_foreach_")):
+        if name.startswith(("_fused_adam", "_foreach_")):
+            self.optimizer += moved
+            self.products += seconds
+        elif counted:
             self.products += seconds
         return out
 
@@ -107,7 +148,7 @@ def traffic(schema: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any
     for place, argument in enumerate(schema.arguments):
         value = args[place] if place < len(args) else kwargs.get(argument.name)
         size = bytes_of(value)
-        read += size
+        read += 0 if argument.is_out else size
         if argument.alias_info is not None and argument.alias_info.is_write:
             written += size
     if name.startswith("_fused_adam") and kwargs.get("grad_scale") is None:

@@ -24,6 +24,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from depi.models.flops import sample_flops
 from depi.policies.batches import pack_batch
+from depi.training.loop import gradient_norm
+from depi.training.optimizer import clipped_step, make_optimizer
 
 # How many samples have 1, 2 and 3 cameras.
 MIXES = {
@@ -88,12 +90,15 @@ class Subject:
         return loss
 
     def update(self, loss: Tensor) -> None:
-        """Clip, step, drop the gradients."""
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        """Clip, step, drop the gradients, as the train script of either does."""
         if self.stock:
+            norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
+            self.optimizer.step()
             loss.item(), norm.item()
+        else:
+            norm = gradient_norm(self.policy)
+            clipped_step(self.optimizer, norm, 1.0, bad=torch.zeros_like(norm))
+        self.optimizer.zero_grad()
 
     def step(self, number: int) -> Tensor:
         """One training step."""
@@ -187,7 +192,7 @@ def make_subject(plan: Plan, cameras: Tensor, tokens: Tensor, recompute: float) 
         if not variant.endswith("eager"):
             policy.model.compile_layers()
         batches = [pack_batch(policy.config, batch) for batch in batches]
-        optimizer = fused_adamw(policy)
+        optimizer = make_optimizer(policy)
     else:
         settings: dict[str, Any] = {"compile_model": variant.startswith("compiled")}
         mode = variant.removeprefix("compiled").removeprefix("_")
@@ -198,19 +203,6 @@ def make_subject(plan: Plan, cameras: Tensor, tokens: Tensor, recompute: float) 
         optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())
     batches = [send_to_device(batch, plan.device) for batch in batches]
     return Subject(policy, optimizer, batches, plan.device, plan.dtype, stock=plan.maker == "lerobot")
-
-
-def fused_adamw(policy: Any) -> torch.optim.Optimizer:
-    """LeRobot's settings for pi0 in one kernel, over float32 weights."""
-    config = policy.config
-    return torch.optim.AdamW(
-        policy.get_optim_params(),
-        lr=config.optimizer_lr,
-        betas=config.optimizer_betas,
-        eps=config.optimizer_eps,
-        weight_decay=config.optimizer_weight_decay,
-        fused=True,
-    )
 
 
 def time_steps(subject: Subject, steps: int) -> float:
