@@ -4,9 +4,10 @@ Each operation takes at least the time of its floating-point operations at the c
 of the bytes that it reads and writes at the memory's bandwidth (Williams, Waterman and Patterson, Roofline,
 2009). A step takes at least the sum, as kernels run one after another: `all` of everything that was called,
 `products` of matrix products, attention and the optimiser alone, which no fusion of the others saves. In
-compiled code the kernels that Inductor has made are called in place of most operations, and count as they are.
+compiled code kernels that Inductor has made are called in place of most operations, and count as they are.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -104,11 +105,7 @@ class Bounds(TorchDispatchMode):
         CachingAutotuner.run = self._launch
 
     def _count_kernel(self, kernel: CachingAutotuner, args: tuple[Any, ...]) -> None:
-        """It reads and writes its arguments, at most as a whole."""
-        moved = sum(
-            bytes_of(value) * (2 if name.startswith("in_out") else 1)
-            for name, value in zip(kernel.fn.arg_names, args, strict=False)
-        )
+        moved = kernel_traffic(kernel.fn.src, dict(zip(kernel.fn.arg_names, args, strict=False)))
         self.kernels += 1
         self.traffic += moved
         self.all += moved / self.card.bytes
@@ -162,6 +159,21 @@ def traffic(schema: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any
         touched = bytes_of(out) if not name.endswith("_") else bytes_of(args[-1])
         return 2 * touched
     return read + written
+
+
+def kernel_traffic(source: str, args: dict[str, Any]) -> int:
+    """Bytes that a kernel of Inductor's reads and writes at least, by its text in Triton and its arguments.
+
+    Of a tensor that it reads a part of, this is the part: each load reads a number per point of its grid.
+    """
+    points = math.prod(value for name, value in args.items() if name.endswith("numel"))
+    moved = 0
+    for name, value in args.items():
+        size = bytes_of(value)
+        if size and name.startswith("in_ptr"):
+            size = min(size, points * value.element_size() * source.count(f"tl.load({name} "))
+        moved += size * (2 if name.startswith("in_out_ptr") else 1)
+    return moved
 
 
 def bytes_of(value: Any) -> int:

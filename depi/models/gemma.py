@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from depi.models.attention import BACKENDS, Backends, attention, list_attention
 from depi.models.checkpointing import planned
+from depi.models.joint import linear_together
 from depi.models.packing import Rows, to_list, to_rows
 
 KeysValues = tuple[Tensor, Tensor]  # in rows, each [B, L, G, D]; keys already rotated
@@ -103,14 +104,10 @@ class KeyValueLayer(nn.Module):
         """[..., heads * D] -> [..., heads, D]."""
         return x.unflatten(-1, (-1, self.head_dim))
 
-    def keys_values(self, normed: Tensor, rotation: Rotation) -> KeysValues:
-        """Keys and values of normed tokens [..., W], each [..., G, D]."""
-        return rotate(self.heads(self.k_proj(normed)), rotation), self.heads(self.v_proj(normed))
-
     def forward(self, x: Tensor, rotation: Rotation, rows: Rows | None) -> KeysValues:
         """Tokens [..., W] -> keys and values in rows."""
-        k, v = self.keys_values(self.attention_norm(x), rotation)
-        return to_rows(k, rows), to_rows(v, rows)
+        k, v = linear_together(self.attention_norm(x), (self.k_proj, self.v_proj))
+        return to_rows(rotate(self.heads(k), rotation), rows), to_rows(self.heads(v), rows)
 
 
 class GemmaLayer(KeyValueLayer):
@@ -142,8 +139,9 @@ class GemmaLayer(KeyValueLayer):
         """
         before, behind = modulations or (None, None)
         normed, gate = normalise(self.attention_norm, x, before)
-        q = rotate(self.heads(self.q_proj(normed)), rotation)
-        k, v = self.keys_values(normed, rotation)
+        q, k, v = map(self.heads, linear_together(normed, (self.q_proj, self.k_proj, self.v_proj)))
+        q, k = rotate(q, rotation), rotate(k, rotation)
+        v = v.contiguous()  # it is kept, and as a part of one product would keep the queries, too
         own = to_rows(k, rows), to_rows(v, rows)
         if rows is not None and rows.starts is not None:
             mixed = list_attention(q, k, v, rows.starts, longest=rows.source.shape[1])
