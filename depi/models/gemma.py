@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from depi.models.attention import BACKENDS, Backends, attention, list_attention
 from depi.models.checkpointing import planned
-from depi.models.joint import linear_together
+from depi.models.linear import linear, linear_together
 from depi.models.packing import Rows, to_list, to_rows
 
 KeysValues = tuple[Tensor, Tensor]  # in rows, each [B, L, G, D]; keys already rotated
@@ -84,7 +84,8 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., W] -> [..., W]."""
-        return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
+        gate, up = linear(x, self.gate_proj), linear(x, self.up_proj)
+        return linear(F.gelu(gate, approximate="tanh") * up, self.down_proj)
 
 
 class KeyValueLayer(nn.Module):
@@ -151,7 +152,7 @@ class GemmaLayer(KeyValueLayer):
             if earlier is not None:
                 keys, values = torch.cat((earlier[0], keys), dim=1), torch.cat((earlier[1], values), dim=1)
             mixed = to_list(attention(to_rows(q, rows), keys, values, bias, self.backends), rows)
-        x = x + gated(self.o_proj(mixed), gate)
+        x = x + gated(linear(mixed, self.o_proj), gate)
         normed, gate = normalise(self.mlp_norm, x, behind)
         return x + gated(self.mlp(normed), gate), own
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from depi.models.attention import BACKENDS, Backends, dot_product_attention
 from depi.models.checkpointing import planned
+from depi.models.linear import linear
 from depi.models.packing import any_length
 
 
@@ -27,11 +28,11 @@ class SiglipAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[I, N, W] -> [I, N, W]."""
         q, k, v = (
-            proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [I, heads, N, W / heads]
+            linear(x, proj).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [I, heads, N, W / heads]
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         mixed = dot_product_attention(q, k, v, backends=self.backends)
-        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+        return linear(mixed.transpose(1, 2).flatten(2), self.out_proj)
 
 
 class SiglipLayer(nn.Module):
@@ -49,7 +50,8 @@ class SiglipLayer(nn.Module):
         """[I, N, W] -> [I, N, W]."""
         # Autocast leaves norms in float32; rounded here once, no layer keeps a copy of its own.
         x = x + self.attention(self.attention_norm(x).type_as(x))
-        return x + self.fc2(F.gelu(self.fc1(self.mlp_norm(x).type_as(x)), approximate="tanh"))
+        hidden = linear(self.mlp_norm(x).type_as(x), self.fc1)
+        return x + linear(F.gelu(hidden, approximate="tanh"), self.fc2)
 
 
 class SiglipTower(nn.Module):

@@ -1,18 +1,18 @@
-"""Queries, keys and values as one product, in compiled code that rounds their weights; with equal results."""
+"""Layers in compiled code that rounds their weights: as one product, with the results of one by one."""
 
 import pytest
 import torch
-import torch.nn.functional as F
-from lerobot.configs.default import PeftConfig
-from small_pi0 import make_small
+from functorch.compile import make_boxed_func
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 
 from depi.models.float8 import use_float8
 from depi.models.gemma import GemmaLayer, rotary_table
-from depi.models.joint import linear_together
-from depi.policies.adapters import add_adapters
+from depi.models.linear import linear_together
 
 SIZES = (96, 32, 16)
+PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
 
 
 def make_layers(bias=False):
@@ -21,14 +21,15 @@ def make_layers(bias=False):
 
 
 def compiled_results(layers, x, autocast=True):
-    """Results, gradients, and the number of products in compiled code."""
+    """Results, gradients, and the number of products in compiled code, forward."""
     products = []
 
-    def backend(graph, inputs):
-        products.extend(node for node in graph.graph.nodes if node.target is F.linear)
-        return graph.forward
+    def note(graph, inputs):
+        products.extend(node for node in graph.graph.nodes if node.target in PRODUCTS)
+        return make_boxed_func(graph.forward)
 
     torch._dynamo.reset()
+    backend = aot_autograd(fw_compiler=note, bw_compiler=lambda graph, _: make_boxed_func(graph.forward))
     return *results(torch.compile(linear_together, backend=backend), layers, x, autocast), len(products)
 
 
@@ -61,18 +62,15 @@ def test_nothing_is_copied_that_is_not_rounded():
 
 
 def test_other_layers_compute_by_themselves():
-    policy = make_small()
-    add_adapters(policy.model, PeftConfig())
-    layer = policy.model.suffix.layers[0]
-    adapted = nn.ModuleList([layer.q_proj, layer.k_proj, layer.v_proj])
-    x = torch.randn(2, 5, layer.q_proj.in_features)
+    x = torch.randn(5, 64)
+    adapted = inject_adapter_in_model(LoraConfig(target_modules=["0", "2"]), make_layers())
     expected, _ = results(linear_together, adapted, x)
     found, _, products = compiled_results(adapted, x)
-    assert products > len(adapted)
+    assert products == len(SIZES) + 2 * 2
     torch.testing.assert_close(found, expected)
     layers = make_layers()
     use_float8(layers)
-    expected, _ = results(linear_together, layers, x := torch.randn(5, 64))
+    expected, _ = results(linear_together, layers, x)
     found, _, products = compiled_results(layers, x)
     assert products == 0
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
