@@ -24,10 +24,10 @@ Of the time per step, the median over the repetitions of each of four batches, a
 by its own clock, on a processor the time that one thread has worked. Forward, backward and optimiser (with
 the clipping of gradients) are timed in other steps than the total. TFLOP/s and mfu count what the mathematics
 needs (`depi.models.flops`), the same for all: no recomputing, no padding. Beside the time stands, on a card
-whose figures are known, the least that the operations of a step can take, called one by one (`bound`), and
-of these the products, attention and the optimiser alone (`of products`), which are left when everything else
-is fused away; see `bounds.py`. `attention` says which fused
-attention of PyTorch's a step calls how often. On a GPU, begin with `--size=smoke --steps=4`.
+whose figures are known, the least that the operations of a step can take (`bound`), compiled layers by the
+kernels that were made of them; and of these the products, attention and the optimiser alone (`of products`),
+which are left when everything else is fused away; see `bounds.py`. `attention` says which fused attention of
+PyTorch's a step calls how often. On a GPU, begin with `--size=smoke --steps=4`.
 
 The last line is JSON, about the largest batch that DePi has a row for: device, samples_per_s, mfu,
 peak_mem_gb of DePi (compiled if there) with three cameras; speedup_vs_lerobot_eager and

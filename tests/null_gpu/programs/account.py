@@ -1,8 +1,8 @@
-"""What training steps of the published size ask of a GPU and its host, as `benchmarks/train_step.py` takes them.
+"""What training steps of the published size, as `benchmarks/train_step.py` takes them, ask of GPU and host.
 
-python account.py 8,3,depi 32,community,depi 32,3,lerobot_eager,1 ... takes batch size, cameras, implementation
-and the share of layers that are computed twice. Bounds are given by the datasheet, as `train_step.py` prints
-them, and at what an H200 was seen to reach, 780 TFLOP/s and 4.3 TB/s.
+python account.py 8,3,depi 32,community,depi 32,3,lerobot_eager,1 ... takes batch sizes, cameras,
+implementations and, if any, the share of layers that are computed twice. `bound_ms` is by the datasheet, as
+`train_step.py` prints it, `bound_reached_ms` at 780 TFLOP/s and 4.3 TB/s.
 """
 
 import gc
