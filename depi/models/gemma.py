@@ -84,8 +84,8 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., W] -> [..., W]."""
-        gate, up = linear(x, self.gate_proj), linear(x, self.up_proj)
-        return linear(F.gelu(gate, approximate="tanh") * up, self.down_proj)
+        gate = F.gelu(linear(x, self.gate_proj), approximate="tanh")
+        return linear(gate * linear(x, self.up_proj), self.down_proj)
 
 
 class KeyValueLayer(nn.Module):

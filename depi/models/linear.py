@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# PyTorch 2.7 has no product that is stored in another dtype than its factors'.
+STORES_FLOAT32 = torch.version.hip is None and "dtype" in torch.ops.aten.mm.overloads()
+
 
 def linear(x: Tensor, layer: nn.Module) -> Tensor:
     """What `layer` makes of `x` [..., I]: [..., O]."""
@@ -72,6 +75,6 @@ class _Rounded(torch.autograd.Function):
 
 def _precise_product(a: Tensor, b: Tensor) -> Tensor:
     """[O, T] by [T, I] -> float32 [O, I], where it can be without rounding it in between."""
-    if a.is_cuda and torch.version.hip is None:
+    if a.is_cuda and STORES_FLOAT32:
         return torch.mm(a, b, out_dtype=torch.float32)
     return (a @ b).float()

@@ -50,8 +50,8 @@ class SiglipLayer(nn.Module):
         """[I, N, W] -> [I, N, W]."""
         # Autocast leaves norms in float32; rounded here once, no layer keeps a copy of its own.
         x = x + self.attention(self.attention_norm(x).type_as(x))
-        hidden = linear(self.mlp_norm(x).type_as(x), self.fc1)
-        return x + linear(F.gelu(hidden, approximate="tanh"), self.fc2)
+        hidden = F.gelu(linear(self.mlp_norm(x).type_as(x), self.fc1), approximate="tanh")
+        return x + linear(hidden, self.fc2)
 
 
 class SiglipTower(nn.Module):
