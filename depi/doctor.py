@@ -18,6 +18,7 @@ from rich.text import Text
 
 from depi.addresses import without_credentials
 from depi.engine import RayConfig
+from depi.files import cache_folder
 from depi.flags import parse_flags
 from depi.threads import threads
 
@@ -240,7 +241,7 @@ def check_room() -> Iterator[Finding]:
     places = {
         "outputs": Path("outputs"),
         "Hub cache": Path(constants.HF_HUB_CACHE),
-        "DePi cache": Path(os.environ.get("DEPI_CACHE") or Path(constants.HF_HOME, "depi")),
+        "DePi cache": cache_folder(),
     }
     for name, path in places.items():
         folder = path.absolute()

@@ -1,4 +1,4 @@
-"""Atomic writing of files: a file appears complete or not at all."""
+"""Atomic writing of files: a file appears complete or not at all; and where the cache is."""
 
 import fcntl
 import glob
@@ -12,6 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from depi.errors import UserError
+
+
+def cache_folder() -> Path:
+    """Where DePi keeps what it can build again: DEPI_CACHE, by default `depi` in HF_HOME."""
+    from huggingface_hub import constants
+
+    return Path(os.environ.get("DEPI_CACHE") or Path(constants.HF_HOME, "depi"))
 
 
 @contextmanager

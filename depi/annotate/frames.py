@@ -21,10 +21,10 @@ from depi.datasets.recording.checks import resolve_file
 from depi.datasets.recording.images import encode_jpeg
 from depi.datasets.recording.place_reader import PlaceReader
 from depi.datasets.recording.places import ImagePlace
-from depi.datasets.recording.sources import DatasetFiles, DatasetSource, cache_folder
+from depi.datasets.recording.sources import DatasetFiles, DatasetSource
 from depi.datasets.recording.storages import open_source
 from depi.errors import DatasetError
-from depi.files import atomic_write
+from depi.files import atomic_write, cache_folder
 from depi.fingerprint import code, fingerprint
 
 logger = logging.getLogger(__name__)

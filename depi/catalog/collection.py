@@ -11,9 +11,9 @@ from contextvars import copy_context
 from huggingface_hub.file_download import repo_folder_name
 
 from depi.datasets.recording.formats import INFO_FILE
-from depi.datasets.recording.sources import cache_faults, cache_folder
+from depi.datasets.recording.sources import cache_faults
 from depi.errors import UserError
-from depi.files import read_json, write_json
+from depi.files import cache_folder, read_json, write_json
 from depi.hub.client import api as client
 from depi.hub.names import DatasetId, is_dataset_id
 from depi.threads import threads

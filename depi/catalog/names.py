@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from depi.datasets.recording.sources import cache_folder
 from depi.errors import UserError
+from depi.files import cache_folder
 from depi.fingerprint import fingerprint
 from depi.hub.client import api as client
 from depi.journal import LineFile

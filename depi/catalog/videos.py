@@ -28,10 +28,10 @@ from depi.datasets.recording.formats import DatasetMeta, data_files, select_epis
 from depi.datasets.recording.hub_files import HubFiles
 from depi.datasets.recording.metadata import read_meta
 from depi.datasets.recording.places import ImagePlace, image_places
-from depi.datasets.recording.sources import DatasetSource, cache_faults, cache_folder
+from depi.datasets.recording.sources import DatasetSource, cache_faults
 from depi.datasets.recording.tables import STATE, read_frames
 from depi.errors import DatasetError, UserError
-from depi.files import read_json, write_text
+from depi.files import cache_folder, read_json, write_text
 from depi.hub.client import api as client
 from depi.hub.client import session
 from depi.hub.client.ranges import RemoteFile

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from depi.datasets.recording.sources import cache_folder
+from depi.files import cache_folder
 from depi.policies.families import family_of
 from depi.training.config import TrainConfig
 

@@ -13,8 +13,8 @@ from depi.catalog import names
 from depi.catalog.collect import CollectConfig, _find
 from depi.catalog.find import Candidate, contributions, find
 from depi.catalog.names import PATTERN, matching_names
-from depi.datasets.recording.sources import cache_folder
 from depi.errors import UserError
+from depi.files import cache_folder
 from depi.flags import parse_flags
 from depi.hub.client import api as client
 from depi.hub.client import retry

@@ -232,7 +232,7 @@ def test_what_was_opened_once_opens_offline(hub, v21, v30, monkeypatch):
 
 
 def index_folder():
-    from depi.datasets.recording.sources import cache_folder
+    from depi.files import cache_folder
 
     return cache_folder() / "index"
 

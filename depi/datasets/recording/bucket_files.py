@@ -18,9 +18,9 @@ import fsspec
 
 from depi.datasets.recording.addresses import STORAGES, VERSIONS, Storage
 from depi.datasets.recording.checks import check_relative
-from depi.datasets.recording.sources import DatasetSource, RemoteFiles, cache_faults, cache_folder
+from depi.datasets.recording.sources import DatasetSource, RemoteFiles, cache_faults
 from depi.errors import DatasetError, UserError, machine_error
-from depi.files import atomic_write, read_json, write_json, write_text
+from depi.files import atomic_write, cache_folder, read_json, write_json, write_text
 from depi.hub.names import path_problem
 from depi.threads import threads
 

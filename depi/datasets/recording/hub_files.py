@@ -10,9 +10,9 @@ from huggingface_hub import DatasetInfo, constants
 from huggingface_hub.file_download import repo_folder_name
 
 from depi.datasets.recording.formats import INFO_FILE, DatasetMeta, metadata_files
-from depi.datasets.recording.sources import DatasetSource, RemoteFiles, cache_faults, cache_folder
+from depi.datasets.recording.sources import DatasetSource, RemoteFiles, cache_faults
 from depi.errors import DatasetError, UserError
-from depi.files import write_text
+from depi.files import cache_folder, write_text
 from depi.hub.names import parse_dataset_id
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

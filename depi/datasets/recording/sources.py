@@ -1,13 +1,10 @@
 """Where a dataset is, and what all storages have in common: how its files are listed and fetched."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-
-from huggingface_hub import constants
 
 from depi.datasets.recording.addresses import storable_name
 from depi.datasets.recording.formats import INFO_FILE, DatasetMeta, metadata_files
@@ -43,11 +40,6 @@ class DatasetSource:
     def describe_episodes(self) -> str:
         """What the choice of episodes adds to the key of a cache."""
         return "" if self.episodes is None else f"\nepisodes {sorted(set(self.episodes))}"
-
-
-def cache_folder() -> Path:
-    """Where DePi keeps what it can build again: DEPI_CACHE, by default `depi` in HF_HOME."""
-    return Path(os.environ.get("DEPI_CACHE") or Path(constants.HF_HOME, "depi"))
 
 
 @contextmanager

@@ -13,12 +13,13 @@ from huggingface_hub.utils import WeakFileLock
 
 from depi.datasets.recording.border import reading
 from depi.datasets.recording.joints import check_native
-from depi.datasets.recording.sources import DatasetFiles, DatasetSource, cache_folder
+from depi.datasets.recording.sources import DatasetFiles, DatasetSource
 from depi.datasets.recording.storages import open_source
 from depi.datasets.union.dataset_index import Options, Part, index_key, open_part
 from depi.datasets.union.index import Index, prune, read_index
 from depi.datasets.union.joining import join
 from depi.errors import DatasetError, MachineError, UserError
+from depi.files import cache_folder
 from depi.hub.client.retry import HubSilent
 from depi.progress import tracked
 from depi.threads import threads

@@ -13,12 +13,13 @@ from depi.datasets.recording.checks import resolve_file
 from depi.datasets.recording.joints import Detection
 from depi.datasets.recording.metadata import read_meta
 from depi.datasets.recording.places import image_places
-from depi.datasets.recording.sources import DatasetFiles, cache_folder
+from depi.datasets.recording.sources import DatasetFiles
 from depi.datasets.recording.tables import ACTION, STATE
 from depi.datasets.union.index import IMAGE, VIDEO, read_index, write_index
 from depi.datasets.union.opening import OpenDataset, open_dataset, recorded_fps
 from depi.engine.confined import confined
 from depi.errors import DatasetError
+from depi.files import cache_folder
 from depi.fingerprint import code, fingerprint
 
 type BadEpisodes = Mapping[tuple[str, str | None], Mapping[int, str]]

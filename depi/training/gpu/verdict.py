@@ -19,9 +19,8 @@ import torch
 from accelerate import Accelerator
 
 from depi import __version__
-from depi.datasets.recording.sources import cache_folder
 from depi.errors import UserError
-from depi.files import read_json, write_json
+from depi.files import cache_folder, read_json, write_json
 from depi.fingerprint import code, fingerprint
 from depi.models.attention import BACKENDS
 from depi.policies.choices import attention_backends
