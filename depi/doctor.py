@@ -280,7 +280,7 @@ def check_ray(address: str | None, timeout: float) -> Iterator[Finding]:
 def examine_gpus(config: DoctorConfig, tell: Callable[[Finding], None]) -> list[dict[str, Any]]:
     """Make all checks of the first GPU of each kind, tell each as it ends, and return the verdicts.
 
-    Verdicts are kept, and are what a training on such a GPU follows.
+    Verdicts are kept, and are what trainings and robots on such a GPU follow.
     """
     found = _probe("gpus", config.timeout)
     names = [device["name"] for device in found.get("devices", ())]
@@ -290,31 +290,37 @@ def examine_gpus(config: DoctorConfig, tell: Callable[[Finding], None]) -> list[
         return []
     import torch
 
-    from depi.training.gpu import verdict
+    from depi.policies.gpus import GROUPS, identity
+    from depi.training.gpu.examination import examine as examine_gpu
 
     verdicts = []
     for number in sorted(map(names.index, dict.fromkeys(names))):
         device = torch.device("cuda", number)
-        made = verdict.Verdict(verdict.identity(device))
-        tell(Finding(f"gpu {number}", "ok", ", ".join(f"{k} {v}" for k, v in made.of.items() if k != "code")))
-        for group in verdict.GROUPS:
-            checks = list(verdict.run_group(group, device))
-            made = made.with_checks(checks)
-            for check in checks:
-                tell(_gpu_finding(check, verdict.switch(check.name, made.failed)))
-        verdict.save(made)
-        tell(Finding("verdict", "ok", f"in {made.path}, for an issue; trainings on such a GPU follow it"))
+        of = ", ".join(f"{key} {value}" for key, value in identity(device).items() if key != "code")
+        tell(Finding(f"gpu {number}", "ok", of))
+        made = examine_gpu(
+            device, GROUPS, again=True, tell=lambda check, verdict: tell(_gpu_finding(check, verdict))
+        )
+        said = f"in {made.path}, for an issue; whatever trains or acts on such a GPU follows it"
+        tell(Finding("verdict", "ok", said))
         verdicts.append(made.to_dict())
     return verdicts
 
 
-def _gpu_finding(check: Any, switch: str) -> Finding:
-    """A line for a check of a GPU; `switch` is the flag that switches it off."""
+def _gpu_finding(check: Any, verdict: Any) -> Finding:
+    """A line for a check of a GPU; `verdict` has what failed so far."""
+    from depi.policies.gpus import switch as switch_of
+
+    switch = switch_of(check.name, verdict.failed)
     if check.status == "ok":
         return Finding(check.name, "ok", check.detail)
     if check.status == "skipped":
         return Finding(check.name, "skip", check.detail)
-    remedy = f"it is switched off by {switch}; trainings do so by themselves" if switch else NOT_REPLACED
+    remedy = (
+        f"it is switched off by {switch}; trainings and robots do so by themselves"
+        if switch
+        else NOT_REPLACED
+    )
     return Finding(check.name, "fail", check.detail, remedy)
 
 

@@ -109,3 +109,9 @@ def message(error: Exception) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def innermost_line(error: BaseException) -> str:
+    """The first line of an error; of one that quotes others, as compilers' do, the innermost of these."""
+    quoted = re.findall(r"^[\w.]+(?:Error|Exception): .+", str(error), re.MULTILINE)
+    return quoted[-1] if quoted else first_line(error)

@@ -22,6 +22,11 @@ class PolicyConfig:
     guidance: float | None = None
     # Chunks to sample, of which the one nearest to their mean is played; null: as saved, by default 1.
     num_samples: int | None = None
+    # How DePi's own policies compute on a CUDA device; null: as saved. The attention kernels that may be
+    # used, chunks replayed as one CUDA graph, and compiled, of which the first then takes a minute or two.
+    attention_backends: str | None = None
+    cuda_graphs: bool | None = None
+    compile_chunks: bool | None = None
 
 
 @dataclass

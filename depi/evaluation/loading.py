@@ -14,9 +14,10 @@ from depi.evaluation.config import EnvironmentConfig, EvaluateConfig
 from depi.evaluation.pi0_actor import Pi0Actor
 from depi.evaluation.results import checkpoint_digest
 from depi.files import read_json
-from depi.policies import Pi0Policy, load_policy, load_processors, resolve_checkpoint
+from depi.policies import load_policy, load_processors, resolve_checkpoint
 from depi.policies.checkpoint import policy_type
-from depi.policies.choices import check_choices
+from depi.policies.choices import OF_THE_MACHINE, check_choices
+from depi.policies.factory import ready_to_act
 from depi.policies.families import TYPES, family
 from depi.policies.indicator import is_conditioned
 
@@ -47,6 +48,8 @@ def load_actor(config: EvaluateConfig) -> tuple[Actor, dict[str, Any]]:
         raise UserError(f"--policy.guidance: a policy of type {kind} has no advantage indicator to follow")
     if config.policy.num_samples is not None:
         raise UserError(f"--policy.num_samples: policies of type {kind} sample one chunk; leave it out")
+    for name in _of_the_machine(config):
+        raise UserError(f"--policy.{name}: policies of type {kind} are LeRobot's, which has no such choice")
     from depi.evaluation.lerobot_policies import LeRobotActor, load_lerobot_policy, sized_for
 
     policy, pipelines = load_lerobot_policy(
@@ -92,7 +95,8 @@ def _is_trusted(folder: Path, config: EvaluateConfig) -> bool:
 
 
 def _load_pi0(folder: Path, config: EvaluateConfig) -> Actor:
-    policy = load_policy(folder, device=config.policy.device).eval()
+    overrides = [f"--{name}={value}" for name, value in _of_the_machine(config).items()]
+    policy = load_policy(folder, device=config.policy.device, config_overrides=overrides)
     if config.policy.n_action_steps is not None:
         if not 1 <= config.policy.n_action_steps <= policy.config.chunk_size:
             raise UserError(f"--policy.n_action_steps must be 1 to {policy.config.chunk_size}")
@@ -107,7 +111,7 @@ def _load_pi0(folder: Path, config: EvaluateConfig) -> Actor:
         check_choices(policy.config)
     cameras, convention = training_choices(folder)
     return Pi0Actor(
-        _fast(policy),
+        ready_to_act(policy),
         processors,
         cameras=cameras,
         convention=convention,
@@ -116,11 +120,10 @@ def _load_pi0(folder: Path, config: EvaluateConfig) -> Actor:
     )
 
 
-def _fast(policy: Pi0Policy) -> Pi0Policy:
-    """On a GPU chunks are captured graphs; on a CPU float32 stays as it was trained."""
-    if next(policy.parameters()).device.type == "cuda":
-        policy.for_inference()
-    return policy
+def _of_the_machine(config: EvaluateConfig) -> dict[str, str]:
+    """The flags of how this machine computes that are given, as they are typed."""
+    chosen = {name: getattr(config.policy, name, None) for name in OF_THE_MACHINE}
+    return {name: str(value).lower() for name, value in chosen.items() if value is not None}
 
 
 def _is_letterboxed(folder: Path, policy: Any) -> bool:

@@ -217,6 +217,12 @@ class FlowNetwork(SceneReader):
                 block.compile(**compilation(mode))
         self.respond = torch.compile(self.respond, **compilation(mode))  # type: ignore[method-assign]
 
+    def leave_uncompiled(self) -> None:
+        """Undo `compile_for_sampling`; what was captured of it stays."""
+        for block in self.blocks():
+            block._compiled_call_impl = None  # there is no other way
+        self.__dict__.pop("respond", None)
+
 
 def suffix_mask(before: int, steps: int, device: torch.device) -> Tensor:
     """The attention mask of the suffix, bool [S, S].

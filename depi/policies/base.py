@@ -18,8 +18,12 @@ from depi.policies.checkpoint import WEIGHTS
 from depi.policies.choices import attention_backends, choices_of, save_config
 from depi.policies.configuration import dimensions_of, freeze_parts
 from depi.policies.convert import Layout, save_weights
-from depi.policies.factory import load_policy, load_value
+from depi.policies.factory import load_policy, load_value, ready_to_act
 from depi.policies.families import family, family_of
+
+# An attribute that a configuration has when the running command of LeRobot only acts: whether its flags ask
+# to compile. LeRobot loads policies that it trains in the same way.
+ONLY_ACTS = "only_acts"
 
 
 class OwnPolicy(PreTrainedPolicy):
@@ -103,6 +107,11 @@ class OwnPolicy(PreTrainedPolicy):
         strict: bool = True,
         **kwargs: Any,
     ) -> "OwnPolicy":
-        """`load_policy` or `load_value` under the name that LeRobot calls."""
+        """`load_policy` or `load_value` under the name that LeRobot calls; see `ONLY_ACTS`."""
         load = load_policy if family(cls.name).acts else load_value
-        return load(pretrained_name_or_path, revision=revision, strict=strict, config=kwargs.get("config"))
+        config: Any = kwargs.get("config")
+        asked = getattr(config, ONLY_ACTS, None)
+        if asked is not None:
+            config.compile_model = asked
+        policy = load(pretrained_name_or_path, revision=revision, strict=strict, config=config)
+        return policy if asked is None else ready_to_act(policy)

@@ -22,7 +22,7 @@ CHOICES_FILE = "depi.json"
 # Memory grows with it: keys and values of the prefix are held for each.
 MOST_SAMPLES = 256
 # Fields of a configuration that go by the machine, and change results by rounding alone.
-OF_THE_MACHINE = ("attention_backends", "cuda_graphs", "compile_model")
+OF_THE_MACHINE = ("attention_backends", "cuda_graphs", "compile_chunks", "compile_model")
 
 
 @dataclass
@@ -48,6 +48,9 @@ class OwnChoices:
     attention_backends: str = "varlen,flash,efficient,math"
     # Replay chunks as one CUDA graph when the policy runs on such a device.
     cuda_graphs: bool = True
+    # Compile what computes chunks when the policy runs on such a device: the first one then takes a minute or
+    # two, later ones half as many launches. Elsewhere, and with its compile_mode, compile_model=true does so.
+    compile_chunks: bool = True
     # Multiply in float8 in the language model's layers while training, with dtype=bfloat16: for NVIDIA GPUs
     # from compute capability 8.9 on. Evaluations and robots compute as without.
     float8: bool = False

@@ -18,6 +18,7 @@ from depi.policies.choices import save_config
 from depi.policies.configuration import TrainingData, set_features
 from depi.policies.convert import load_weights
 from depi.policies.families import family_of
+from depi.policies.gpus import follow_verdict
 from depi.policies.processors import Pipeline, save_processors
 from depi.policies.trust import check_checkpoint
 
@@ -87,22 +88,31 @@ def make_policy(config: Any, data: TrainingData, *, device: str | None = None) -
 def load_policy(path_or_repo_id: str | Path, **choices: Any) -> AnyPolicy:
     """A policy that acts, from a checkpoint; see `load_any_policy` for the arguments.
 
+    On a GPU it uses nothing that failed when such a GPU was checked.
+
     Raises:
         UserError: as there; or it is a value function.
     """
-    policy = load_any_policy(path_or_repo_id, **choices)
+    policy = load_any_policy(path_or_repo_id, **choices, following=True)
     if not family_of(policy.config).acts:
         raise UserError(f"{path_or_repo_id} is a value function, which takes no actions: name a policy")
     return policy
 
 
+def ready_to_act(policy: AnyPolicy) -> AnyPolicy:
+    """A policy of DePi's own for acting alone: on a GPU `for_inference`; a CPU computes as it was trained."""
+    if next(policy.parameters()).device.type == "cuda":
+        policy.for_inference()
+    return policy
+
+
 def load_value(path_or_repo_id: str | Path, **choices: Any) -> AnyPolicy:
-    """A value function from a checkpoint; see `load_any_policy` for the arguments.
+    """A value function from a checkpoint, as `load_policy` does.
 
     Raises:
         UserError: as there; or it is a policy that acts.
     """
-    policy = load_any_policy(path_or_repo_id, **choices)
+    policy = load_any_policy(path_or_repo_id, **choices, following=True)
     if family_of(policy.config).name != "value":
         raise UserError(
             f"{path_or_repo_id} is of policy type {policy.config.type}, not a value function: train one with "
@@ -120,6 +130,7 @@ def load_any_policy(
     data: TrainingData | None = None,
     device: str | None = None,
     strict: bool = True,
+    following: bool = False,
 ) -> AnyPolicy:
     """A policy or value function from a checkpoint folder or a Hub repository, in evaluation mode.
 
@@ -135,6 +146,7 @@ def load_any_policy(
         data: fine-tune on this: its cameras, state and action replace the checkpoint's.
         device: where to put it; `config.device` if None.
         strict: if False, parameters that the file lacks are drawn at random, with a warning that names them.
+        following: use nothing that failed when such a GPU was checked; a training has seen to that before.
 
     Raises:
         UserError: nothing there, wrong policy type, bad override, weights that do not fit, or processors that
@@ -149,6 +161,8 @@ def load_any_policy(
         set_features(config, data)
     if is_adapter(folder) and not family_of(config).own:
         raise UserError(f"{folder} holds adapters of a {config.type} policy, which DePi does not merge")
+    if following and family_of(config).own:
+        follow_verdict(config, torch.device(config.device or "cpu"))
     weights = _base_folder(folder) if is_adapter(folder) else folder
     policy = read_policy(config, weights / WEIGHTS, strict=strict)
     if is_adapter(folder):

@@ -5,7 +5,9 @@ Letters in shapes:
     S, D sizes of the robot's state and action   X, A the room that the policy has for them
 """
 
+import logging
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.utils.constants import ACTION
 from torch import Tensor
 
-from depi.errors import UserError
+from depi.errors import UserError, innermost_line
 from depi.models.capture import Captured
 from depi.models.flow import prefix_times, sample_noise, sample_time
 from depi.models.inference import prepare_for_inference
@@ -23,6 +25,7 @@ from depi.policies.base import OwnPolicy
 from depi.policies.batches import pad_last, trimmed
 from depi.policies.choices import check_choices, choices_of
 from depi.policies.configuration_depi_pi0 import DepiPi0Config
+from depi.policies.gpus import is_checked, keep_compiled
 from depi.policies.indicator import UNCONDITIONAL_MASK, UNCONDITIONAL_TOKENS
 from depi.policies.real_time_chunking import (
     LeftOver,
@@ -32,6 +35,8 @@ from depi.policies.real_time_chunking import (
     rtc_processor,
     sample_recorded,
 )
+
+logger = logging.getLogger(__name__)
 
 STRONGEST_GUIDANCE = 100.0
 # The key of a batch under which each sample has its simulated inference delay, in steps.
@@ -65,6 +70,7 @@ class Pi0Policy(OwnPolicy):
         check_choices(config)
         super().__init__(config)
         self._inference_only = False
+        self._compiler_is_new = False
         self._captured = Captured(self._sample)
         self.set_guidance(getattr(config, "guidance", 1.0))
         self.init_rtc_processor()
@@ -148,10 +154,12 @@ class Pi0Policy(OwnPolicy):
 
         With dtype bfloat16 the large matrices are rounded to bfloat16 once, which halves their memory and
         gives the actions that autocast gives, up to rounding; norms and the layers around the action expert
-        stay in float32. What multiplies the same vectors becomes one matrix. With `config.compile_model`
-        layers and Euler steps are compiled. On a CUDA device the first chunk of each shape is captured as a
-        CUDA graph, which later ones replay, unless `config.cuda_graphs` is off; where the batch says how long
-        its prompts are, as the policy's preprocessor does, nothing waits for the device.
+        stay in float32. What multiplies the same vectors becomes one matrix. On a CUDA device the first chunk
+        compiles layers and Euler steps, unless `config.compile_chunks` is off (elsewhere, if
+        `config.compile_model` is on); and the first one of each shape is captured as a CUDA graph, which
+        later ones replay, unless `config.cuda_graphs` is off. Where the compiler fails, a warning says so and
+        nothing is compiled. Where the batch says how long its prompts are, as the policy's preprocessor does,
+        nothing waits for the device.
 
         Afterwards it can neither be trained nor saved: no float32 weights are kept.
 
@@ -166,8 +174,16 @@ class Pi0Policy(OwnPolicy):
         except TypeError as error:
             raise UserError(f"for_inference: {error}") from None
         self._inference_only = True
-        if self.config.compile_model:
-            self.model.compile_for_sampling(self.config.compile_mode)
+        by_default = choices_of(self.config).compile_chunks and is_checked(next(self.parameters()).device)
+        if by_default or self.config.compile_model:
+            # By default nothing is tried out, which takes minutes.
+            self.model.compile_for_sampling(self.config.compile_mode if self.config.compile_model else None)
+            self._compiler_is_new = True
+            logger.info(
+                "the first chunk compiles the network, a minute or two where %s has nothing of it yet "
+                "(else --policy.compile_chunks=false)",
+                keep_compiled(),
+            )
         return self.eval()
 
     def _refuse_after_for_inference(self, verb: str) -> None:
@@ -176,6 +192,8 @@ class Pi0Policy(OwnPolicy):
                 f"this policy cannot be {verb}: for_inference rounded its weights; load the checkpoint again"
             )
 
+    # `lerobot-rollout --use_torch_compile=true` compiles whatever has this name as a whole.
+    @torch.compiler.disable
     def predict_action_chunk(
         self, batch: dict[str, Any], noise: Tensor | None = None, **choices: Any
     ) -> Tensor:
@@ -227,9 +245,31 @@ class Pi0Policy(OwnPolicy):
             observation = trimmed(self.config, batch, self._observe(batch))
             noise = self._noise_to_sample_from(batch if noise is None else {"noise": noise}, observation)
             chunks = len(noise) // len(observation.state)
-            actions = self._sample_after(left_over, observation, noise, num_steps)
+            actions = self._compiled_or_not(
+                lambda: self._sample_after(left_over, observation, noise, num_steps)
+            )
         actions = actions[..., : self.config.action_feature.shape[0]]
         return actions.unflatten(0, (chunks, -1)).transpose(0, 1)
+
+    def _compiled_or_not(self, sample: Callable[[], Tensor]) -> Tensor:
+        """Sample; where the compiler fails at the first chunk, once more and from now on without it."""
+        if not self._compiler_is_new:
+            return sample()
+        self._compiler_is_new = False
+        try:
+            return sample()
+        except (torch.OutOfMemoryError, UserError):
+            raise
+        except Exception as error:  # compilers raise what they like
+            self.model.leave_uncompiled()
+            self._captured.clear()
+            actions = sample()
+            logger.warning(
+                "chunks cannot be compiled here (%s): they are computed without, as by "
+                "--policy.compile_chunks=false",
+                innermost_line(error),
+            )
+            return actions
 
     def _sample_after(
         self, left_over: LeftOver, observation: Observation, noise: Tensor, num_steps: int

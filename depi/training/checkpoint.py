@@ -13,12 +13,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from depi.errors import UserError
 from depi.files import write_json, write_text
-from depi.policies import load_config, load_policy
+from depi.policies import load_config
 from depi.policies import save_checkpoint as save_policy
 from depi.policies.adapters import add_adapters, load_adapters
 from depi.policies.checkpoint import WEIGHTS
 from depi.policies.choices import OF_THE_MACHINE
-from depi.policies.factory import AnyPolicy, read_policy
+from depi.policies.factory import AnyPolicy, load_any_policy, read_policy
 from depi.training.card import model_card
 from depi.training.config import TRAIN_CONFIG_NAME, TrainConfig, config_to_json
 from depi.training.ema import MovingAverage
@@ -170,7 +170,7 @@ def load_trained_policy(config: TrainConfig, pretrained: Path) -> AnyPolicy:
         return read_policy(saved, weights_file(pretrained, RAW))
     base = config.policy.pretrained_path
     assert base is not None
-    policy = load_policy(base, config=saved, device=device)
+    policy = load_any_policy(base, config=saved, device=device)
     add_adapters(policy.model, config.peft)
     load_adapters(policy.model, checkpoint_part(pretrained, ADAPTER_DIR))
     return policy

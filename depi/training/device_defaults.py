@@ -1,19 +1,15 @@
 """What no flag says, and what the device of a run decides: compiled layers, and bfloat16."""
 
 import logging
-import os
 from typing import Any
 
 import torch
 
-from depi.files import cache_folder
 from depi.policies.families import family_of
+from depi.policies.gpus import keep_compiled
 from depi.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
-
-# Where Inductor and Triton keep what they have compiled.
-COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def settle(config: TrainConfig, device: torch.device) -> None:
@@ -39,8 +35,7 @@ def settle(config: TrainConfig, device: torch.device) -> None:
     if chosen:
         logger.info("on this GPU: %s", " and ".join(chosen))
     if config.compile:
-        folder = os.environ.setdefault(COMPILED, str(cache_folder() / "compiled"))
         logger.info(
             "the first steps compile each kind of layer, a minute or two where %s has nothing of it yet",
-            folder,
+            keep_compiled(),
         )

@@ -34,7 +34,7 @@ from depi.training.ema import MovingAverage
 from depi.training.estimate import Estimate, estimate_run
 from depi.training.fitting import full_memory_named, warn_if_too_large
 from depi.training.folders import check_checkpoint, remove_leftovers
-from depi.training.gpu.verdict import first_contact
+from depi.training.gpu.examination import first_contact
 from depi.training.optimizer import make_optimizer, make_scheduler
 from depi.training.run_state import Run
 from depi.training.sharding import shard

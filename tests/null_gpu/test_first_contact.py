@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from depi.training.gpu.verdict import GROUPS
+from depi.policies.gpus import GROUPS
 
 pytestmark = [pytest.mark.null_gpu, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 
 import pytest
 import torch
@@ -11,11 +12,11 @@ from runs import metrics, replaced, small_training
 
 from depi.cli import main as depi
 from depi.policies.choices import save_config
+from depi.policies.gpus import COMPILED
 from depi.train import main
-from depi.training import device_defaults
 from depi.training.command_line import parse_train_config, read_train_config
 from depi.training.config import TrainConfig
-from depi.training.device_defaults import COMPILED, settle
+from depi.training.device_defaults import settle
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 FLAGS = ["--policy.type=pi0", "--policy.device=cpu", "--dataset.repo_id=a/b"]
@@ -60,7 +61,7 @@ def test_what_a_gpu_decides(caplog, monkeypatch, tmp_path):
 def test_a_folder_of_the_users_own_is_kept(monkeypatch):
     monkeypatch.setenv(COMPILED, "/elsewhere")
     settled(CUDA)
-    assert device_defaults.os.environ[COMPILED] == "/elsewhere"
+    assert os.environ[COMPILED] == "/elsewhere"
 
 
 def test_what_names_the_precision(tmp_path):

@@ -13,17 +13,29 @@ from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 
 from depi import cli, doctor
+from depi.models.flow import FlowNetwork
 from depi.models.pi0 import Pi0Dimensions
 from depi.models.scene import SceneReader
+from depi.policies import gpus
 from depi.policies.choices import choices_of
+from depi.policies.gpus import GROUPS, Check, Verdict, saved_verdict, switch
 from depi.training.config import TrainConfig
-from depi.training.gpu import kernels, networks, verdict
-from depi.training.gpu.checking import Check, WrongError
-from depi.training.gpu.verdict import GROUPS, Verdict, first_contact, run_group, switch, switch_off
+from depi.training.gpu import examination, kernels, networks
+from depi.training.gpu.checking import WrongError
+from depi.training.gpu.examination import examine, first_contact, leave_out, run_group
 
 CPU = torch.device("cpu")
 SIZES = kernels.Sizes(
-    lengths=(20, 13), heads=4, head_dim=16, steps=6, images=2, patches=9, vision_heads=2, vision_head_dim=8
+    lengths=(20, 13),
+    heads=4,
+    head_dim=16,
+    steps=6,
+    images=2,
+    patches=9,
+    vision_heads=2,
+    vision_head_dim=8,
+    width=32,
+    mlp_dim=64,
 )
 TINY = Pi0Dimensions.tiny(depth=2, chunk_size=5, image_size=28, vocab_size=64)
 OF = {"gpu": "NVIDIA H200", "driver": "580.1", "torch": "2.11.0"}
@@ -41,7 +53,7 @@ def test_right_kernels_pass():
     found = by_name(kernels.check_kernels(CPU, SIZES))
     assert tuple(found) == GROUPS["kernels"][0]
     assert found["attention varlen"].status == "skipped"
-    for name in ("attention flash", "attention efficient", "attention math", "fused optimizer"):
+    for name in ("attention flash", "attention efficient", "attention math", "fused optimizer", "float8"):
         assert found[name].status == "ok", found[name]
     figures = found["attention efficient"].figures
     assert 0 < figures["error, gradient of the suffix's values"] < 0.01
@@ -118,6 +130,55 @@ def test_an_optimizer_that_ignores_what_it_is_told_is_found(monkeypatch, ignored
     assert says in found.detail
 
 
+@pytest.mark.parametrize(
+    ("fault", "status", "says"),
+    [
+        ("none", "ok", "right to 0.0"),
+        ("scale", "fail", "product in float8 is off by 0.1"),
+        ("gradient", "fail", "gradient of its weights is off by 0.3"),
+        ("raises", "fail", "CUDA error: CUBLAS_STATUS_NOT_SUPPORTED"),
+        ("absent", "skipped", "not available: it needs an NVIDIA GPU of compute capability 8.9 or higher"),
+    ],
+)
+def test_products_in_float8(monkeypatch, fault, status, says):
+    multiply = torch._scaled_mm
+
+    def faulty(x, y, x_unit, y_unit, out_dtype, use_fast_accum=False):
+        if fault == "raises":
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling cublasLtMatmul")
+        of_weights = out_dtype == torch.float32
+        wrong = {"scale": 1.1 * use_fast_accum, "gradient": 1.3 * of_weights}.get(fault) or 1.0
+        return wrong * multiply(x, y, x_unit, y_unit, out_dtype=out_dtype)
+
+    monkeypatch.setattr(torch, "_scaled_mm", faulty)
+    monkeypatch.setattr(kernels, "takes_float8", lambda device: fault != "absent")
+    (found,) = kernels.check_kernels(CPU, SIZES, wanted=["float8"])
+    assert (found.status, found.final) == (status, True), found
+    assert says in found.detail
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "says"),
+    [
+        ("none", "ok", "compiled in 0 s"),
+        ("wrong", "fail", "compiled chunk is off by"),
+        ("raises", "fail", "triton.PTXASError: no ptxas"),
+    ],
+)
+def test_compiled_chunks_against_plain_ones(monkeypatch, fault, status, says):
+    def compile_for_sampling(self):
+        if fault == "raises":
+            raise RuntimeError("SubprocException: in a subprocess:\n  ...\ntriton.PTXASError: no ptxas\n\n")
+        if fault == "wrong":
+            plain = self.respond
+            self.respond = lambda *inputs: 1.1 * plain(*inputs)
+
+    monkeypatch.setattr(FlowNetwork, "compile_for_sampling", compile_for_sampling)
+    (found,) = networks.check_graph(CPU, TINY, wanted=["compiled chunk"])
+    assert found.status == status, found
+    assert says in found.detail
+
+
 def compile_with(monkeypatch, compile_layers):
     monkeypatch.setattr(SceneReader, "compile_layers", compile_layers)
 
@@ -158,7 +219,7 @@ def test_whole_network_on_a_processor():
     figures = found["training steps"].figures
     assert figures["images a step"] == 9
     assert figures["ms a step"] > 0
-    assert [check.status for check in networks.check_graph(CPU, TINY)] == ["skipped"]
+    assert [check.status for check in networks.check_graph(CPU, TINY, wanted=["CUDA graph"])] == ["skipped"]
 
 
 def saying(*lines, then="pass") -> tuple[str, ...]:
@@ -209,7 +270,7 @@ def test_a_device_that_does_not_answer():
 def kept(monkeypatch, tmp_path):
     """A cache of its own, and a GPU by name."""
     monkeypatch.setenv("DEPI_CACHE", str(tmp_path))
-    monkeypatch.setattr(verdict, "identity", lambda device: OF)
+    monkeypatch.setattr(gpus, "identity", lambda device: OF)
     return tmp_path
 
 
@@ -220,20 +281,20 @@ def test_a_verdict_is_kept_for_its_kind(kept, monkeypatch):
         made.append(group)
         return [Check(name, "ok", "right", {"error": 0.1}) for name in GROUPS[group][0]]
 
-    monkeypatch.setattr(verdict, "run_group", make)
-    first = verdict.examine(CPU, ["kernels"])
-    assert verdict.examine(CPU, ["kernels"]) == first
+    monkeypatch.setattr(examination, "run_group", make)
+    first = examine(CPU, ["kernels"])
+    assert examine(CPU, ["kernels"]) == first
     assert made == ["kernels"]
-    both = verdict.examine(CPU, ["kernels", "compile"])
+    both = examine(CPU, ["kernels", "compile"])
     assert made == ["kernels", "compile"]
     assert [check.name for check in both.checks] == [*GROUPS["kernels"][0], "compile"]
     content = json.loads(first.path.read_text())
     assert content["gpu"] == "NVIDIA H200"
     assert first.path.parent == kept / "gpus"
     first.path.write_text("[1]")
-    assert not verdict.saved_verdict(CPU).checks
-    monkeypatch.setattr(verdict, "identity", lambda device: OF | {"driver": "590.2"})
-    verdict.examine(CPU, ["kernels"])
+    assert not saved_verdict(CPU).checks
+    monkeypatch.setattr(gpus, "identity", lambda device: OF | {"driver": "590.2"})
+    examine(CPU, ["kernels"])
     assert made[2:] == ["kernels"]
 
 
@@ -254,6 +315,8 @@ def test_flags_that_switch_off():
     assert switch("attention math", ["attention math"]) == ""
     assert switch("compile", ["compile"]) == "--compile=false"
     assert switch("CUDA graph", ["CUDA graph"]) == "--policy.cuda_graphs=false"
+    assert switch("compiled chunk", ["compiled chunk"]) == "--policy.compile_chunks=false"
+    assert switch("float8", ["float8"]) == "--policy.float8=false"
     assert switch("fused optimizer", ["fused optimizer"]) == ""
     told = failing("attention varlen", "memory").to_dict()["checks"]
     assert [each["switched_off_by"] for each in told] == [varlen, ""]
@@ -262,7 +325,7 @@ def test_flags_that_switch_off():
 def test_a_run_leaves_out_what_failed(caplog):
     config = TrainConfig(policy=PI0Config(device="cpu"), compile=True)
     with caplog.at_level(logging.WARNING):
-        switch_off(config, failing("attention varlen", "compile", "CUDA graph", "fused optimizer"))
+        leave_out(config, failing("attention varlen", "compile", "CUDA graph", "fused optimizer"))
     choices = choices_of(config.policy)
     assert (choices.attention_backends, choices.cuda_graphs) == ("flash,efficient,math", False)
     assert not config.compile
@@ -273,16 +336,28 @@ def test_a_run_leaves_out_what_failed(caplog):
         "`depi doctor --gpu` tells more",
         "CUDA graph fails on NVIDIA H200 (off by 1): switched off, as by --policy.cuda_graphs=false; "
         "`depi doctor --gpu` tells more",
-        "fused optimizer fails on NVIDIA H200 (off by 1), and nothing replaces it: see `depi doctor --gpu` "
-        "before you train",
+        "fused optimizer fails on NVIDIA H200 (off by 1), and nothing replaces it: see `depi doctor --gpu`",
     ]
+
+
+def test_a_run_leaves_float8_out_where_it_asks_for_it(caplog):
+    for asked in (True, False):
+        policy = PI0Config(device="cpu", dtype="bfloat16")
+        policy.float8 = asked
+        leave_out(TrainConfig(policy=policy), failing("float8"))
+        assert policy.float8 is False
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "float8 fails on NVIDIA H200 (off by 1): switched off, as by --policy.float8=false; "
+        "`depi doctor --gpu` tells more"
+    )
 
 
 def test_a_run_says_nothing_of_what_it_does_not_use(caplog):
     config = TrainConfig(policy=PI0Config(device="cpu"))
     config.policy.attention_backends = "efficient"
     with caplog.at_level(logging.WARNING):
-        switch_off(config, failing("attention varlen", "compile"))
+        leave_out(config, failing("attention varlen", "compile"))
     assert not caplog.records
     assert config.policy.attention_backends == "efficient"
 
@@ -298,7 +373,7 @@ def test_a_run_says_nothing_of_what_it_does_not_use(caplog):
 )
 def test_where_nothing_is_checked(monkeypatch, device, policy, flags):
     asked = []
-    monkeypatch.setattr(verdict, "saved_verdict", asked.append)
+    monkeypatch.setattr(examination, "saved_verdict", asked.append)
     first_contact(TrainConfig(policy=policy, **flags), SimpleNamespace(device=torch.device(device)))
     assert asked == []
 
@@ -316,15 +391,15 @@ def test_the_doctor_tells_each_kind_of_gpu(kept, monkeypatch, capsys):
             *(Check(name, "skipped", "not reached") for name in names[1:]),
         ]
 
-    monkeypatch.setattr(verdict, "run_group", make)
+    monkeypatch.setattr(examination, "run_group", make)
     assert cli.main(["doctor", "--gpu"]) == 1
     assert examined == [(group, number) for number in (0, 1) for group in GROUPS]
     lines = capsys.readouterr().out.splitlines()
     assert lines[:4] == [
         "ok    gpu 0: gpu NVIDIA H200, driver 580.1, torch 2.11.0",
         "fail  attention varlen: off by 1",
-        "      it is switched off by --policy.attention_backends=flash,efficient,math; trainings do so by "
-        "themselves",
+        "      it is switched off by --policy.attention_backends=flash,efficient,math; trainings and "
+        "robots do so by themselves",
         "skip  attention flash: not reached",
     ]
     assert cli.main(["doctor", "--gpu", "--json"]) == 1
@@ -332,7 +407,7 @@ def test_the_doctor_tells_each_kind_of_gpu(kept, monkeypatch, capsys):
     assert [each["checks"][0]["switched_off_by"] for each in told] == [
         "--policy.attention_backends=flash,efficient,math"
     ] * 2
-    assert verdict.saved_verdict(CPU).failed.keys() == {names[0] for names, _ in GROUPS.values()}
+    assert saved_verdict(CPU).failed.keys() == {names[0] for names, _ in GROUPS.values()}
 
 
 def test_the_doctor_without_a_gpu(monkeypatch, capsys):

@@ -1,39 +1,19 @@
-"""What a check of a GPU is, and how numbers are compared and timed."""
+"""How a check of a GPU is made, and how numbers are compared and timed."""
 
 import math
-import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from depi.errors import first_line
+from depi.errors import innermost_line
+from depi.policies.gpus import Check
 
 # Of vectors. bfloat16 rounds by 2^-9; a processor's own attention in it is off by up to 0.007 at pi0's sizes.
 LARGEST_ERROR = 0.02
 
 Figures = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One check.
-
-    name: of what was checked.
-    status: `skipped` where it could not be done.
-    detail: a clause.
-    figures: errors, times and sizes, by names that tell their units.
-    final: False where another try may end otherwise, as where memory was taken by others.
-    """
-
-    name: str
-    status: Literal["ok", "fail", "skipped"]
-    detail: str
-    figures: Mapping[str, float] = field(default_factory=dict)
-    final: bool = True
 
 
 class NotHereError(Exception):
@@ -63,14 +43,8 @@ def check(name: str, measure: Callable[[], tuple[str, Figures]]) -> Check:
     except WrongError as problem:
         return Check(name, "fail", str(problem), finite(problem.figures))
     except Exception as error:  # any exception of a broken kernel or compiler is the finding
-        return Check(name, "fail", said_of(error))
+        return Check(name, "fail", innermost_line(error))
     return Check(name, "ok", detail, finite(figures))
-
-
-def said_of(error: Exception) -> str:
-    """The first line of an error; of one that quotes others, as compilers' do, the innermost of these."""
-    quoted = re.findall(r"^[\w.]+(?:Error|Exception): .+", str(error), re.MULTILINE)
-    return quoted[-1] if quoted else first_line(error)
 
 
 def checks_of(

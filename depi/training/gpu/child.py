@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 import torch
 
-from depi.training.gpu.checking import Check
+from depi.policies.gpus import Check
 
 GROUPS = {
     "kernels": ("depi.training.gpu.kernels", "check_kernels"),

@@ -16,10 +16,10 @@ from depi.models.pi0 import Pi0Dimensions
 from depi.policies.batches import pack_batch
 from depi.policies.configuration_depi_pi0 import DepiPi0Config
 from depi.policies.factory import make_policy
+from depi.policies.gpus import Check
 from depi.policies.pi0 import Pi0Policy
 from depi.training.estimate import estimate_memory, model_to_train
 from depi.training.gpu.checking import (
-    Check,
     Figures,
     NotHereError,
     WrongError,
@@ -158,26 +158,56 @@ def real_loss(loss: Tensor) -> float:
 def check_graph(
     device: torch.device, d: Pi0Dimensions | None = None, wanted: Collection[str] | None = None
 ) -> Iterator[Check]:
-    """Chunks that a CUDA graph replays against plain ones."""
-    return checks_of({"CUDA graph": lambda: measure_graph(device, d or shallow())}, wanted)
+    """Chunks that a CUDA graph replays, and compiled ones, against plain ones."""
+    sizes = d or shallow()
+    measures: dict[str, Callable[[], tuple[str, Figures]]] = {
+        "CUDA graph": lambda: measure_graph(device, sizes),
+        "compiled chunk": lambda: measure_compiled_chunk(device, sizes),
+    }
+    return checks_of(measures, wanted)
 
 
 def measure_graph(device: torch.device, d: Pi0Dimensions) -> tuple[str, Figures]:
     """Two chunks from different noise, plain and replayed."""
     if device.type != "cuda":
         raise NotHereError("only CUDA devices have it")
-    policy = build(d, device).for_inference()
-    batch = random_batch(policy, 1, device, packed=False)
-    noises = [batch.pop("noise"), torch.randn_like(batch[ACTION][..., :1]).expand(-1, -1, d.action_dim)]
-    chunks: dict[bool, list[Tensor]] = {}
-    for replayed in (False, True):
-        policy.config.cuda_graphs = replayed
-        chunks[replayed] = [policy.predict_action_chunk(batch, noise).cpu() for noise in noises]
-    if not all(chunk.abs().sum() > 0 for chunk in chunks[False]):
+    policy = policy_that_acts(d, device)
+    expected = two_chunks(policy)
+    policy.config.cuda_graphs = True
+    return compare_chunks("replayed", two_chunks(policy), expected)
+
+
+def measure_compiled_chunk(device: torch.device, d: Pi0Dimensions) -> tuple[str, Figures]:
+    """Two chunks from different noise, plain and compiled, with the time of the latter."""
+    policy = policy_that_acts(d, device)
+    expected = two_chunks(policy)
+    policy.model.compile_for_sampling()
+    started = time.perf_counter()
+    found = two_chunks(policy)
+    took = time.perf_counter() - started
+    said, figures = compare_chunks("compiled", found, expected)
+    return f"{said}, compiled in {took:.0f} s", {**figures, "s compiled chunks": took}
+
+
+def policy_that_acts(d: Pi0Dimensions, device: torch.device) -> Pi0Policy:
+    """One that neither compiles nor replays yet."""
+    return build(d, device, cuda_graphs=False, compile_chunks=False).for_inference()
+
+
+def two_chunks(policy: Pi0Policy) -> list[Tensor]:
+    """Chunks of the same observation from different noise."""
+    batch = random_batch(policy, 1, next(policy.parameters()).device, packed=False)
+    noise = batch.pop("noise")
+    return [policy.predict_action_chunk(batch, start).cpu() for start in (noise, noise.flip(1))]
+
+
+def compare_chunks(kind: str, found: list[Tensor], expected: list[Tensor]) -> tuple[str, Figures]:
+    """Two chunks against plain ones."""
+    if not all(chunk.abs().sum() > 0 for chunk in expected):
         raise WrongError("a plain chunk is all zero", {})
     errors = {
-        f"{name} replayed chunk": relative_error(found, expected)
-        for name, found, expected in zip(("first", "second"), chunks[True], chunks[False], strict=True)
+        f"{name} {kind} chunk": relative_error(*pair)
+        for name, *pair in zip(("first", "second"), found, expected, strict=True)
     }
     figures: Figures = {f"error, {name}": error for name, error in errors.items()}
     return judge(errors, figures), figures
@@ -288,8 +318,9 @@ def measure_memory(device: torch.device, policy: Pi0Policy, batch_size: int) -> 
 
 
 def measure_chunk(device: torch.device, policy: Pi0Policy) -> tuple[str, Figures]:
-    """How long a chunk takes with three cameras, replayed where that is possible."""
+    """How long a chunk takes with three cameras, replayed where that is possible; not compiled."""
     policy.zero_grad(set_to_none=True)
+    policy.config.compile_chunks = False
     policy.for_inference()
     batch = random_batch(policy, 1, device, packed=False)
     took = milliseconds(lambda: policy.predict_action_chunk(batch), device, CHUNKS)

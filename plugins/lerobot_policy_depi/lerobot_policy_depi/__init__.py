@@ -4,8 +4,10 @@ import depi.hub.client.api  # noqa: F401  its session: `push_to_hub` stays with 
 from depi.policies.configuration_depi_pi0 import DepiPi0Config
 from depi.policies.configuration_depi_pi05 import DepiPi05Config
 from depi.policies.configuration_value import ValueConfig
+from lerobot_policy_depi.acting import mark_policies_that_only_act
 from lerobot_policy_depi.slots import fill_rename_maps
 
 fill_rename_maps()
+mark_policies_that_only_act()
 
 __all__ = ["DepiPi0Config", "DepiPi05Config", "ValueConfig"]

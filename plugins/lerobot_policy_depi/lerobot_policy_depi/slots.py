@@ -5,11 +5,12 @@ LeRobot asks no policy for that, so it is filled in when the command's configura
 
 import json
 import logging
-import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from depi.evaluation.trained_slots import rename_map
+from lerobot_policy_depi.commands import EVAL, ROLLOUT, after_reading
 
 logger = logging.getLogger(__name__)
 
@@ -24,32 +25,18 @@ def _cameras_of_env(config: Any) -> Iterable[str]:
     return config.env.features_map.values()
 
 
-# Where the command has imported it: the module and name of its configuration -> the cameras that there are.
-COMMANDS: dict[tuple[str, str], Callable[[Any], Iterable[str]]] = {
-    ("lerobot.rollout.configs", "RolloutConfig"): _cameras_of_robot,
-    ("lerobot.configs.eval", "EvalPipelineConfig"): _cameras_of_env,
-}
-
-
 def fill_rename_maps() -> None:
     """Let the configurations of the running command fill in a `rename_map` that nobody has given."""
-    for (module, name), cameras in COMMANDS.items():
-        if module in sys.modules:
-            _extend(getattr(sys.modules[module], name), cameras)
+    after_reading(ROLLOUT, partial(_fill, _cameras_of_robot))
+    after_reading(EVAL, partial(_fill, _cameras_of_env))
 
 
-def _extend(config_class: Any, cameras: Callable[[Any], Iterable[str]]) -> None:
-    check = config_class.__post_init__
-
-    def check_and_fill(config: Any) -> None:
-        check(config)
-        policy = config.policy
-        if config.rename_map or policy is None or policy.pretrained_path is None:
-            return
-        checkpoint = policy.pretrained_path, policy.pretrained_revision
-        config.rename_map = rename_map(*checkpoint, list(policy.image_features), set(cameras(config)))
-        if config.rename_map:
-            # As a warning: the command sets its logging up later.
-            logger.warning("cameras as in training: --rename_map='%s'", json.dumps(config.rename_map))
-
-    config_class.__post_init__ = check_and_fill
+def _fill(cameras: Callable[[Any], Iterable[str]], config: Any) -> None:
+    policy = config.policy
+    if config.rename_map:
+        return
+    checkpoint = policy.pretrained_path, policy.pretrained_revision
+    config.rename_map = rename_map(*checkpoint, list(policy.image_features), set(cameras(config)))
+    if config.rename_map:
+        # As a warning: the command sets its logging up later.
+        logger.warning("cameras as in training: --rename_map='%s'", json.dumps(config.rename_map))

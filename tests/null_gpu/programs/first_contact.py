@@ -15,9 +15,11 @@ from accelerate import Accelerator
 from device import report
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 
+from depi.policies import gpus
 from depi.policies.choices import choices_of
+from depi.policies.gpus import saved_verdict
 from depi.training.config import TrainConfig
-from depi.training.gpu import verdict
+from depi.training.gpu import examination
 
 FAULTY = str(Path(__file__).with_name("faulty_checks.py"))
 
@@ -37,24 +39,26 @@ def contact(fault: str) -> dict[str, Any]:
     """What a run with such a GPU does, and says, and what the next one does."""
     os.environ["DEPI_CACHE"] = tempfile.mkdtemp()
     accelerator = Accelerator()
-    logger = logging.getLogger(verdict.__name__)
-    logger.setLevel(logging.INFO)
+    loggers = [logging.getLogger(module.__name__) for module in (examination, gpus)]
     found = {}
     # The second one has no checks to make: none would succeed.
     for name, command in (("first", (sys.executable, FAULTY, fault)), ("second", ("/bin/false",))):
         heard = Heard()
-        logger.addHandler(heard)
+        for logger in loggers:
+            logger.setLevel(logging.INFO)
+            logger.addHandler(heard)
         policy = PI0Config(device="cpu", dtype="bfloat16")
         config = TrainConfig(policy=policy, compile=fault in ("none", "nothing", "compile"))
-        with patch.object(verdict, "CHILD", command):
-            verdict.first_contact(config, accelerator)
-        logger.removeHandler(heard)
+        with patch.object(examination, "CHILD", command):
+            examination.first_contact(config, accelerator)
+        for logger in loggers:
+            logger.removeHandler(heard)
         found[name] = {
             "attention_backends": choices_of(policy).attention_backends,
             "compile": config.compile,
             "messages": heard.messages,
         }
-    checks = {check.name: vars(check) for check in verdict.saved_verdict(accelerator.device).checks}
+    checks = {check.name: vars(check) for check in saved_verdict(accelerator.device).checks}
     return {**found, "checks": checks}
 
 

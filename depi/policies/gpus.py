@@ -1,47 +1,68 @@
-"""What the checks of a GPU found, kept for its kind, and what a run does about it.
+"""What is known of a kind of GPU: what was checked there, what failed, and what switches that off.
 
 A verdict is of one kind of GPU with one driver, one version of PyTorch, CUDA, cuDNN and DePi, and of the code
 that is checked; with others it is made anew. It is a JSON file in DePi's cache, which can be attached to an
-issue as it is.
+issue as it is. `depi.training.gpu` makes the checks; whatever loads a policy follows what they found.
 """
 
-import json
 import logging
+import os
 import re
-import subprocess
-import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
 
 from depi import __version__
 from depi.errors import UserError
 from depi.files import cache_folder, read_json, write_json
 from depi.fingerprint import code, fingerprint
 from depi.models.attention import BACKENDS
-from depi.policies.choices import attention_backends
+from depi.policies.choices import attention_backends, choices_of
 from depi.policies.families import family_of
-from depi.training.config import TrainConfig
-from depi.training.gpu.checking import Check
-from depi.training.gpu.child import READY
 
 logger = logging.getLogger(__name__)
 
 # A group is run in one process: the names of its checks in order, and the seconds that it may take.
 GROUPS: dict[str, tuple[tuple[str, ...], float]] = {
-    "kernels": ((*(f"attention {kernel}" for kernel in BACKENDS), "fused optimizer"), 180),
+    "kernels": ((*(f"attention {kernel}" for kernel in BACKENDS), "fused optimizer", "float8"), 180),
     "compile": (("compile",), 600),
-    "graph": (("CUDA graph",), 180),
+    "graph": (("CUDA graph", "compiled chunk"), 600),
     "whole": (("training steps", "memory", "chunk"), 300),
 }
-# Which flag switches off what failed, besides the attention kernels, which are one flag.
-SWITCHES = {"compile": ("compile", "false"), "CUDA graph": ("policy.cuda_graphs", "false")}
-CHILD = (sys.executable, "-m", "depi.training.gpu.child")
+# The modules that make them: what these import is what the checks exercise.
+MADE_BY = ("depi.training.gpu.kernels", "depi.training.gpu.networks")
+# The flag that switches off what failed, besides the attention kernels, which are one flag.
+SWITCHES = {
+    "float8": "--policy.float8=false",
+    "compile": "--compile=false",
+    "CUDA graph": "--policy.cuda_graphs=false",
+    "compiled chunk": "--policy.compile_chunks=false",
+}
 DRIVER = Path("/proc/driver/nvidia/version")
+# Where Inductor and Triton keep what they have compiled.
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    name: of what was checked.
+    status: `skipped` where it could not be done.
+    detail: a clause.
+    figures: errors, times and sizes, by names that tell their units.
+    final: False where another try may end otherwise, as where memory was taken by others.
+    """
+
+    name: str
+    status: Literal["ok", "fail", "skipped"]
+    detail: str
+    figures: Mapping[str, float] = field(default_factory=dict)
+    final: bool = True
 
 
 def identity(device: torch.device) -> dict[str, str]:
@@ -55,7 +76,7 @@ def identity(device: torch.device) -> dict[str, str]:
         "cuda": str(torch.version.cuda),
         "cudnn": str(torch.backends.cudnn.version()),
         "depi": __version__,
-        "code": code("depi.models.attention", "depi.models.capture", "depi.training.gpu.kernels"),
+        "code": code(*MADE_BY),
     }
 
 
@@ -111,8 +132,7 @@ class Verdict:
 def switch(name: str, failed: Collection[str]) -> str:
     """The flag that switches off one of the checks that failed, as it is typed; empty where there is none."""
     if name in SWITCHES:
-        flag, value = SWITCHES[name]
-        return f"--{flag}={value}"
+        return SWITCHES[name]
     wrong = [kernel for kernel in BACKENDS if f"attention {kernel}" in failed]
     if name.removeprefix("attention ") not in wrong or name == "attention math":
         return ""
@@ -147,103 +167,75 @@ def save(verdict: Verdict) -> None:
         )
 
 
-def run_group(group: str, device: torch.device, command: Sequence[str] | None = None) -> Iterator[Check]:
-    """Make the checks of a group in a process of its own.
+def is_checked(device: torch.device) -> bool:
+    """Whether there are checks for such devices."""
+    return device.type == "cuda" and torch.version.hip is None
 
-    What ends or stops the process has failed, and another process makes those that would have come after it.
-    Where not even the device answers, they are skipped.
+
+def switch_off(policy: Any, verdict: Verdict, used: Collection[str], **flags: str) -> None:
+    """Change the configuration of a policy so that nothing is used that failed, and say so.
+
+    Args:
+        policy: its configuration.
+        verdict: of its GPU.
+        used: the checks, besides those of attention, of what is used.
+        flags: those that switch off a check's object here, where they are not those of `SWITCHES`.
     """
-    names, seconds = GROUPS[group]
-    left = list(names)
-    while left:
-        lines, reason = _lines([*(command or CHILD), group, str(device), *left], seconds)
-        if not lines:
-            said = f"the checks did not begin: {reason}"
-            yield from (Check(name, "skipped", said, final=False) for name in left)
-            return
-        found = {content["name"]: Check(**content) for content in lines[1:]}
-        while left and left[0] in found:
-            yield found[left.pop(0)]
-        if left:
-            yield Check(left.pop(0), "fail", reason)
-
-
-def _lines(command: Sequence[str], seconds: float) -> tuple[list[Any], str]:
-    """What a child printed from `READY` on, and why it went no further."""
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=seconds, check=False)
-        said, wrong = done.stdout, done.stderr.decode(errors="replace").strip().splitlines()
-        reason = f"the process ended with status {done.returncode}"
-        reason = f"{reason}: {wrong[-1]}" if wrong else reason
-    except subprocess.TimeoutExpired as error:
-        said, reason = error.stdout or b"", f"no answer within {seconds:g} s"
-    contents = []
-    for line in said.decode(errors="replace").splitlines():
-        try:
-            contents.append(json.loads(line))
-        except ValueError:  # libraries print what they like
-            continue
-    if READY not in contents:
-        return [], reason
-    checks = [each for each in contents[contents.index(READY) + 1 :] if isinstance(each, dict)]
-    return [READY, *checks], reason
-
-
-def examine(device: torch.device, groups: Iterable[str]) -> Verdict:
-    """The verdict with the checks of these groups, made where they are not known."""
-    verdict = saved_verdict(device)
-    for group in groups:
-        if verdict.lacks(group):
-            verdict = verdict.with_checks(run_group(group, device))
-            save(verdict)
-    return verdict
-
-
-def first_contact(config: TrainConfig, accelerator: Accelerator) -> None:
-    """Check a kind of GPU before the first training on it, and switch off in `config` what is wrong there.
-
-    One process of a machine does it, the others read what it found. Nothing happens on other devices, with
-    --gpu_check=false, and for policies that are not DePi's own.
-    """
-    policy: Any = config.policy
-    device = accelerator.device
-    checked = config.gpu_check and device.type == "cuda" and torch.version.hip is None
-    if not checked or not family_of(policy).own or policy.dtype != "bfloat16":
-        return
-    groups = ["kernels", *(["compile"] if config.compile or policy.compile_model else [])]
-    with accelerator.local_main_process_first():
-        known = saved_verdict(device)
-        if accelerator.is_local_main_process and any(map(known.lacks, groups)):
-            logger.info(
-                "first training on %s with this driver and PyTorch: checking it, which may take a minute "
-                "(--gpu_check=false leaves it out)",
-                known.of["gpu"],
-            )
-            known = examine(device, groups)
-    switch_off(config, known)
-
-
-def switch_off(config: TrainConfig, verdict: Verdict) -> None:
-    """Change `config` so that nothing is used that failed, and say so."""
-    policy: Any = config.policy
     backends, failed = attention_backends(policy), verdict.failed
     left = allowed_by(backends, [name.removeprefix("attention ") for name in failed])
-    used = {
-        **{f"attention {kernel}": kernel in backends for kernel in BACKENDS},
-        "attention math": "efficient" not in left,  # which otherwise takes what is left
-        "compile": config.compile or policy.compile_model,
-    }
+    attention = {f"attention {kernel}" for kernel in backends}
+    if "efficient" in left:  # which otherwise math takes the place of
+        attention -= {"attention math"}
     for name, check in failed.items():
-        said = f"{name} fails on {verdict.of['gpu']} ({check.detail})"
-        if not used.get(name, True):
+        if name not in attention and name not in used:
             continue
-        if flag := switch(name, failed):
+        said = f"{name} fails on {verdict.of['gpu']} ({check.detail})"
+        if flag := flags.get(name) or switch(name, failed):
             logger.warning("%s: switched off, as by %s; `depi doctor --gpu` tells more", said, flag)
         else:
-            logger.warning("%s, and nothing replaces it: see `depi doctor --gpu` before you train", said)
+            logger.warning("%s, and nothing replaces it: see `depi doctor --gpu`", said)
     if len(left) < len(backends):
         policy.attention_backends = ",".join(left)
+    if "float8" in failed:
+        policy.float8 = False
     if "compile" in failed:
-        config.compile = policy.compile_model = False
+        policy.compile_model = policy.compile_chunks = False
+    if "compiled chunk" in failed:
+        policy.compile_chunks = False
     if "CUDA graph" in failed:
         policy.cuda_graphs = False
+
+
+def follow_verdict(policy: Any, device: torch.device) -> None:
+    """Let a policy that is to be used on a GPU, not trained, use nothing that failed there.
+
+    Nothing is checked for it: a robot would wait. Where nothing has been, a line says how to do so.
+
+    Args:
+        policy: its configuration, of one of DePi's own networks; it is changed.
+        device: where it will act.
+    """
+    if not is_checked(device):
+        return
+    verdict, choices, acts = saved_verdict(device), choices_of(policy), family_of(policy).acts
+    if any(map(verdict.lacks, ("kernels", "graph") if acts else ("kernels",))):
+        _say_unchecked(verdict.of["gpu"])
+    used = {"CUDA graph"} if acts and choices.cuda_graphs else set()
+    if policy.compile_model or (acts and choices.compile_chunks):
+        used |= {"compile", "compiled chunk"}
+    switch_off(policy, verdict, used, compile=SWITCHES["compiled chunk"])
+
+
+@cache
+def _say_unchecked(gpu: str) -> None:
+    """Once is enough: a loop evaluates many checkpoints."""
+    logger.info(
+        "nothing has checked yet what %s with this driver and PyTorch computes: `depi doctor --gpu` does so "
+        "in about two minutes",
+        gpu,
+    )
+
+
+def keep_compiled() -> str:
+    """The folder that keeps what is compiled from now on: in DePi's cache, unless the environment says."""
+    return os.environ.setdefault(COMPILED, str(cache_folder() / "compiled"))
