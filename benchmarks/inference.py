@@ -162,10 +162,9 @@ def make_policy(options: argparse.Namespace) -> Any:
         settings["compile_model"] = variant == "compiled"
         return make_lerobot(SIZES[options.size], options.device, **settings).eval()
     if not variant:
-        settings["compile_model"] = True
-        # Tuning takes minutes on a processor.
-        settings["compile_mode"] = "max-autotune" if options.device == "cuda" else "default"
+        settings |= {"compile_model": True, "compile_mode": "default"}  # as by default on a GPU
     policy = make_depi(SIZES[options.size], options.device, **settings).eval()
+    policy.config.compile_chunks = not variant
     return policy if variant == "plain" else policy.for_inference()
 
 

@@ -12,10 +12,11 @@ from depi.errors import UserError
 from depi.policies.factory import AnyPolicy
 from depi.training.sharding import part_of
 
-# Where PyTorch has Adam and AdamW as one kernel, which leaves out a bad step.
+# Where PyTorch has Adam and AdamW as one kernel.
 FUSED_DEVICES = ("cuda", "cpu", "mps", "xpu")
-# Of these, where that kernel divides gradients; that of MPS takes a divisor, and ignores it.
-DIVIDING_DEVICES = ("cuda", "cpu", "xpu")
+# Of these, where that kernel divides gradients, and leaves out a bad step; that of MPS takes a divisor and
+# what tells a bad step, and ignores both.
+HEEDING_DEVICES = ("cuda", "cpu", "xpu")
 
 
 class _OfParts:
@@ -69,7 +70,7 @@ def make_optimizer(policy: AnyPolicy) -> torch.optim.Adam:
 
 
 def clipped_step(optimizer: torch.optim.Adam, norm: Tensor, limit: float, bad: Tensor) -> None:
-    """Take a step with clipped gradients, or none at all; nothing waits for the device.
+    """Take a step with clipped gradients, or none at all; on a GPU of NVIDIA's nothing waits for the device.
 
     The fused kernel divides each gradient where it reads it, which saves a pass over all of them.
 
@@ -79,12 +80,14 @@ def clipped_step(optimizer: torch.optim.Adam, norm: Tensor, limit: float, bad: T
         limit: above which the norm is scaled down to it, as `torch.nn.utils.clip_grad_norm_` does; 0 is none.
         bad: 1.0 where the step is to be left out, else 0.0, float32 [].
     """
-    divisor = ((norm + 1e-6) / limit).clamp(min=1.0) if limit else None
-    if divisor is not None and norm.device.type not in DIVIDING_DEVICES:
+    if norm.device.type in HEEDING_DEVICES:
+        optimizer.grad_scale = ((norm + 1e-6) / limit).clamp(min=1.0) if limit else None
+        optimizer.found_inf = bad
+    elif bad.item():
+        return
+    elif limit:
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         torch.nn.utils.clip_grads_with_norm_(trained, limit, norm)
-        divisor = None
-    optimizer.grad_scale, optimizer.found_inf = divisor, bad
     optimizer.step()
 
 

@@ -76,8 +76,15 @@ def test_several_chunks_are_sampled_and_one_is_played(checkpoints, tmp_path, cap
     """The same whatever is played together, and something else than the first sample."""
     assert cli.main(command(checkpoints / "plain", tmp_path / "no", "--policy.num_samples=0")) == 2
     assert "num_samples must be 1 to 256, not 0" in capsys.readouterr().err
+    quick = "--policy.attention_backends=quick"
+    assert cli.main(command(checkpoints / "plain", tmp_path / "no", quick)) == 2
+    assert "there is no attention kernel 'quick'" in capsys.readouterr().err
     found = []
-    for name, *flags in (("1",), ("4", "--policy.num_samples=4"), ("4 at once", "--policy.num_samples=4")):
+    for name, *flags in (
+        ("1",),
+        ("4", "--policy.num_samples=4", "--policy.compile_chunks=false"),
+        ("4 at once", "--policy.num_samples=4"),
+    ):
         size = 4 if name == "4 at once" else 1
         args = command(checkpoints / "plain", tmp_path / name, *flags, f"--eval.batch_size={size}")
         assert cli.main(args) == 0

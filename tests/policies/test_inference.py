@@ -1,6 +1,7 @@
 """Sampling: what takes work and how often, weights made for it alone, graphs, real-time chunking."""
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from small_pi0 import both_families, liven
 
 from depi.errors import UserError
+from depi.models import flow
 from depi.models.inference import FusedLayer
 from depi.models.sampling import sample_actions, trim
 from depi.policies import make_policy
@@ -140,6 +142,31 @@ def test_bfloat16_for_inference(make_config, data, batch):
     in_float32 = {name for name, value in policy.model.named_parameters() if value.dtype == torch.float32}
     heads = ("state_proj", "action_", "time_", "vision.position_embedding")
     assert all(("norm" in name and "modulation" not in name) or name.startswith(heads) for name in in_float32)
+
+
+def test_a_compiler_that_fails_is_done_without(policy, batch, monkeypatch, caplog):
+    expected = copy.deepcopy(policy).for_inference().predict_action_chunk(batch)
+
+    def fail(graph, inputs):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(flow, "compilation", lambda mode: {"backend": fail})
+    monkeypatch.setattr(policy.config, "compile_model", True)
+    with caplog.at_level(logging.INFO):
+        policy.for_inference()
+        assert "respond" in vars(policy.model)
+        for _ in range(2):
+            torch.testing.assert_close(policy.predict_action_chunk(batch), expected, rtol=0, atol=0)
+    said = [record.getMessage() for record in caplog.records if record.name == "depi.policies.pi0"]
+    assert len(said) == 2
+    assert said[0].startswith("the first chunk compiles the network, a minute or two where ")
+    assert said[1].startswith("chunks cannot be compiled here (")
+    assert "no C++ compiler" in said[1]
+
+
+def test_a_processor_compiles_only_when_it_is_told_to(policy):
+    assert policy.config.compile_chunks
+    assert "respond" not in vars(policy.for_inference().model)
 
 
 def test_float32_stays_float32(policy):

@@ -43,12 +43,25 @@ def test_same_values_and_same_steps_as_lerobots_preset():
         torch.testing.assert_close(one - start, other - start, rtol=1e-3, atol=2.5e-7)
 
 
-@pytest.mark.parametrize("dividing", [True, False])
+def ignore_what_is_told(monkeypatch):
+    """A kernel that ignores divisor and bad steps, as that of MPS does."""
+    take = torch.optim.AdamW.step
+
+    def step(self):
+        for told in ("grad_scale", "found_inf"):
+            self.__dict__.pop(told, None)
+        take(self)
+
+    monkeypatch.setattr(optimizer.AdamW, "step", step)
+    monkeypatch.setattr(optimizer, "HEEDING_DEVICES", ())
+
+
+@pytest.mark.parametrize("heeding", [True, False])
 @pytest.mark.parametrize(("limit", "size"), [(1.0, 3.0), (1.0, 1e-6), (1e9, 3.0), (0.0, 3.0)])
-def test_a_step_clips_as_pytorch_does(monkeypatch, dividing, limit, size):
+def test_a_step_clips_as_pytorch_does(monkeypatch, heeding, limit, size):
     """In the kernel of the optimizer, or before it where that kernel ignores what it should divide by."""
-    if not dividing:
-        monkeypatch.setattr(optimizer, "DIVIDING_DEVICES", ())
+    if not heeding:
+        ignore_what_is_told(monkeypatch)
     policy = make_small()
     reference = copy.deepcopy(policy)
     mine, theirs = make_optimizer(policy), make_optimizer(reference)
@@ -66,8 +79,15 @@ def test_a_step_clips_as_pytorch_does(monkeypatch, dividing, limit, size):
             torch.testing.assert_close(value, theirs.state[other][name], rtol=1e-5, atol=1e-9)
 
 
+def test_the_kernel_of_mps_is_told_nothing():
+    assert set(optimizer.FUSED_DEVICES) - set(optimizer.HEEDING_DEVICES) == {"mps"}
+
+
+@pytest.mark.parametrize("heeding", [True, False])
 @pytest.mark.parametrize("limit", [1.0, 0.0])
-def test_a_bad_step_changes_nothing(limit):
+def test_a_bad_step_changes_nothing(monkeypatch, heeding, limit):
+    if not heeding:
+        ignore_what_is_told(monkeypatch)
     policy = make_small()
     mine = make_optimizer(policy)
     steps(policy, mine, 2)

@@ -22,8 +22,10 @@ def _mark_rollout(config: Any) -> None:
 
     Their time would else count as the policy's: real-time chunking goes by the longest one for ever.
     """
-    if _mark(config.policy, config.use_torch_compile) and str(config.policy.device).startswith("cuda"):
-        config.use_torch_compile = True
+    if _mark(config.policy, config.use_torch_compile):
+        config.policy.device = config.device  # where the command moves it after loading
+        if str(config.device).startswith("cuda"):
+            config.use_torch_compile = True
 
 
 def _mark(policy: Any, compiling: bool) -> bool:

@@ -24,9 +24,9 @@ WORDS = 12
 
 def measure(kind: str) -> list[dict[str, Any]]:
     """What each of four chunks took; the first ones capture, what the last does is what a robot sees."""
-    # No product is tried out here: `max-autotune` would choose by times that mean nothing.
-    compiled = {"compile_model": kind == "compiled", "compile_mode": "default"}
-    policy = make_depi(SIZES["full"], "cuda", dtype="bfloat16", **compiled).for_inference()
+    policy = make_depi(SIZES["full"], "cuda", dtype="bfloat16")
+    policy.config.compile_chunks = kind == "compiled"
+    policy.for_inference()
     if kind == "given":
         set_choices(policy.config, {"rtc_training_max_delay": 5}, "chunk.py")
     if kind in LEFT:

@@ -70,15 +70,20 @@ FAULTS: dict[str, dict[str, Callable[..., Any]]] = {
 }
 
 
+def break_compiler() -> None:
+    """Let ptxas fail in this process, where nothing is compiled yet."""
+    folder = tempfile.mkdtemp()
+    os.environ |= {"TORCHINDUCTOR_CACHE_DIR": folder, "TRITON_CACHE_DIR": folder}
+    ptxas = Path(folder, "ptxas")
+    ptxas.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "release 12.9, V12.9.86" && exit\nexit 1\n')
+    ptxas.chmod(0o755)
+    os.environ["TRITON_PTXAS_PATH"] = str(ptxas)
+
+
 def main(fault: str, *args: str) -> int:
     """Make a group of checks with the fault."""
     if fault == "compile":
-        folder = tempfile.mkdtemp()  # where nothing is compiled yet
-        os.environ |= {"TORCHINDUCTOR_CACHE_DIR": folder, "TRITON_CACHE_DIR": folder}
-        ptxas = Path(folder, "ptxas")
-        ptxas.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "release 12.9, V12.9.86" && exit\nexit 1\n')
-        ptxas.chmod(0o755)
-        os.environ["TRITON_PTXAS_PATH"] = str(ptxas)
+        break_compiler()
     if fault != "nothing":
         take_numbers_for_right()
         for name, function in FAULTS[fault].items():
