@@ -10,7 +10,7 @@ from depi.policies.gpus import GROUPS
 
 pytestmark = [pytest.mark.null_gpu, pytest.mark.slow, pytest.mark.timeout(900)]
 
-FAULTS = ("none", "nan", "raises", "memory", "dies", "compile", "nothing")
+FAULTS = ("none", "nan", "raises", "memory", "dies", "compile", "float8", "old", "nothing")
 ALL = "varlen,flash,efficient,math"
 WITHOUT_LISTS = "flash,efficient,math"
 FIRST = "first training on NVIDIA H200"
@@ -67,6 +67,27 @@ def test_a_compiler_that_fails_is_left_out(contact):
         assert "switched off, as by --compile=false" in found[run]["messages"][-1]
 
 
+def test_float8_that_fails_is_left_out_by_name(contact):
+    found = contact("float8")
+    assert failed(found) == {"float8"}
+    for run in ("first", "second"):
+        assert not found[run]["float8"]
+        assert found[run]["attention_backends"] == ALL
+        assert found[run]["messages"][-1] == (
+            "float8 fails on NVIDIA H200 (CUDA error: CUBLAS_STATUS_NOT_SUPPORTED): switched off, as by "
+            "--policy.float8=false; `depi doctor --gpu` tells more"
+        )
+
+
+def test_an_older_gpu_has_no_float8_and_fails_nothing(contact):
+    found = contact("old")
+    assert failed(found) == set()
+    assert found["checks"]["float8"]["status"] == "skipped"
+    assert found["checks"]["float8"]["detail"].startswith("not available")
+    assert [message.startswith(FIRST) for message in found["first"]["messages"]] == [True]
+    assert found["second"]["messages"] == []
+
+
 def test_what_memory_did_not_suffice_for_is_tried_again(contact):
     found = contact("memory")
     assert failed(found) == set()
@@ -97,5 +118,7 @@ def test_the_doctor_makes_all_checks(null_gpu, tmp_path):
     assert checks["memory"]["figures"]["GB allocated at the peak"] > 60
     assert checks["training steps"]["detail"] == "the loss of random weights is 0"
     assert checks["compile"]["switched_off_by"] == "--compile=false"
+    assert checks["float8"]["switched_off_by"] == "--policy.float8=false"
+    assert checks["compiled chunk"]["status"] == "fail"
     (kept,) = (tmp_path / "gpus").iterdir()
     assert json.loads(kept.read_text()) == told

@@ -5,7 +5,7 @@ import pytest
 pytestmark = [pytest.mark.null_gpu, pytest.mark.slow]
 
 # Of eight ranks every way is looked at.
-WAYS = ("full", "hybrid", "recompute", "accumulation", "rounded", "compiled")
+WAYS = ("full", "hybrid", "recompute", "accumulation", "rounded", "compiled", "float8", "float8_compiled")
 GATHERED, SCATTERED = "allgather_base bfloat16", "reduce_scatter_base float32"
 
 
@@ -55,9 +55,18 @@ def test_memory_is_what_depi_estimate_says(step):
     assert found["peak_bytes"] == pytest.approx(found["estimated_bytes"], rel=0.06)
 
 
-def test_sharding_compiles_nothing_more(on_null_gpu):
-    alone = on_null_gpu("training_step", "compiled")["compiled"]["graphs"]
-    assert on_null_gpu("sharded", "8", *WAYS)["compiled"]["graphs"] <= alone
+@pytest.mark.parametrize("way", ["compiled", "float8_compiled"])
+def test_sharding_compiles_nothing_more(on_null_gpu, way):
+    alone = on_null_gpu("training_step", way)[way]["graphs"]
+    assert 0 < on_null_gpu("sharded", "8", *WAYS)[way]["graphs"] <= alone
+
+
+def test_sharded_layers_multiply_in_float8(on_null_gpu):
+    """What is gathered in bfloat16: seven products a layer, forward and for two gradients."""
+    found = on_null_gpu("sharded", "8", *WAYS)
+    assert found["full"]["float8"] == 0
+    assert 17 * 7 * 3 <= found["float8"]["float8"] <= 18 * 7 * 3
+    assert found["float8"]["bytes"] == found["full"]["bytes"]
 
 
 def test_few_ranks_send_as_much(few):

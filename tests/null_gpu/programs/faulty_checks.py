@@ -54,6 +54,11 @@ def need_too_much(*args: Any) -> Tensor:
     return torch.empty(200 * 10**9, dtype=torch.uint8, device="cuda")
 
 
+def lack_float8(*args: Any, **kwargs: Any) -> Tensor:
+    """Products in float8 that cuBLAS refuses."""
+    raise RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED")
+
+
 def die(*args: Any) -> Tensor:
     """Attention over lists that ends the process."""
     os.kill(os.getpid(), signal.SIGSEGV)
@@ -67,6 +72,8 @@ FAULTS: dict[str, dict[str, Callable[..., Any]]] = {
     "memory": {"list_attention": need_too_much},
     "dies": {"list_attention": die},
     "compile": {},
+    "float8": {"_scaled_mm": lack_float8},
+    "old": {"takes_float8": lambda device: False},
 }
 
 
@@ -87,7 +94,7 @@ def main(fault: str, *args: str) -> int:
     if fault != "nothing":
         take_numbers_for_right()
         for name, function in FAULTS[fault].items():
-            setattr(kernels, name, function)
+            setattr(torch if name == "_scaled_mm" else kernels, name, function)
     return child.main(list(args))
 
 

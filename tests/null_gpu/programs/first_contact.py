@@ -48,6 +48,7 @@ def contact(fault: str) -> dict[str, Any]:
             logger.setLevel(logging.INFO)
             logger.addHandler(heard)
         policy = PI0Config(device="cpu", dtype="bfloat16")
+        policy.float8 = fault == "float8"
         config = TrainConfig(policy=policy, compile=fault in ("none", "nothing", "compile"))
         with patch.object(examination, "CHILD", command):
             examination.first_contact(config, accelerator)
@@ -56,6 +57,7 @@ def contact(fault: str) -> dict[str, Any]:
         found[name] = {
             "attention_backends": choices_of(policy).attention_backends,
             "compile": config.compile,
+            "float8": policy.float8,
             "messages": heard.messages,
         }
     checks = {check.name: vars(check) for check in saved_verdict(accelerator.device).checks}

@@ -29,6 +29,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "recompute": {"sharding": "full", "recompute": 0.5},
     "rounded": {"sharding": "full", "reduce_dtype": "bfloat16"},
     "accumulation": {"sharding": "full", "gradient_accumulation_steps": 2},
+    "float8": {"sharding": "full", "float8": True},
+    "float8_compiled": {"sharding": "full", "float8": True, "compile": True},
 }
 
 
@@ -50,17 +52,19 @@ class Rank(Accelerator):
 
 
 class Traffic(TorchDispatchMode):
-    """Bytes of the largest tensor of each collective, by its name and dtype."""
+    """Bytes of the largest tensor of each collective, by its name and dtype; and products in float8."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bytes: defaultdict[str, int] = defaultdict(int)
         self.calls: defaultdict[str, int] = defaultdict(int)
+        self.products = 0
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         out = function(*args, **(kwargs or {}))
+        self.products += function._schema.name == "aten::_scaled_mm"
         space, _, name = function._schema.name.partition("::")
         if space in ("c10d", "_c10d_functional"):
             tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
@@ -74,6 +78,8 @@ class Traffic(TorchDispatchMode):
 def measure(way: str) -> dict[str, Any]:
     """Three steps: the first sets things up, the second is measured, the third is watched."""
     torch.cuda.reset_peak_memory_stats()
+    torch._dynamo.reset()
+    graphs = counters["stats"]["unique_graphs"]
     run = make_run(Rank(), batch_size=8, **WAYS[way])
     monitors, batches = make_monitors(run), make_batches(run, "3")
     take_step(run, batches, monitors)
@@ -93,7 +99,8 @@ def measure(way: str) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in run.policy.parameters()),
         "peak_bytes": torch.cuda.max_memory_allocated(),
         "estimated_bytes": estimated(run, shards),
-        "graphs": counters["stats"]["unique_graphs"],
+        "graphs": counters["stats"]["unique_graphs"] - graphs,
+        "float8": traffic.products,
     }
 
 
