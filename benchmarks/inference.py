@@ -7,7 +7,7 @@ Random weights, one sample, from a processed batch on the device to actions on t
 
 - depi_plain: the policy as it is trained, float32 weights and bfloat16 compute
 - depi_fused: after `for_inference`; on a GPU replayed as a CUDA graph
-- depi: the same with compiled layers
+- depi: the same with compiled layers, as by default on a GPU
 - lerobot, lerobot_compiled: LeRobot 0.6.1, without and with its `compile_model=True`
 
 each in its own process, one after the other, in bfloat16 on a GPU and float32 elsewhere. Both implementations
