@@ -18,29 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-
-@dataclass(frozen=True)
-class Card:
-    """What a GPU can do by its vendor's datasheet: bfloat16 operations and bytes, each per second."""
-
-    operations: float
-    bytes: float
-
-
-# The SXM cards, without sparsity.
-CARDS = {"H100": Card(989e12, 3.35e12), "H200": Card(989e12, 4.8e12)}
+from depi.training.utilisation import Card
 
 # They have no kernel, or one that touches nothing.
 FREE = ("empty", "new_empty", "_unsafe_view", "lift_fresh", "_local_scalar_dense")
 # Of a large tensor they touch what they copy.
 PARTIAL = ("embedding", "index", "index_select", "gather", "index_put", "index_put_", "index_add_", "scatter")
-
-
-def card_of(name: str) -> Card | None:
-    """The figures of a GPU by the name that it gives itself, None where they are not known."""
-    if any(slower in name for slower in ("PCIe", "NVL")):
-        return None
-    return next((card for chip, card in CARDS.items() if chip in name), None)
 
 
 def forward_of_list(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, *rest: Any, **_: Any) -> int:
@@ -79,7 +62,9 @@ class Bounds(TorchDispatchMode):
 
     def __init__(self, card: Card) -> None:
         super().__init__()
-        self.card = card
+        if card.bytes is None:
+            raise ValueError("the card's memory bandwidth is not known")
+        self.card, self.bandwidth = card, card.bytes
         self.all = self.products = self.operations = self.traffic = self.optimizer = 0.0
         self.kernels = 0
 
@@ -108,7 +93,7 @@ class Bounds(TorchDispatchMode):
         moved = kernel_traffic(kernel.fn.src, dict(zip(kernel.fn.arg_names, args, strict=False)))
         self.kernels += 1
         self.traffic += moved
-        self.all += moved / self.card.bytes
+        self.all += moved / self.bandwidth
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -117,7 +102,7 @@ class Bounds(TorchDispatchMode):
         out = function(*args, **kwargs)
         name = function._schema.name.removeprefix("aten::")
         moved = 0 if name.startswith(FREE) else traffic(function._schema, name, args, kwargs, out)
-        seconds = moved / self.card.bytes
+        seconds = moved / self.bandwidth
         counted = function._overloadpacket in COUNTED
         if counted:
             operations = COUNTED[function._overloadpacket](*args, **kwargs, out_val=out)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
-from bounds import Bounds, card_of
+from bounds import Bounds
 from lerobot_flops import lerobot_flops
 from lerobot_pi0 import CAMERAS, FAMILIES, Stock, for_lerobot, make_batch, make_depi, make_lerobot
 from torch import Tensor
@@ -26,6 +26,7 @@ from depi.models.flops import sample_flops
 from depi.policies.batches import pack_batch
 from depi.training.loop import gradient_norm
 from depi.training.optimizer import clipped_step, make_optimizer
+from depi.training.utilisation import card_of
 
 # How many samples have 1, 2 and 3 cameras.
 MIXES = {
@@ -276,7 +277,7 @@ def device_name(device: str) -> str:
 def step_bounds(subject: Subject) -> dict[str, float]:
     """The least time that a step can take on this card, where its figures are known; see `bounds.py`."""
     card = card_of(device_name(subject.device))
-    if card is None:
+    if card is None or card.bytes is None:
         return {}
     account = Bounds(card)
     with account, torch.autograd.set_multithreading_enabled(False):

@@ -196,6 +196,8 @@ def render(
         name="review",
         scripts=SCRIPTS,
         title="Review of annotations",
+        about="annotations",
+        skip_to="episodes",
         may_save=token is not None,
     )
 

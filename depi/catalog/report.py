@@ -99,7 +99,15 @@ def render(rows: Sequence[Row], pictures: Pictures, *, title: str, max_picture_m
         "pictures_left_out": left_out,
         "rows": [_record(row, chosen.get(row.repo_id, [])) for row in rows],
     }
-    return document.render(data, package="depi.catalog", name="report", scripts=SCRIPTS, title=title)
+    return document.render(
+        data,
+        package="depi.catalog",
+        name="report",
+        scripts=SCRIPTS,
+        title=title,
+        about="catalogue",
+        skip_to="datasets",
+    )
 
 
 def _choose(

@@ -49,7 +49,9 @@ def write_page(demo: Demo, seconds: float) -> Path:
         "commands": commands(demo),
     }
     title = "Your robot touches the cube"
-    page = document.render(data, package="depi.demo", name="demo", scripts=("demo.js",), title=title)
+    page = document.render(
+        data, package="depi.demo", name="demo", scripts=("demo.js",), title=title, about="demo"
+    )
     path = demo.root / PAGE
     write_text(path, page)
     return path

@@ -23,6 +23,8 @@ def render(
     name: str,
     scripts: Sequence[str],
     title: str,
+    about: str,
+    skip_to: str | None = None,
     may_save: bool = False,
 ) -> str:
     """Return the page `page/NAME.html` of a package with its `page/NAME.css` and scripts.
@@ -33,9 +35,11 @@ def render(
     Args:
         data: JSON values, which the script finds in `DATA`.
         package: the package that has a folder `page`.
-        name: of the HTML (what stands in the body, with `$title`) and of the CSS, without suffix.
+        name: of the HTML (what stands in the body below the heading) and of the CSS, without suffix.
         scripts: files of that folder, run in order after `elements.js` and `chart.js`.
         title: the heading, any text.
+        about: what the page is of, above the heading, such as `catalogue`.
+        skip_to: the id of the part to which a link before the heading leads, which has its name.
         may_save: let the script send requests to the server that the page came from.
     """
     style = _part(_HERE, "page.css") + _part(f"{package}.page", f"{name}.css")
@@ -50,10 +54,16 @@ def render(
         f"style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
         f"connect-src {"'self'" if may_save else "'none'"}; base-uri 'none'; form-action 'none'"
     )
-    heading = html.escape(title)
-    body = string.Template(_part(f"{package}.page", f"{name}.html")).substitute(title=heading)
+    skip = f'<a class="skip" href="#{skip_to}">Skip to the {skip_to}</a>\n' if skip_to else ""
     return string.Template(_part(_HERE, "page.html")).substitute(
-        title=heading, policy=policy, style=style, body=body, data=_embed(data), script=script
+        title=html.escape(title),
+        about=about,
+        skip=skip,
+        policy=policy,
+        style=style,
+        body=_part(f"{package}.page", f"{name}.html"),
+        data=_embed(data),
+        script=script,
     )
 
 

@@ -87,7 +87,9 @@ def write_page(runs: dict[str, dict[str, Curve]], output: Path) -> None:
             charts.append({"label": label, "logarithmic": logarithmic, "curves": curves})
     title = Path(next(iter(runs))).resolve().name if len(runs) == 1 else f"{len(runs)} runs"
     data = {"runs": list(runs), "charts": charts}
-    page = document.render(data, package="depi.training", name="plot", scripts=("plot.js",), title=title)
+    page = document.render(
+        data, package="depi.training", name="plot", scripts=("plot.js",), title=title, about="training"
+    )
     write_text(output, page)
 
 

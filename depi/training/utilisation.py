@@ -1,5 +1,6 @@
 """The share of the device's speed, and the memory, that training uses."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -11,32 +12,46 @@ from depi.policies.batches import camera_mask
 from depi.policies.configuration import dimensions_of
 from depi.policies.factory import AnyPolicy
 
-# Dense bfloat16 operations per second, by the vendor's datasheets; where one name
-# contains another, the longer one is taken.
-BF16_PEAK = {
-    "A10": 125e12,
-    "A100": 312e12,
-    "H100": 989e12,
-    "H100 PCIe": 756e12,
-    "H200": 989e12,
-    "GH200": 989e12,
-    "B200": 2250e12,
-    "L4": 121e12,
-    "L40S": 362e12,
-    "RTX 3090": 71e12,
-    "RTX 4090": 165e12,
-    "RTX A6000": 155e12,
-    "RTX 5090": 209e12,
+
+@dataclass(frozen=True)
+class Card:
+    """What a GPU does a second by its vendor's datasheet: dense bfloat16 operations, and bytes if noted."""
+
+    operations: float
+    bytes: float | None = None
+
+
+# Where one name contains another, the longer one is taken.
+CARDS = {
+    "A10": Card(125e12),
+    "A100": Card(312e12),
+    "H100": Card(989e12, 3.35e12),
+    "H100 NVL": Card(835e12),
+    "H100 PCIe": Card(756e12),
+    "H200": Card(989e12, 4.8e12),
+    "H200 NVL": Card(835e12),
+    "GH200": Card(989e12),
+    "B200": Card(2250e12),
+    "L4": Card(121e12),
+    "L40S": Card(362e12),
+    "RTX 3090": Card(71e12),
+    "RTX 4090": Card(165e12),
+    "RTX A6000": Card(155e12),
+    "RTX 5090": Card(209e12),
 }
+
+
+def card_of(name: str) -> Card | None:
+    """The card that a device's name names, None where its figures are not known."""
+    words = f" {name} ".replace("-", " ")
+    known = [card for card in CARDS if f" {card} " in words]
+    return CARDS[max(known, key=len)] if known else None
 
 
 def peak_flops(device: torch.device) -> float | None:
     """Dense bfloat16 operations per second of a device, None where that is not known."""
-    if device.type != "cuda":
-        return None
-    words = f" {torch.cuda.get_device_name(device)} ".replace("-", " ")
-    known = [name for name in BF16_PEAK if f" {name} " in words]
-    return BF16_PEAK[max(known, key=len)] if known else None
+    card = card_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return None if card is None else card.operations
 
 
 def memory_gb(device: torch.device) -> float:

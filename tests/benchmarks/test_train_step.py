@@ -6,6 +6,8 @@ import sys
 import pytest
 import torch
 
+from depi.training.utilisation import card_of
+
 FLAGS = ["--device=cpu", "--size=smoke", "--batch_sizes=2", "--steps=2", "--warmup=1"]
 
 
@@ -110,11 +112,11 @@ def test_mixes_are_exact(measure_steps):
     assert measure_steps.draw_samples("3", 8)[0].eq(3).all()
 
 
-def test_cards(benchmarks):
+def test_there_is_no_account_without_a_bandwidth(benchmarks):
     bounds = importlib.import_module("bounds")
-    assert bounds.card_of("NVIDIA H200") == bounds.Card(989e12, 4.8e12)
-    assert bounds.card_of("NVIDIA H100 PCIe") is None
-    assert bounds.card_of("NVIDIA A100-SXM4-80GB") is None
+    bounds.Bounds(card_of("NVIDIA H200"))
+    with pytest.raises(ValueError, match="bandwidth is not known"):
+        bounds.Bounds(card_of("NVIDIA H100 PCIe"))
 
 
 def row(implementation, batch_size, mix, speed, **more):

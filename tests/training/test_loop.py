@@ -53,6 +53,7 @@ def test_utilisation_is_the_models_operations_over_the_peak(flags, tmp_path, mon
         ("NVIDIA H200", 989e12),
         ("NVIDIA H100 80GB HBM3", 989e12),
         ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("NVIDIA A10G", None),
         ("NVIDIA GeForce RTX 4090", 165e12),

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 
 import torch
-from bounds import Bounds, card_of
+from bounds import Bounds
 from device import report
+
+from depi.training.utilisation import card_of
 
 HALF = {"device": "cuda", "dtype": torch.bfloat16}
 weight, x = torch.zeros(4096, 1024, **HALF), torch.zeros(64, 1024, **HALF)
