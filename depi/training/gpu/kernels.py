@@ -260,7 +260,8 @@ def measure_float8(device: torch.device, sizes: Sizes) -> tuple[str, Figures]:
         least = ".".join(map(str, LEAST_CAPABILITY))
         raise NotHereError(f"not available: it needs an NVIDIA GPU of compute capability {least} or higher")
     generator = torch.Generator().manual_seed(0)
-    shapes = ((sum(sizes.lengths), sizes.width), (sizes.mlp_dim, sizes.width))
+    # As many tokens as an image has, and some that are no multiple of what the product takes.
+    shapes = ((sizes.patches + 5, sizes.width), (sizes.mlp_dim, sizes.width))
     tokens, weight = (torch.randn(shape, generator=generator).bfloat16() for shape in shapes)
     change = torch.randn(len(tokens), len(weight), generator=generator).bfloat16()
     layer = Float8Linear(sizes.width, sizes.mlp_dim, bias=False, device=device)
