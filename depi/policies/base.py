@@ -114,4 +114,5 @@ class OwnPolicy(PreTrainedPolicy):
         if asked is not None:
             config.compile_model = asked
         policy = load(pretrained_name_or_path, revision=revision, strict=strict, config=config)
-        return policy if asked is None else ready_to_act(policy)
+        # Adapters that LeRobot puts on top fit the layers as they were trained.
+        return policy if asked is None or config.use_peft else ready_to_act(policy)
