@@ -12,7 +12,7 @@ import torch
 from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 
-from depi import cli, doctor
+from depi import cli, doctor, fingerprint
 from depi.models.flow import FlowNetwork
 from depi.models.pi0 import Pi0Dimensions
 from depi.models.scene import SceneReader
@@ -20,7 +20,7 @@ from depi.policies import gpus
 from depi.policies.choices import choices_of
 from depi.policies.gpus import GROUPS, Check, Verdict, saved_verdict, switch
 from depi.training.config import TrainConfig
-from depi.training.gpu import examination, kernels, networks
+from depi.training.gpu import child, examination, kernels, networks
 from depi.training.gpu.checking import WrongError
 from depi.training.gpu.examination import examine, first_contact, leave_out, run_group
 
@@ -296,6 +296,25 @@ def test_a_verdict_is_kept_for_its_kind(kept, monkeypatch):
     monkeypatch.setattr(gpus, "identity", lambda device: OF | {"driver": "590.2"})
     examine(CPU, ["kernels"])
     assert made[2:] == ["kernels"]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("depi.models.attention", "depi.models.capture", "depi.models.float8", "depi.models.inference"),
+        *("depi.policies.pi0", "depi.training.optimizer", "depi.training.gpu.networks"),
+    ],
+)
+def test_a_verdict_is_of_the_code_that_was_checked(monkeypatch, tmp_path, module):
+    """Another digest is another verdict; what makes the checks is all that the table names."""
+    assert {name for name, _ in child.GROUPS.values()} == set(gpus.MADE_BY)
+    assert child.GROUPS.keys() == GROUPS.keys()
+    digest, find = fingerprint.code.__wrapped__, fingerprint._file
+    before = digest(*gpus.MADE_BY)
+    changed = tmp_path / "changed.py"
+    changed.write_text(find(module).read_text() + "# changed")
+    monkeypatch.setattr(fingerprint, "_file", lambda name: changed if name == module else find(name))
+    assert digest(*gpus.MADE_BY) != before
 
 
 def test_what_was_skipped_for_now_is_tried_again():
