@@ -8,7 +8,7 @@ import pytest
 
 from depi.policies.gpus import GROUPS
 
-pytestmark = [pytest.mark.null_gpu, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.null_gpu, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 FAULTS = ("none", "nan", "raises", "memory", "dies", "compile", "float8", "old", "nothing")
 ALL = "varlen,flash,efficient,math"
