@@ -48,8 +48,7 @@ class OwnChoices:
     attention_backends: str = "varlen,flash,efficient,math"
     # Replay chunks as one CUDA graph when the policy runs on such a device.
     cuda_graphs: bool = True
-    # Compile what computes chunks when the policy runs on such a device: the first one then takes a minute or
-    # two, later ones half as many launches. Elsewhere, and with its compile_mode, compile_model=true does so.
+    # Compile chunks on such a device; the first takes a minute or two.
     compile_chunks: bool = True
     # Multiply in float8 in the language model's layers while training, with dtype=bfloat16: for NVIDIA GPUs
     # from compute capability 8.9 on. Evaluations and robots compute as without.
