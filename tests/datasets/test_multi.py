@@ -17,6 +17,7 @@ from depi.datasets.recording.joints import JOINTS, from_degrees
 from depi.datasets.recording.metadata import load_meta
 from depi.datasets.union.multi import DatasetSource, MultiLeRobotDataset
 from depi.datasets.union.opening import recorded_fps
+from depi.datasets.union.rows import FramePlaces, action_chunks
 from depi.errors import DatasetError, UserError
 
 FRONT, WRIST = "observation.images.front", "observation.images.wrist"
@@ -320,10 +321,10 @@ def test_the_minority_of_another_robot_is_quarantined(v21, v30, tmp_path):
     frame=st.integers(0, 6),
 )
 def test_chunks_are_resampled_by_interpolation(v21, fps, freq, frame):
-    dataset = opened(v21, chunk_size=5, action_freq=freq)
-    dataset.fps[0] = fps
+    dataset = opened(v21)
     action, _ = Recording().joints(0)
-    chunk, is_pad = dataset._action_chunk(frame, 0, 7, float(fps))
+    place = FramePlaces(*(np.array([number]) for number in (frame, 0, 7)), np.array([float(fps)]))
+    (chunk,), (is_pad,) = action_chunks(dataset.action, place, 5, freq, 0)
     for step in range(5):
         position = frame + step * fps / freq
         lower = min(int(position), 6)

@@ -77,7 +77,7 @@ def test_samples_equal_the_direct_path(recorded, tmp_path):
 def test_the_videos_are_not_read(v2, tmp_path, monkeypatch):
     prepare(open_(v2), settings(tmp_path / "out"), run=ONE)
     prepared = open_(v2, tmp_path / "out")
-    monkeypatch.setattr(prepared.reader, "image", None)
+    monkeypatch.setattr(prepared.reader, "images", None)
     again = pickle.loads(pickle.dumps(prepared))
     assert torch.equal(prepared[7]["observation.images.0"], again[7]["observation.images.0"])
 

@@ -10,6 +10,7 @@ it ("open GOP", x265's default), torchcodec gives neighbours of the wanted frame
 import functools
 import heapq
 import importlib
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -49,7 +50,10 @@ class OpenVideo(Protocol):
         """The frame on display at a time, uint8 [3, H, W]."""
 
     def frames_at(self, seconds: Sequence[float]) -> Iterator[Tensor]:
-        """The frames on display at ascending times, each as `frame_at` gives it, at less cost."""
+        """The frames on display at ascending times, each as `frame_at` gives it, in one run."""
+
+    def frames_among(self, seconds: Sequence[float]) -> Iterator[Tensor]:
+        """As `frames_at`, for times that may lie far apart: what lies between keyframes is left out."""
 
     def close(self) -> None:
         """Give its memory back now: left alone, a decoder waits for the collection of cycles."""
@@ -126,6 +130,8 @@ class TorchcodecVideo:
         """See `OpenVideo`; torchcodec goes on where it stands if no keyframe lies between."""
         return map(self.frame_at, seconds)
 
+    frames_among = frames_at
+
     def close(self) -> None:
         """See `OpenVideo`; torchcodec's decoder is in no cycle."""
 
@@ -168,21 +174,44 @@ class PyavVideo:
 
     def frame_at(self, seconds: float) -> Tensor:
         """See `OpenVideo`."""
-        packets = self._packets_until(self._ticks(seconds))
-        shown = max(packet.pts for packet in packets if packet.pts <= self._ticks(seconds))
+        return next(self.frames_among([seconds]))
+
+    def frames_among(self, seconds: Sequence[float]) -> Iterator[Tensor]:
+        """See `OpenVideo`; one run from each keyframe to the last of the frames that follow it."""
+        runs = ((time, self._packets_until(self._ticks(time))) for time in seconds)
+        for _, run in itertools.groupby(runs, key=lambda timed: timed[1][0].dts):
+            times, packets = zip(*run, strict=True)
+            shown = [
+                max(packet.pts for packet in until if packet.pts <= self._ticks(time))
+                for time, until in zip(times, packets, strict=True)
+            ]
+            decoded = self._decode_some(packets[-1], set(shown))
+            at, image = None, None
+            for time, wanted in zip(times, shown, strict=True):
+                while at != wanted:
+                    at, image = next(decoded, (wanted, None))
+                if image is None:
+                    raise DatasetError(f"the frame at {time:.3f} s is broken")
+                yield image
+
+    def _decode_some(self, packets: Sequence[Any], wanted: set[int]) -> Iterator[tuple[int, Tensor]]:
+        """(time, frame) of the frames with `wanted` times, ascending, out of packets from a keyframe on.
+
+        What they do not refer to is left out, and the decoder is drained behind the last of them.
+        """
+        self.decoder.flush_buffers()
+        missing = set(wanted)
         for packet in packets:
-            last = packet.pts == shown
-            if not last and self.codec == "h264" and not _is_referred_to(memoryview(packet)):
+            if packet.pts not in wanted and self.codec == "h264" and not _is_referred_to(memoryview(packet)):
                 continue
-            for frame in self.decoder.decode(packet):
-                if frame.pts == shown:
-                    return self._rgb(frame)
-            if last:
+            yield from self._among(self.decoder.decode(packet), wanted)
+            missing.discard(packet.pts)
+            if not missing:
                 break
-        for frame in self.decoder.decode(None):
-            if frame.pts == shown:
-                return self._rgb(frame)
-        raise DatasetError(f"the frame at {seconds:.3f} s is broken")
+        yield from self._among(self.decoder.decode(None), wanted)
+
+    def _among(self, frames: Sequence[Any], wanted: set[int]) -> Iterator[tuple[int, Tensor]]:
+        return ((frame.pts, self._rgb(frame)) for frame in frames if frame.pts in wanted)
 
     def frames_at(self, seconds: Sequence[float]) -> Iterator[Tensor]:
         """See `OpenVideo`; one run through the file."""

@@ -83,6 +83,28 @@ class VideoReader:
             video = self._video(request)
             return video.frame_at(_frame_time(video, request))
 
+    def frames(self, requests: Sequence[FrameRequest]) -> Iterator[Tensor | DatasetError]:
+        """Frames of one video at ascending times, however far apart: each, or why there is none."""
+        given = 0
+        try:
+            for image in self._together(requests):
+                given += 1
+                yield image
+        except DatasetError:
+            # The file may be broken at one of them, and whole at the next.
+            for request in requests[given:]:
+                try:
+                    yield self.frame(request)
+                except DatasetError as error:
+                    yield error
+
+    def _together(self, requests: Sequence[FrameRequest]) -> Iterator[Tensor]:
+        with self._closed_on_error(requests[0]):
+            video = self._opened(requests[0].path)
+            for declared in {request.declared for request in requests}:
+                check_size(*video.size, declared)
+            yield from video.frames_among([_frame_time(video, request) for request in requests])
+
     def episode(self, requests: Sequence[FrameRequest]) -> Iterator[Tensor]:
         """The frames of one video at ascending times, in one run through the file; as `frame` gives them.
 

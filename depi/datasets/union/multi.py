@@ -1,27 +1,28 @@
 """Many LeRobot datasets as one training set, read in place."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.utils.data
 from torch import Tensor
 
-from depi.datasets.recording.border import reading
 from depi.datasets.recording.cameras import check_slots, letterbox
 from depi.datasets.recording.joints import JOINTS, SPACES
-from depi.datasets.recording.place_reader import PlaceReader
+from depi.datasets.recording.place_reader import PlacedImage, PlaceReader
 from depi.datasets.recording.places import ImagePlace, file_per_episode
 from depi.datasets.recording.sources import DatasetSource
 from depi.datasets.recording.tables import ACTION, STATE
-from depi.datasets.union.chunks import ChunkData, chunk_places, relative_stats
+from depi.datasets.union.chunks import ChunkData, relative_stats
 from depi.datasets.union.collection import open_collection
 from depi.datasets.union.dataset_index import BadEpisodes, Options
 from depi.datasets.union.index import IMAGE, NO_CAMERA, map_index
 from depi.datasets.union.quarantine import Quarantine
+from depi.datasets.union.rows import FramePlaces, action_chunks, past_rows
 from depi.datasets.union.shards import PreparedImages, Wanted
 from depi.datasets.union.statistics import stats_from_json, stats_to_json
 from depi.errors import DatasetError, UserError, one_line
@@ -33,6 +34,14 @@ __all__ = ["DatasetSource", "MultiLeRobotDataset"]
 _SUBSTITUTES = 16
 # A report names so many task texts; thousands of datasets have thousands.
 REPORTED_INSTRUCTIONS = 20
+
+
+class ImageOf(NamedTuple):
+    """One image of a training set: a frame of an episode, counted from its first, in a camera slot."""
+
+    episode: int
+    frame: int
+    slot: int
 
 
 class MultiLeRobotDataset(torch.utils.data.Dataset):
@@ -179,6 +188,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         self.entries: list[dict[str, Any]] = index.manifest["datasets"]
         self.repo_ids = tuple(entry["repo_id"] for entry in self.entries)
         self.fps = np.array([entry["fps"] for entry in self.entries])
+        self._recorded_fps = np.array([entry["recorded_fps"] for entry in self.entries])
         counts = [entry["episodes"] for entry in self.entries]
         self.episode_start = np.concatenate([[0], np.cumsum(index.length)])
         self.episode_dataset = np.repeat(np.arange(len(counts)), counts)
@@ -259,19 +269,32 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The sample of one frame; see the class."""
-        index = int(index)
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The samples of many frames, each as `__getitem__` gives it; a DataLoader reads its batches so.
+
+        Each file is opened once and read from front to back, each column is read once.
+        """
+        rows = [self._row(int(index)) for index in indices]
+        return [
+            self._replacement(row, sample) if isinstance(sample, DatasetError) else sample
+            for row, sample in zip(rows, self._samples(rows), strict=True)
+        ]
+
+    def _row(self, index: int) -> int:
         if not -len(self) <= index < len(self):
             raise IndexError(f"frame {index} of {len(self)}")
-        index %= len(self)
-        try:
-            return self._sample(index)
-        except DatasetError as error:
-            self._count_failure(index, error)
+        return index % len(self)
+
+    def _replacement(self, index: int, error: DatasetError) -> dict[str, Any]:
+        """The sample to take in place of one whose images cannot be had."""
+        self._count_failure(index, error)
         for substitute in self._substitutes(index):
-            try:
-                return self._sample(substitute)
-            except DatasetError as error:
-                self._count_failure(substitute, error)
+            (sample,) = self._samples([substitute])
+            if not isinstance(sample, DatasetError):
+                return sample
+            self._count_failure(substitute, sample)
         dataset = self.repo_ids[self.episode_dataset[self._episode(index)]]
         raise UserError(f"no images of dataset {dataset} can be decoded, leave this dataset out")
 
@@ -289,62 +312,70 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
     def _episode(self, index: int) -> int:
         return int(np.searchsorted(self.episode_start, index, side="right")) - 1
 
-    @reading()
-    def _sample(self, index: int) -> dict[str, Any]:
-        episode = self._episode(index)
-        dataset = int(self.episode_dataset[episode])
-        start, end = self.episode_start[episode : episode + 2].tolist()
-        fps = self.entries[dataset]["recorded_fps"]
-        action, action_is_pad = self._action_chunk(index, start, end, fps)
-        sample: dict[str, Any] = {
-            **self._observation(episode, index, start, fps),
+    def _samples(self, indices: Sequence[int]) -> list[dict[str, Any] | DatasetError]:
+        """The samples of frames, or why they cannot be had."""
+        rows = np.array(indices, np.int64)
+        episodes = np.searchsorted(self.episode_start, rows, side="right") - 1
+        fps = self._recorded_fps[self.episode_dataset[episodes]]
+        places = FramePlaces(rows, self.episode_start[episodes], self.episode_start[episodes + 1], fps)
+        seen = rows[:, None] if self.history is None else past_rows(places, self.history, self.action_freq)
+        images = self._images(episodes, seen - places.start[:, None])
+        action, outside = action_chunks(
+            self.action, places, self.chunk_size, self.action_freq, self.chunk_start
+        )
+        columns = {
+            STATE: torch.from_numpy(self.state[rows if self.history is None else seen]),
             ACTION: action,
-            "action_is_pad": action_is_pad,
-            "task": self.tasks[self.task[index]],
-            "timestamp": torch.tensor(self.timestamp[index]),
+            "action_is_pad": outside,
+            "timestamp": torch.from_numpy(self.timestamp[rows]),
+            "dataset_index": torch.from_numpy(self.episode_dataset[episodes]),
+            "episode_index": torch.from_numpy(self.episode_recorded[episodes]),
+            "frame_index": torch.from_numpy(rows - places.start),
+            "index": torch.from_numpy(rows),
         }
-        numbers = {
-            "dataset_index": dataset,
-            "episode_index": int(self.episode_recorded[episode]),
-            "frame_index": index - start,
-            "index": index,
-        }
-        sample.update({key: torch.tensor(value) for key, value in numbers.items()})
-        return sample
+        numbers = zip(*(column.unbind() for column in columns.values()), strict=True)
+        tasks = [self.tasks[task] for task in self.task[rows].tolist()]
+        return [
+            shown
+            if isinstance(shown, DatasetError)
+            else {**shown, **dict(zip(columns, of_sample, strict=True)), "task": task}
+            for shown, of_sample, task in zip(images, numbers, tasks, strict=True)
+        ]
 
-    def _action_chunk(self, index: int, start: int, end: int, fps: float) -> tuple[Tensor, Tensor]:
-        """Actions float32 [chunk_size, D] around frame `index`, and which of them lie outside the episode."""
-        lower, way = chunk_places(self.chunk_size, fps, self.action_freq, self.chunk_start)
-        rows = index + lower
-        if not way.any():
-            outside = (rows < start) | (rows >= end)
-            return torch.from_numpy(self.action[rows.clip(start, end - 1)]), torch.from_numpy(outside)
-        weight = torch.from_numpy(way.astype(np.float32))[:, None]
-        here, after = (torch.from_numpy(self.action[row.clip(start, end - 1)]) for row in (rows, rows + 1))
-        outside = (rows < start) | (rows + way > end - 1)
-        return torch.lerp(here, after, weight), torch.from_numpy(outside)
+    def _images(self, episodes: np.ndarray, frames: np.ndarray) -> list[dict[str, Tensor] | DatasetError]:
+        """The images of B samples, or why one has none: of episodes [B] at frames [B, N] of these."""
+        wanted = [
+            [ImageOf(episode, frame, slot) for frame in dict.fromkeys(of_sample) for slot in slots]
+            for episode, of_sample, slots in zip(
+                episodes.tolist(), frames.tolist(), map(self._slots, episodes.tolist()), strict=True
+            )
+        ]
+        distinct = list(dict.fromkeys(itertools.chain.from_iterable(wanted)))
+        found = dict(zip(distinct, self.read_images(distinct, self.image_size), strict=True))
+        errors = [
+            next((found[one] for one in each if isinstance(found[one], DatasetError)), None)
+            for each in wanted
+        ]
+        return [
+            error or self._by_key(episode, of_sample, found)
+            for error, episode, of_sample in zip(errors, episodes.tolist(), frames.tolist(), strict=True)
+        ]
 
-    def _observation(self, episode: int, index: int, start: int, fps: float) -> dict[str, Tensor]:
-        """The images and the state at frame `index` of the training set, or those up to there."""
-        if self.history is None:
-            return {**self._images(episode, index - start), STATE: torch.from_numpy(self.state[index].copy())}
-        lower, way = chunk_places(self.history, fps, self.action_freq, 1 - self.history)
-        rows = np.maximum(index + lower + (way >= 0.5), start)
-        seen = {row: self._images(episode, row - start) for row in dict.fromkeys(rows.tolist())}
-        images = {
-            key: value
-            if len(rows) == 1 or key.endswith("_is_pad")
-            else torch.stack([seen[row][key] for row in rows.tolist()])
-            for key, value in seen[index].items()
-        }
-        return {**images, STATE: torch.from_numpy(self.state[rows])}
+    def _slots(self, episode: int) -> list[int]:
+        """The slots for which the dataset of an episode has a camera."""
+        return np.flatnonzero(self.camera_kind[episode] != NO_CAMERA).tolist()
 
-    def _images(self, episode: int, frame: int) -> dict[str, Tensor]:
-        found = self.camera_images(episode, frame, self.image_size)
+    def _by_key(
+        self, episode: int, frames: Sequence[int], found: Mapping[ImageOf, Tensor]
+    ) -> dict[str, Tensor]:
+        """What a sample shows: the images that were found, of one frame without a dimension of their own."""
         images: dict[str, Tensor] = {}
-        for key, image, size in zip(self.camera_slots, found, self.image_sizes, strict=False):
-            images[f"{key}_is_pad"] = torch.tensor(image is None)
-            images[key] = torch.zeros((3, *size), dtype=torch.uint8) if image is None else image
+        slots = self._slots(episode)
+        for slot, (key, size) in enumerate(zip(self.camera_slots, self.image_sizes, strict=True)):
+            images[f"{key}_is_pad"] = torch.tensor(slot not in slots)
+            shown = [found[ImageOf(episode, frame, slot)] for frame in frames if slot in slots]
+            shown = shown or [torch.zeros((3, *size), dtype=torch.uint8)] * len(frames)
+            images[key] = shown[0] if len(frames) == 1 else torch.stack(shown)
         return images
 
     def camera_images(self, episode: int, frame: int, size: int | None = None) -> list[Tensor | None]:
@@ -357,21 +388,37 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
             DatasetError: one cannot be decoded.
         """
         images: list[Tensor | None] = [None] * self.max_cameras
-        if self.prepared is not None and size == self.image_size:
-            first = self._prepared_row[episode]
-            first += frame * self._prepared_step[self.episode_dataset[episode]]
-            slots = np.flatnonzero(self.camera_kind[episode] != NO_CAMERA).tolist()
-            found = self.prepared.frames([int(first) + slot for slot in slots])
-            for slot, image in zip(slots, found, strict=True):
-                images[slot] = image
-            return images
-        seconds = float(self.timestamp[self.episode_start[episode] + frame])
-        for slot, kind in enumerate(self.camera_kind[episode].tolist()):
-            if kind != NO_CAMERA:
-                path, place = self.place(episode, slot)
-                image = self.reader.image(path, place, frame, seconds)
-                images[slot] = image if size is None else letterbox(image, size, self.antialias)
+        slots = self._slots(episode)
+        found = self.read_images([ImageOf(episode, frame, slot) for slot in slots], size)
+        for slot, image in zip(slots, found, strict=True):
+            if isinstance(image, DatasetError):
+                raise image
+            images[slot] = image
         return images
+
+    def read_images(self, wanted: Sequence[ImageOf], size: int | None) -> list[Tensor | DatasetError]:
+        """Images as `camera_images` gives them, or why there is none; files are read from front to back."""
+        if self.prepared is not None and size == self.image_size:
+            return self.prepared.frames([self._row_of_image(one) for one in wanted])
+        placed = [
+            PlacedImage(
+                *self.place(episode, slot),
+                frame,
+                float(self.timestamp[self.episode_start[episode] + frame]),
+            )
+            for episode, frame, slot in wanted
+        ]
+        images: dict[int, Tensor | DatasetError] = {}
+        for number, image in self.reader.images(placed):
+            if size is None or isinstance(image, DatasetError):
+                images[number] = image
+            else:
+                images[number] = letterbox(image, size, self.antialias)
+        return [images[number] for number in range(len(wanted))]
+
+    def _row_of_image(self, one: ImageOf) -> int:
+        step = self._prepared_step[self.episode_dataset[one.episode]]
+        return int(self._prepared_row[one.episode] + one.frame * step) + one.slot
 
     def camera_run(self, episode: int, slot: int, frames: range) -> Iterator[Tensor]:
         """The recorded images of one camera at frames in a row, as `camera_images` gives them, at less cost.
@@ -452,7 +499,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         stored = self._index_folder / f"relative-{key}.json"
         if stored.is_file():
             return stats_from_json({ACTION: read_json(stored)})[ACTION]
-        fps = np.array([entry["recorded_fps"] for entry in self.entries])[self.episode_dataset]
+        fps = self._recorded_fps[self.episode_dataset]
         data = ChunkData(self.state, self.action, self.episode_start, fps, drawn)
         stats = relative_stats(data, *how)
         with contextlib.suppress(OSError):  # a cache that may only be read

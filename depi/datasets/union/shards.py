@@ -22,6 +22,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from depi.datasets.recording.border import reading
 from depi.datasets.recording.cameras import letterbox
 from depi.datasets.recording.checks import short
 from depi.errors import DatasetError, UserError
@@ -263,16 +264,20 @@ class PreparedImages:
         self._first_row = np.append(self._first_row, base + np.cumsum(counts, dtype=np.int64))
         return base
 
-    def frames(self, rows: Sequence[int]) -> list[Tensor]:
+    def frames(self, rows: Sequence[int]) -> list[Tensor | DatasetError]:
         """The images in these rows; see `locate`.
 
         Returns:
-            uint8 [3, image_size, image_size] each.
-
-        Raises:
-            DatasetError: one is missing or broken.
+            uint8 [3, image_size, image_size] each, or why there is none: it is missing or broken.
         """
-        return [self._frame(row) for row in rows]
+        found: list[Tensor | DatasetError] = []
+        for row in rows:
+            try:
+                with reading():
+                    found.append(self._frame(row))
+            except DatasetError as error:
+                found.append(error)
+        return found
 
     def _frame(self, row: int) -> Tensor:
         number = int(np.searchsorted(self._first_row, row, side="right")) - 1
