@@ -286,11 +286,18 @@ class PolicyStream(Dataset):
         self.added = added
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        return self.sample(position, self.samples.mixture[position])
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Any]]:
+        """The samples at many positions, each as by itself; a DataLoader reads its batches so."""
+        samples = self.samples.__getitems__(positions)
+        return [self._with_additions(*one) for one in zip(positions, samples, strict=True)]
 
     def sample(self, position: int, frame: int) -> dict[str, Any]:
         """The sample of a frame, with what is random about the one at a position."""
-        sample = self.samples.sample(position, frame)
+        return self._with_additions(position, self.samples.sample(position, frame))
+
+    def _with_additions(self, position: int, sample: dict[str, Any]) -> dict[str, Any]:
         for add in self.added:
             sample = {**sample, **add(position, sample)}
         return sample

@@ -151,8 +151,11 @@ def test_frames_that_cannot_be_decoded_are_replaced_as_on_the_direct_path(tmp_pa
     (again,) = prepare(open_(root, **options), settings(tmp_path / "out"), run=ONE)
     assert (again.reused, len(again.failed)) == (5, 6)
     direct, prepared = open_(root, **options), open_(root, tmp_path / "out", **options)
-    for index in range(len(direct)):
-        assert prepared[index]["index"] == direct[index]["index"]
+    batch = open_(root, tmp_path / "out", **options).__getitems__(range(len(direct)))
+    for index, together in enumerate(batch):
+        sample = prepared[index]
+        assert sample["index"] == direct[index]["index"] == together["index"]
+        assert torch.equal(sample["observation.images.0"], together["observation.images.0"])
     assert prepared.decode_failures() == direct.decode_failures() == {"someone/something": {1: 6}}
 
 

@@ -227,7 +227,7 @@ def test_what_stands_in_for_a_broken_episode_is_drawn_too(tmp_path):
     shown = [int(samples[position]["episode_index"]) for position in range(13)]
     assert any(4 <= frame < 9 for frame in drawn)
     assert set(shown) == {0, 3}
-    assert shown == [int(samples[position]["episode_index"]) for position in range(13)]
+    assert shown == [int(sample["episode_index"]) for sample in samples.__getitems__(range(13))]
 
 
 def test_another_revision_of_the_annotations_is_noticed(dataset, tmp_path):

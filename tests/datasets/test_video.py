@@ -187,6 +187,10 @@ def test_every_frame_of_every_encoding(encoded, backend):
     order = np.random.default_rng(1).permutation(40)
     requests = [FrameRequest(encoded, number / FPS + 1e-4 * (number % 3 - 1), FPS) for number in order]
     assert [number_in(frame) for frame in frames_of(reader, requests)] == order.tolist()
+    some = sorted(requests[::3], key=lambda request: request.seconds)
+    for together in (some, [some[4], some[4], some[9]]):
+        apart = frames_of(VideoReader(backend=backend), together)
+        assert all(map(torch.equal, reader.frames(together), apart))
     run = [FrameRequest(encoded, number / FPS, FPS) for number in range(5, 40, 2)]
     frames = list(reader.episode(run))
     assert [number_in(frame) for frame in frames] == list(range(5, 40, 2))
@@ -257,3 +261,8 @@ def test_a_broken_stretch_is_an_error_never_another_frame(codec, tmp_path):
             seen[number] = number_in(at(reader, path, number / FPS, FPS))
     assert 30 < len(seen) < 40
     assert all(number == shown for number, shown in seen.items())
+    requests = [FrameRequest(path, number / FPS, FPS) for number in range(40)]
+    together = enumerate(reader.frames(requests))
+    assert seen == {
+        number: number_in(frame) for number, frame in together if not isinstance(frame, DatasetError)
+    }

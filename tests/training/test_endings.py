@@ -30,14 +30,14 @@ sys.path[0] = {str(SCRIPT.parents[1])!r}
 from depi.training.data import PolicyStream
 from depi.train import main
 
-read = PolicyStream.__getitem__
+read = PolicyStream.__getitems__
 
-def read_or_fail(stream, position):
-    if position == 40:
+def read_or_fail(stream, positions):
+    if 40 in positions:
         raise KeyError("a defect")
-    return read(stream, position)
+    return read(stream, positions)
 
-PolicyStream.__getitem__ = read_or_fail
+PolicyStream.__getitems__ = read_or_fail
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
 """

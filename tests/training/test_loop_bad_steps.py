@@ -24,15 +24,16 @@ def poison(monkeypatch):
     """
 
     def apply(positions=(), dataset=None, value=float("nan")):
-        def poisoned(stream, position):
-            sample = read(stream, position)
-            if position in positions or int(sample["dataset_index"]) == dataset:
-                sample["noise"] = torch.full_like(sample["noise"], value)
-            return sample
+        def poisoned(stream, of_batch):
+            samples = read(stream, of_batch)
+            for position, sample in zip(of_batch, samples, strict=True):
+                if position in positions or int(sample["dataset_index"]) == dataset:
+                    sample["noise"] = torch.full_like(sample["noise"], value)
+            return samples
 
-        monkeypatch.setattr(data.PolicyStream, "__getitem__", poisoned)
+        monkeypatch.setattr(data.PolicyStream, "__getitems__", poisoned)
 
-    read = data.PolicyStream.__getitem__
+    read = data.PolicyStream.__getitems__
     return apply
 
 

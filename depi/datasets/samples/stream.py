@@ -66,11 +66,18 @@ class TrainingStream(torch.utils.data.Dataset):
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """The sample at a position; see the class and `MultiLeRobotDataset`."""
-        return self.sample(position, self.mixture[position])
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Any]]:
+        """The samples at many positions, each as by itself; a DataLoader reads its batches so."""
+        samples = self._drawn([self.mixture[position] for position in positions])
+        return [self._changed(position, sample) for position, sample in zip(positions, samples, strict=True)]
 
     def sample(self, position: int, frame: int) -> dict[str, Any]:
         """The sample of a frame, with what is random about the sample at a position."""
-        sample = self._sample(frame)
+        return self._changed(position, self._drawn([frame])[0])
+
+    def _changed(self, position: int, sample: dict[str, Any]) -> dict[str, Any]:
         episode = self._episode(int(sample["index"]))
         keys = self.camera_keys[int(sample["dataset_index"])]
         views = self.annotations.views(episode) if self.annotations else {}
@@ -111,19 +118,25 @@ class TrainingStream(torch.utils.data.Dataset):
     def _episode(self, frame: int) -> int:
         return int(np.searchsorted(self.episode_start, frame, side="right")) - 1
 
-    def _sample(self, frame: int) -> dict[str, Any]:
-        """The dataset's sample of a frame, or of one that the mixture draws too.
+    def _drawn(self, frames: Sequence[int]) -> list[dict[str, Any]]:
+        """The dataset's samples of frames, or of others that the mixture draws too.
 
         In place of a frame that cannot be decoded the dataset gives one of the next episodes, be it held out
         or excluded. Then the next ranges of frames to be drawn are tried, of the same dataset.
         """
+        return [
+            sample if int(sample["index"]) in self.mixture else self._another(frame)
+            for frame, sample in zip(frames, self.dataset.__getitems__(frames), strict=True)
+        ]
+
+    def _another(self, frame: int) -> dict[str, Any]:
         number = int(self.dataset.episode_dataset[self._episode(frame)])
         bounds = self.episode_start[self.dataset.dataset_start[number : number + 2]].tolist()
         for _ in range(_ATTEMPTS):
+            frame = self.mixture.range_after(frame, *bounds)
             sample = self.dataset[frame]
             if int(sample["index"]) in self.mixture:
                 return sample
-            frame = self.mixture.range_after(frame, *bounds)
         raise UserError(
             f"hardly a frame of {self.dataset.repo_ids[number]} can be decoded, leave this dataset out"
         )

@@ -11,6 +11,7 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
+from depi.datasets.recording.border import reading
 from depi.datasets.recording.cameras import check_slots, letterbox
 from depi.datasets.recording.joints import JOINTS, SPACES
 from depi.datasets.recording.place_reader import PlacedImage, PlaceReader
@@ -272,7 +273,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """The samples of many frames, each as `__getitem__` gives it; a DataLoader reads its batches so.
+        """The samples of many frames, each as by itself; a DataLoader reads its batches so.
 
         Each file is opened once and read from front to back, each column is read once.
         """
@@ -352,30 +353,30 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         ]
         distinct = list(dict.fromkeys(itertools.chain.from_iterable(wanted)))
         found = dict(zip(distinct, self.read_images(distinct, self.image_size), strict=True))
-        errors = [
-            next((found[one] for one in each if isinstance(found[one], DatasetError)), None)
-            for each in wanted
-        ]
         return [
-            error or self._by_key(episode, of_sample, found)
-            for error, episode, of_sample in zip(errors, episodes.tolist(), frames.tolist(), strict=True)
+            self._shown(episode, of_sample, found)
+            for episode, of_sample in zip(episodes.tolist(), frames.tolist(), strict=True)
         ]
 
     def _slots(self, episode: int) -> list[int]:
         """The slots for which the dataset of an episode has a camera."""
         return np.flatnonzero(self.camera_kind[episode] != NO_CAMERA).tolist()
 
-    def _by_key(
-        self, episode: int, frames: Sequence[int], found: Mapping[ImageOf, Tensor]
-    ) -> dict[str, Tensor]:
-        """What a sample shows: the images that were found, of one frame without a dimension of their own."""
+    def _shown(
+        self, episode: int, frames: Sequence[int], found: Mapping[ImageOf, Tensor | DatasetError]
+    ) -> dict[str, Tensor] | DatasetError:
+        """What a sample shows, a single frame without a dimension for it; or the error of an image."""
         images: dict[str, Tensor] = {}
         slots = self._slots(episode)
-        for slot, (key, size) in enumerate(zip(self.camera_slots, self.image_sizes, strict=True)):
-            images[f"{key}_is_pad"] = torch.tensor(slot not in slots)
-            shown = [found[ImageOf(episode, frame, slot)] for frame in frames if slot in slots]
-            shown = shown or [torch.zeros((3, *size), dtype=torch.uint8)] * len(frames)
-            images[key] = shown[0] if len(frames) == 1 else torch.stack(shown)
+        try:
+            for slot, (key, size) in enumerate(zip(self.camera_slots, self.image_sizes, strict=True)):
+                shown = [_image(found[ImageOf(episode, frame, slot)]) for frame in frames if slot in slots]
+                shown = shown or [torch.zeros((3, *size), dtype=torch.uint8)] * len(frames)
+                images[f"{key}_is_pad"] = torch.tensor(slot not in slots)
+                with reading():  # the images of an episode may differ in size
+                    images[key] = shown[0] if len(frames) == 1 else torch.stack(shown)
+        except DatasetError as error:
+            return error
         return images
 
     def camera_images(self, episode: int, frame: int, size: int | None = None) -> list[Tensor | None]:
@@ -391,9 +392,7 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
         slots = self._slots(episode)
         found = self.read_images([ImageOf(episode, frame, slot) for slot in slots], size)
         for slot, image in zip(slots, found, strict=True):
-            if isinstance(image, DatasetError):
-                raise image
-            images[slot] = image
+            images[slot] = _image(image)
         return images
 
     def read_images(self, wanted: Sequence[ImageOf], size: int | None) -> list[Tensor | DatasetError]:
@@ -538,6 +537,12 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
             "quarantined": self.quarantined,
             "decode_failures": failures,
         }
+
+
+def _image(found: Tensor | DatasetError) -> Tensor:
+    if isinstance(found, DatasetError):
+        raise found
+    return found
 
 
 def _check(
