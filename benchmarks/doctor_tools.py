@@ -7,10 +7,9 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pyarrow.parquet as pq
+from environments import make_environment, run_command
 
 from depi.errors import UserError
 
@@ -67,36 +67,9 @@ class Tool:
     read: Callable[[Any], tuple[list[Remark], float | None]]
 
 
-def run_command(command: Sequence[str | Path], env: dict[str, str] | None = None) -> tuple[int, str, float]:
-    """Exit status, output and processor time in seconds, its children's included."""
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        text = output.read().decode(errors="replace")
-    return process.returncode, text, usage.ru_utime + usage.ru_stime
-
-
 def install(name: str, folder: Path) -> str | None:
     """Make a tool's environment unless it is there; the reason why that failed, or None."""
-    place, mark = folder / name, folder / name / "ready"
-    if mark.exists():
-        return None
-    uv = shutil.which("uv") or shutil.which("uv", path=Path(__file__).parents[1] / ".uv/bin")
-    if uv is None:
-        return "uv is not installed"
-    shutil.rmtree(place, ignore_errors=True)
-    base = getattr(sys, "_base_executable", sys.executable)
-    for command in (
-        [uv, "venv", "--quiet", "--python", base, str(place)],
-        [uv, "pip", "install", "--quiet", "--python", str(place / "bin/python"), *TOOLS[name].packages],
-    ):
-        status, output, _ = run_command(command)
-        if status:
-            return output.strip().splitlines()[-1] if output.strip() else f"uv ended with status {status}"
-    mark.touch()
-    return None
+    return make_environment(folder / name, TOOLS[name].packages)
 
 
 def examine(name: str, folder: Path, dataset: Path) -> Report:

@@ -17,5 +17,6 @@ def test_the_benchmark_ends_in_its_figures():
     assert figures["samples_per_s"] > 0
     assert figures["prepared_speedup"] > 1
     assert figures["ratio_to_decode"] > 0.3
+    assert figures["ratio_to_decode_in_order"] > 0.3
     assert figures["speedup_vs_lerobot"] > 1
     assert figures["encodings"].keys() == {"av1"}
