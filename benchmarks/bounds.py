@@ -8,7 +8,6 @@ compiled code kernels that Inductor has made are called in place of most operati
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any, Self
 
 import torch

@@ -88,12 +88,11 @@ class DatasetConfig:
     # Hold this share of the episodes out of training.
     eval_split: float = 0.0
 
-    # Which episodes succeeded, where the recording does not say: a JSON file {repo_id: {episode: true}} or
-    # {repo_id: true}.
+    # Successes where recordings do not say: JSON, {repo_id: true} or {repo_id: {episode: true}}.
     success: Path | None = None
     # Take episodes of which nothing is known for successes.
     assume_success: bool = False
-    # Leave out the episodes that failed: a policy's own rollouts, filtered.
+    # Leave out the episodes that failed.
     only_successes: bool = False
 
     # Take task texts from annotation sidecars, for this share of the samples.
