@@ -99,10 +99,10 @@ def _lines(bar: Progress, *, wanted: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        _open.remove(bar)
         ended.set()
         if wanted:
             writer.join()
+        _open.remove(bar)
 
 
 def _line(task: Task) -> str:
