@@ -37,7 +37,6 @@ import bootstrap
 import decentralised_summary as summary
 import decentralised_work as work
 from decentralised_rigs import BLIND, COLOR, RATE, SCALES, Arm, Experiment, arms_of
-from rich.console import Console
 
 from depi.errors import UserError
 from depi.files import read_json, write_json
@@ -209,8 +208,7 @@ def show(results: Mapping[str, Mapping[str, bootstrap.Row]], experiment: Experim
         f"{scale.episodes} episodes each; {scale.trainings} trainings of each arm, of {scale.steps} steps of "
         f"{scale.batch_size} samples; {scale.trials * len(experiment.rigs)} episodes for each training."
     )
-    Console(width=150).print(bootstrap.table(results, summary.COLUMNS, "union"))
-    print("Success and differences in points, with 95% intervals over trainings, rigs and episodes.")
+    summary.show(results)
     for arm in (*experiment.arms, BLIND):
         print(f"  {arm.name}: {arm.meaning}")
 
@@ -227,7 +225,9 @@ def main(args: list[str] | None = None) -> int:
             train(experiment, trainings)
             play(experiment, trainings)
         play(experiment, [BLIND])
-    results = summary.summarise(experiment)
+    outcomes = summary.outcomes(experiment)
+    write_json(experiment.root / "outcomes.json", outcomes)
+    results = summary.summarise(outcomes)
     show(results, experiment)
     misjudged = work.misjudged(experiment, experiment.arms[0])
     for sentence in misjudged:

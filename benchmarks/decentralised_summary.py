@@ -1,45 +1,84 @@
-"""What all trainings of the arms of `decentralised.py` show together, see `bootstrap`."""
+"""What all trainings of the arms of `decentralised.py` show together, see `bootstrap`.
 
-from collections.abc import Sequence
+python benchmarks/decentralised_summary.py benchmarks/evidence_outcomes.json     # the table of kept outcomes
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from bootstrap import Played, Row, compare_all
-from decentralised_rigs import BLIND, Arm, Experiment
+from bootstrap import Played, Row, compare_all, table
+from decentralised_rigs import BLIND, Experiment
+from rich.console import Console
 
 from depi.evaluation.compare import read_evaluation
+from depi.files import read_json
 
 ALONE = "alone, mean"
 # The titles of the two splits.
 COLUMNS = {"seen": "recorded rigs", "unseen": "other rigs"}
 
 
-def read_played(experiment: Experiment, arms: Sequence[Arm], seen: bool) -> Played:
-    """The episodes that some trainings played in recorded rigs, or in those that nobody recorded.
+def outcomes(experiment: Experiment) -> dict[str, Any]:
+    """Who succeeded in which episode, as JSON.
+
+    Returns:
+        `rigs`: of each episode, in the order of their seeds; `seen`: 1 where somebody recorded in that rig,
+        else 0; `trainings`: each with the `rows` of the table that it counts for, and a 1 or 0 per episode.
 
     Raises:
         UserError: one has not been played.
     """
-    rows = [read_evaluation(experiment.played_folder(arm)).rows for arm in arms]
-    seeds = [seed for seed in sorted(rows[0]) if experiment.rig_of(seed).seen == seen]
-    names = sorted({rig.name for rig in experiment.rigs})
-    return Played(
-        np.array([[row[seed].success for seed in seeds] for row in rows]),
-        np.array([names.index(experiment.rig_of(seed).name) for seed in seeds]),
-    )
-
-
-def summarise(experiment: Experiment) -> dict[str, dict[str, Row]]:
-    """Arm -> `seen` and `unseen` -> what it reached; `ALONE` is the mean of all contributors alone."""
-    groups = {
-        arm.name: [each for each in experiment.trainings if each.name == arm.name] for arm in experiment.arms
+    trainings, seeds = [], []
+    for arm in (*experiment.trainings, BLIND):
+        episodes = read_evaluation(experiment.played_folder(arm)).rows
+        seeds = sorted(episodes)
+        successes = "".join(str(int(episodes[seed].success)) for seed in seeds)
+        rows = [arm.name, *([ALONE] if arm.only is not None else [])]
+        trainings.append({"rows": rows, "training": arm.training, "successes": successes})
+    rigs = [experiment.rig_of(seed) for seed in seeds]
+    return {
+        "rigs": [rig.name for rig in rigs],
+        "seen": "".join(str(int(rig.seen)) for rig in rigs),
+        "trainings": trainings,
     }
-    alone = [each for each in experiment.trainings if each.only is not None]
-    if alone:
-        groups[ALONE] = alone
-    groups[BLIND.name] = [BLIND]
+
+
+def summarise(kept: Mapping[str, Any]) -> dict[str, dict[str, Row]]:
+    """Row -> `seen` and `unseen` -> what it reached; `ALONE` is the mean of all contributors alone.
+
+    Args:
+        kept: see `outcomes`.
+    """
+    groups: dict[str, list[str]] = {}
+    for training in kept["trainings"]:
+        for name in training["rows"]:
+            groups.setdefault(name, []).append(training["successes"])
+    groups[BLIND.name] = groups.pop(BLIND.name)  # last
+    names = sorted(set(kept["rigs"]))
+    rigs = np.array([names.index(name) for name in kept["rigs"]])
     results: dict[str, dict[str, Row]] = {name: {} for name in groups}
-    for split in ("seen", "unseen"):
-        played = {name: read_played(experiment, arms, split == "seen") for name, arms in groups.items()}
+    for split, here in {"seen": _bits(kept["seen"]), "unseen": ~_bits(kept["seen"])}.items():
+        played = {
+            name: Played(np.stack([_bits(each) for each in group])[:, here], rigs[here])
+            for name, group in groups.items()
+        }
         for name, row in compare_all(played).items():
             results[name][split] = row
     return results
+
+
+def _bits(text: str) -> np.ndarray:
+    return np.array(list(text)) == "1"
+
+
+def show(results: Mapping[str, Mapping[str, Row]]) -> None:
+    """Print the table."""
+    Console(width=150).print(table(results, COLUMNS, "union"))
+    print("Success and differences in points, with 95% intervals over trainings, rigs and episodes.")
+
+
+if __name__ == "__main__":
+    show(summarise(read_json(Path(sys.argv[1]))))
