@@ -11,10 +11,12 @@ import time
 from typing import Any
 
 import torch
-from bounds import Bounds, Card, card_of
+from bounds import Bounds
 from device import counted_since, counts, report
 from measure_steps import Plan, draw_samples, make_subject
 from torch._dynamo.utils import counters
+
+from depi.training.utilisation import Card, card_of
 
 REACHED = Card(780e12, 4.3e12)
 
