@@ -283,7 +283,7 @@ def normalisation(root, arm):
     from safetensors.numpy import load_file
 
     folder = root / "trained" / arm / "checkpoints" / "last" / "pretrained_model"
-    (file,) = folder.glob("policy_preprocessor_*.safetensors")
+    (file,) = folder.glob("policy_preprocessor_*_normalizer_processor.safetensors")
     return load_file(file)["observation.state.mean"]
 
 
