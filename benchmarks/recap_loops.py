@@ -11,7 +11,6 @@ complete in --output_dir is kept: run the same command again after an interrupti
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -135,7 +134,6 @@ def main(args: list[str] | None = None) -> int:
     began = time.monotonic()
     options.output_dir.mkdir(parents=True, exist_ok=True)
     with offline_hub(options.output_dir), ThreadPoolExecutor(options.processes) as pool:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
         for job in [pool.submit(run_loop, options, number) for number in range(options.loops)]:
             job.result()
     results = summarise(options)

@@ -140,7 +140,7 @@ def main(args: list[str]) -> int:
     name, *rest = args
     try:
         print(json.dumps(PROBES[name](*rest)))
-    except Exception as error:  # as above
+    except Exception as error:  # the caller reads this process's one line, whatever a library raises
         print(json.dumps({"error": first_line(error)}))
         return 1
     return 0

@@ -1,7 +1,10 @@
 """LeRobot's commands load DePi's checkpoints with nothing patched, drive a robot and record what it does."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import av
 import numpy as np
@@ -117,6 +120,22 @@ def test_eval_runs_a_gym_environment(pusher, lerobot, tmp_path):
     rows, columns = np.nonzero(blue - red > 80)
     assert abs(columns.mean() / width - 450 / 512) < 0.08
     assert abs(rows.mean() / height - 60 / 512) < 0.08
+
+
+def test_policies_of_lerobots_own_are_left_alone_in_eval(site):
+    code = (
+        "from lerobot.configs.eval import EvalPipelineConfig\n"
+        "from lerobot.envs.configs import PushtEnv\n"
+        "from lerobot.policies.act.configuration_act import ACTConfig\n"
+        "import lerobot_policy_depi\n"
+        "policy = ACTConfig(device='cpu', pretrained_path='trained')\n"
+        "before = dict(vars(policy))\n"
+        "EvalPipelineConfig(env=PushtEnv(), policy=policy, rename_map={'a': 'b'})\n"
+        "assert vars(policy) == before, policy"
+    )
+    here = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run([sys.executable, "-c", code], env=here, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

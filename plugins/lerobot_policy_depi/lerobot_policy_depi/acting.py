@@ -14,7 +14,7 @@ from lerobot_policy_depi.commands import EVAL, ROLLOUT, after_reading
 def mark_policies_that_only_act() -> None:
     """Let the policies of the running command get ready, if it is one that does not train."""
     after_reading(ROLLOUT, _mark_rollout)
-    after_reading(EVAL, lambda config: _mark(config.policy, config.policy.compile_model))
+    after_reading(EVAL, lambda config: _mark(config.policy, getattr(config.policy, "compile_model", False)))
 
 
 def _mark_rollout(config: Any) -> None:
