@@ -13,6 +13,7 @@ from bootstrap import Played, Row, compare_all, table
 from decentralised_rigs import BLIND, Experiment
 from rich.console import Console
 
+from depi.errors import UserError
 from depi.evaluation.compare import read_evaluation
 from depi.files import read_json
 
@@ -81,4 +82,7 @@ def show(results: Mapping[str, Mapping[str, Row]]) -> None:
 
 
 if __name__ == "__main__":
-    show(summarise(read_json(Path(sys.argv[1]))))
+    try:
+        show(summarise(read_json(Path(sys.argv[1]))))
+    except UserError as error:
+        sys.exit(f"error: {error}")
