@@ -194,9 +194,8 @@ def train(experiment: Experiment, trainings: Sequence[Arm]) -> None:
 
 def play(experiment: Experiment, trainings: Sequence[Arm]) -> None:
     """Play what is trained, as far as it is not played yet."""
-    count = experiment.scale.trials * len(experiment.rigs)
     for arm in trainings:
-        say(f"play {arm.label}: {count} episodes in {len(experiment.rigs)} rigs")
+        say(f"play {arm.label}: {experiment.episodes} episodes in {len(experiment.rigs)} rigs")
         work.play(experiment, arm)
 
 
@@ -206,7 +205,7 @@ def show(results: Mapping[str, Mapping[str, bootstrap.Row]], experiment: Experim
     print(
         f"Touch the {COLOR} cube, {RATE} actions per second. {scale.contributors} contributors recorded "
         f"{scale.episodes} episodes each; {scale.trainings} trainings of each arm, of {scale.steps} steps of "
-        f"{scale.batch_size} samples; {scale.trials * len(experiment.rigs)} episodes for each training."
+        f"{scale.batch_size} samples; {experiment.episodes} episodes for each training."
     )
     summary.show(results)
     for arm in (*experiment.arms, BLIND):

@@ -329,6 +329,11 @@ class Experiment:
         """The rig in which the episode of a seed is played: `depi eval` takes those of a file in turn."""
         return self.rigs[seed % len(self.rigs)]
 
+    @property
+    def episodes(self) -> int:
+        """How many every training plays."""
+        return self.scale.trials * len(self.rigs)
+
     def run_folder(self, arm: Arm) -> Path:
         """Where an arm's training is."""
         return self.root / "trained" / arm.label

@@ -203,21 +203,27 @@ def misjudged(experiment: Experiment, arm: Arm) -> list[str]:
 
 
 def play(experiment: Experiment, arm: Arm) -> None:
-    """Play an arm in all rigs by `depi eval`, or go on with that.
+    """Play an arm in all rigs by `depi eval`, or go on with that; what is played is not loaded again.
 
     Raises:
         UserError: an episode ended in an error.
     """
     folder = experiment.played_folder(arm)
-    if arm == BLIND:
-        evaluation = parse_flags(EvaluateConfig, play_flags(experiment, arm)[1:], "depi eval")
-        roll_out(evaluation, BlindActor(experiment.scale.object_size), resume=True)
-    else:
-        command = [sys.executable, "-m", "depi.cli", *play_flags(experiment, arm)]
-        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
-    errors = read_json(folder / "eval.json")["errors"]
+    result = folder / "eval.json"
+    if not result.exists() or len(read_json(result)["episodes"]) < experiment.episodes:
+        _roll_out(experiment, arm)
+    errors = read_json(result)["errors"]
     if errors:
         raise UserError(f"{arm.label}: episodes ended in an error, remove {folder}: {', '.join(errors)}")
+
+
+def _roll_out(experiment: Experiment, arm: Arm) -> None:
+    flags = play_flags(experiment, arm)
+    if arm == BLIND:
+        evaluation = parse_flags(EvaluateConfig, flags[1:], "depi eval")
+        roll_out(evaluation, BlindActor(experiment.scale.object_size), resume=True)
+    else:
+        subprocess.run([sys.executable, "-m", "depi.cli", *flags], stdout=subprocess.DEVNULL, check=True)
 
 
 def play_flags(experiment: Experiment, arm: Arm) -> list[str]:
@@ -231,7 +237,7 @@ def play_flags(experiment: Experiment, arm: Arm) -> list[str]:
         f"--env.task={TASK}",
         f"--env.fps={RATE}",
         f"--env.setups={experiment.rigs_file}",
-        f"--eval.n_episodes={scale.trials * len(experiment.rigs)}",
+        f"--eval.n_episodes={experiment.episodes}",
         f"--eval.batch_size={scale.processes}",
         "--eval.n_videos=0",
         f"--seed={FIRST_SEED}",

@@ -1,6 +1,6 @@
 """What RECAP's advantages are worth: independent loops beside the same data without them.
 
-    python benchmarks/recap_loops.py                                # two cores, one to two hours
+    python benchmarks/recap_loops.py                                # two cores, about an hour
     python benchmarks/recap_loops.py --loops=1 --seed=9000000 --guidance=2     # to choose settings
 
 Every loop records its own demonstrations, and `depi recap` does the rest: configs/recap/loop_tiny.yaml with
@@ -11,6 +11,7 @@ complete in --output_dir is kept: run the same command again after an interrupti
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import yaml
 from bootstrap import Played, Row, compare_all, figures, table
 from decentralised import offline_hub
@@ -33,7 +35,7 @@ from depi.recap.results import NAMES
 from depi.recap.stages import merge
 
 LOOP = Path(__file__).parents[1] / "configs" / "recap" / "loop_tiny.yaml"
-EPISODES, EVALUATED = 60, 200
+EPISODES, EVALUATED = 100, 200
 # The first seed of the evaluation, far from those of demonstrations; rollouts have their own millions.
 FIRST_SEED = 500_000
 
@@ -98,7 +100,7 @@ def run_loop(options: argparse.Namespace, number: int) -> None:
     demonstrations = path.parent / "demonstrations"
     # Of the seeds of other loops none is the same: an episode of the expert takes one.
     recorded = [
-        *("sim", "record", "--task=touch", "--fps=10", "--width=160", "--height=120"),
+        *("sim", "record", "--task=touch", "--fps=10", "--cameras=wrist", "--width=96", "--height=96"),
         f"--episodes={2 if options.smoke else EPISODES}",
         f"--seed={1000 * (options.seed + number)}",
         *("--repo_id=demo/touch", f"--root={demonstrations}"),
@@ -133,9 +135,16 @@ def main(args: list[str] | None = None) -> int:
     options = parse(args)
     began = time.monotonic()
     options.output_dir.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with offline_hub(options.output_dir), ThreadPoolExecutor(options.processes) as pool:
-        for job in [pool.submit(run_loop, options, number) for number in range(options.loops)]:
-            job.result()
+        try:
+            for job in [pool.submit(run_loop, options, number) for number in range(options.loops)]:
+                job.result()
+        except KeyboardInterrupt:  # a terminal tells the loops too, a signal to this process does not
+            pool.shutdown(wait=False, cancel_futures=True)
+            for loop in psutil.Process().children():
+                loop.terminate()
+            raise
     results = summarise(options)
     Console(width=150).print(table(results, {"evaluation": "success"}, NAMES["no_advantages"]))
     print("Success and differences in points, with 95% intervals over loops and episodes.")
@@ -148,3 +157,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -81,7 +81,7 @@ def train(demo: Demo) -> str:
         *("--policy.type=depi_pi0", "--policy.device=cpu", "--policy.push_to_hub=false"),
         *("--policy.chunk_size=16", "--policy.n_action_steps=8"),
         *("--policy.optimizer_lr=1e-3", "--policy.scheduler_decay_lr=1e-4"),
-        *(f"--steps={steps}", "--batch_size=8", "--num_workers=1", "--log_freq=10", "--save_freq=0"),
+        *(f"--steps={steps}", "--batch_size=8", "--num_workers=0", "--log_freq=10", "--save_freq=0"),
         "--job_name=pi0-community",
     )
     launcher = subprocess.Popen(command)

@@ -50,7 +50,7 @@ def train(demo: Demo) -> str:
             *SIZE,
             *("--policy.chunk_size=16", "--policy.n_action_steps=8", "--policy.use_relative_actions=true"),
             *("--policy.optimizer_lr=1e-3", "--policy.scheduler_decay_lr=1e-5"),
-            *(f"--steps={demo.config.steps}", "--batch_size=8", "--num_workers=1", "--log_freq=50"),
+            *(f"--steps={demo.config.steps}", "--batch_size=8", "--num_workers=0", "--log_freq=50"),
             *("--save_freq=0", f"--seed={demo.config.seed}", "--job_name=pi0-touch"),
             processes=2,
         )

@@ -50,6 +50,7 @@ class RecapConfig:
     # Flags of all trainings; the sections below override them.
     train: CommandFlags = field(default_factory=dict)
     sft: CommandFlags = field(default_factory=dict)
+    # Its `policy.init_from` may be `sft`: the value function begins with the weights of that stage.
     value: CommandFlags = field(default_factory=dict)
     # Overrides `value` in the iterations, where the value function continues from its first training.
     value_update: CommandFlags = field(default_factory=dict)

@@ -59,7 +59,7 @@ def plan(config: RecapConfig) -> list[Stage]:
     if "sft" not in config.given:
         stages.append(_train(config, "sft", {"advantage": {"mode": "on"}}, config.sft, iteration=0))
     if "value" not in config.given:
-        stages.append(_train(config, "value", config.value, iteration=0))
+        stages.append(_train(config, "value", _value_flags(config), iteration=0))
     stages.append(_evaluate(config, "sft_eval", _sft(config)))
     for iteration in range(1, config.iterations + 1):
         stages.extend(_iteration(config, iteration))
@@ -94,7 +94,7 @@ def _iteration(config: RecapConfig, iteration: int) -> Iterator[Stage]:
     yield _evaluate(config, f"{folder}/rollouts", newest, collect=iteration)
     first_value = config.given.get("value") or _trained(config, "value")
     start = {"policy": {"path": first_value}}
-    value = merge(_without_policy_type(config.value), config.value_update, start)
+    value = merge(_without_policy_type(_value_flags(config)), config.value_update, start)
     yield _train(config, f"{folder}/value", value, iteration=iteration)
     yield _advantage(config, folder, iteration)
     use = {"advantage": {"mode": "use", "path": str(config.output_dir / folder / "advantage")}}
@@ -133,6 +133,13 @@ def _policy_flags(config: RecapConfig) -> CommandFlags:
     """The flags of a policy's training on all data, with the network that it starts from."""
     start = config.sft.get("policy", {}) if config.start_from == "pretrained" else {"path": _sft(config)}
     return merge({"policy": start}, config.policy)
+
+
+def _value_flags(config: RecapConfig) -> CommandFlags:
+    """The flags of the value function's training, which may begin with what the loop's sft has seen."""
+    if config.value.get("policy", {}).get("init_from") != "sft":
+        return config.value
+    return merge(config.value, {"policy": {"init_from": _sft(config)}})
 
 
 def _without_policy_type(flags: CommandFlags) -> CommandFlags:

@@ -3,16 +3,21 @@
 import mujoco
 import numpy as np
 
-CELL = 0.002
+# Metres. What a pixel of an image of 96 rows shows at half a metre, and 200 rows.
+COARSEST, FINEST = 0.004, 0.002
+# Metres that an image's height shows there.
+SPAN = 0.4
 
 
-def coarsen_visual_meshes(model: mujoco.MjModel, cell: float = CELL) -> None:
-    """Merge vertices that share a cube of side `cell` (metres) in meshes that are only rendered.
+def coarsen_visual_meshes(model: mujoco.MjModel, height: int) -> None:
+    """Merge vertices of meshes that are only rendered, as far as images of `height` pixels do not show it.
 
-    Edits the model's faces in place; call it before a renderer uploads them. Drawing becomes five to six
-    times faster in software and looks the same at the sizes of a dataset. Physics is untouched: meshes
-    that collide are left alone.
+    Those are merged that share a cube whose side is about what a pixel shows, 2 to 4 mm. Edits the model's
+    faces in place; call it before a renderer uploads them. Drawing becomes five to six times faster in
+    software, at 96 pixels by another quarter, and looks the same. Physics is untouched: meshes that collide
+    are left alone.
     """
+    cell = min(max(SPAN / height, FINEST), COARSEST)
     is_mesh = model.geom_type == mujoco.mjtGeom.mjGEOM_MESH
     collides = (model.geom_contype != 0) | (model.geom_conaffinity != 0)
     solid = set(model.geom_dataid[is_mesh & collides])

@@ -169,7 +169,7 @@ class So101Env(gymnasium.Env):
         return renderer.render()
 
     def _make_renderer(self) -> mujoco.Renderer:
-        coarsen_visual_meshes(self.model)
+        coarsen_visual_meshes(self.model, self.setup.height)
         try:
             self._renderer = mujoco.Renderer(self.model, self.setup.height, self.setup.width)
         except (ImportError, AttributeError, RuntimeError, mujoco.FatalError) as error:

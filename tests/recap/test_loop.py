@@ -91,6 +91,14 @@ def test_each_stage_reads_what_the_ones_before_have_written(tmp_path):
     )
 
 
+def test_the_value_function_begins_with_what_the_first_policy_has_seen(tmp_path):
+    value = {"policy": {"type": "value", "init_from": "sft"}}
+    own = {stage.name: flags(stage) for stage in plan(config(tmp_path, value=value))}
+    assert own["value"]["policy.init_from"] == own["sft_eval"]["policy.path"]
+    given = {stage.name: flags(stage) for stage in plan(config(tmp_path, value=value, given={"sft": "a/b"}))}
+    assert given["value"]["policy.init_from"] == "a/b"
+
+
 def test_baselines_learn_from_the_same_data_without_advantages_or_from_its_successes(tmp_path):
     value = {"policy": {"type": "value"}, "dataset": {"assume_success": True, "cameras": "view"}}
     chosen = config(tmp_path, baselines=["successes", "no_advantages"], value=value)
@@ -464,7 +472,8 @@ sft:
   policy: {type: depi_pi0, device: cpu, chunk_size: 8, n_action_steps: 8, vision_depth: 1, depth: 1}
   steps: 20
 value:
-  policy: {type: value, size: tiny, device: cpu, c_fail: 40, reward_normalizer: 80}
+  policy:
+    {type: value, size: tiny, init_from: sft, device: cpu, vision_depth: 1, c_fail: 40, reward_normalizer: 80}
   dataset: {assume_success: true}
   steps: 10
 policy: {policy: {device: cpu}, steps: 10}
