@@ -63,7 +63,7 @@ def loop_file(options: argparse.Namespace, number: int) -> Path:
         "output_dir": str(folder / "recap"),
         "iterations": options.iterations,
         "baselines": list(BASELINES),
-        "demonstrations": [{"repo_id": "demo/touch", "root": str(folder / "demonstrations"), "weight": 2}],
+        "demonstrations": [{"repo_id": "demo/touch", "root": str(folder / "demonstrations"), "weight": 1}],
         "train": {"seed": seed},
         "rollouts": {"seed": 10_000 * number},
         "evaluation": {"seed": FIRST_SEED, "eval": {"n_episodes": EVALUATED, "n_videos": 0}},

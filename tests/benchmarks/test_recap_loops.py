@@ -28,9 +28,9 @@ def test_loops_have_their_own_demonstrations_rollouts_and_trainings_but_one_eval
         assert loop["evaluation"]["seed"] == script.FIRST_SEED
         assert loop["evaluation"]["eval"]["n_episodes"] == 200
         assert loop["evaluation"]["policy"] == loop["rollouts"]["policy"] == {"guidance": 2.0}
-        assert (loop["advantage"]["share"], loop["advantage"]["look_ahead"]) == (0.4, 10)
+        assert (loop["advantage"]["share"], loop["advantage"]["look_ahead"]) == (0.4, 50)
         assert loop["policy"]["advantage"] == {"dropout": 0.2}
-        assert loop["policy"]["steps"] == loop["sft"]["steps"] == 1500
+        assert loop["policy"]["steps"] == loop["sft"]["steps"] == 1600
         assert loop["baselines"] == ["no_advantages", "successes"]
 
 

@@ -131,6 +131,21 @@ def test_wrist_camera_sees_the_cube_come_closer():
     env.close()
 
 
+def test_small_images_have_fewer_triangles_and_look_the_same(monkeypatch):
+    setup = Setup(cameras=(Camera("front", "front"), Camera("wrist", "wrist")), width=96, height=96)
+    env = make_env("touch", setup)
+    drawn = env.reset(seed=5)[0]["images"]
+    finer = make_env("touch", dataclasses.replace(setup, width=240, height=240))
+    finer.reset(seed=5)
+    assert env.model.mesh_facenum.sum() < 0.8 * finer.model.mesh_facenum.sum()
+    monkeypatch.setattr("depi.sim.simulation.coarsen_visual_meshes", lambda model, height: None)
+    exact = make_env("touch", setup)
+    for name, image in exact.reset(seed=5)[0]["images"].items():
+        differs = np.abs(image.astype(int) - drawn[name]).max(axis=-1) > 30
+        assert differs.mean() < 0.04, name
+    assert exact.model.mesh_facenum.sum() > 5 * env.model.mesh_facenum.sum()
+
+
 def test_setups_change_the_picture():
     def first_frame(**changes):
         env = make_env("touch", dataclasses.replace(base, **changes))
