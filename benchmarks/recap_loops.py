@@ -84,7 +84,7 @@ def loop_file(options: argparse.Namespace, number: int) -> Path:
 
 
 SMOKE: Mapping[str, Any] = {
-    **{name: {"steps": 4} for name in ("sft", "value", "policy")},
+    **{name: {"steps": 4} for name in ("sft", "value", "value_update", "policy")},
     "rollouts": {"eval": {"n_episodes": 2}},
     "evaluation": {"eval": {"n_episodes": 2}},
 }

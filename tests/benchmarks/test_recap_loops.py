@@ -54,6 +54,7 @@ def test_what_loops_have_in_common_does_not_widen_a_difference(benchmarks):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_two_small_loops_are_run_and_kept(script, tmp_path, capsys):
     flags = ["--smoke", "--loops=2", "--iterations=1", f"--output_dir={tmp_path}"]
     assert script.main(flags) == 0
