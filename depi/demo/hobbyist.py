@@ -41,7 +41,8 @@ def record(demo: Demo) -> str:
 
 def train(demo: Demo) -> str:
     """Train a policy for it on both cores."""
-    # From scratch: what a hundred steps on the community's datasets teach made no difference.
+    # From scratch: what a hundred steps on the community's datasets teach made no difference. Without
+    # workers: they would take from the two cores what the network needs.
     run(
         train_command(
             f"--dataset.mixture={demo.root / 'my_recordings.json'}",

@@ -3,9 +3,10 @@
 import mujoco
 import numpy as np
 
-# Metres. What a pixel of an image of 96 rows shows at half a metre, and 200 rows.
+# Sides in metres. Beyond the first the jaws at the wrist camera change their shape, below the second drawing
+# is slow.
 COARSEST, FINEST = 0.004, 0.002
-# Metres that an image's height shows there.
+# About what the height of an image shows at half a metre, in metres.
 SPAN = 0.4
 
 
