@@ -15,7 +15,8 @@ there are eight such people, every arm is trained three times, one in five recor
 contributor is also trained on alone. `depi eval` plays all arms in the same episodes. What is complete
 in --output_dir is kept: run the same command again after an interruption. Every arm is trained and played
 once before any a second time, so that `--trainings=1` has a table in a third of the time, and the same
-command without it goes on from there. The last line is JSON.
+command without it goes on from there, or another machine with `--first_training=1`: who succeeded is in
+outcomes.json, and `decentralised_summary.py` makes one table of several such files. The last line is JSON.
 """
 
 import argparse
@@ -54,6 +55,7 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of rigs and trainings")
     parser.add_argument("--steps", type=int, help="of each training, in place of the scale's")
     parser.add_argument("--trainings", type=int, help="of each arm, in place of the scale's")
+    parser.add_argument("--first_training", type=int, default=0, help="1 where each arm's first is elsewhere")
     parser.add_argument("--trials", type=int, help="episodes in each rig, in place of the scale's")
     parser.add_argument("--arms", default="", help="some of them; the union is always among them")
     options = parser.parse_args(args)
@@ -70,11 +72,19 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
 
 
 def experiment_of(options: argparse.Namespace) -> Experiment:
-    """What the flags ask for."""
+    """What the flags ask for.
+
+    Raises:
+        UserError: there is no such training.
+    """
     asked = {name: getattr(options, name) for name in ("steps", "trainings", "trials")}
     given = {name: number for name, number in asked.items() if number}
     scale = dataclasses.replace(SCALES[options.scale], **given)
-    return Experiment(options.output_dir, scale, options.seed, options.arms)
+    if not 0 <= options.first_training < scale.trainings:
+        raise UserError(
+            f"--first_training={options.first_training}: each arm has {scale.trainings} trainings"
+        )
+    return Experiment(options.output_dir, scale, options.seed, options.arms, options.first_training)
 
 
 def say(text: str) -> None:
@@ -204,8 +214,8 @@ def show(results: Mapping[str, Mapping[str, bootstrap.Row]], experiment: Experim
     scale = experiment.scale
     print(
         f"Touch the {COLOR} cube, {RATE} actions per second. {scale.contributors} contributors recorded "
-        f"{scale.episodes} episodes each; {scale.trainings} trainings of each arm, of {scale.steps} steps of "
-        f"{scale.batch_size} samples; {experiment.episodes} episodes for each training."
+        f"{scale.episodes} episodes each; {len(experiment.rounds)} trainings of each arm, of {scale.steps} "
+        f"steps of {scale.batch_size} samples; {experiment.episodes} episodes for each training."
     )
     summary.show(results)
     for arm in (*experiment.arms, BLIND):
@@ -226,9 +236,9 @@ def main(args: list[str] | None = None) -> int:
         play(experiment, [BLIND])
     outcomes = summary.outcomes(experiment)
     write_json(experiment.root / "outcomes.json", outcomes)
-    results = summary.summarise(outcomes)
+    results = summary.summarise([outcomes])
     show(results, experiment)
-    misjudged = work.misjudged(experiment, experiment.arms[0])
+    misjudged = work.misjudged(experiment, experiment.trainings[0])
     for sentence in misjudged:
         print(f"the joint convention was not recognised: {sentence}")
     head = {"scale": options.scale, "seed": options.seed, "seconds": round(time.monotonic() - began, 1)}

@@ -260,19 +260,21 @@ class Experiment:
     Attributes:
         root: folder of recordings, trainings and outcomes. seed: of rigs and trainings.
         arms: to train and play, the union first; each `scale.trainings` times.
+        first_training: of each arm, if those before it were trained elsewhere.
     """
 
     root: Path
     scale: Scale
     seed: int = 0
     arms: tuple[Arm, ...] = ARMS
+    first_training: int = 0
 
     @property
     def rounds(self) -> list[tuple[Arm, ...]]:
         """All trainings: each arm's first, then each arm's second, ..."""
         return [
             tuple(dataclasses.replace(arm, training=training) for arm in self.arms)
-            for training in range(self.scale.trainings)
+            for training in range(self.first_training, self.scale.trainings)
         ]
 
     @property

@@ -1,10 +1,11 @@
 """What all trainings of the arms of `decentralised.py` show together, see `bootstrap`.
 
-python benchmarks/decentralised_summary.py benchmarks/evidence_outcomes.json     # the table of kept outcomes
+python benchmarks/decentralised_summary.py FILE ...     # one table of all that these outcomes.json hold
 """
 
+import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,38 @@ def outcomes(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def summarise(kept: Mapping[str, Any]) -> dict[str, dict[str, Row]]:
+def merge(files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The trainings of several `outcomes`, each once, in the order of the rows' first appearance.
+
+    Raises:
+        UserError: they are of other episodes, or one training has other outcomes in two of them.
+    """
+    first = files[0]
+    trainings: dict[tuple[str, int], Any] = {}
+    for kept in files:
+        if (kept["rigs"], kept["seen"]) != (first["rigs"], first["seen"]):
+            raise UserError(
+                "the files of outcomes are of other rigs or episodes: give those of one seed and scale"
+            )
+        for training in kept["trainings"]:
+            name, number = training["rows"][0], training["training"]
+            if trainings.setdefault((name, number), training) != training:
+                raise UserError(
+                    f"training {number} of {name} has other outcomes in two of the files: give one"
+                )
+    return {**first, "trainings": list(trainings.values())}
+
+
+def summarise(files: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Row]]:
     """Row -> `seen` and `unseen` -> what it reached; `ALONE` is the mean of all contributors alone.
 
     Args:
-        kept: see `outcomes`.
+        files: see `outcomes`; of the same episodes.
+
+    Raises:
+        UserError: they do not fit together.
     """
+    kept = merge(files)
     groups: dict[str, list[str]] = {}
     for training in kept["trainings"]:
         for name in training["rows"]:
@@ -82,7 +109,9 @@ def show(results: Mapping[str, Mapping[str, Row]]) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="One table of kept outcomes.")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="as outcomes.json has them")
     try:
-        show(summarise(read_json(Path(sys.argv[1]))))
+        show(summarise([read_json(path) for path in parser.parse_args().files]))
     except UserError as error:
         sys.exit(f"error: {error}")

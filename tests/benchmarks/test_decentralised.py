@@ -211,13 +211,37 @@ def test_arms_are_compared_with_the_union_by_split(summary, bootstrap, rigs, tmp
         played(arm, lambda seed: not experiment.rig_of(seed).seen)
     played(rigs.BLIND, lambda seed: False)
     kept = summary.outcomes(experiment)
-    results = summary.summarise(json.loads(json.dumps(kept)))
+    results = summary.summarise([json.loads(json.dumps(kept))])
     assert results["union"]["unseen"].trainings == (0.0, 1.0)
     assert results["union"]["unseen"].interval == (0.0, 1.0), "of two trainings, either may be drawn twice"
     assert results["raw_joints"]["seen"].difference_interval == (-1.0, -1.0)
     assert results["raw_joints"]["unseen"].difference == 0.5
     assert results["blind"]["seen"].rate == 0.0
     assert bootstrap.figures(results)["raw_joints"]["unseen"]["difference_interval_95"] == [0.0, 1.0]
+
+
+def test_trainings_of_two_machines_are_one_table(script, rigs, summary, tmp_path):
+    flags = ["--smoke", "--trainings=3", f"--output_dir={tmp_path}"]
+    later = script.experiment_of(script.parse([*flags, "--first_training=2"]))
+    assert [arm.label for arm in later.trainings] == [f"{arm.name}.2" for arm in rigs.ARMS]
+    with pytest.raises(UserError, match="--first_training=3: each arm has 3 trainings"):
+        script.experiment_of(script.parse([*flags, "--first_training=3"]))
+
+    def of(number, union, blind="00"):
+        rows = {"union": (union, number), "blind": (blind, 0)}
+        trainings = [
+            {"rows": [name], "training": number, "successes": wins} for name, (wins, number) in rows.items()
+        ]
+        return {"rigs": ["one", "two"], "seen": "10", "trainings": trainings}
+
+    table = summary.summarise([of(0, "11"), of(1, "10"), of(2, "10")])
+    assert table["union"]["seen"].trainings == (1.0, 1.0, 1.0)
+    assert table["union"]["unseen"].trainings == (1.0, 0.0, 0.0)
+    assert len(table["blind"]["seen"].trainings) == 1
+    with pytest.raises(UserError, match="training 0 of union has other outcomes in two"):
+        summary.summarise([of(0, "11"), of(0, "10")])
+    with pytest.raises(UserError, match="of other rigs or episodes"):
+        summary.summarise([of(0, "11"), {**of(1, "11"), "seen": "01"}])
 
 
 def test_intervals_hold_what_they_should(bootstrap):
