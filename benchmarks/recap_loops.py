@@ -2,11 +2,13 @@
 
     python benchmarks/recap_loops.py                                # two cores, about an hour
     python benchmarks/recap_loops.py --loops=1 --seed=9000000 --guidance=2     # to choose settings
+    python benchmarks/recap_loops.py --outcomes=benchmarks/recap_outcomes.json    # the table of kept outcomes
 
 Every loop records its own demonstrations, and `depi recap` does the rest: configs/recap/loop_tiny.yaml with
 three iterations, then two policies from the same start with as many steps as the last one, one on the same
 data without advantages and one on its successes alone. All policies of all loops play the same seeds. What is
-complete in --output_dir is kept: run the same command again after an interruption. The last line is JSON.
+complete in --output_dir is kept: run the same command again after an interruption. Who succeeded in which
+episode is in outcomes.json there. The last line is JSON.
 """
 
 import argparse
@@ -44,6 +46,7 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
     """The flags."""
     parser = argparse.ArgumentParser(description="What RECAP's advantages are worth.")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/recap_loops"))
+    parser.add_argument("--outcomes", type=Path, help="kept outcomes, whose table is printed: none is run")
     parser.add_argument("--loops", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="of the first loop")
@@ -115,25 +118,45 @@ def run_loop(options: argparse.Namespace, number: int) -> None:
     print(f"loop {number} is complete", file=sys.stderr, flush=True)
 
 
-def summarise(options: argparse.Namespace) -> dict[str, dict[str, Row]]:
-    """Policy -> `evaluation` -> its rate over all loops; first the same data without advantages."""
-    files = [
-        options.output_dir / f"loop_{number}" / "recap" / "results.json" for number in range(options.loops)
-    ]
-    loops = [{row["name"]: Path(row["folder"]) for row in read_json(file)["evaluations"]} for file in files]
+def outcomes(options: argparse.Namespace) -> dict[str, Any]:
+    """Who succeeded in which episode, as JSON.
+
+    Returns:
+        `seeds` of the episodes, and `loops`: each with the policies by name, a 1 or 0 per episode.
+    """
+    loops, seeds = [], []
+    for number in range(options.loops):
+        results = read_json(options.output_dir / f"loop_{number}" / "recap" / "results.json")
+        loop = {}
+        for row in results["evaluations"]:
+            episodes = read_evaluation(Path(row["folder"])).rows
+            seeds = sorted(episodes)
+            loop[row["name"]] = "".join(str(int(episodes[seed].success)) for seed in seeds)
+        loops.append(loop)
+    return {"seeds": seeds, "loops": loops}
+
+
+def summarise(kept: Mapping[str, Any]) -> dict[str, dict[str, Row]]:
+    """Policy -> `evaluation` -> its rate over all loops; first the same data without advantages.
+
+    Args:
+        kept: see `outcomes`.
+    """
+    loops = kept["loops"]
     first = NAMES["no_advantages"]
+    rigs = np.zeros(len(kept["seeds"]), np.int64)
     played = {}
     for name in (first, *(name for name in loops[0] if name != first)):
-        rows = [read_evaluation(folders[name]).rows for folders in loops]
-        wins = np.array([[row[seed].success for seed in sorted(rows[0])] for row in rows])
-        played[name] = Played(wins, np.zeros(wins.shape[1], np.int64))
+        played[name] = Played(np.array([list(loop[name]) for loop in loops]) == "1", rigs)
     return {name: {"evaluation": row} for name, row in compare_all(played, together=True).items()}
 
 
-def main(args: list[str] | None = None) -> int:
-    """Run the loops and print what came of them."""
-    options = parse(args)
-    began = time.monotonic()
+def run_loops(options: argparse.Namespace) -> None:
+    """Run the loops that are not complete, `options.processes` at a time.
+
+    Raises:
+        UserError: one of them failed.
+    """
     options.output_dir.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with offline_hub(options.output_dir), ThreadPoolExecutor(options.processes) as pool:
@@ -145,7 +168,18 @@ def main(args: list[str] | None = None) -> int:
             for loop in psutil.Process().children():
                 loop.terminate()
             raise
-    results = summarise(options)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the loops and print what came of them."""
+    options = parse(args)
+    began = time.monotonic()
+    kept = options.outcomes
+    if kept is None:
+        run_loops(options)
+        kept = options.output_dir / "outcomes.json"
+        write_json(kept, outcomes(options))
+    results = summarise(read_json(kept))
     Console(width=150).print(table(results, {"evaluation": "success"}, NAMES["no_advantages"]))
     print("Success and differences in points, with 95% intervals over loops and episodes.")
     print(json.dumps({"seconds": round(time.monotonic() - began, 1), "policies": figures(results)}))

@@ -53,6 +53,19 @@ def test_what_loops_have_in_common_does_not_widen_a_difference(benchmarks):
     assert widths[0] < 0.5 * widths[1]
 
 
+def test_the_table_is_that_of_the_kept_outcomes(script, tmp_path, capsys):
+    loop = {"SFT": "0000", "same data, no advantages": "0011", "iteration 1": "0111"}
+    kept = {"seeds": [0, 1, 2, 3], "loops": [loop, {**loop, "iteration 1": "1111"}]}
+    path = tmp_path / "outcomes.json"
+    path.write_text(json.dumps(kept))
+    assert script.main([f"--outcomes={path}"]) == 0
+    policies = json.loads(capsys.readouterr().out.splitlines()[-1])["policies"]
+    assert list(policies) == ["same data, no advantages", "SFT", "iteration 1"]
+    assert policies["iteration 1"]["evaluation"]["trainings"] == [0.75, 1.0]
+    assert policies["iteration 1"]["evaluation"]["difference"] == 0.375
+    assert policies["SFT"]["evaluation"]["difference"] == -0.5
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_two_small_loops_are_run_and_kept(script, tmp_path, capsys):
@@ -65,6 +78,8 @@ def test_two_small_loops_are_run_and_kept(script, tmp_path, capsys):
     for row in policies.values():
         assert row["evaluation"]["episodes"] == 2
         assert len(row["evaluation"]["trainings"]) == 2
+    assert script.main([f"--outcomes={tmp_path / 'outcomes.json'}"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["policies"] == policies
     before = (tmp_path / "loop_0" / "recap" / "results.json").read_bytes()
     assert script.main(flags) == 0
     assert (tmp_path / "loop_0" / "recap" / "results.json").read_bytes() == before
