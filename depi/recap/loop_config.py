@@ -96,6 +96,12 @@ class RecapConfig:
                         f"{section}.{name} is {found!r}: write flags under it, such as path or type, "
                         f"as in {section}: {{{name}: {{...}}}}"
                     )
+        start = self.value.get("policy", {}).get("init_from") or "sft"
+        if start != "sft" and "/" not in str(start) and not Path(start).exists():
+            raise ValueError(
+                f"value.policy.init_from is {start!r}: neither sft, the stage, nor a folder, nor "
+                "USER/NAME on the Hub"
+            )
         for section in ("rollouts", "evaluation"):
             if not isinstance(getattr(self, section).get("eval", {}), dict):
                 raise ValueError(f"{section}.eval holds flags, such as n_episodes")

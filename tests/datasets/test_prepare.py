@@ -180,7 +180,7 @@ def test_what_does_not_fit_is_refused(v2, tmp_path):
         prepare(open_(v2), settings(v2), run=ONE)
     with pytest.raises(UserError, match="with other cameras, episodes or files"):
         prepare(open_(v2), settings(out), run=ONE)
-    with pytest.raises(UserError, match="image_size=96, quality=95, antialias=False: name another"):
+    with pytest.raises(UserError, match="image_size=96, quality=95, antialias=False: remove it, or prepare"):
         prepare(open_(v2), Settings(out), run=ONE)
 
 
@@ -194,7 +194,7 @@ def test_images_that_were_scaled_in_another_way_are_refused(v2, tmp_path):
         assert difference < 3
     with pytest.raises(UserError, match=r"antialias=False is wanted.*--antialias=false"):
         open_(v2, tmp_path / "smooth")
-    with pytest.raises(UserError, match="antialias=True: name another --output_dir"):
+    with pytest.raises(UserError, match="antialias=True: remove it, or prepare in another folder"):
         prepare(open_(v2), settings(tmp_path / "smooth"), run=ONE)
 
 
@@ -209,7 +209,7 @@ def test_images_of_other_code_are_refused_and_not_added_to(v2, tmp_path, monkeyp
     monkeypatch.setattr(shards, "letterbox", letterbox)
     with pytest.raises(UserError, match=r"another version of DePi.* run `depi prepare` again"):
         open_(v2, tmp_path / "out")
-    with pytest.raises(UserError, match=r"another version of DePi.* name another --output_dir"):
+    with pytest.raises(UserError, match=r"another version of DePi.* remove it, or prepare in another folder"):
         prepare(open_(v2), settings(tmp_path / "out"), run=ONE)
 
 

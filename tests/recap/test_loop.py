@@ -97,6 +97,13 @@ def test_the_value_function_begins_with_what_the_first_policy_has_seen(tmp_path)
     assert own["value"]["policy.init_from"] == own["sft_eval"]["policy.path"]
     given = {stage.name: flags(stage) for stage in plan(config(tmp_path, value=value, given={"sft": "a/b"}))}
     assert given["value"]["policy.init_from"] == "a/b"
+    for other in ("a/b", str(tmp_path)):
+        value["policy"]["init_from"] = other
+        own = {stage.name: flags(stage) for stage in plan(config(tmp_path, value=value))}
+        assert own["value"]["policy.init_from"] == other
+    value["policy"]["init_from"] = "stf"  # said before the hours of the first policy's training
+    with pytest.raises(ValueError, match="init_from is 'stf': neither sft, the stage, nor"):
+        config(tmp_path, value=value)
 
 
 def test_baselines_learn_from_the_same_data_without_advantages_or_from_its_successes(tmp_path):

@@ -78,7 +78,9 @@ def write_settings(root: Path, image_size: int, quality: int, antialias: bool) -
             raise UserError(f"{root} holds other files, name an empty --output_dir")
         write_json(path, settings)
     elif (found := read_json(path)) != settings:
-        raise UserError(f"{root} was prepared with {_describe(found)}: name another --output_dir")
+        raise UserError(
+            f"{root} was prepared with {_describe(found)}: remove it, or prepare in another folder"
+        )
 
 
 def _describe(settings: Any) -> str:
