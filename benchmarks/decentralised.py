@@ -37,7 +37,7 @@ from unittest.mock import patch
 import bootstrap
 import decentralised_summary as summary
 import decentralised_work as work
-from decentralised_rigs import BLIND, COLOR, RATE, SCALES, Arm, Experiment, arms_of
+from decentralised_rigs import BLIND, COLOR, POLICIES, RATE, SCALES, Arm, Experiment, arms_of
 
 from depi.errors import UserError
 from depi.files import read_json, write_json
@@ -61,8 +61,9 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(args)
     options.scale = "smoke" if options.smoke else options.scale
     arms = arms_of(SCALES[options.scale])
+    wanted = options.arms.split(",") if options.arms else [arm.name for arm in arms]
+    arms = (*arms, *(arm for arm in POLICIES if arm not in arms))  # can be named at any scale
     names = [arm.name for arm in arms]
-    wanted = options.arms.split(",") if options.arms else names
     for name in wanted:
         if name not in names:
             parser.error(f"--arms: {name} is none of {', '.join(names)}")

@@ -146,7 +146,8 @@ class Arm:
         prolific: trained on one contributor alone who recorded as much as all others together.
         bad_episodes: trained also on the episodes that DePi finds bad.
         policy: settings of the policy, `type` among them, in place of `work.train_flags`'s and the scale's.
-        of_steps: the share of the scale's steps that take as much processor time as the union's.
+        of_steps: the share of the scale's steps that take as much processor time as the union's; on a GPU,
+            where that was not measured, all trainings have as many steps.
         training: which of the arm's trainings, each with a seed of its own.
     """
 
@@ -347,7 +348,8 @@ class Experiment:
 
     def steps_of(self, arm: Arm) -> int:
         """How many steps a training has."""
-        return max(1, round(self.scale.steps * arm.of_steps))
+        share = arm.of_steps if self.scale.device == "cpu" else 1
+        return max(1, round(self.scale.steps * share))
 
     @property
     def rigs_file(self) -> Path:

@@ -274,6 +274,14 @@ def test_unknown_arms(script, capsys):
     assert [arm.name for arm in script.parse(["--arms=single"]).arms] == ["union", "single"]
 
 
+def test_other_policies_on_a_gpu_have_as_many_steps(script, rigs):
+    everything = script.experiment_of(script.parse([]))
+    assert {arm.name for arm in everything.arms} == {arm.name for arm in rigs.ARMS}
+    named = script.experiment_of(script.parse(["--arms=pi05_relative,act"]))
+    assert [arm.name for arm in named.arms] == ["union", "pi05_relative", "act"]
+    assert {named.steps_of(arm) for arm in named.trainings} == {3000}
+
+
 @pytest.mark.slow
 def test_small_run_is_complete_and_kept(script, rigs, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(rigs.SCALES, "smoke", rigs.Scale(**TINY))
