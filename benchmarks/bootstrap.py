@@ -8,12 +8,17 @@ have played the same episodes, so that a difference is taken within the same dra
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.table import Table
 
+from depi.files import atomic_write
+
+INK, FAINT = "#2f4ac4", "#8a93b8"
 DRAWS = 4000
 PERCENTILES = (2.5, 97.5)
 
@@ -111,6 +116,28 @@ def _rate(row: Row) -> str:
 def _difference(row: Row) -> str:
     low, high = (100 * bound for bound in row.difference_interval)
     return f"{100 * row.difference:+.0f} ({low:+.0f} to {high:+.0f})"
+
+
+def plot(results: Mapping[str, Mapping[str, Row]], columns: Mapping[str, str], path: Path) -> None:
+    """Draw the table as a PNG: of each row its rate with the 95% interval, and its trainings as small points.
+
+    A dotted line goes through the first row's rate. Arguments as of `table`.
+    """
+    names = list(results)
+    figure = Figure(figsize=(4.5 * len(columns) + 1.5, 0.3 * len(names) + 1.2), layout="constrained")
+    axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    for axis, (split, title) in zip(axes, columns.items(), strict=True):
+        for place, name in enumerate(names):
+            row = results[name][split]
+            axis.plot(np.multiply(100, row.interval), [place, place], color=INK)
+            axis.plot([100 * rate for rate in row.trainings], [place] * len(row.trainings), ".", color=FAINT)
+            axis.plot(100 * row.rate, place, "o", color=INK)
+        axis.axvline(100 * results[names[0]][split].rate, color=FAINT, linewidth=0.8, linestyle=":")
+        axis.set(title=title, xlabel="success in per cent", xlim=(0, 100))
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
+    with atomic_write(path) as draft:
+        figure.savefig(draft, format="png", dpi=100)
 
 
 def figures(results: Mapping[str, Mapping[str, Row]]) -> dict[str, Any]:

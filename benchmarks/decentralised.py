@@ -16,7 +16,8 @@ contributor is also trained on alone. `depi eval` plays all arms in the same epi
 in --output_dir is kept: run the same command again after an interruption. Every arm is trained and played
 once before any a second time, so that `--trainings=1` has a table in a third of the time, and the same
 command without it goes on from there, or another machine with `--first_training=1`: who succeeded is in
-outcomes.json, and `decentralised_summary.py` makes one table of several such files. The last line is JSON.
+outcomes.json, a plot of the table in outcomes.png, and `decentralised_summary.py` makes one table of several
+files of outcomes. The last line is JSON.
 """
 
 import argparse
@@ -239,6 +240,7 @@ def main(args: list[str] | None = None) -> int:
     write_json(experiment.root / "outcomes.json", outcomes)
     results = summary.summarise([outcomes])
     show(results, experiment)
+    bootstrap.plot(results, summary.COLUMNS, experiment.root / "outcomes.png")
     misjudged = work.misjudged(experiment, experiment.trainings[0])
     for sentence in misjudged:
         print(f"the joint convention was not recognised: {sentence}")

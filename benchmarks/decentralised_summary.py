@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bootstrap import Played, Row, compare_all, table
+from bootstrap import Played, Row, compare_all, plot, table
 from decentralised_rigs import BLIND, Experiment
 from rich.console import Console
 
@@ -111,7 +111,12 @@ def show(results: Mapping[str, Mapping[str, Row]]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="One table of kept outcomes.")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="as outcomes.json has them")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="where to draw it as well")
+    options = parser.parse_args()
     try:
-        show(summarise([read_json(path) for path in parser.parse_args().files]))
+        results = summarise([read_json(path) for path in options.files])
+        show(results)
+        if options.plot is not None:
+            plot(results, COLUMNS, options.plot)
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -8,7 +8,7 @@ Every loop records its own demonstrations, and `depi recap` does the rest: confi
 three iterations, then two policies from the same start with as many steps as the last one, one on the same
 data without advantages and one on its successes alone. All policies of all loops play the same seeds. What is
 complete in --output_dir is kept: run the same command again after an interruption. Who succeeded in which
-episode is in outcomes.json there. The last line is JSON.
+episode is in outcomes.json there, a plot of the table in outcomes.png. The last line is JSON.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import psutil
 import yaml
-from bootstrap import Played, Row, compare_all, figures, table
+from bootstrap import Played, Row, compare_all, figures, plot, table
 from decentralised import offline_hub
 from rich.console import Console
 
@@ -40,6 +40,7 @@ LOOP = Path(__file__).parents[1] / "configs" / "recap" / "loop_tiny.yaml"
 EPISODES, EVALUATED = 100, 200
 # The first seed of the evaluation, far from those of demonstrations; rollouts have their own millions.
 FIRST_SEED = 500_000
+COLUMNS = {"evaluation": "success"}
 
 
 def parse(args: list[str] | None = None) -> argparse.Namespace:
@@ -180,7 +181,8 @@ def main(args: list[str] | None = None) -> int:
         kept = options.output_dir / "outcomes.json"
         write_json(kept, outcomes(options))
     results = summarise(read_json(kept))
-    Console(width=150).print(table(results, {"evaluation": "success"}, NAMES["no_advantages"]))
+    Console(width=150).print(table(results, COLUMNS, NAMES["no_advantages"]))
+    plot(results, COLUMNS, kept.with_suffix(".png"))
     print("Success and differences in points, with 95% intervals over loops and episodes.")
     print(json.dumps({"seconds": round(time.monotonic() - began, 1), "policies": figures(results)}))
     return 0

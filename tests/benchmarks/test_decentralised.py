@@ -296,6 +296,7 @@ def test_small_run_is_complete_and_kept(script, rigs, tmp_path, monkeypatch, cap
         "blind": 2,
     }
     assert "train 2 of 2" in said.err
+    assert (tmp_path / "out" / "outcomes.png").stat().st_size > 1000
     means = {name: normalisation(tmp_path / "out", name) for name in ("union", "raw_joints")}
     assert np.abs(means["union"] - means["raw_joints"]).max() > 10  # the first one's degrees_v1 are others
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from depi.files import read_json
 
@@ -64,6 +65,7 @@ def test_the_table_is_that_of_the_kept_outcomes(script, tmp_path, capsys):
     assert policies["iteration 1"]["evaluation"]["trainings"] == [0.75, 1.0]
     assert policies["iteration 1"]["evaluation"]["difference"] == 0.375
     assert policies["SFT"]["evaluation"]["difference"] == -0.5
+    assert Image.open(tmp_path / "outcomes.png").size[0] > 400
 
 
 @pytest.mark.slow
