@@ -9,6 +9,7 @@ from depi.flags import check_ranges
 
 STARTS = ("pretrained", "sft")
 BASELINES = ("no_advantages", "successes")
+TEACHERS = ("advantages", "successes")
 # The rollouts of each iteration have seeds of their own, so there are at most this many.
 SEEDS_PER_ITERATION = 1_000_000
 
@@ -40,6 +41,9 @@ class RecapConfig:
     rollouts_weight: float | None = None
     # The network that `policy` starts from in each iteration: as sft does (pretrained), or the one of sft.
     start_from: str = "pretrained"
+    # What `policy` learns from: advantages (RECAP), of all data; or successes, that is the demonstrations and
+    # the rollouts that succeeded, cloned without value function and advantages.
+    learn_from: str = "advantages"
     # What to train as well, from the same start for as many steps as the last `policy`, and to evaluate:
     # no_advantages (the same data, advantage.mode=off), successes (likewise, without episodes that failed).
     baselines: list[str] = field(default_factory=lambda: ["no_advantages"])
@@ -72,6 +76,10 @@ class RecapConfig:
         for name in self.baselines:
             if name not in BASELINES:
                 raise ValueError(f"--baselines: {name} is none of {', '.join(BASELINES)}")
+        if self.learn_from not in TEACHERS:
+            raise ValueError(f"--learn_from={self.learn_from} is none of {', '.join(TEACHERS)}")
+        if self.learn_from == "successes" and "successes" in self.baselines:
+            raise ValueError("--baselines: successes is what --learn_from=successes trains by itself")
         if not self.demonstrations:
             raise ValueError("no demonstrations: name datasets under `demonstrations`")
         unknown = set(self.given) - {"sft", "value"}

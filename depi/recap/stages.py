@@ -56,9 +56,11 @@ class Stage:
 def plan(config: RecapConfig) -> list[Stage]:
     """All stages in their order."""
     stages = []
+    judged = config.learn_from == "advantages"
     if "sft" not in config.given:
-        stages.append(_train(config, "sft", {"advantage": {"mode": "on"}}, config.sft, iteration=0))
-    if "value" not in config.given:
+        mode = {"advantage": {"mode": "on" if judged else "off"}}
+        stages.append(_train(config, "sft", mode, config.sft, iteration=0))
+    if judged and "value" not in config.given:
         stages.append(_train(config, "value", _value_flags(config), iteration=0))
     stages.append(_evaluate(config, "sft_eval", _sft(config)))
     for iteration in range(1, config.iterations + 1):
@@ -88,26 +90,34 @@ def check_stages(stages: Iterable[Stage]) -> None:
 
 
 def _iteration(config: RecapConfig, iteration: int) -> Iterator[Stage]:
-    """Rollouts of the newest policy, values, advantages, the next policy, and how well it does."""
+    """Rollouts of the newest policy, what they teach, the next policy, and how well it does."""
     folder = f"iteration_{iteration}"
     newest = _sft(config) if iteration == 1 else _trained(config, f"iteration_{iteration - 1}/policy")
     yield _evaluate(config, f"{folder}/rollouts", newest, collect=iteration)
+    if config.learn_from == "successes":
+        flags = _cloning_flags(config)
+    else:
+        yield from _judge(config, folder, iteration)
+        use = {"advantage": {"mode": "use", "path": str(config.output_dir / folder / "advantage")}}
+        flags = merge(_policy_flags(config), use)
+    yield _train(config, f"{folder}/policy", flags, iteration=iteration)
+    yield _evaluate(config, f"{folder}/eval", _trained(config, f"{folder}/policy"))
+
+
+def _judge(config: RecapConfig, folder: str, iteration: int) -> Iterator[Stage]:
+    """The value function of all data so far, and the advantages by it."""
     first_value = config.given.get("value") or _trained(config, "value")
     start = {"policy": {"path": first_value}}
     value = merge(_without_policy_type(_value_flags(config)), config.value_update, start)
     yield _train(config, f"{folder}/value", value, iteration=iteration)
     yield _advantage(config, folder, iteration)
-    use = {"advantage": {"mode": "use", "path": str(config.output_dir / folder / "advantage")}}
-    yield _train(config, f"{folder}/policy", _policy_flags(config), use, iteration=iteration)
-    yield _evaluate(config, f"{folder}/eval", _trained(config, f"{folder}/policy"))
 
 
 def _baseline(config: RecapConfig, name: str) -> Iterator[Stage]:
     """A policy that is trained without advantages as long as the last one, and how well it does."""
     folder = baseline_folder(name)
-    flags = merge(_policy_flags(config), {"advantage": {"mode": "off"}})
-    if name == "successes":
-        flags = merge(_shared_data(config), flags, {"dataset": {"only_successes": True}})
+    same_data = merge(_policy_flags(config), {"advantage": {"mode": "off"}})
+    flags = _cloning_flags(config) if name == "successes" else same_data
     yield _train(config, f"{folder}/policy", flags, iteration=config.iterations)
     yield _evaluate(config, f"{folder}/eval", _trained(config, f"{folder}/policy"))
 
@@ -133,6 +143,12 @@ def _policy_flags(config: RecapConfig) -> CommandFlags:
     """The flags of a policy's training on all data, with the network that it starts from."""
     start = config.sft.get("policy", {}) if config.start_from == "pretrained" else {"path": _sft(config)}
     return merge({"policy": start}, config.policy)
+
+
+def _cloning_flags(config: RecapConfig) -> CommandFlags:
+    """The flags of a policy's training on what succeeded, the demonstrations among it, without advantages."""
+    own = {"advantage": {"mode": "off"}, "dataset": {"only_successes": True}}
+    return merge(_shared_data(config), _policy_flags(config), own)
 
 
 def _value_flags(config: RecapConfig) -> CommandFlags:

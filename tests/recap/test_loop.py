@@ -129,6 +129,27 @@ def test_baselines_learn_from_the_same_data_without_advantages_or_from_its_succe
         config(tmp_path, baselines=["nothing"])
 
 
+def test_successes_alone_are_cloned_in_every_iteration(tmp_path):
+    value = {"policy": {"type": "value"}, "dataset": {"assume_success": True}}
+    stages = plan(config(tmp_path, learn_from="successes", value=value))
+    assert [stage.name for stage in stages] == [
+        *("sft", "sft_eval"),
+        *(f"iteration_1/{part}" for part in ("rollouts", "policy", "eval")),
+        *(f"iteration_2/{part}" for part in ("rollouts", "policy", "eval")),
+        *("baseline_no_advantages/policy", "baseline_no_advantages/eval"),
+    ]
+    check_stages(stages)
+    read = {stage.name: flags(stage) for stage in stages}
+    assert {each["advantage.mode"] for each in read.values() if "advantage.mode" in each} == {"off"}
+    for name in ("iteration_1/policy", "iteration_2/policy"):
+        assert read[name]["dataset.only_successes"] == read[name]["dataset.assume_success"] == "true"
+    assert "dataset.only_successes" not in read["baseline_no_advantages/policy"]
+    with pytest.raises(ValueError, match="--learn_from=success is none of advantages, successes"):
+        config(tmp_path, learn_from="success")
+    with pytest.raises(ValueError, match="successes is what --learn_from=successes trains by itself"):
+        config(tmp_path, learn_from="successes", baselines=["successes"])
+
+
 def test_advantages_take_the_successes_that_the_value_function_learnt(tmp_path):
     changes = {
         "train": {"dataset": {"success": "a.json", "cameras": "view", "exclude": "short.json"}},
@@ -517,3 +538,9 @@ def test_the_whole_loop_goes_on_after_a_kill(tmp_path, module_hub):
     report = read_json(out / "iteration_1/policy/data_report.json")
     assert [entry["repo_id"] for entry in report["datasets"]] == ["alice/touch", "recap/rollouts_1"]
     assert report["stream"]["advantage"]["frames_missing"] == 0
+    again = [*command[:-1], f"--output_dir={tmp_path / 'cloned'}", "--learn_from=successes", "--baselines=[]"]
+    subprocess.run([*again, f"--given={{sft: {out / 'sft/checkpoints/last/pretrained_model'}}}"], check=True)
+    rows = read_json(tmp_path / "cloned" / "results.json")["evaluations"]
+    assert [row["name"] for row in rows] == ["SFT", "iteration 1"]
+    report = read_json(tmp_path / "cloned" / "iteration_1/policy/data_report.json")
+    assert report["datasets"][0]["repo_id"] == "alice/touch"
