@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from depi.hub.server.tokenizer import SETTINGS, build_tokenizer
 from depi.policies.measured_tokenizer import MeasuredTokenizerStep, settings_of
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -53,6 +54,11 @@ class CarriedTokenizerStep(MeasuredTokenizerStep):
     def _tokenize_text(self, text: str | list[str]) -> dict[str, Tensor]:
         with _panics_as_errors():
             return super()._tokenize_text(text)
+
+
+def small_tokenizer() -> PreTrainedTokenizerFast:
+    """DePi's own tokenizer of 1,024 tokens, for networks with fewer words than PaliGemma has."""
+    return PreTrainedTokenizerFast(tokenizer_object=build_tokenizer(), **SETTINGS)
 
 
 def carrying(pre: PolicyProcessorPipeline) -> PolicyProcessorPipeline:

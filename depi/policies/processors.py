@@ -27,7 +27,8 @@ from lerobot.utils.constants import ACTION
 
 from depi.errors import UserError, first_line, machine_error, one_line
 from depi.files import read_json
-from depi.policies.carried_tokenizer import carried_by, carrying, largest_token
+from depi.models.scene import SO400M
+from depi.policies.carried_tokenizer import carried_by, carrying, largest_token, small_tokenizer
 from depi.policies.checkpoint import load_config, resolve_checkpoint
 from depi.policies.configuration import dimensions_of
 from depi.policies.families import family_of
@@ -61,7 +62,8 @@ def make_processors(
 ) -> tuple[Pipeline, Pipeline]:
     """Fresh pipelines: (batch -> batch for the policy, normalised actions -> actions).
 
-    Those of DePi's own policy types save their tokenizer with them; LeRobot's types go by its name.
+    Those of DePi's own policy types save their tokenizer with them; LeRobot's types go by its name. It is
+    PaliGemma's, from the Hub, or where the network has fewer words than that, DePi's own small one.
 
     Args:
         config: with features set; see `set_features`.
@@ -82,6 +84,8 @@ def make_processors(
 
     own = config.type not in family_of(config).stock
     tokenizer = carried_by(load_processors(base)[0]) if own and base is not None else None
+    if tokenizer is None and own and _has_few_words(config):
+        tokenizer = small_tokenizer()
 
     def make() -> tuple[Pipeline, Pipeline]:
         with standing_in(tokenizer):
@@ -92,6 +96,10 @@ def make_processors(
     pre, post = _with_tokenizer(make)
     _fit_tokenizer(pre, config)
     return pre, post
+
+
+def _has_few_words(config: Any) -> bool:
+    return family_of(config).own and dimensions_of(config).vocab_size < SO400M["vocab_size"]
 
 
 def widened(stats: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -10,8 +10,10 @@ from huggingface_hub import HfApi
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+from transformers import AutoTokenizer
 
 from depi.errors import MachineError, UserError
+from depi.models.scene import SO400M
 from depi.policies import (
     load_processors,
     make_policy,
@@ -20,9 +22,12 @@ from depi.policies import (
     save_checkpoint,
     set_features,
 )
+from depi.policies.carried_tokenizer import carried_by
 from depi.policies.measured_tokenizer import LONGEST_PROMPT
 from depi.policies.processors import TOKENIZER, _with_tokenizer
 from depi.policies.trust import PREPROCESSOR
+
+PALIGEMMA = SO400M["vocab_size"]
 
 
 @pytest.fixture
@@ -127,7 +132,7 @@ def test_gated_tokenizer(hub, make_config, data, stats, monkeypatch):
     """The way to the published tokenizer, for a user who has not asked for access."""
     HfApi(endpoint=hub.endpoint, token=hub.write_token).update_repo_settings(TOKENIZER, gated="manual")
     monkeypatch.setenv("HF_TOKEN", hub.read_token)
-    config = make_config()
+    config = make_config(vocab_size=PALIGEMMA)
     set_features(config, data)
     with pytest.raises(UserError, match=r"ask for access at https://huggingface.co/google/paligemma"):
         make_processors(config, stats)
@@ -135,17 +140,33 @@ def test_gated_tokenizer(hub, make_config, data, stats, monkeypatch):
 
 @pytest.mark.slow
 def test_unreachable_tokenizer(make_config, data, stats):
-    config = make_config()
+    config = make_config(vocab_size=PALIGEMMA)
     set_features(config, data)
     with pytest.raises(UserError, match=r"check the network, HF_ENDPOINT and HF_TOKEN"):
         make_processors(config, stats)
 
 
 def test_tokenizer_from_the_hub(hub, make_config, data, stats, raw_batch):
-    config = make_config()
+    config = make_config(vocab_size=PALIGEMMA)
     set_features(config, data)
     pre, _ = make_processors(config, stats)
     assert preprocess(raw_batch, pre)[OBS_LANGUAGE_ATTENTION_MASK].sum(dim=1).min() > 1
+
+
+def test_a_network_of_few_words_asks_no_hub(make_config, data, stats, tokenizer_folder, monkeypatch):
+    """PaliGemma's tokenizer is gated, and has 250 times as many words as a tiny network."""
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", None)
+    config = make_config()
+    set_features(config, data)
+    small = carried_by(make_processors(config, stats)[0])
+    monkeypatch.undo()
+    of_the_embedded_hub = AutoTokenizer.from_pretrained(tokenizer_folder)
+    of_the_embedded_hub.split_special_tokens = True  # as every pipeline does
+    texts = ["pick up the red cube\n", "Größe 漢字 <eos>\n", "a  b", ""]
+    assert small(texts, padding="max_length", max_length=24) == of_the_embedded_hub(
+        texts, padding="max_length", max_length=24
+    )
+    assert (small.pad_token_id, small.padding_side) == (0, "right")
 
 
 @pytest.mark.parametrize("wrapped", [True, False])

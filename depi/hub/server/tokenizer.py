@@ -1,7 +1,8 @@
 """A small tokenizer with PaliGemma's special tokens, trained here so that it can be distributed.
 
-The published one is gated. Programs load this one under the same name from an embedded Hub, by the same
-code: same special ids, `<bos>` in front, padding with id 0, `\\n` a token of its own.
+The published one is gated, and has more words than a small network. An embedded Hub serves this one under the
+same name, so that programs load it by the same code, and small networks have no other: same special ids,
+`<bos>` in front, padding with id 0, `\\n` a token of its own.
 """
 
 import itertools
@@ -23,6 +24,13 @@ from depi.files import write_json, write_text
 
 TOKENIZER_REPO = "google/paligemma-3b-pt-224"
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>")
+# What transformers is told of it.
+SETTINGS = {
+    **dict(zip(("pad_token", "eos_token", "bos_token", "unk_token"), SPECIAL_TOKENS, strict=True)),
+    "padding_side": "right",
+    "clean_up_tokenization_spaces": False,
+    "model_max_length": 1_000_000,
+}
 NEWLINE = "\n"
 VOCAB_SIZE = 1024
 
@@ -109,20 +117,17 @@ def _corpus() -> list[str]:
 
 def write_tokenizer(folder: Path) -> None:
     """Write the tokenizer as files that `transformers.AutoTokenizer.from_pretrained` loads, with a card."""
-    special = dict(zip(("pad_token", "eos_token", "bos_token", "unk_token"), SPECIAL_TOKENS, strict=True))
     write_text(folder / "tokenizer.json", build_tokenizer().to_str(pretty=True))
     write_json(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            **special,
+            **SETTINGS,
             "add_bos_token": True,
             "add_eos_token": False,
-            "padding_side": "right",
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": 1_000_000,
         },
     )
+    special = {name: token for name, token in SETTINGS.items() if token in SPECIAL_TOKENS}
     write_json(folder / "special_tokens_map.json", special)
     # Offline, transformers only finds a tokenizer whose repository has a model's configuration too.
     write_json(folder / "config.json", {"model_type": "paligemma"})
