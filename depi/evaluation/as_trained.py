@@ -5,6 +5,7 @@ where the environment can choose, it is as the training data were; where it is n
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ class Trained:
 
     Attributes:
         sizes: (height, width) of the recorded images, in pixels.
-        rates: actions per second.
+        rates: actions per second. usual_rate: that of more than half of the datasets.
         cameras: names of the recorded cameras, without `observation.images.`.
         env: the type and the task of the run's own `--env`, where it was one of CHOSEN.
         instructions: all task texts; empty where they are too many for the report, or it has none.
@@ -38,6 +39,7 @@ class Trained:
     cameras: frozenset[str]
     env: tuple[str, str | None] | None = None
     instructions: frozenset[str] = frozenset()
+    usual_rate: float | None = None
 
 
 def trained_on(
@@ -54,6 +56,7 @@ def trained_on(
     names = [str(name) for entry in entries for name in entry["cameras"]]
     if not all(0 < rate <= 1000 for rate in rates):
         raise ValueError(f"rates {one_line(rates, 100)} are none")
+    (usual, count) = Counter(rates).most_common(1)[0] if rates else (None, 0)
     own = env and env["type"] in CHOSEN and isinstance(env.get("task"), str | None)
     return Trained(
         frozenset((int(height), int(width)) for height, width in sizes),
@@ -61,6 +64,7 @@ def trained_on(
         frozenset(name.removeprefix("observation.images.") for name in names),
         (env["type"], env.get("task")) if env and own else None,
         _instructions(report.get("instructions")),
+        float(usual) if usual and 2 * count > len(rates) else None,
     )
 
 
@@ -87,16 +91,18 @@ def as_trained(env: EnvironmentConfig, trained: Trained) -> EnvironmentConfig:
         known = {"type": trained.env[0], "task": env.task or trained.env[1]}
         env = dataclasses.replace(env, **known)
     kind = env.type or "so101"
-    if kind not in CHOSEN or env.setups != "standard":
+    if kind not in CHOSEN:
         return env
+    rate = trained.usual_rate
+    if kind == "so101" and env.fps is None and rate and rate.is_integer():
+        known["fps"] = int(rate)  # of drawn setups too: the policy decides the rate
+    if env.setups != "standard":  # others have images, cameras and words of their own
+        return dataclasses.replace(env, **known)
     size = next(iter(trained.sizes)) if len(trained.sizes) == 1 else None
     if size and env.observation_height is None and env.observation_width is None and _can_render(size):
         known |= {"observation_height": size[0], "observation_width": size[1]}
-    if kind == "so101":
-        if len(trained.rates) == 1 and env.fps is None and next(iter(trained.rates)).is_integer():
-            known["fps"] = int(next(iter(trained.rates)))
-        if env.cameras is None and trained.cameras and trained.cameras <= set(CAMERA_KINDS):
-            known["cameras"] = sorted(trained.cameras)
+    if kind == "so101" and env.cameras is None and trained.cameras and trained.cameras <= set(CAMERA_KINDS):
+        known["cameras"] = sorted(trained.cameras)
     found = dataclasses.replace(env, **known)
     if found.instruction is None and len(trained.instructions) == 1:
         (instruction,) = trained.instructions

@@ -7,8 +7,9 @@ import pytest
 
 from depi.evaluation.as_trained import Trained, as_trained, differences, read_trained, trained_on
 from depi.evaluation.config import EnvironmentConfig
-from depi.evaluation.environments import resolve
+from depi.evaluation.environments import resolve, so101_setup
 from depi.evaluation.evaluate import _own_folder
+from depi.sim.setup import Setup
 
 ENTRY = {
     "recorded_fps": 15.0,
@@ -43,6 +44,21 @@ def test_many_sizes_and_rates_choose_nothing():
     assert (env.fps, env.observation_height) == (None, None)
     assert differences(as_trained(EnvironmentConfig(fps=15, cameras=["wrist"]), union), union) == []
     assert trained_on({"datasets": [ENTRY, wide]}, 20.0).rates == {20.0}
+
+
+def test_the_rate_of_most_datasets_is_taken_in_drawn_setups_too(tmp_path):
+    """A policy of 30 actions a second would move at a third of its speed at so101's 10."""
+    fast = {**ENTRY, "recorded_fps": 30.0}
+    union = trained_on({"datasets": [ENTRY, fast, fast]}, None)
+    file = tmp_path / "rigs.json"
+    file.write_text(json.dumps([Setup(fps=20).to_dict()]))
+    for setups in ("standard", "unseen", str(file)):
+        env = as_trained(EnvironmentConfig(setups=setups), union)
+        assert so101_setup(resolve(env), 0).fps == 30, setups
+        assert as_trained(EnvironmentConfig(setups=setups, fps=12), union).fps == 12
+    drawn = as_trained(EnvironmentConfig(setups="unseen"), SQUARE)
+    assert (drawn.observation_height, drawn.cameras, drawn.instruction) == (None, None, None)
+    assert as_trained(EnvironmentConfig(type="pusht"), union).fps is None
 
 
 def test_the_environment_of_the_run_is_taken_where_none_is_named():
