@@ -39,7 +39,7 @@ class OwnChoices:
     # and openpi count them: the policy learns to hold still there.
     do_mask_loss_for_padding: bool = False
     # Scale images down with antialiasing, as openpi did for the weights that it published. LeRobot does not:
-    # its own pi0 then sees other images than in training, by 3 to 7 of 255 grey levels on average.
+    # its own pi0 then sees other images than in training, see docs/training.md.
     image_antialias: bool = False
     # Sample so many chunks when the policy runs, and act on the one that is nearest to their mean.
     num_samples: int = 1

@@ -83,7 +83,7 @@ def test_every_flag_that_the_table_names_exists():
     known = set(train.known({})) | set(advantage.known({}))
     lines = (CONFIGS / "README.md").read_text().splitlines()
     text = "\n".join(line for line in lines if line.startswith("|"))
-    elsewhere = {"config_path", "config_file", "policy.path", "policy.type", "record.root"}
+    elsewhere = {"config_path", "config_file", "policy.path", "policy.type", "record.root", "record.repo_id"}
     tutorial = {"accelerate-config", "dataloader_batch_size"}
     named = set(re.findall(r"--([a-z][a-z_.-]*[a-z])", text))
     assert named - known - elsewhere - tutorial == set()
