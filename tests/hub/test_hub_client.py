@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.file_download import xet_get
+from huggingface_hub.utils._xet import XetFileData
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
@@ -178,6 +180,32 @@ def test_a_request_that_alone_gets_no_answer_is_given_up(
         done.set()
         others.join()
     assert not isinstance(caught.value, retry.HubSilent)
+
+
+def test_a_failure_of_xet_is_one_of_the_network_and_not_of_the_file(
+    faulty_hub: LocalHub, faults: Faults, tmp_path: Path
+) -> None:
+    """Large files of huggingface.co come by Xet, whose errors are a bare RuntimeError or ConnectionError."""
+    token = {"X-Xet-Cas-Url": faulty_hub.endpoint, "X-Xet-Access-Token": "x"}
+    token["X-Xet-Token-Expiration"] = str(int(time.time()) + 3600)
+    faults.plan("GET", "/xet-token", PlainTextResponse("", headers=token))
+    large = XetFileData("a" * 64, f"{faulty_hub.endpoint}/xet-token")
+    tried = []
+
+    def download() -> None:
+        tried.append(large)
+        xet_get(incomplete_path=tmp_path / "large", xet_file_data=large, headers={}, expected_size=100)
+
+    target = retry.Target(faulty_hub.endpoint, "ann/pick", filename="videos/large.mp4")
+    with pytest.raises(client.HubUnreachable, match=r"ann/pick could not be transferred by Xet \(.*404"):
+        retry.retried(download, target)
+    assert len(tried) == retry.RETRIES.attempts
+
+    def of_our_own() -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        retry.retried(of_our_own, target)
 
 
 def test_retry_after_is_honoured(faulty_hub: LocalHub, faults: Faults, tmp_path: Path) -> None:

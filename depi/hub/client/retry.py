@@ -10,13 +10,16 @@ import logging
 import os
 import random
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from itertools import count
+from pathlib import Path
 
 import httpx
+import huggingface_hub
 from huggingface_hub import constants, get_token
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -31,7 +34,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import parse_ratelimit_headers
 
-from depi.errors import MachineError, UserError, machine_error
+from depi.errors import MachineError, UserError, machine_error, one_line
 from depi.hub.client import session
 
 logger = logging.getLogger(__name__)
@@ -211,7 +214,19 @@ def _wait_before_next(error: Exception, attempt: int, policy: RetryPolicy) -> fl
     is_cut_short = isinstance(cause, OSError) and "Consistency check failed" in str(cause)
     is_hopeless = isinstance(cause, (httpx.UnsupportedProtocol, httpx.LocalProtocolError))
     is_network = isinstance(cause, httpx.TransportError) and not is_hopeless
-    return usual if is_network or is_cut_short else None
+    return usual if is_network or is_cut_short or _is_of_xet(cause) else None
+
+
+def _is_of_xet(error: BaseException) -> bool:
+    """Whether Xet, which transfers large files for huggingface_hub, has failed: its errors are built-in ones.
+
+    It is not written in Python: the last line that was run in Python is huggingface_hub's.
+    """
+    if type(error) not in (ConnectionError, TimeoutError, RuntimeError) or error.__cause__ is not None:
+        return False
+    lines = traceback.extract_tb(error.__traceback__)
+    package = Path(huggingface_hub.__file__).parent
+    return cache_error(error) is None and bool(lines) and Path(lines[-1].filename).is_relative_to(package)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -282,6 +297,11 @@ def explain(error: BaseException, target: Target) -> HubError | MachineError:
         return HubError(f"{where}: {' '.join(str(error).split())}")
     if isinstance(error, OSError) and "Consistency check failed" in str(error):
         return HubUnreachable(f"{target.filename} of {where} arrived cut short: try again")
+    if _is_of_xet(error):
+        return HubUnreachable(
+            f"files of {where} could not be transferred by Xet ({one_line(error, 200)}): try again later, or "
+            "with HF_HUB_DISABLE_XET=1, which transfers them in another way"
+        )
     raise error
 
 
