@@ -17,7 +17,8 @@ setup: libraries
 	@command -v uv >/dev/null || { echo "Installing uv into .uv"; \
 	  python3 -m venv .uv && .uv/bin/python -m pip install --quiet uv; } || \
 	  { echo "uv could not be installed: install it by hand (https://docs.astral.sh/uv) and run make again"; exit 1; }
-	@uv sync --locked --quiet --compile-bytecode --extra sim --extra ray --extra robot --extra viz --extra dev
+# Inexact: what a user has added, such as the library of his arm's motors, stays.
+	@uv sync --locked --inexact --quiet --compile-bytecode --extra sim --extra ray --extra robot --extra viz --extra dev
 
 # Video needs FFmpeg's shared libraries (PyAV takes over without them), rendering needs EGL, and Debian's
 # Python makes no environment for uv without python3-venv.

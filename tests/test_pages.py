@@ -31,7 +31,8 @@ FOREIGN = {
     *("robot.type", "robot.port", "robot.id", "robot.cameras", "robot.use_degrees"),  # lerobot-rollout
     *("robot.max_relative_target", "strategy.type", "dataset.single_task", "inference.type"),
     *("robot.width", "robot.height", "robot.fps", "duration"),  # of the simulated arm
-    *("teleop.type", "teleop.use_degrees", "dataset.num_episodes", "dataset.push_to_hub"),  # lerobot-record
+    # lerobot-record:
+    *("teleop.type", "teleop.use_degrees", "dataset.num_episodes", "dataset.push_to_hub", "dataset.no_stamp"),
 }
 FLAG = re.compile(r"(?<![\w-])--([a-z][\w.-]*)")
 

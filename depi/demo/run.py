@@ -33,7 +33,8 @@ STEPS: tuple[tuple[str, Callable[[Demo], str], str], ...] = (
     (
         "record",
         hobbyist.record,
-        "lerobot-record --robot.type=so101_follower --dataset.repo_id=YOU/so101_touch",
+        "lerobot-record --robot.type=so101_follower --teleop.type=so101_leader "
+        "--dataset.repo_id=YOU/so101_touch --dataset.no_stamp=true",
     ),
     (
         "train",

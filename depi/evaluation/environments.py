@@ -23,11 +23,11 @@ from depi.sim.tasks import find_task
 DEFAULT_CAMERAS = ("front", "wrist")
 # What to install where a simulator's package is missing.
 EXTRAS = {
-    "so101": "pip install 'depi[sim]'",
-    "pusht": "pip install 'lerobot[pusht]'",
-    "aloha": "pip install 'lerobot[aloha]'",
-    "libero": "pip install 'lerobot[libero]'",
-    "metaworld": "pip install 'lerobot[metaworld]'",
+    "so101": "uv pip install 'depi[sim]'",
+    "pusht": "uv pip install 'lerobot[pusht]'",
+    "aloha": "uv pip install 'lerobot[aloha]'",
+    "libero": "uv pip install 'lerobot[libero]'",
+    "metaworld": "uv pip install 'lerobot[metaworld]'",
 }
 
 

@@ -41,7 +41,7 @@ class LeRobotEnv(gym.Env):
         try:
             suites = make_env(self._config, n_envs=1, use_async_envs=False)
         except (ImportError, ModuleNotFoundError) as error:
-            remedy = EXTRAS.get(config.type, f"pip install 'lerobot[{config.type}]'")
+            remedy = EXTRAS.get(config.type, f"uv pip install 'lerobot[{config.type}]'")
             raise UserError(
                 f"--env.type={config.type} needs a package that is missing ({error}): {remedy}"
             ) from None

@@ -82,7 +82,7 @@ def _load(folder: Path, config: Any) -> PreTrainedPolicy:
             policy = policy_class.from_pretrained(folder, config=config, strict=True).eval()
     except ImportError as error:
         raise UserError(
-            f"policies of type {config.type} need more: {error}; pip install 'lerobot[{config.type}]'"
+            f"policies of type {config.type} need more: {error}; uv pip install 'lerobot[{config.type}]'"
         ) from None
     check_finite(folder / WEIGHTS, dict(policy.named_parameters()))
     return policy

@@ -138,7 +138,7 @@ def _construct(config: Any) -> PreTrainedPolicy:
         except ImportError as error:
             raise UserError(
                 f"policies of type {config.type} need more: {one_line(error)}; "
-                f"pip install 'lerobot[{config.type}]'"
+                f"uv pip install 'lerobot[{config.type}]'"
             ) from None
         except OSError as error:  # of urllib, torchvision and transformers
             remedy = "--policy.pretrained_backbone_weights=null begins with random ones"

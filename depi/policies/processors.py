@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import torch
 from huggingface_hub import constants
@@ -321,7 +322,8 @@ def _with_tokenizer(build: Callable[[], tuple[Pipeline, Pipeline]]) -> tuple[Pip
     with refusing("the policy's processors cannot be built"):
         try:
             return build()
-        except OSError as error:
+        # transformers asks the Hub about a large vocabulary even if it is cached, and httpx's error passes.
+        except (OSError, httpx.TransportError) as error:
             if fault := machine_error(error, constants.HF_HUB_CACHE):
                 raise fault from None
             gated = any(word in str(error).lower() for word in ("gated", "401", "403", "restricted"))
@@ -329,7 +331,7 @@ def _with_tokenizer(build: Callable[[], tuple[Pipeline, Pipeline]]) -> tuple[Pip
             remedy = (
                 f"ask for access at https://huggingface.co/{TOKENIZER}, {login}"
                 if gated
-                else "check the network, HF_ENDPOINT and HF_TOKEN"
+                else "check the network, HF_ENDPOINT and HF_TOKEN; HF_HUB_OFFLINE=1 takes what is cached"
             )
             raise UserError(
                 f"the tokenizer {TOKENIZER} cannot be loaded; {remedy} ({first_line(error)})"

@@ -149,7 +149,9 @@ def _run_lines(config: TrainConfig, policy: PreTrainedConfig, report: dict[str, 
         if recorded
         else "Name the cameras by their slots, and leave out those that you have not got."
     )
-    plugin = [] if stock else ["pip install lerobot_policy_depi  # from DePi's plugins/", ""]
+    plugin = (
+        [] if stock else ["pip install DEPI DEPI/plugins/lerobot_policy_depi  # in DEPI, a clone of DePi", ""]
+    )
     return [
         "## On an SO-101",
         "",

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 
+import httpx
 import pytest
 import torch
 from huggingface_hub import HfApi
@@ -178,6 +179,16 @@ def test_a_full_disk_while_the_tokenizer_is_fetched_is_no_fault_of_the_network(w
         raise full
 
     with pytest.raises(MachineError, match=r"hub: the disk is full .*make room there"):
+        _with_tokenizer(build)
+
+
+def test_a_hub_that_is_away_while_the_tokenizer_is_cached():
+    """transformers asks it about vocabularies of more than 100,000 words, by httpx."""
+
+    def build():
+        raise httpx.ConnectError("Name or service not known")
+
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE=1 takes what is cached"):
         _with_tokenizer(build)
 
 
