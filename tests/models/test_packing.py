@@ -72,7 +72,7 @@ def test_packed_equals_padded(model, recompute):
     )
     torch.testing.assert_close(packed, padded)
     for name, gradient in padded_gradients.items():
-        torch.testing.assert_close(packed_gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(packed_gradients[name], gradient, rtol=1e-4, atol=5e-6, msg=name)
 
 
 def test_only_what_is_there_is_computed(model):

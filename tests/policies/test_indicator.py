@@ -291,12 +291,12 @@ def test_guidance_is_the_formula(told, strength):
     expected = by_hand(policy, batch, strength, 4)
     policy.set_guidance(strength)
     guided = policy.predict_action_chunk(batch, num_steps=4)
-    torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(guided, expected, rtol=1e-4, atol=3e-5)
     policy.for_inference()
     prepared = policy.predict_action_chunk(batch, num_steps=4)
-    torch.testing.assert_close(prepared, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(prepared, expected, rtol=1e-4, atol=3e-5)
     policy.config.n_action_steps = 1
-    torch.testing.assert_close(policy.select_action(batch, num_steps=4), expected[:, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(policy.select_action(batch, num_steps=4), expected[:, 0], rtol=1e-4, atol=3e-5)
     policy.set_guidance(1.0)
     assert not torch.allclose(policy.predict_action_chunk(batch, num_steps=4), expected, atol=1e-3)
 
