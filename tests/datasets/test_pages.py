@@ -53,6 +53,7 @@ def test_the_pages_of_arrows_files_have_what_the_footer_says(tmp_path, options):
     assert action[0].values == told.row_group(0).column(0).num_values
 
 
+@pytest.mark.skipif(not REAL.exists(), reason="the real recordings are not beside this checkout")
 def test_published_files_pass():
     paths = sorted(REAL.rglob("*.parquet"))
     for path in paths:
