@@ -17,7 +17,13 @@ Execution of Action Chunking Flow Policies, 2025, equations 2 to 4, whose time r
 computes it the velocity counts as a constant there: with x_1 = x_t - t v the actions that an Euler step
 foresees, the correction, whose Jacobian of x_1 is then the identity, is the weighted error itself.
 
-Letters in shapes as in `flow`; K = P + S keys, Z Euler steps.
+An action of a robot has D numbers, and the network has room for A. In training the rest is zeros, so that
+noisy actions are t * noise there and the true velocity is the noise. The loss leaves the rest out, as
+LeRobot's does: what the network says of it is not learned. Followed, it leads to inputs that training never
+had, and the robot's numbers suffer; those of a tiny pi0.5 had five times the squared error
+(`benchmarks/README.md`, "Numbers that no action has"). The true velocity is known, and is taken.
+
+Letters in shapes as in `flow`; D numbers of a robot's action, K = P + S keys, Z Euler steps.
 """
 
 from typing import NamedTuple
@@ -63,6 +69,7 @@ class Scene(NamedTuple):
     moments: Tensor  # embedded time of each step, [Z, 1, ...]; with given actions [Z, H, ...]
     given: Given | None = None
     guidance: float = 1.0  # beta; other than 1: there are 2 B rows, with the condition and then without it
+    behind: Tensor | None = None  # true velocity behind the robot's numbers, [N B, H, A - D]; see the module
 
     def time(self, step: int) -> float:
         """The flow's time at an Euler step, from 1 down to 1 / Z."""
@@ -102,6 +109,7 @@ def sample_actions(
     guidance: float = 1.0,
     given: Given | None = None,
     pull: Pull | None = None,
+    action_dim: int | None = None,
 ) -> Tensor:
     """Turn noise [N B, H, A] into normalised actions, float32 [N B, H, A], by Euler steps from t = 1 to 0.
 
@@ -114,9 +122,9 @@ def sample_actions(
         guidance: beta; see the module.
         given: actions that stay as they are.
         pull: actions that draw nearer.
+        action_dim: D; A when absent. Behind it actions are zero.
     """
-    chunks = len(noise) // len(observation.images)
-    scene = read_scene(model, observation, num_steps, guidance, given, chunks)
+    scene = read_scene(model, observation, noise, num_steps, guidance, given, action_dim)
     x_t = first_point(noise, given)
     for step in range(num_steps):
         v_t = velocity(model, scene, x_t, step)
@@ -130,16 +138,15 @@ def sample_actions(
 def read_scene(
     model: FlowNetwork,
     observation: Observation,
+    noise: Tensor,
     num_steps: int,
     guidance: float = 1.0,
     given: Given | None = None,
-    chunks: int = 1,
+    action_dim: int | None = None,
 ) -> Scene:
-    """Everything about an observation that does not depend on the actions, for so many chunks of it.
-
-    See `sample_actions`.
-    """
+    """Everything that an Euler step needs beside the noisy actions; see `sample_actions`."""
     images, image_mask, tokens, token_mask, state, packing = observation
+    chunks = len(noise) // len(images)
     d, heads_per_group = model.dimensions, model.dimensions.heads_per_group
     prompts = len(tokens) // len(images)
     packing = packing or pad(image_mask.repeat(prompts, 1), token_mask, d.patches)
@@ -164,7 +171,8 @@ def read_scene(
     if given is not None:
         time = time[:, None].expand(-1, d.chunk_size).masked_fill(given.steps, 0.0)
     embedded = model.embed_state(state).repeat(prompts * chunks, 1, 1)
-    return Scene(keys_values, rotation, bias, embedded, model.embed_time(time), given, guidance)
+    behind = None if action_dim is None else noise[..., action_dim:]
+    return Scene(keys_values, rotation, bias, embedded, model.embed_time(time), given, guidance, behind)
 
 
 def _repeat(rows: Tensor, prompts: int, chunks: int) -> Tensor:
@@ -181,7 +189,8 @@ def first_point(noise: Tensor, given: Given | None) -> Tensor:
 def velocity(model: FlowNetwork, scene: Scene, x_t: Tensor, step: int) -> Tensor:
     """What `FlowNetwork.velocity` predicts, float32 [B, H, A], at x_t [B, H, A] and an Euler step's time.
 
-    With guidance, what it predicts for both prompts, combined. Zero where actions are given.
+    With guidance, what it predicts for both prompts, combined. Behind the robot's numbers the true velocity;
+    zero where actions are given.
     """
     rows = x_t if scene.guidance == 1.0 else x_t.repeat(2, 1, 1)
     moment = scene.moments[step]
@@ -189,6 +198,9 @@ def velocity(model: FlowNetwork, scene: Scene, x_t: Tensor, step: int) -> Tensor
     if scene.guidance != 1.0:
         conditional, unconditional = predicted.chunk(2)
         predicted = unconditional + scene.guidance * (conditional - unconditional)
+    if scene.behind is not None:
+        known = scene.behind.shape[-1]
+        predicted = torch.cat((predicted[..., : predicted.shape[-1] - known], scene.behind), dim=-1)
     if scene.given is not None:
         predicted = predicted.masked_fill(scene.given.steps[:, None], 0.0)
     return predicted

@@ -248,7 +248,7 @@ class Pi0Policy(OwnPolicy):
             actions = self._compiled_or_not(
                 lambda: self._sample_after(left_over, observation, noise, num_steps)
             )
-        actions = actions[..., : self.config.action_feature.shape[0]]
+        actions = actions[..., : self._action_dim]
         return actions.unflatten(0, (chunks, -1)).transpose(0, 1)
 
     def _compiled_or_not(self, sample: Callable[[], Tensor]) -> Tensor:
@@ -288,15 +288,23 @@ class Pi0Policy(OwnPolicy):
                 left_over=left_over,
                 guidance=self.guidance,
                 given=given,
+                action_dim=self._action_dim,
             )
         pull = None
         if processor is not None and rtc_enabled(self.config) and given is None:
             pull = pulling_actions(processor, left_over, noise, chunks)
         if not self._captures(noise, observation):
-            return sample_actions(self.model, observation, noise, num_steps, self.guidance, given, pull)
+            return sample_actions(
+                self.model, observation, noise, num_steps, self.guidance, given, pull, self._action_dim
+            )
         limit = None if pull is None else pull.limit
         known = given or (() if pull is None else pull[:2])
         return self._captured(*observation[:5], noise, *known, variant=(num_steps, self.guidance, limit))
+
+    @property
+    def _action_dim(self) -> int:
+        """D, how many numbers an action of the robot has."""
+        return self.config.action_feature.shape[0]
 
     def _captures(self, noise: Tensor, observation: Observation) -> bool:
         """Whether a chunk is replayed as a CUDA graph."""
@@ -355,7 +363,9 @@ class Pi0Policy(OwnPolicy):
         given = Given(*known) if known and pull is None else None
         # Casts must not outlive the capture, which reuses their memory.
         with torch.autocast(noise.device.type, torch.bfloat16, self.config.dtype == "bfloat16", False):
-            return sample_actions(self.model, observation, noise, num_steps, guidance, given, pull)
+            return sample_actions(
+                self.model, observation, noise, num_steps, guidance, given, pull, self._action_dim
+            )
 
     def _apply(self, *args: Any, **kwargs: Any) -> "Pi0Policy":
         """What moves or casts the weights; graphs of the old ones are worthless."""

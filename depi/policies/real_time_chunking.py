@@ -140,13 +140,15 @@ def sample_recorded(
     left_over: LeftOver,
     guidance: float = 1.0,
     given: Given | None = None,
+    action_dim: int | None = None,
 ) -> Tensor:
     """`sample_actions` with LeRobot's integration, in which `processor` guides and records every step.
 
-    `guidance` and `given` are those of `sample_actions`; with given actions `processor` only records.
+    `guidance`, `given` and `action_dim` are those of `sample_actions`; with given actions `processor` only
+    records.
     """
     chunks = len(noise) // len(observation.images)
-    scene = read_scene(model, observation, num_steps, guidance, given, chunks)
+    scene = read_scene(model, observation, noise, num_steps, guidance, given, action_dim)
     steps = iter(range(num_steps))
     previous = left_over.prev_chunk_left_over
     return euler_integrate(

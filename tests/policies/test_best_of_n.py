@@ -20,9 +20,8 @@ def several(policy):
 def one_by_one(policy, batch, noise):
     """Chunks [B, N, H, D], each sampled by itself."""
     observation = policy.observe(batch)
-    return torch.stack([sample_actions(policy.model, observation, each) for each in noise.unbind(1)], dim=1)[
-        ..., :6
-    ]
+    chunks = [sample_actions(policy.model, observation, each, action_dim=6) for each in noise.unbind(1)]
+    return torch.stack(chunks, dim=1)[..., :6]
 
 
 @both_families

@@ -280,7 +280,9 @@ def by_hand(policy, batch, strength, steps):
     for step in range(steps):
         time = torch.full((len(x_t),), 1 - step / steps)
         with_condition, without = velocities(policy, batch, x_t, time)
-        x_t = x_t - (without + strength * (with_condition - without)) / steps
+        velocity = without + strength * (with_condition - without)
+        velocity[..., 6:] = batch["noise"][..., 6:]
+        x_t = x_t - velocity / steps
     return x_t[..., :6]
 
 
@@ -375,5 +377,7 @@ def test_guidance_is_part_of_a_graph(make_config, data, told):
         policy.set_guidance(strength)
         with policy.autocast():
             observation = trim(policy._observe(batch))
-            expected = sample_actions(policy.model, observation, batch["noise"], guidance=strength)[..., :6]
+            expected = sample_actions(
+                policy.model, observation, batch["noise"], guidance=strength, action_dim=6
+            )[..., :6]
         torch.testing.assert_close(policy.predict_action_chunk(batch), expected, rtol=1e-2, atol=1e-2)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lerobot.configs import RTCAttentionSchedule
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
-from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from peft import LoraConfig, inject_adapter_in_model
 from small_pi0 import both_families, liven
 
@@ -16,6 +16,7 @@ from depi.models import flow
 from depi.models.inference import FusedLayer
 from depi.models.sampling import sample_actions, trim
 from depi.policies import make_policy
+from depi.policies.indicator import UNCONDITIONAL_MASK, UNCONDITIONAL_TOKENS
 from depi.policies.measured_tokenizer import LONGEST_PROMPT
 
 CAMERA = "observation.images.1"
@@ -69,7 +70,7 @@ def test_prompts_are_cut_to_the_longest(policy, batch, longest, words):
     whole = policy.observe(batch)
     cut = trim(whole)
     assert cut.tokens.shape == cut.token_mask.shape == (4, words)
-    expected = sample_actions(policy.model, whole, batch["noise"])
+    expected = sample_actions(policy.model, whole, batch["noise"], action_dim=6)
     torch.testing.assert_close(policy.predict_action_chunk(batch), expected[..., :6])
 
 
@@ -100,7 +101,7 @@ def test_cameras_that_no_sample_has_take_no_work(policy, batch):
     policy.model.vision.register_forward_hook(lambda _module, inputs, _out: images.append(len(inputs[0])))
     chunk = policy.predict_action_chunk(absent)
     assert images == [8]
-    expected = sample_actions(policy.model, whole, batch["noise"])
+    expected = sample_actions(policy.model, whole, batch["noise"], action_dim=6)
     torch.testing.assert_close(chunk, expected[..., :6])
     assert not torch.allclose(policy.predict_action_chunk(batch), chunk)
 
@@ -131,7 +132,7 @@ def test_weights_for_inference_give_the_same_actions(policy, batch):
 def test_bfloat16_for_inference(make_config, data, batch):
     """As near to full precision as autocast is, with every large matrix in bfloat16 and nothing else."""
     policy = liven(make_policy(make_config(dtype="bfloat16"), data))
-    exact = sample_actions(policy.model, policy.observe(batch), batch["noise"])[..., :6]
+    exact = sample_actions(policy.model, policy.observe(batch), batch["noise"], action_dim=6)[..., :6]
     by_autocast = policy.predict_action_chunk(batch)
     policy.for_inference()
     chunk = policy.predict_action_chunk(batch)
@@ -321,7 +322,8 @@ def on_gpu(make_config, data, batch):
 
 def plain_actions(policy, batch):
     with policy.autocast():
-        return sample_actions(policy.model, trim(policy.observe(batch)), batch["noise"])[..., :6]
+        observation = trim(policy.observe(batch))
+        return sample_actions(policy.model, observation, batch["noise"], action_dim=6)[..., :6]
 
 
 @both_families
@@ -400,3 +402,69 @@ def test_moved_weights_are_captured_again(on_gpu):
     first = policy.predict_action_chunk(batch)
     policy.to("cpu").to("cuda")
     torch.testing.assert_close(policy.predict_action_chunk(batch), first, rtol=0.02, atol=0.02)
+
+
+def as_plain(policy, batch):
+    return {}
+
+
+def as_prepared(policy, batch):
+    policy.for_inference()
+    return {}
+
+
+def as_several_chunks(policy, batch):
+    policy.config.num_samples = 2
+    batch["noise"] = torch.randn(4, 2, 7, 32)
+    return {}
+
+
+def as_guided_by_the_indicator(policy, batch):
+    batch |= {
+        UNCONDITIONAL_TOKENS: batch[OBS_LANGUAGE_TOKENS] + 1,
+        UNCONDITIONAL_MASK: batch[OBS_LANGUAGE_ATTENTION_MASK],
+    }
+    policy.set_guidance(3.0)
+    return {}
+
+
+def as_pulled(policy, batch, **settings):
+    policy.config.rtc_config = RTCConfig(**settings)
+    policy.init_rtc_processor()
+    return {"inference_delay": 2, "prev_chunk_left_over": torch.randn(5, 6)}
+
+
+def as_recorded(policy, batch):
+    return as_pulled(policy, batch, debug=True)
+
+
+@both_families
+@pytest.mark.parametrize(
+    "how", [as_plain, as_prepared, as_several_chunks, as_guided_by_the_indicator, as_pulled, as_recorded]
+)
+def test_behind_an_action_the_network_sees_what_it_saw_in_training(policy, batch, how):
+    """There actions are zeros in training, and noisy ones the noise times t."""
+    arguments = how(policy, batch)
+    seen = []
+    policy.model.action_in_proj.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    policy.predict_action_chunk(batch, num_steps=4, **arguments)
+    noise = batch["noise"] if batch["noise"].ndim == 3 else batch["noise"].transpose(0, 1).flatten(0, 1)
+    assert len(seen) == 4
+    for step, x_t in enumerate(seen):
+        behind = (1 - step / 4) * noise[..., 6:]
+        torch.testing.assert_close(x_t[..., 6:], behind.repeat(len(x_t) // len(noise), 1, 1))
+
+
+@pytest.mark.parametrize("kind", ["depi_pi05"])
+def test_what_was_learned_is_what_is_sampled(make_config, data, batch):
+    """The loss says nothing of the numbers that no action has: followed there too, chunks are worse."""
+    policy = make_policy(make_config(), data).train()
+    optimizer = torch.optim.AdamW(policy.get_optim_params(), lr=3e-3)
+    learned = {key: value for key, value in batch.items() if key not in ("noise", "time")}
+    for _ in range(300):
+        policy(learned)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    followed = sample_actions(policy.model, policy.observe(batch), batch["noise"])[..., :6]
+    sampled = policy.predict_action_chunk(batch)
+    assert (sampled - batch[ACTION]).norm() < (followed - batch[ACTION]).norm() / 1.4

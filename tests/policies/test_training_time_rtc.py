@@ -98,7 +98,9 @@ def test_a_chunk_begins_with_what_is_executed(trained, batch, left_over_shape, p
             times = torch.full((4, 7), 1 - step / 10)
             x_t[:, :delay] = pad(left_over[..., :delay, :])
             times[:, :delay] = 0
-            x_t = x_t - trained.model.velocity(prefix, observation.state, x_t, times) / 10
+            velocity = trained.model.velocity(prefix, observation.state, x_t, times)
+            velocity[..., 6:] = batch["noise"][..., 6:]
+            x_t = x_t - velocity / 10
     if prepared:
         trained.for_inference()
     chunk = trained.predict_action_chunk(
@@ -134,7 +136,7 @@ def test_longer_delays_than_those_of_training_are_guided(trained, make_config, d
 
 
 def test_without_left_over_or_delay_it_samples_freely(trained, batch):
-    plain = sample_actions(trained.model, trained.observe(batch), batch["noise"])[..., :6]
+    plain = sample_actions(trained.model, trained.observe(batch), batch["noise"], action_dim=6)[..., :6]
     left_over = torch.randn(6, 6)
     for arguments in ({}, {"inference_delay": 0, "prev_chunk_left_over": left_over}):
         torch.testing.assert_close(trained.predict_action_chunk(batch, **arguments), plain)
