@@ -87,6 +87,8 @@ class RecapConfig:
             raise ValueError(
                 f"--given: {', '.join(sorted(unknown))} is no stage with a checkpoint: sft, value"
             )
+        if self.learn_from == "successes" and "value" in self.given:
+            raise ValueError("--given: --learn_from=successes asks no value function, leave out value")
         self._check_sections()
         self._check_seeds()
         if self.start_from == "pretrained" and "path" not in self.sft.get("policy", {}):

@@ -148,6 +148,8 @@ def test_successes_alone_are_cloned_in_every_iteration(tmp_path):
         config(tmp_path, learn_from="success")
     with pytest.raises(ValueError, match="successes is what --learn_from=successes trains by itself"):
         config(tmp_path, learn_from="successes", baselines=["successes"])
+    with pytest.raises(ValueError, match="asks no value function, leave out value"):
+        config(tmp_path, learn_from="successes", given={"value": "USER/value"})
 
 
 def test_advantages_take_the_successes_that_the_value_function_learnt(tmp_path):
