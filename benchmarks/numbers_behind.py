@@ -10,6 +10,7 @@ of `tune` and the policy's own loss, and prints what becomes of them. `benchmark
 measured.
 """
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from lerobot.utils.constants import ACTION
 from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from depi.flags import parse_flags
@@ -27,10 +29,12 @@ from depi.models.flow import sample_noise, sample_time
 from depi.models.sampling import sample_actions
 from depi.policies import load_policy, load_processors
 from depi.policies.batches import pad_last
+from depi.progress import tracked
 from depi.training.data import Collate
 from depi.training.samples_of_run import PastRun, open_run
 
 BATCH = 16
+COLUMNS = ("one step", "ten, as LeRobot", "ten, as DePi", "behind, as LeRobot; true: 0")
 
 
 @dataclass
@@ -57,8 +61,8 @@ def batches(run: PastRun, policy: Any, first: int, count: int, *, ragged: bool) 
 
 
 @torch.no_grad()
-def errors(config: BehindConfig, run: PastRun, policy: Any) -> str:
-    """Mean squared errors of normalised chunks on frames of a run, and where the numbers behind end."""
+def errors(config: BehindConfig, run: PastRun, policy: Any) -> dict[str, float]:
+    """Of chunks on frames of a run: mean squared errors, normalised, and where the rest ends (rms)."""
     policy.eval()
     torch.manual_seed(0)
     size, found = policy.config.action_feature.shape[0], []
@@ -67,18 +71,15 @@ def errors(config: BehindConfig, run: PastRun, policy: Any) -> str:
         counts = ~batch["action_is_pad"][..., None].expand_as(target)
         noise = sample_noise((BATCH, policy.config.chunk_size, policy.config.max_action_dim), target.device)
         guessed = sample_actions(policy.model, observation, noise)
-        known = sample_actions(policy.model, observation, noise, action_dim=size)
-        at_once = sample_actions(policy.model, observation, noise, num_steps=1)
-        squares = [
-            (chunk[..., :size] - target)[counts].square().mean().item() for chunk in (at_once, guessed, known)
-        ]
+        chunks = (
+            sample_actions(policy.model, observation, noise, num_steps=1),
+            guessed,
+            sample_actions(policy.model, observation, noise, action_dim=size),
+        )
+        squares = [(chunk[..., :size] - target)[counts].square().mean().item() for chunk in chunks]
         found.append([*squares, guessed[..., size:].square().mean().sqrt().item()])
     policy.train()
-    at_once, guessed, known, behind = (mean(column) for column in zip(*found, strict=True))
-    return (
-        f"in one step {at_once:.4f}, in ten as LeRobot samples {guessed:.4f}, as DePi {known:.4f}; "
-        f"behind, where 0 is true, {behind:.3f}"
-    )
+    return dict(zip(COLUMNS, (round(mean(column), 4) for column in zip(*found, strict=True)), strict=True))
 
 
 def loss_of_all(policy: Any, batch: dict[str, Any]) -> Tensor:
@@ -93,42 +94,41 @@ def loss_of_the_robots(policy: Any, batch: dict[str, Any]) -> Tensor:
     return policy(batch)[0]
 
 
-def fine_tuned(config: BehindConfig, run: PastRun, other: PastRun, console: Console) -> None:
-    """Train a network on all numbers, then on the robot's alone, and print errors after both."""
+def fine_tuned(config: BehindConfig, run: PastRun, other: PastRun) -> Iterator[tuple[str, dict[str, float]]]:
+    """Train a network on all numbers, then on the robot's alone; the errors after both."""
     torch.manual_seed(0)
     policy = load_policy(run.folder, device="cpu").train()
     policy.model.init_weights()
     stages = (
         ("all numbers in the loss", run, config.steps, config.lr, loss_of_all),
-        (
-            "then the robot's",
-            other,
-            config.tune_steps,
-            config.tune_lr,
-            loss_of_the_robots,
-        ),
+        ("then the robot's alone", other, config.tune_steps, config.tune_lr, loss_of_the_robots),
     )
     for name, data, steps, lr, loss_of in stages:
         optimizer = torch.optim.AdamW(policy.get_optim_params(), lr=lr, betas=(0.9, 0.95), weight_decay=1e-10)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.05)
-        for batch in batches(data, policy, 0, steps, ragged=True):
+        for batch in tracked(batches(data, policy, 0, steps, ragged=True), name, steps):
             loss_of(policy, batch).backward()
             torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
-        console.print(f"{steps} steps, {name}: {errors(config, data, policy)}")
+        yield f"{steps} steps, {name}", errors(config, data, policy)
 
 
 def main() -> None:
     """Measure what the flags name."""
     config = parse_flags(BehindConfig, sys.argv[1:], "numbers_behind")
-    console = Console(soft_wrap=True, highlight=False)
+    rows = {}
     for folder in config.runs:
         run = open_run(folder, None)
-        console.print(f"{folder.name}: {errors(config, run, load_policy(run.folder, device='cpu'))}")
+        rows[folder.name] = errors(config, run, load_policy(run.folder, device="cpu"))
     if config.tune is not None:
-        fine_tuned(config, open_run(config.runs[0], None), open_run(config.tune, None), console)
+        rows |= fine_tuned(config, open_run(config.runs[0], None), open_run(config.tune, None))
+    table = Table("run", *COLUMNS)
+    for name, row in rows.items():
+        table.add_row(name, *(f"{value:.4f}" for value in row.values()))
+    Console().print(table)
+    print(json.dumps(rows))
 
 
 if __name__ == "__main__":
