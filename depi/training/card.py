@@ -11,6 +11,7 @@ from depi.catalog.text import in_markdown
 from depi.datasets.judging.offsets import name_offsets
 from depi.datasets.recording.cameras import camera_order, numbered_slots
 from depi.errors import UserError
+from depi.evaluation.as_trained import trained_on
 from depi.evaluation.trained_slots import slots_by_camera
 from depi.files import read_json
 from depi.hub.names import is_dataset_id, parse_dataset_id
@@ -152,6 +153,8 @@ def _run_lines(config: TrainConfig, policy: PreTrainedConfig, report: dict[str, 
     plugin = (
         [] if stock else ["pip install DEPI DEPI/plugins/lerobot_policy_depi  # in DEPI, a clone of DePi", ""]
     )
+    # LeRobot's own 30 would play what was recorded at 10 Hz three times too fast.
+    rate = trained_on(report, config.dataset.action_freq).usual_rate
     return [
         "## On an SO-101",
         "",
@@ -162,7 +165,7 @@ def _run_lines(config: TrainConfig, policy: PreTrainedConfig, report: dict[str, 
         *(["    --inference.type=rtc \\"] if getattr(policy, "use_relative_actions", False) else []),
         "    --robot.type=so101_follower --robot.port=/dev/ttyACM0 --robot.id=my_arm \\",
         f"    --robot.cameras='{{{cameras}}}' \\",
-        '    --task="what the arm shall do" --duration=60',
+        f'    {f"--fps={rate:g} " if rate else ""}--task="what the arm shall do" --duration=60',
         "```",
         "",
         f"With `--strategy.type=episodic` it records a dataset of what happens. {named}",

@@ -1,6 +1,7 @@
 """The exponential moving average of the weights, in float32 on the device, without waiting for it."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -27,6 +28,23 @@ class MovingAverage:
     def update(self) -> None:
         """Take one optimizer step into account: average = decay x average + (1 - decay) x weights."""
         self._update(_local(self.average.values()), _local(self._parameters.values()), None)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside, the policy has the average for its weights; afterwards its own, to the bit."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        pairs = zip(_local(self.average.values()), _local(self._parameters.values()), strict=True)
+        for average, weights in pairs:
+            kept = weights.clone()
+            weights.copy_(average)
+            average.copy_(kept)
 
     @torch.no_grad()
     def load(self, path: Path, policy: AnyPolicy) -> None:

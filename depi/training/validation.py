@@ -101,10 +101,15 @@ def evaluate(run: Run, stop: Sequence[int] = ()) -> dict[str, float]:
 
 @contextlib.contextmanager
 def undisturbed(run: Run) -> Iterator[None]:
-    """Put the policy into evaluation mode; afterwards it, and random numbers, are as they were before."""
+    """Put the policy into evaluation mode, with the weights that checkpoints offer (`--ema.export`).
+
+    Afterwards it, and random numbers, are as they were before.
+    """
     device = run.accelerator.device
     numbers, arrays = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    average = run.average if run.config.ema.export else None
+    offered = contextlib.nullcontext() if average is None else average.in_place()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), offered:
         run.policy.eval()
         try:
             yield

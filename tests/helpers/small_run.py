@@ -25,6 +25,9 @@ REPORT: dict[str, Any] = {
             "episodes": 2,
             "frames": 200,
             "fps": 30,
+            "recorded_fps": 30.0,
+            "cameras": [],
+            "camera_sizes": {},
             "convention": "degrees",
         }
         for name, licence in (

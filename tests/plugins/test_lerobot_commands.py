@@ -158,25 +158,37 @@ def told(checkpoint, folder, *cameras: str):
     """A copy of a checkpoint that says which cameras its training had."""
     shutil.copytree(checkpoint, folder)
     stream = {"cameras": "name", "annotations": None}
-    write_json(folder / "data_report.json", {"datasets": [{"cameras": cameras}], "stream": stream})
+    entry = {"cameras": cameras, "camera_sizes": {}, "recorded_fps": 15.0}
+    write_json(folder / "data_report.json", {"datasets": [entry], "stream": stream})
+    write_json(folder / "train_config.json", {"dataset": {"action_freq": None}})
     return folder
 
 
-def without_renaming(flags: list[str]) -> list[str]:
-    return [flag for flag in flags if not flag.startswith("--rename_map")]
+def without(name: str, flags: list[str]) -> list[str]:
+    return [flag for flag in flags if not flag.startswith(name)]
 
 
 @pytest.mark.slow
 def test_rollout_renames_cameras_as_in_training(arm, lerobot, tmp_path):
     trained = told(arm, tmp_path / "arm", "observation.images.front", "observation.images.wrist")
-    said = lerobot("rollout", *without_renaming(rollout_flags(trained)), "--duration=2")
+    said = lerobot("rollout", *without("--rename_map", rollout_flags(trained)), "--duration=2")
     assert f"cameras as in training: --rename_map='{json.dumps(TO_SLOTS)}'" in said
+    assert "trained at 15 actions a second: --fps=15 plays it at its speed" in said
+
+
+@pytest.mark.slow
+def test_rollout_acts_and_records_as_often_as_in_training(arm, lerobot, tmp_path):
+    trained = told(arm, tmp_path / "arm", "observation.images.front", "observation.images.wrist")
+    flags = [*rollout_flags(trained), *recording_flags(tmp_path / "recorded", 1)]
+    said = lerobot("rollout", *without("--dataset.fps", without("--fps", flags)))
+    assert "actions a second as in training: --fps=15 --dataset.fps=15" in said
+    assert LeRobotDataset("alice/rollout_touch", root=tmp_path / "recorded").fps == 15
 
 
 @pytest.mark.slow
 def test_eval_renames_the_camera_as_in_training(pusher, lerobot, tmp_path):
     trained = told(pusher, tmp_path / "told", "observation.image")
-    said = lerobot("eval", *without_renaming(eval_flags(trained, tmp_path / "out")))
+    said = lerobot("eval", *without("--rename_map", eval_flags(trained, tmp_path / "out")))
     assert f'--rename_map=\'{{"observation.image": "{SLOTS[0]}"}}\'' in said
 
 

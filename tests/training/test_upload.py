@@ -78,6 +78,7 @@ def test_the_card_says_what_it_was_trained_on_and_how_to_run_it(averaged, api, t
         "trained from scratch",
         "lerobot-rollout",
         "--robot.type=so101_follower",
+        "--fps=30 --task=",
         '"0": {type: opencv',
         "Success rate 80% (95% interval 60% to 90%) over 20",
     ):

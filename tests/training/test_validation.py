@@ -75,6 +75,21 @@ def test_the_loss_on_held_out_episodes_by_dataset(flags, tmp_path, monkeypatch):
         assert third[name] == pytest.approx(first[name], rel=1e-6)
 
 
+def test_what_is_saved_for_use_is_what_is_evaluated(flags, tmp_path):
+    """An average that stays where the weights began, while they move: with `ema.export` it is measured."""
+    flags = replaced(flags, steps=4, save_freq=0, eval_freq=2, **EVAL, **{"ema.decay": 1 - 1e-9})
+    for export in (False, True):
+        assert train(replaced(flags, output_dir=tmp_path / str(export), **{"ema.export": export})) == 0
+    raw, averaged = tmp_path / "False", tmp_path / "True"
+    of_average, of_weights = evaluations(averaged), evaluations(raw)
+    assert of_average[4]["eval/loss"] == pytest.approx(of_average[2]["eval/loss"], rel=1e-5)
+    assert of_weights[4]["eval/loss"] != pytest.approx(of_weights[2]["eval/loss"], rel=1e-3)
+    assert losses(averaged) == losses(raw)
+    state = "checkpoints/last/training_state"
+    assert (averaged / state / "raw.safetensors").read_bytes() == weights(raw)
+    assert (raw / state / "ema.safetensors").read_bytes() == weights(averaged)
+
+
 def test_it_does_not_depend_on_the_batch_size(flags, tmp_path):
     for batch_size in (1, 4):
         changes = {"batch_size": batch_size, "output_dir": tmp_path / str(batch_size), "eval_freq": 1}
