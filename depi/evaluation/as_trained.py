@@ -63,14 +63,18 @@ def trained_on(
         frozenset(float(rate) for rate in rates),
         frozenset(name.removeprefix("observation.images.") for name in names),
         (env["type"], env.get("task")) if env and own else None,
-        _instructions(report.get("instructions")),
+        _instructions(report.get("stream", {}).get("instructions")),
         float(usual) if usual and 2 * count > len(rates) else None,
     )
 
 
 def _instructions(reported: Mapping[str, Any] | None) -> frozenset[str]:
-    """All task texts, where the report has them all; runs of earlier versions have none."""
-    texts = [clean(text) for text in reported["of_most_frames"]] if reported else []
+    """All task texts, where the report has them all; runs of earlier versions have none.
+
+    To the character: a policy hears two blanks otherwise than one.
+    """
+    found = reported["of_most_frames"] if reported else []
+    texts = [text if text.isprintable() else clean(text) for text in found]
     complete = reported is not None and len(texts) == reported["count"]
     return frozenset(filter(None, texts)) if complete else frozenset()
 
@@ -130,7 +134,7 @@ def differences(env: EnvironmentConfig, trained: Trained) -> list[str]:
             found.append(f"cameras {_listed(cameras)} here, {_listed(trained.cameras)} in training")
     said = own_instruction(env)
     if said and trained.instructions and said not in trained.instructions:
-        texts = _listed(f'"{text}"' for text in trained.instructions)
+        texts = _listed(f'"{one_line(text, 200)}"' for text in trained.instructions)
         found.append(f'the instruction "{said}" here, {texts} in training')
     return found
 

@@ -77,7 +77,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
         held_out = training_stream(dataset, config, policy.config, "eval")
     report = {**dataset.report(), "stream": stream.report()} if began is None else began
     if accelerator.is_main_process:
-        check_simulator(config, policy, dataset)
+        check_simulator(config, policy, dataset, report)
         if began is not None and stream.conditioning is not None:
             stream.conditioning.check_same(began["stream"].get("advantage"))
         begin_output(config, report)

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,14 +42,19 @@ logger = logging.getLogger(__name__)
 CURVES, NAMED = 10, 3
 
 
-def check_simulator(config: TrainConfig, policy: AnyPolicy, dataset: MultiLeRobotDataset) -> None:
-    """Raise a UserError where the policy or the data do not fit the environment of `--env.type`."""
+def check_simulator(
+    config: TrainConfig, policy: AnyPolicy, dataset: MultiLeRobotDataset, report: Mapping[str, Any]
+) -> None:
+    """Raise a UserError where the policy or the data do not fit the environment of `--env.type`.
+
+    `report` is the run's data report.
+    """
     if rolls_out(config):
         env = _environment(config, policy)
         choices = EvaluateConfig(env=env, eval=config.eval, seed=config.seed)
         actor = _actor(config, dataset, policy, (None, None), choices)
         check_environment(choices, actor)
-        found = differences(env, trained_on(dataset.report(), config.dataset.action_freq))
+        found = differences(env, trained_on(report, config.dataset.action_freq))
         if found:
             logger.warning("--env differs from the data: %s", "; ".join(found))
 

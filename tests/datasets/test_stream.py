@@ -210,7 +210,11 @@ def test_the_share_of_annotated_text(dataset, tmp_path, mix):
     assert set(texts[0, 0]) <= {"annotated", "pick the cube"}
     assert set(texts[0, 1]) == {"drop the cube"}
     assert set(texts[1, 0]) == {"stack"}
-    assert samples.report()["annotations"]["missing"] == ["user/one"]
+    report = samples.report()
+    assert report["annotations"]["missing"] == ["user/one"]
+    heard = {text for of_episode in texts.values() for text in of_episode}
+    assert report["instructions"]["count"] == len(heard)
+    assert set(report["instructions"]["of_most_frames"]) == heard
 
 
 def test_what_stands_in_for_a_broken_episode_is_drawn_too(tmp_path):

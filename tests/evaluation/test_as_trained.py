@@ -70,12 +70,14 @@ def test_the_environment_of_the_run_is_taken_where_none_is_named():
 
 def texts(*most: str, count: int | None = None) -> Trained:
     reported = {"count": len(most) if count is None else count, "of_most_frames": most}
-    return trained_on({"datasets": [ENTRY], "instructions": reported}, None)
+    return trained_on({"datasets": [ENTRY], "stream": {"instructions": reported}}, None)
 
 
 def test_the_only_instruction_of_the_training_is_taken():
     env = as_trained(EnvironmentConfig(), texts("tap the\x1b[2J block"))
     assert env.instruction == "tap the [2J block"
+    for exact in ("tap  the block", "tap " + "the long " * 60 + "block"):
+        assert as_trained(EnvironmentConfig(), texts(exact)).instruction == exact
     assert as_trained(EnvironmentConfig(), texts("Touch the red cube.")).instruction is None, (
         "its own already"
     )
@@ -116,7 +118,9 @@ DAMAGED = [
     json.dumps({"datasets": [{**ENTRY, "recorded_fps": 0}]}),
     json.dumps({"datasets": [{**ENTRY, "recorded_fps": math.nan}]}),
     json.dumps({"datasets": [{**ENTRY, "camera_sizes": {"a": [math.inf, 96]}}]}),
-    json.dumps({"datasets": [ENTRY], "instructions": ["push"]}),
+    json.dumps({"datasets": [ENTRY], "stream": {"instructions": ["push"]}}),
+    json.dumps({"datasets": [ENTRY], "stream": {"instructions": {"count": 1, "of_most_frames": [1]}}}),
+    json.dumps({"datasets": [ENTRY], "stream": []}),
 ]
 
 

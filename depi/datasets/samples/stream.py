@@ -1,5 +1,6 @@
 """The endless stream of training samples: each a pure function of (seed, position)."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch.utils.data
 
 from depi.datasets.recording.cameras import camera_order, view_in_name
 from depi.datasets.recording.tables import ACTION, STATE
-from depi.datasets.samples.annotations import AnnotatedEpisodes
+from depi.datasets.samples.annotations import MAX_TEXT, AnnotatedEpisodes
 from depi.datasets.samples.augment import Augmentation, augment
 from depi.datasets.samples.mixture import Mixture
 from depi.datasets.samples.order import position_generator
@@ -21,6 +22,7 @@ from depi.errors import UserError
 _SHUFFLE, _AUGMENT, _TASK = 1, 2, 3
 _NO_AUGMENTATION = Augmentation()
 _ATTEMPTS = 16
+REPORTED_INSTRUCTIONS = 20
 
 
 class TrainingStream(torch.utils.data.Dataset):
@@ -179,6 +181,23 @@ class TrainingStream(torch.utils.data.Dataset):
             stats[ACTION] = dataset.relative_stats(relative, drawn)
         return stats
 
+    def _instructions(self) -> dict[str, Any]:
+        """How many texts samples may have; and those of the most frames, to the character if not too long."""
+        drawn, frames = self.mixture.draws_from(self.episode_start), np.diff(self.episode_start)
+        annotated: list[str | None] = [None] * len(frames)
+        if self.annotations and self.task_mix:
+            annotated = [self.annotations.task(episode) for episode in range(len(frames))]
+        recorded = drawn & np.array([text is None or self.task_mix < 1 for text in annotated], bool)
+        tasks = np.bincount(self.dataset.task[np.repeat(recorded, frames)], minlength=len(self.dataset.tasks))
+        counts: Counter[str] = Counter()
+        for number in np.flatnonzero(tasks).tolist():
+            counts[self.dataset.tasks[number]] += int(tasks[number])
+        for episode in np.flatnonzero(drawn).tolist():
+            if (text := annotated[episode]) is not None:
+                counts[text] += int(frames[episode])
+        most = [text for text, _ in counts.most_common(REPORTED_INSTRUCTIONS) if len(text) <= MAX_TEXT]
+        return {"count": len(counts), "of_most_frames": most}
+
     def report(self) -> dict[str, Any]:
         """What the stream is drawn from, for `data_report.json`."""
         return {
@@ -186,5 +205,6 @@ class TrainingStream(torch.utils.data.Dataset):
             "shares": self.mixture.shares(),
             "cameras": self.cameras,
             "task_mix": self.task_mix,
+            "instructions": self._instructions(),
             "annotations": self.annotations.report() if self.annotations else None,
         }

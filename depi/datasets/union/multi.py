@@ -26,7 +26,7 @@ from depi.datasets.union.quarantine import Quarantine
 from depi.datasets.union.rows import FramePlaces, action_chunks, past_rows
 from depi.datasets.union.shards import PreparedImages, Wanted
 from depi.datasets.union.statistics import stats_from_json, stats_to_json
-from depi.errors import DatasetError, UserError, one_line
+from depi.errors import DatasetError, UserError
 from depi.files import read_json, write_json
 from depi.fingerprint import code, fingerprint
 
@@ -34,7 +34,6 @@ __all__ = ["DatasetSource", "MultiLeRobotDataset"]
 
 _SUBSTITUTES = 16
 # A report names so many task texts; thousands of datasets have thousands.
-REPORTED_INSTRUCTIONS = 20
 
 
 class ImageOf(NamedTuple):
@@ -513,13 +512,6 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
             counts.setdefault(repo_id, {})[int(self.episode_recorded[episode])] = count
         return counts
 
-    def _instructions(self) -> dict[str, Any]:
-        """How many task texts the frames have, and those of the most frames, cut to a readable length."""
-        frames = np.bincount(self.task, minlength=len(self.tasks))
-        order = np.argsort(-frames, kind="stable")[: np.count_nonzero(frames)]
-        most = [one_line(self.tasks[number], 200) for number in order[:REPORTED_INSTRUCTIONS]]
-        return {"count": len(order), "of_most_frames": most}
-
     def report(self) -> dict[str, Any]:
         """What this training set is made of, for `data_report.json`."""
         failures = {
@@ -533,7 +525,6 @@ class MultiLeRobotDataset(torch.utils.data.Dataset):
             "num_episodes_left_out": len(self._quarantine.left_out),
             "num_bad_episodes": sum(len(entry["bad_episodes"]) for entry in self.entries),
             "datasets": self.entries,
-            "instructions": self._instructions(),
             "quarantined": self.quarantined,
             "decode_failures": failures,
         }
