@@ -198,7 +198,6 @@ def as_actor(
     *,
     cameras: str,
     convention: str,
-    letterboxed: bool = True,
 ) -> "Actor":
     """Wrap a policy as an Actor; an Actor is returned unchanged.
 
@@ -206,8 +205,6 @@ def as_actor(
         policy, processors: as for `roll_out`.
         config: of the evaluation.
         cameras, convention: as for `roll_out`.
-        letterboxed: images are scaled to the policy's size, as its training did; DePi's own policies do that
-            themselves.
     """
     if hasattr(policy, "act"):
         return policy
@@ -221,7 +218,6 @@ def as_actor(
             processors or (None, None),
             cameras=cameras,
             convention=convention,
-            letterboxed=letterboxed,
             rename=config.rename_map,
         )
     from depi.evaluation.pi0_actor import Pi0Actor

@@ -19,7 +19,6 @@ from lerobot.processor import PolicyProcessorPipeline
 from lerobot.utils.constants import OBS_STATE
 from numpy.typing import NDArray
 
-from depi.datasets.recording.cameras import letterbox
 from depi.datasets.recording.joints import from_degrees, to_degrees
 from depi.errors import UserError
 from depi.evaluation.actors import Observation, camera_keys, check_cameras, check_dimensions, units
@@ -29,6 +28,7 @@ from depi.evaluation.pi0_actor import generator
 from depi.policies.checkpoint import WEIGHTS
 from depi.policies.configuration import check_fields
 from depi.policies.convert import check_finite, no_larger_than
+from depi.policies.letterbox_step import letterboxes
 from depi.policies.processors import check_processors
 from depi.policies.trust import CONFIG, check_checkpoint, never_ask_to_run_code, refusing
 
@@ -121,12 +121,11 @@ class LeRobotActor:
         *,
         cameras: str = "name",
         convention: str = "degrees",
-        letterboxed: bool = False,
         n_action_steps: int | None = None,
         rename: dict[str, str] | None = None,
     ):
         self._policy, (self._before, self._after) = policy, pipelines
-        self._letterboxed = letterboxed
+        self._letterboxed = letterboxes(self._before)
         self._order, self._convention, self._rename = cameras, convention, rename or {}
         if n_action_steps is not None:
             self._set_action_steps(n_action_steps)
@@ -195,20 +194,14 @@ class LeRobotActor:
             name = keys[key]
             if name is not None:
                 batch[name] = self._fitted(key, image, self._policy.config.image_features[name].shape)
-        for name in self._policy.config.image_features.keys() - batch.keys():  # a slot without a camera
-            if self._letterboxed:
-                batch[name] = torch.zeros(1, *self._policy.config.image_features[name].shape)
         state = from_degrees(observation.seen.state, units(observation.table, self._convention))
         return {**batch, OBS_STATE: torch.from_numpy(state)[None]}
 
     def _fitted(self, key: str, image: NDArray[np.uint8], shape: Sequence[int]) -> torch.Tensor:
         """A picture as the policy takes it, float [1, 3, H, W], 0..1."""
-        pixels = torch.from_numpy(image).permute(2, 0, 1)
-        if self._letterboxed:
-            pixels = letterbox(pixels, shape[1])
-        else:
+        if not self._letterboxed:
             self._check_size(key, image, shape)
-        return pixels[None].float() / 255
+        return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
 
     def _check_size(self, key: str, image: NDArray[np.uint8], shape: Sequence[int]) -> None:
         """Most policies accept one image size only; those of language models resize images themselves."""

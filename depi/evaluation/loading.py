@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from depi.datasets.recording.cameras import camera_order, numbered_slots
+from depi.datasets.recording.cameras import camera_order
 from depi.datasets.recording.joints import CONVENTIONS
 from depi.errors import UserError, one_line
 from depi.evaluation.actors import Actor
@@ -20,6 +20,7 @@ from depi.policies.choices import OF_THE_MACHINE, check_choices
 from depi.policies.factory import ready_to_act
 from depi.policies.families import TYPES, family
 from depi.policies.indicator import is_conditioned
+from depi.policies.letterbox_step import letterboxes
 
 logger = logging.getLogger(__name__)
 
@@ -56,15 +57,14 @@ def load_actor(config: EvaluateConfig) -> tuple[Actor, dict[str, Any]]:
         folder, kind, config.policy.device, trusted=_is_trusted(folder, config)
     )
     cameras, convention = training_choices(folder)
-    letterboxed = _is_letterboxed(folder, policy.config)
-    if not letterboxed and config.env.observation_height is None and config.env.observation_width is None:
+    as_recorded = not letterboxes(pipelines[0])
+    if as_recorded and config.env.observation_height is None and config.env.observation_width is None:
         config.env = sized_for(policy.config, config.env)
     actor = LeRobotActor(
         policy,
         pipelines,
         cameras=cameras,
         convention=convention,
-        letterboxed=letterboxed,
         n_action_steps=config.policy.n_action_steps,
         rename=config.rename_map,
     )
@@ -124,16 +124,6 @@ def _of_the_machine(config: EvaluateConfig) -> dict[str, str]:
     """The flags of how this machine computes that are given, as they are typed."""
     chosen = {name: getattr(config.policy, name, None) for name in OF_THE_MACHINE}
     return {name: str(value).lower() for name, value in chosen.items() if value is not None}
-
-
-def _is_letterboxed(folder: Path, policy: Any) -> bool:
-    """Whether DePi trained a policy of LeRobot's on images that it had scaled to one size."""
-    path = folder / "train_config.json"
-    saved = read_json(path) if path.exists() else {}
-    data = saved.get("dataset") if isinstance(saved, dict) else None
-    if not isinstance(data, dict) or "max_cameras" not in data:  # LeRobot has no such flag
-        return False
-    return data.get("image_size") is not None or numbered_slots(policy.image_features)
 
 
 def training_choices(folder: Path) -> tuple[str, str]:

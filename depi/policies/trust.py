@@ -19,17 +19,23 @@ from depi.policies.carried_tokenizer import CarriedTokenizerStep
 from depi.policies.configuration import MOST_COUNTED
 from depi.policies.families import TYPES, Allowed, family
 from depi.policies.indicator import AdvantageTokenizerStep
+from depi.policies.letterbox_step import LetterboxStep
 
 CONFIG = "config.json"
 PREPROCESSOR = "policy_preprocessor.json"
 POSTPROCESSOR = "policy_postprocessor.json"
 
 TOKENIZER = "google/paligemma-3b-pt-224"
-# The steps that LeRobot has not: it finds them by these names. They may hold a tokenizer in place of a name.
-CARRIED_STEP, ADVANTAGE_STEP = (
-    f"{step.__module__}.{step.__name__}" for step in (CarriedTokenizerStep, AdvantageTokenizerStep)
+# The steps that LeRobot has not: it finds them by these names. Two may hold a tokenizer in place of a name.
+CARRIED_STEP, ADVANTAGE_STEP, LETTERBOX_STEP = (
+    f"{step.__module__}.{step.__name__}"
+    for step in (CarriedTokenizerStep, AdvantageTokenizerStep, LetterboxStep)
 )
-_OWN_STEPS = (CARRIED_STEP, ADVANTAGE_STEP)
+_TOKENIZER_STEPS = (CARRIED_STEP, ADVANTAGE_STEP)
+_OWN_STEPS = (*_TOKENIZER_STEPS, LETTERBOX_STEP)
+
+# As of --dataset.image_size.
+_LARGEST_SIDE = 4096
 
 _SMOLVLM = frozenset(
     f"HuggingFaceTB/SmolVLM2-{size}"
@@ -133,8 +139,10 @@ def _check_step(path: Path, step: Mapping[str, Any], kind: str, allowed: Allowed
     settings = step.get("config", {})
     if not isinstance(settings, dict):
         raise UserError(f"{path}: the settings of the step {name or imported} are no JSON object")
-    if name == "tokenizer_processor" or imported in _OWN_STEPS:
-        _check_tokenizer(path, settings, allowed, carried=imported in _OWN_STEPS and state is not None)
+    if name == "tokenizer_processor" or imported in _TOKENIZER_STEPS:
+        _check_tokenizer(path, settings, allowed, carried=imported in _TOKENIZER_STEPS and state is not None)
+    if imported == LETTERBOX_STEP:
+        _check_letterbox(path, settings)
 
 
 def _check_tokenizer(path: Path, settings: Mapping[str, Any], allowed: Allowed, *, carried: bool) -> None:
@@ -149,6 +157,13 @@ def _check_tokenizer(path: Path, settings: Mapping[str, Any], allowed: Allowed, 
             f"{path}: max_length of the tokenizer must be an integer of 1 to {MOST_COUNTED}, "
             f"not {one_line(repr(length), 40)}"
         )
+
+
+def _check_letterbox(path: Path, settings: Mapping[str, Any]) -> None:
+    side, cameras = settings.get("side"), settings.get("cameras")
+    named = isinstance(cameras, list) and all(isinstance(camera, str) for camera in cameras)
+    if type(side) is not int or not 1 <= side <= _LARGEST_SIDE or not named:
+        raise UserError(f"{path}: images are letterboxed to 1 to {_LARGEST_SIDE} pixels, for cameras by name")
 
 
 def _check_repository(path: Path, name: str, value: Any, expected: frozenset[str]) -> None:

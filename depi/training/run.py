@@ -25,6 +25,7 @@ from depi.policies.adapters import add_adapters, hold_frozen_in_bfloat16
 from depi.policies.choices import choices_of
 from depi.policies.factory import AnyPolicy, load_any_policy
 from depi.policies.families import family_of
+from depi.policies.letterbox_step import letterboxing
 from depi.policies.processors import is_told_advantages
 from depi.training.checkpoint import DATA_REPORT_NAME, load_trained_policy, load_training_state
 from depi.training.config import TrainConfig
@@ -314,9 +315,13 @@ def build_processors(
     indicator = config.advantage.mode != "off"
     stats = stream.samples.stats(relative_joints(policy.config))
     base = policy.config.pretrained_path
-    return make_processors(
+    pre, post = make_processors(
         policy.config, stats, indicator=indicator, base=None if base is None else Path(base)
     )
+    side = stream.samples.dataset.image_size
+    if side is not None and not family_of(policy.config).own:
+        pre = letterboxing(pre, side, list(policy.config.image_features))
+    return pre, post
 
 
 def describe(run: Run) -> None:

@@ -265,7 +265,6 @@ def _actor(
         choices,
         cameras=config.dataset.cameras,
         convention=_convention(config, dataset),
-        letterboxed=dataset.image_size is not None,
     )
 
 
