@@ -303,6 +303,7 @@ def test_small_run_is_complete_and_kept(script, rigs, tmp_path, monkeypatch, cap
     journal = tmp_path / "out" / "played" / "union" / "episodes.jsonl"
     first, *lost = journal.read_text().splitlines()
     journal.write_text(first + "\n")
+    (journal.parent / "eval.json").unlink()  # as a kill leaves it
     assert script.main(flags) == 0
     again = capsys.readouterr()
     assert "train" not in again.err
