@@ -61,7 +61,7 @@ def compute_advantages(config: "AdvantageFlags", given: Collection[str] = ()) ->
 
     checkpoint, value = load_value_config(config.policy)
     data = as_trained(config.dataset, checkpoint, given)
-    reader = open_frames(data, config.num_datasets, value.image_resolution[0])
+    reader = open_frames(data, config.num_datasets, value.image_resolution[0], checkpoint)
     dataset = reader.dataset
     settings = Settings(
         look_ahead=config.look_ahead,

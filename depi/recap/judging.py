@@ -11,12 +11,14 @@ import torch
 import yaml
 
 from depi.datasets.recording.cameras import ORDERS, camera_order
+from depi.datasets.union.multi import MultiLeRobotDataset
 from depi.errors import UserError
 from depi.files import read_json
 from depi.policies import load_config, resolve_checkpoint
 from depi.policies.configuration_value import ValueConfig
 from depi.recap.advantage_config import ValueNetworkConfig
 from depi.recap.frames import FrameReader
+from depi.training.checkpoint import DATA_REPORT_NAME
 from depi.training.command_line import check_data_source
 from depi.training.config import TRAIN_CONFIG_NAME, DatasetConfig, TrainConfig
 from depi.training.data import dataset_sources, open_sources, read_annotated
@@ -121,20 +123,48 @@ def as_trained(data: DatasetConfig, checkpoint: Path, given: Collection[str] = (
         raise UserError(f"{path}: {error}") from None
 
 
+def check_units(data: DatasetConfig, dataset: MultiLeRobotDataset, checkpoint: Path) -> None:
+    """Refuse recorded numbers (`native`) in a convention that no dataset of the network's training had.
+
+    In all other conventions numbers are converted. Nothing is known of a network without a data report.
+
+    Raises:
+        UserError: there are such.
+    """
+    path = checkpoint / DATA_REPORT_NAME
+    if data.joint_convention != "native" or not path.exists():
+        return
+    try:
+        trained = {str(entry["convention"]) for entry in read_json(path)["datasets"]}
+    except (KeyError, TypeError):
+        raise UserError(f"{path} names no conventions of its datasets") from None
+    for entry in dataset.entries:
+        if entry["convention"] not in trained:
+            raise UserError(
+                f"{entry['repo_id']} has its joints in {entry['convention']}, the datasets of the value "
+                f"network's training in {', '.join(sorted(trained))}, and with joint_convention=native "
+                "nothing is converted: train the network with --dataset.joint_convention=degrees"
+            )
+
+
 def _typed(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def open_frames(data: DatasetConfig, num_datasets: int | None, image_size: int) -> FrameReader:
+def open_frames(
+    data: DatasetConfig, num_datasets: int | None, image_size: int, checkpoint: Path
+) -> FrameReader:
     """Open the frames that the flags name; see `as_trained` for the flags of the data.
 
     Args:
         data: flags of the data.
+        checkpoint: of the network that will see them.
         num_datasets: how many of the list, where it names them.
         image_size: pixels of a side, as the network takes them.
 
     Raises:
-        UserError: the data is not named once, cannot be opened, or a flag is not valid here.
+        UserError: the data is not named once, cannot be opened, or a flag is not valid here; or see
+            `check_units`.
     """
     if camera_order(data.cameras).shuffled:
         others = [name for name, other in ORDERS.items() if not other.shuffled]
@@ -146,4 +176,5 @@ def open_frames(data: DatasetConfig, num_datasets: int | None, image_size: int) 
     check_data_source(training)
     sources = dataset_sources(training)
     dataset = open_sources(training, sources, chunk_size=1, image_size=image_size, prepared=data.prepared)
+    check_units(data, dataset, checkpoint)
     return FrameReader(dataset, data.cameras, read_annotated(dataset, data), data.use_annotated_tasks)

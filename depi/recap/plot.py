@@ -105,7 +105,8 @@ def judge(config: "ValuePlotConfig", checkpoint: Path, value: "ValueConfig") -> 
     from depi.recap.values import GROUP, device_for, fill_group, load_network
 
     data = config.dataset
-    reader = open_frames(replace(data, episodes=[config.episode]), None, value.image_resolution[0])
+    one = replace(data, episodes=[config.episode])
+    reader = open_frames(one, None, value.image_resolution[0], checkpoint)
     dataset = reader.dataset
     try:
         outcomes = read_outcomes(dataset, file=data.success, assume_success=data.assume_success)

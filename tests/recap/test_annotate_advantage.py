@@ -263,6 +263,18 @@ def test_another_reading_of_the_frames_than_in_training_is_refused(value_checkpo
     assert "--dataset.max_cameras=3, but the value network" in capsys.readouterr().err
 
 
+def test_recorded_numbers_of_another_convention_are_refused(value_checkpoint, flags, tmp_path, capsys):
+    checkpoint = trained_with(value_checkpoint, tmp_path / "raw", joint_convention="native")
+    advantage = [*flags, f"--policy.path={checkpoint}", f"--output_dir={tmp_path / 'out'}"]
+    report = checkpoint / "data_report.json"
+    report.write_text(json.dumps({"datasets": [{"convention": "normalized"}, {"convention": "degrees_v1"}]}))
+    assert main(advantage) == 2
+    assert "of the value network's training in degrees_v1, normalized, and with" in capsys.readouterr().err
+    report.write_text(json.dumps({"datasets": [{}]}))
+    assert main(advantage) == 2
+    assert "names no conventions of its datasets" in capsys.readouterr().err
+
+
 def test_per_task_thresholds_are_of_the_texts_that_the_network_reads(roots):
     sources = [DatasetSource(name, root=root) for name, root in roots.items()]
     dataset = MultiLeRobotDataset(sources, chunk_size=1, image_size=28)
