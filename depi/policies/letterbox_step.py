@@ -19,12 +19,12 @@ from lerobot.processor import (
 from lerobot.utils.constants import OBS_IMAGES
 from torch import Tensor
 
-from depi.datasets.recording.cameras import letterbox
+from depi.policies.batches import letterbox
 
 
 @dataclass
 class LetterboxStep(ObservationProcessorStep):
-    """Scales cameras to a square, as `letterbox` does in training; slots without a camera are black.
+    """Scales cameras to a square as training did, to one of 255 grey levels; slots without a camera are black.
 
     Attributes:
         side: of the square, in pixels. Images of that size are left as they are.
@@ -35,7 +35,7 @@ class LetterboxStep(ObservationProcessorStep):
     cameras: list[str] = field(default_factory=list)
 
     def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
-        """Images [..., 3, h, w], uint8 0..255 or float 0..1, become [..., 3, side, side].
+        """Images [..., 3, h, w], uint8 0..255 or float 0..1, become float [..., 3, side, side], 0..1.
 
         Raises:
             ValueError: no slot has a camera, or one has none beside a camera that is for no slot.
@@ -60,11 +60,8 @@ class LetterboxStep(ObservationProcessorStep):
     def _fitted(self, image: Tensor) -> Tensor:
         if image.shape[-2:] == (self.side, self.side):
             return image
-        pixels = image if image.dtype == torch.uint8 else (image * 255).round().to(torch.uint8)
-        each = pixels.reshape(-1, *pixels.shape[-3:])
-        square = torch.stack([letterbox(one, self.side) for one in each])
-        square = square.reshape(*image.shape[:-2], self.side, self.side)
-        return square if image.dtype == torch.uint8 else square.to(image.dtype) / 255
+        square = letterbox(image.reshape(-1, *image.shape[-3:]), (self.side, self.side))
+        return square.reshape(*image.shape[:-2], self.side, self.side)
 
     def get_config(self) -> dict[str, Any]:
         """What is saved of it."""

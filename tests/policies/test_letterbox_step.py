@@ -29,14 +29,17 @@ def frame():
     return torch.randint(0, 256, (3, 30, 40), dtype=torch.uint8)
 
 
+def same(seen, frame):
+    """Whether it is the picture that a dataset gives of the frame, to a grey level."""
+    return ((seen - letterbox(frame, 48).float() / 255).abs() < 1.5 / 255).all()
+
+
 def test_a_robots_frame_is_as_in_training(pre, frame):
-    expected = letterbox(frame, 48)
-    for image in (frame.float() / 255, frame[None].float() / 255, frame[None, None].float() / 255):
+    for image in (frame, frame.float() / 255, frame[None].float() / 255, frame[None, None].float() / 255):
         seen = pre({WRIST: image, OBS_STATE: torch.zeros(*image.shape[:-3], 6)})
-        torch.testing.assert_close(seen[SLOTS[0]], (expected.float() / 255).expand(*image.shape[:-2], 48, 48))
-        assert seen[SLOTS[1]].shape == seen[SLOTS[0]].shape
+        assert seen[SLOTS[0]].shape == seen[SLOTS[1]].shape == (*image.shape[:-2], 48, 48)
+        assert same(seen[SLOTS[0]], frame)
         assert not seen[SLOTS[1]].any()
-    assert torch.equal(pre({WRIST: frame})[SLOTS[0]], expected)
 
 
 def test_images_of_the_size_are_left_as_they_are(pre):
@@ -54,7 +57,7 @@ def test_a_camera_for_no_slot_is_not_lost_in_silence(pre, frame, cameras):
 
 def test_a_camera_more_than_slots_is_not_seen(pre, frame):
     seen = pre({WRIST: frame, SLOTS[1]: frame, FRONT: frame})
-    assert torch.equal(seen[SLOTS[1]], letterbox(frame, 48))
+    assert same(seen[SLOTS[1]], frame)
 
 
 def test_lerobot_reads_what_it_has_saved(pre, frame, tmp_path):
@@ -62,7 +65,7 @@ def test_lerobot_reads_what_it_has_saved(pre, frame, tmp_path):
     check_steps(tmp_path / PREPROCESSOR, "act")
     again = PolicyProcessorPipeline.from_pretrained(tmp_path, config_filename=PREPROCESSOR)
     assert letterboxes(again)
-    assert torch.equal(again({WRIST: frame})[SLOTS[0]], letterbox(frame, 48))
+    assert same(again({WRIST: frame})[SLOTS[0]], frame)
 
 
 @pytest.mark.parametrize(
