@@ -24,7 +24,7 @@ from depi.policies.batches import letterbox
 
 @dataclass
 class LetterboxStep(ObservationProcessorStep):
-    """Scales cameras to a square as training did, to one of 255 grey levels; slots without a camera are black.
+    """Scales cameras to a square as training did, to one of 255 levels; slots without a camera are black.
 
     Attributes:
         side: of the square, in pixels. Images of that size are left as they are.
