@@ -28,6 +28,8 @@ def _flags(values: dict[str, object]) -> str:
 # What is added to a command so that it takes seconds.
 STEPS = "--steps=2 --batch_size=2 --num_workers=0 --log_freq=1 --policy.device=cpu"
 ROLLOUT = "--eval.n_episodes=1 --eval.batch_size=1 --env.episode_length=3"
+# The sizes that TINY has, for a command that names the type and the weights.
+BASE = "--policy.image_resolution=[96,96] --policy.patch_size=16 --policy.depth=2"
 TINY = "--config_path=configs/train/tiny.yaml --policy.scheduler_warmup_steps=1"
 ACT, DIFFUSION = (
     _flags({f"policy.{name}": value for name, value in SMALL[kind].items()}) for kind in ("act", "diffusion")
@@ -143,7 +145,7 @@ LEROBOT = (
         "LeRobot",
         "depi train --policy.type=depi_pi0 --policy.pretrained_path=lerobot/pi0_base "
         "--dataset.repo_id=alice/touch --policy.dtype=bfloat16 --output_dir=./outputs/pi0_training",
-        f"--policy.chunk_size=16 --policy.n_action_steps=8 {STEPS}",
+        f"{BASE} --policy.chunk_size=16 --policy.n_action_steps=8 {STEPS}",
         leaves=f"outputs/pi0_training/{LAST}/model.safetensors",
     ),
     Command(
@@ -281,7 +283,7 @@ LEROBOT = (
         "LeRobot",
         "lerobot-rollout --policy.path=outputs/base/checkpoints/last/pretrained_model "
         '--robot.type=sim_so101 --task="Touch the cube" --duration=2',
-        "--fps=10 --device=cpu --play_sounds=false --return_to_initial_position=false",
+        "--inference.type=rtc --device=cpu --play_sounds=false --return_to_initial_position=false",
     ),
     Command("LeRobot", "hf auth whoami"),
     Command("LeRobot", "hf download lerobot/pusht --repo-type dataset"),

@@ -34,6 +34,7 @@ CARRIED_STEP, ADVANTAGE_STEP, LETTERBOX_STEP = (
 _TOKENIZER_STEPS = (CARRIED_STEP, ADVANTAGE_STEP)
 _OWN_STEPS = (*_TOKENIZER_STEPS, LETTERBOX_STEP)
 
+_LONGEST_NAME = 256  # bytes; names of files are shorter
 # As of --dataset.image_size.
 _LARGEST_SIDE = 4096
 
@@ -132,10 +133,10 @@ def _check_step(path: Path, step: Mapping[str, Any], kind: str, allowed: Allowed
     if not known and (name is not None or imported not in _OWN_STEPS):
         raise UserError(f"{path} has a step that is not part of {kind}: {one_line(name or imported, 200)}")
     state = step.get("state_file")
-    if state is not None and (not isinstance(state, str) or Path(state).name != state):
+    if state is not None and not _is_file_name(state):
         raise UserError(f"{path}: state file {one_line(repr(state), 200)} is not a plain file name")
     if state is not None and not (path.parent / state).is_file():
-        raise UserError(f"{path.parent / state} does not exist, and {path.name} names it")
+        raise UserError(f"{path} names {one_line(repr(state), 200)}, and there is no such file beside it")
     settings = step.get("config", {})
     if not isinstance(settings, dict):
         raise UserError(f"{path}: the settings of the step {name or imported} are no JSON object")
@@ -143,6 +144,11 @@ def _check_step(path: Path, step: Mapping[str, Any], kind: str, allowed: Allowed
         _check_tokenizer(path, settings, allowed, carried=imported in _TOKENIZER_STEPS and state is not None)
     if imported == LETTERBOX_STEP:
         _check_letterbox(path, settings)
+
+
+def _is_file_name(value: Any) -> bool:
+    plain = isinstance(value, str) and Path(value).name == value
+    return plain and len(value.encode(errors="replace")) < _LONGEST_NAME
 
 
 def _check_tokenizer(path: Path, settings: Mapping[str, Any], allowed: Allowed, *, carried: bool) -> None:

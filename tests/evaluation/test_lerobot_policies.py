@@ -192,6 +192,8 @@ def test_guidance_is_refused_where_there_is_no_indicator(checkpoints, tmp_path):
         {"registry_name": "no_such_step"},
         {"registry_name": "normalizer_processor", "class": "os.system"},
         {"registry_name": "normalizer_processor", "state_file": "../../etc/passwd"},
+        {"registry_name": "normalizer_processor", "state_file": "9" * 400},
+        {"registry_name": "normalizer_processor", "state_file": "\ud800" * 9},
     ],
 )
 def test_a_pipeline_of_strangers_names_nothing_but_lerobots_steps(checkpoints, tmp_path, step):
@@ -201,7 +203,7 @@ def test_a_pipeline_of_strangers_names_nothing_but_lerobots_steps(checkpoints, t
     content = json.loads(path.read_text())
     content["steps"].append(step)
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"not part of act|plain file name"):
+    with pytest.raises(UserError, match=r"not part of act|plain file name|no such file"):
         load_lerobot_policy(folder, "act", "cpu")
 
 
