@@ -158,9 +158,9 @@ def open_frames(
 
     Args:
         data: flags of the data.
-        checkpoint: of the network that will see them.
         num_datasets: how many of the list, where it names them.
         image_size: pixels of a side, as the network takes them.
+        checkpoint: of the network that will see them.
 
     Raises:
         UserError: the data is not named once, cannot be opened, or a flag is not valid here; or see

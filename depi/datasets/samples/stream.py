@@ -22,6 +22,7 @@ from depi.errors import UserError
 _SHUFFLE, _AUGMENT, _TASK = 1, 2, 3
 _NO_AUGMENTATION = Augmentation()
 _ATTEMPTS = 16
+# A report names so many task texts; thousands of datasets have thousands.
 REPORTED_INSTRUCTIONS = 20
 
 

@@ -33,7 +33,6 @@ from depi.fingerprint import code, fingerprint
 __all__ = ["DatasetSource", "MultiLeRobotDataset"]
 
 _SUBSTITUTES = 16
-# A report names so many task texts; thousands of datasets have thousands.
 
 
 class ImageOf(NamedTuple):
