@@ -30,6 +30,7 @@ FOREIGN = {
     *("nodes", "gpus_per_node"),  # configs/launch/ray_train.py
     *("robot.type", "robot.port", "robot.id", "robot.cameras", "robot.use_degrees"),  # lerobot-rollout
     *("robot.max_relative_target", "strategy.type", "dataset.single_task", "inference.type"),
+    *("dataset.fps", "inference.rtc.execution_horizon"),
     *("robot.width", "robot.height", "robot.fps", "duration"),  # of the simulated arm
     # lerobot-record:
     *("teleop.type", "teleop.use_degrees", "dataset.num_episodes", "dataset.push_to_hub", "dataset.no_stamp"),

@@ -17,6 +17,7 @@ from lerobot.policies.factory import make_pre_post_processors as stock_processor
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.utils.constants import ACTION, OBS_STATE
 from small_pi0 import liven
+from true_velocity import true_velocity_behind
 
 from depi.policies import make_policy, make_processors, preprocess, save_checkpoint
 
@@ -74,7 +75,7 @@ def stock(folder: Path) -> None:
     policy = stock_policy(config, env_cfg=env).eval()
     before, after = stock_processors(config, pretrained_path=str(folder))
     observation, noise = inputs(config)
-    with torch.no_grad():
+    with torch.no_grad(), true_velocity_behind(policy, noise):
         actions = after(policy.predict_action_chunk(before(observation), noise=noise))
     np.save(folder / "stock.npy", actions.numpy())
 

@@ -6,6 +6,7 @@ from lerobot.configs.default import PeftConfig
 from peft import PeftModel, get_peft_model_state_dict
 from reduced_lerobot import FAMILIES, make_batch, make_config, reduced_sizes
 from safetensors.torch import load_file
+from true_velocity import true_velocity_behind
 
 from depi.policies import load_config, load_policy
 from depi.policies.adapters import ADAPTER_WEIGHTS, add_adapters, save_adapters
@@ -34,7 +35,8 @@ def actions(policy):
     batch = make_batch()
     torch.manual_seed(3)
     noise = torch.randn(3, 6, 32)
-    return policy.predict_action_chunk(batch, noise=noise)
+    with true_velocity_behind(policy, noise):
+        return policy.predict_action_chunk(batch, noise=noise)
 
 
 def lerobot_policy(folder):

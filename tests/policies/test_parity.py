@@ -1,6 +1,5 @@
 """LeRobot's pi0 and pi0.5 at reduced size, DePi's with the same weights: same loss, gradients, actions."""
 
-import contextlib
 import copy
 
 import pytest
@@ -10,6 +9,7 @@ from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.rollout.inference.rtc import supports_rtc_inference
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from reduced_lerobot import CAMERAS, make_batch, make_config, reduced_sizes
+from true_velocity import true_velocity_behind
 
 from depi.datasets.recording.cameras import letterbox as scaled_by_datasets
 from depi.policies import load_policy, pack_batch
@@ -170,22 +170,6 @@ def sample(policy, batch):
     images, masks = policy._preprocess_images(batch)
     inputs = text_and_state(policy, batch)
     return policy.model.sample_actions(images, masks, *inputs, noise=batch["noise"])[..., :6]
-
-
-@contextlib.contextmanager
-def true_velocity_behind(theirs, noise):
-    """Inside, LeRobot's network knows that beyond the 6 numbers of an action there is nothing but noise."""
-    predict = theirs.model.denoise_step
-
-    def denoise_step(*args, **kwargs):
-        velocity = predict(*args, **kwargs)
-        return torch.cat((velocity[..., :6], noise[..., 6:]), dim=-1)
-
-    theirs.model.denoise_step = denoise_step
-    try:
-        yield
-    finally:
-        del theirs.model.denoise_step
 
 
 def test_letterbox_is_theirs(pair):
