@@ -5,7 +5,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from runs import LAUNCH, SCRIPT, losses, replaced, weights
+from runs import LAUNCH, SCRIPT, losses, metrics, replaced, weights
 from safetensors.torch import load_file
 from small_pi0 import make_batch, make_small
 
@@ -68,6 +68,24 @@ def test_sharded_averages_are_those_of_one_process(flags, tmp_path):
     np.testing.assert_allclose(
         list(losses(tmp_path / "two").values()), list(losses(tmp_path / "run").values()), rtol=1e-4
     )
+
+
+@pytest.mark.slow
+def test_sharded_averages_are_what_is_evaluated(flags, tmp_path):
+    """An average that stays where the weights began: the loss at the last step is that of the first."""
+    split = {"dataset.eval_split": 0.5, "eval.n_samples": 4, "eval_freq": 1}
+    averaged = {"ema.decay": 1 - 1e-9, "ema.export": True, "policy.scheduler_decay_steps": 2}
+    flags = replaced(flags, steps=3, save_freq=0, **split, **averaged)
+    two = replaced(flags, batch_size=2, sharding="full", output_dir=tmp_path / "two")
+    command = [*LAUNCH, "--multi_gpu", "--num_processes=2", "--num_machines=1", "--main_process_port=0"]
+    subprocess.run([*command, str(SCRIPT), *two], check=True, timeout=200)
+    assert train(flags) == 0
+    measured = [
+        [line["eval/loss"] for line in metrics(tmp_path / run) if "eval/loss" in line]
+        for run in ("two", "run")
+    ]
+    np.testing.assert_allclose(measured, np.full((2, 3), measured[1][0]), rtol=1e-4)
+    assert len(set(losses(tmp_path / "two").values())) == 3
 
 
 @pytest.mark.parametrize(
