@@ -1,7 +1,7 @@
 """What the numbers behind a robot's action do to its sampled chunks: see `depi.models.sampling`.
 
-    python benchmarks/numbers_behind.py --runs=RUN,RUN
-    python benchmarks/numbers_behind.py --runs=RUN --tune=RUN
+    python benchmarks/numbers_behind.py --runs="[RUN, RUN]"
+    python benchmarks/numbers_behind.py --runs="[RUN]" --tune=RUN
 
 The first samples chunks on frames of each run's own training, as LeRobot does and as DePi does, and prints
 their squared errors. The second begins with a network that has learned these numbers too, as openpi publishes
@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from depi.errors import UserError
 from depi.flags import parse_flags
 from depi.models.flow import sample_noise, sample_time
 from depi.models.sampling import sample_actions
@@ -51,6 +52,10 @@ class BehindConfig:
     tune_lr: float = 1e-4
     # Batches of 16 frames to measure on, which come after those of the training in the stream of samples.
     batches: int = 6
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ValueError('no runs: name folders of runs with --runs="[RUN, RUN]"')
 
 
 def batches(run: PastRun, policy: Any, first: int, count: int, *, ragged: bool) -> Iterator[dict[str, Any]]:
@@ -132,4 +137,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

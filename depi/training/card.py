@@ -137,9 +137,8 @@ def _prompt_lines(config: TrainConfig) -> list[str]:
 
 def _run_lines(config: TrainConfig, policy: PreTrainedConfig, report: dict[str, Any]) -> list[str]:
     """How to run it on an SO-101, with LeRobot's command."""
-    family = family_of(policy)
-    letterboxed = not family.own and not (config.as_recorded and config.dataset.image_size is None)
-    stock = policy.type in family.stock and config.advantage.mode == "off" and not letterboxed
+    stock = policy.type in family_of(policy).stock and config.advantage.mode == "off"
+    stock = stock and not config.letterboxed  # by a step of DePi's
     # LeRobot alone knows the cameras by their slots; the plugin finds them by the names of the recordings.
     recorded = [] if stock else _recorded_cameras(report, list(policy.image_features))
     names = recorded or [key.rpartition(".")[2] for key in policy.image_features]

@@ -312,6 +312,12 @@ class TrainConfig:
         return lerobots and self.dataset.repo_id is not None and self.dataset.cameras == "name"
 
     @property
+    def letterboxed(self) -> bool:
+        """Whether a policy of LeRobot's sees images that are scaled to one square."""
+        lerobots = self.policy is not None and not family_of(self.policy).own
+        return lerobots and not (self.as_recorded and self.dataset.image_size is None)
+
+    @property
     def pushes(self) -> bool:
         """Whether checkpoints are published during training."""
         return self.push_to_hub or self.save_checkpoint_to_hub

@@ -18,7 +18,6 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils.data import BatchSampler
 
-from depi.datasets.recording.cameras import numbered_slots
 from depi.datasets.recording.joints import CONVENTIONS
 from depi.datasets.union.multi import MultiLeRobotDataset
 from depi.errors import UserError
@@ -272,10 +271,9 @@ def _environment(config: TrainConfig, policy: AnyPolicy) -> EnvironmentConfig:
     """The environment of `--env.type`; for policies that take one size of images, in that size."""
     assert config.env is not None
     env = resolve(config.env)
-    as_recorded = not family_of(policy.config).own and config.dataset.image_size is None
-    if as_recorded and not numbered_slots(policy.config.image_features):
-        return sized_for(policy.config, env)
-    return env
+    if family_of(policy.config).own or config.letterboxed:
+        return env
+    return sized_for(policy.config, env)
 
 
 def _convention(config: TrainConfig, dataset: MultiLeRobotDataset) -> str:
